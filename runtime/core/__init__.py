@@ -1,0 +1,1 @@
+"""Data that crosses rooms: requests, parameters, plans, outputs."""

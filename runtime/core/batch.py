@@ -1,0 +1,161 @@
+"""The CPU's plan of one step: which tokens of which rows run, and what is read off the logits.
+
+A plan is built by the scheduler, read by the worker, and never changed in between. b = rows in the
+step, t = tokens, l = logit rows, s = sampled rows, m = scored tokens. All arrays are numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from branchline.runtime.core.request import Request
+    from branchline.runtime.sampling.sampling_batch import SamplingBatch
+
+Int32Array = np.ndarray[tuple[int], np.dtype[np.int32]]
+Int64Array = np.ndarray[tuple[int], np.dtype[np.int64]]
+UInt64Array = np.ndarray[tuple[int], np.dtype[np.uint64]]
+Float32Array = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+
+class ForwardMode(Enum):
+    """Kind of a step. EXTEND also covers steps that mix prefill chunks with decode rows."""
+
+    EXTEND = "extend"
+    DECODE = "decode"
+    VERIFY = "verify"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True)
+class RowInit:
+    """Contents of a row of the token table, written before the step's forward.
+
+    Attributes:
+        row: row of the token and slot tables.
+        start: first position written.
+        ids: int32 [n], written at positions start … start + n - 1.
+    """
+
+    row: int
+    start: int
+    ids: Int32Array
+
+
+@dataclass(frozen=True, slots=True)
+class TreeMask:
+    """Which of the candidate tokens at the end of a row each of them may see.
+
+    Tokens of a row before its last `counts[i]` ones are seen by all; a row with count 0 is causal.
+
+    Attributes:
+        counts: int32 [b], candidate tokens at the end of each row's extend segment.
+        offsets: int32 [b], index into `words` of the row's first word.
+        words: uint64; candidate j of a row owns ceil(count / 64) words, bit i = sees candidate i
+            (its own bit is set).
+    """
+
+    counts: Int32Array
+    offsets: Int32Array
+    words: UInt64Array
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRead:
+    """Log-probabilities to read: of token `token_ids[j]` in logit row `logit_rows[j]`.
+
+    Attributes:
+        logit_rows: int32 [m], indices into the l logit rows.
+        token_ids: int32 [m].
+        top_k: alternatives wanted for each (0 = none).
+    """
+
+    logit_rows: Int32Array
+    token_ids: Int32Array
+    top_k: int = 0
+
+
+@dataclass(slots=True)
+class ScheduleBatch:
+    """One step.
+
+    Attributes:
+        rows: int32 [b], rows of the token and slot tables.
+        seq_lens: int32 [b], tokens of each row including this step's.
+        extend_lens: int32 [b], this step's tokens of each row (1 for a decode row).
+        extend_start: int32 [b + 1], indptr of `extend_lens`.
+        input_ids: int32 [t]; -1 = read token_table[row, position] on the device, where the step
+            before has written the id that it sampled.
+        positions: int64 [t].
+        out_slots: int32 [t], key-value slot that each token writes.
+        logit_idx: int32 [l], tokens whose logits are computed (indices into t, increasing).
+        sample_idx: int32 [s], logit rows that are sampled (indices into l).
+        sample_rows: int32 [s], the batch row (index into b) of each; the sampled id is written to
+            token_table[rows[i], seq_lens[i]].
+        sampling: parameters of the s sampled rows; None when s = 0.
+        score: log-probabilities to read, if any.
+        tree: candidate-token masks, if any row has candidates.
+        inits: rows of the token table to fill before the forward.
+        copies: (src, dst) key-value slots to copy before the forward.
+    """
+
+    mode: ForwardMode
+    requests: list[Request]
+    rows: Int32Array
+    seq_lens: Int32Array
+    extend_lens: Int32Array
+    extend_start: Int32Array
+    input_ids: Int32Array
+    positions: Int64Array
+    out_slots: Int32Array
+    logit_idx: Int32Array
+    sample_idx: Int32Array
+    sample_rows: Int32Array
+    sampling: SamplingBatch | None = None
+    score: ScoreRead | None = None
+    tree: TreeMask | None = None
+    inits: list[RowInit] = field(default_factory=list)
+    copies: tuple[Int32Array, Int32Array] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """t: tokens of the step."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprobs:
+    """Log-probabilities (natural log, untempered, unmasked) read at n places.
+
+    Attributes:
+        chosen: float32 [n].
+        top_ids: int32 [n, k]; k = 0 when no alternatives were asked for.
+        top_values: float32 [n, k], best first.
+    """
+
+    chosen: Float32Array
+    top_ids: np.ndarray[tuple[int, int], np.dtype[np.int32]]
+    top_values: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOutput:
+    """Result of one step, on the CPU.
+
+    Attributes:
+        token_ids: int32 [s, k + 1], -1 padded; column 0 is the only one without speculation.
+        num_new: int32 [s], ids kept of each row.
+        logprobs: of the sampled tokens, for the steps in which a row asked for them.
+        scores: of `ScoreRead`.
+        bad_rows: sampled rows (indices into s) whose logits held NaN or nothing allowed.
+    """
+
+    token_ids: np.ndarray[tuple[int, int], np.dtype[np.int32]]
+    num_new: Int32Array
+    logprobs: TopLogprobs | None = None
+    scores: TopLogprobs | None = None
+    bad_rows: tuple[int, ...] = ()

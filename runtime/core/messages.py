@@ -1,0 +1,55 @@
+"""What enters the engine; crosses sockets as msgpack. Needs neither numpy nor torch."""
+
+from __future__ import annotations
+
+import msgspec
+
+from branchline.runtime.core.sampling_params import SamplingParams
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True):
+    """Continue `prompt_ids`.
+
+    Attributes:
+        prompt_ids: at least one id.
+        stream: send a `GenerateDelta` as text becomes final; else one `GenerateResult` at the end.
+        namespace: prefix-cache namespace (adapter version, media, tenant salt).
+        priority: larger runs first under the priority policy.
+        deadline: `time.monotonic()` value after which the request ends with reason "deadline".
+        program_id: program it belongs to; requests of one program are kept near in time.
+        lane_id: lane whose lease follows the result, so that its prefix stays in the cache.
+        name: variable it computes (for scripted engines and logs).
+    """
+
+    id: str
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    stream: bool = False
+    namespace: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    program_id: str = ""
+    lane_id: str = ""
+    name: str = ""
+
+
+class ScoreRequest(msgspec.Struct, kw_only=True):
+    """Log-probabilities of each choice's tokens after `prompt_ids`, all in one tree forward.
+
+    Attributes:
+        prompt_ids: at least one id.
+        choices: token ids of each choice; none empty; common prefixes are computed once.
+    """
+
+    id: str
+    prompt_ids: list[int]
+    choices: list[list[int]]
+    namespace: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    program_id: str = ""
+    lane_id: str = ""
+    name: str = ""
+
+
+EngineRequest = GenerateRequest | ScoreRequest

@@ -1,0 +1,125 @@
+"""Seams between rooms: what each side may rely on, and nothing more. No torch, no numpy at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from branchline.runtime.core.messages import EngineRequest
+from branchline.runtime.core.outputs import Output
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from branchline.runtime.core.batch import ForwardOutput, ScheduleBatch
+
+    Bitmask = np.ndarray[tuple[int, int], np.dtype[np.int32]]
+
+
+class Handle(Protocol):
+    """Opaque pointer to a node path of the prefix cache (`memory.CacheHandle`)."""
+
+
+class Pending(Protocol):
+    """A step that was handed to a worker."""
+
+    def result(self) -> ForwardOutput:
+        """Wait for the step; raise what it raised."""
+
+    def done(self) -> bool:
+        """True when `result` would not wait."""
+
+
+class Worker(Protocol):
+    """Runs steps in the order given. Neither call waits for the device.
+
+    `forward` starts step N as soon as step N - 1 is sampled; `sample` names the mask that must be
+    applied to step N's logits. Every `forward` is followed by exactly one `sample`.
+    """
+
+    def forward(self, plan: ScheduleBatch) -> Pending: ...
+
+    def sample(self, pending: Pending, bitmask: Bitmask | None) -> None:
+        """bitmask: int32 [s, ceil(V / 32)], one row for each sampled row; bit set = allowed."""
+
+    def close(self) -> None: ...
+
+
+class TokenMatcher(Protocol):
+    """One request's place in a compiled grammar."""
+
+    def accept(self, token_id: int) -> bool:
+        """Advance; False when the token is not allowed (the matcher is then unchanged)."""
+
+    def fill(self, bitmask: Bitmask, row: int) -> bool:
+        """Write the allowed-token bits of `row`; False when everything is allowed (not written)."""
+
+    def rollback(self, num_tokens: int) -> None: ...
+
+    def is_terminated(self) -> bool:
+        """True when nothing but the end of sequence may follow."""
+
+    def is_accepting(self) -> bool:
+        """True when the output so far is complete as it stands."""
+
+    def forced_tokens(self) -> list[int]:
+        """Ids that must follow whatever the model says (canonical tokenization), maybe empty."""
+
+    def fork(self) -> TokenMatcher: ...
+
+
+class ChatTurns(Protocol):
+    """The model's own chat template, turn by turn."""
+
+    def begin(self, history: Sequence[tuple[str, str]], role: str) -> str:
+        """Text between what has been emitted and the content of the next turn of `role`.
+
+        history: (role, content) of the finished turns.
+        """
+
+    def end(self, history: Sequence[tuple[str, str]], role: str) -> str:
+        """Text after the content of the open turn of `role`, up to where the next turn begins."""
+
+
+class TextTokenizer(Protocol):
+    """Text to ids and back."""
+
+    eos_ids: frozenset[int]
+    bos_id: int | None
+    vocab_size: int
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """special: special-token strings in the text become their ids; else they are plain text."""
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...
+
+
+class EnginePort(Protocol):
+    """What the executor of programs needs of an engine. `MockEngine` and `Engine` both give it.
+
+    All calls except `call_soon` are made on the engine's loop thread; so are all callbacks.
+    """
+
+    tokenizer: TextTokenizer
+    turns: ChatTurns
+    model_name: str
+    max_context: int
+
+    def call_soon(self, fn: Callable[[], None]) -> None:
+        """Run `fn` on the loop thread, soon, in order; callable from any thread, never blocks."""
+
+    def submit(self, request: EngineRequest, on_output: Callable[[Output], None]) -> None:
+        """Queue a request. Raises `InvalidRequest`/`QueueFull`/… at once when it cannot be run;
+        after that exactly one final output (`GenerateResult`, or n of them with ids `id`, `id#1`,
+        …, `id#n-1`; or `ScoreResult`) arrives, errors included."""
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its final output says "abort". Unknown ids are ignored."""
+
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+        """Keep the longest cached prefix of `ids` until `release(lane_id)`."""
+
+    def release(self, lane_id: str) -> None:
+        """Drop the lane's lease; unknown lanes are ignored."""
+
+    def info(self) -> dict[str, Any]: ...

@@ -1,0 +1,106 @@
+"""The scheduler's own record of one sequence."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from branchline.runtime.core.messages import EngineRequest
+from branchline.runtime.core.outputs import FinishReason, TokenLogprob
+from branchline.runtime.core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from branchline.runtime.core.protocols import Handle, TokenMatcher
+
+TokenIds = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+
+class Status(Enum):
+    """Where a request is; TRANSFER is for key-value hand-off between engines."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    TRANSFER = "transfer"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class RequestTimes:
+    """Seconds of `time.monotonic()`; 0.0 = has not happened."""
+
+    created: float = field(default_factory=time.monotonic)
+    admitted: float = 0.0
+    first_token: float = 0.0
+    finished: float = 0.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counters that only the request's end reports."""
+
+    cached_tokens: int = 0
+    forwards: int = 0
+    forced_tokens: int = 0
+    retractions: int = 0
+    counted_prompt: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """The scheduler's record of one sequence; no other room writes it.
+
+    `ids[:length]` is prompt then output, int32, in a buffer that grows by doubling.
+
+    Attributes:
+        prompt_len: tokens before the first generated one.
+        length: ids known on the CPU.
+        planned_len: tokens whose key-value entries exist or are being computed; planning the next
+            step starts here. `planned_len - length` tokens are sampled but not yet seen by the CPU.
+        row: row of the slot and token tables; -1 while it holds none.
+        handle: lock on the cached prefix.
+        inflight: steps planned and not committed; its memory is released when this is zero.
+        chosen_choices: choices of a `ScoreRequest`.
+    """
+
+    id: str
+    ids: TokenIds
+    prompt_len: int
+    length: int
+    sampling: SamplingParams
+    source: EngineRequest
+    status: Status = Status.WAITING
+    row: int = -1
+    planned_len: int = 0
+    handle: Handle | None = None
+    matcher: TokenMatcher | None = None
+    inflight: int = 0
+    finish: FinishReason | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
+    times: RequestTimes = field(default_factory=RequestTimes)
+    seed: int = 0
+
+    @property
+    def output_len(self) -> int:
+        """Generated ids seen by the CPU."""
+        return self.length - self.prompt_len
+
+    def append(self, token_id: int) -> None:
+        """Add one generated id."""
+        if self.length == len(self.ids):
+            grown = np.empty(max(16, 2 * len(self.ids)), dtype=np.int32)
+            grown[: self.length] = self.ids[: self.length]
+            self.ids = grown
+        self.ids[self.length] = token_id
+        self.length += 1
+
+    def output_ids(self) -> list[int]:
+        """Generated ids as a list."""
+        result: list[int] = self.ids[self.prompt_len : self.length].tolist()
+        return result

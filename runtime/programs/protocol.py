@@ -1,0 +1,319 @@
+"""Messages between a running program and the executor: ops go down, events come up.
+
+The same messages serve a program in this process and one at the other end of a socket, so they are
+msgpack with a schema, and carry only what is new. A program numbers its own lanes (0 is the root)
+and nodes (increasing). Ops of one lane are executed in order; lanes run independently.
+
+Rules of failure: when a node fails, `NodeFailed` is sent for it and for every later value node of
+its lane and of lanes forked from it, with the first error; nothing waits forever. `Close` is
+answered by exactly one `Closed`, after everything that was sent before has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from branchline.runtime.core.outputs import RequestMeta, TokenLogprob
+from branchline.runtime.core.sampling_params import SamplingParams
+
+SelectMethod = Literal[
+    "token_length_normalized",
+    "greedy_token_selection",
+    "unconditional_likelihood_normalized",
+    "total",
+]
+Role = str
+
+
+class VarRef(msgspec.Struct, frozen=True, tag="var"):
+    """The text of variable `name` as lane `lane` knows it; in graphs that run without Python."""
+
+    name: str
+    lane: int = 0
+
+
+class ArgRef(msgspec.Struct, frozen=True, tag="arg"):
+    """The text of the program's argument `name`; bound when a graph is run."""
+
+    name: str
+
+
+Part = str | VarRef | ArgRef
+"""A piece of appended text: literal, or text known only at run time."""
+
+
+class AppendText(msgspec.Struct, frozen=True, tag="text"):
+    """Append text. Special-token strings in it are plain text."""
+
+    lane: int
+    node: int
+    parts: tuple[Part, ...]
+
+
+class BeginRole(msgspec.Struct, frozen=True, tag="begin"):
+    """Open a chat turn by the model's own template."""
+
+    lane: int
+    node: int
+    role: Role
+
+
+class EndRole(msgspec.Struct, frozen=True, tag="end"):
+    """Close the open turn; its tokens are frozen from here on."""
+
+    lane: int
+    node: int
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
+    """Continue the lane and store the text under `name`.
+
+    With `sampling.n` > 1 all texts are reported and the lane goes on with the first.
+
+    Attributes:
+        sampling: max_tokens None = to the end of the context.
+        stream: send `TextDelta`s.
+        deadline_s: seconds from the moment the node can run.
+    """
+
+    lane: int
+    node: int
+    name: str
+    sampling: SamplingParams
+    stream: bool = False
+    deadline_s: float | None = None
+    priority: int = 0
+    adapter: str = ""
+
+
+class Select(msgspec.Struct, frozen=True, kw_only=True, tag="select"):
+    """Score every choice after the lane's tokens and append the best."""
+
+    lane: int
+    node: int
+    name: str
+    choices: tuple[str, ...]
+    method: SelectMethod = "token_length_normalized"
+    temperature: float = 0.0
+    seed: int | None = None
+    deadline_s: float | None = None
+    priority: int = 0
+    adapter: str = ""
+
+
+class SetVariable(msgspec.Struct, frozen=True, tag="set"):
+    """Give variable `name` a text (so that a `VarRef` to it can be resolved)."""
+
+    lane: int
+    node: int
+    name: str
+    text: str
+
+
+class Fork(msgspec.Struct, frozen=True, tag="fork"):
+    """Create lanes that start with all tokens and variables of `lane`."""
+
+    lane: int
+    node: int
+    children: tuple[int, ...]
+
+
+class Join(msgspec.Struct, frozen=True, tag="join"):
+    """Wait for `children`. "append": append what each has added since its fork, in order."""
+
+    lane: int
+    node: int
+    children: tuple[int, ...]
+    mode: Literal["gather", "append"] = "gather"
+
+
+class Drop(msgspec.Struct, frozen=True, tag="drop"):
+    """These lanes take no more ops; their leases end when their ops have."""
+
+    lanes: tuple[int, ...]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """End these lanes now: running requests are aborted, later nodes fail with `Cancelled`."""
+
+    lanes: tuple[int, ...]
+    reason: str = "cancelled"
+
+
+class ReadLane(msgspec.Struct, frozen=True, tag="read"):
+    """Ask for the lane's exact tokens and text, once its earlier ops are done."""
+
+    lane: int
+    node: int
+
+
+class Close(msgspec.Struct, frozen=True, tag="close"):
+    """No more ops but `ReadLane`. Leases end when everything has run."""
+
+
+Op = (
+    AppendText
+    | BeginRole
+    | EndRole
+    | Generate
+    | Select
+    | SetVariable
+    | Fork
+    | Join
+    | Drop
+    | Cancel
+    | ReadLane
+    | Close
+)
+
+
+class OpenProgram(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+    """First message of a program.
+
+    Attributes:
+        name: for errors, logs and the trace.
+        deadline_s: seconds for the whole program.
+    """
+
+    program_id: str
+    name: str = ""
+    priority: int = 0
+    deadline_s: float | None = None
+    namespace: str = ""
+
+
+class NodeStats(msgspec.Struct, kw_only=True):
+    """What one node did. Times are seconds since the program was opened.
+
+    Attributes:
+        tokens: tokens the node added to its lane.
+        cached_tokens, forced_tokens, accepted_tokens, forwards: see `RequestMeta`.
+    """
+
+    node: int
+    start_s: float = 0.0
+    end_s: float = 0.0
+    tokens: int = 0
+    lane_tokens: int = 0
+    cached_tokens: int = 0
+    forced_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    forwards: int = 0
+    ttft_s: float = 0.0
+
+
+class TextDelta(msgspec.Struct, frozen=True, tag="delta"):
+    """New text of a streaming node."""
+
+    lane: int
+    node: int
+    name: str
+    text: str
+
+
+class ChoiceScore(msgspec.Struct, frozen=True):
+    """One choice of a `Select`.
+
+    Attributes:
+        logprob: sum over its tokens (natural log).
+        probability: normalised over the choices by the method's own score.
+    """
+
+    text: str
+    logprob: float
+    token_logprobs: tuple[float, ...]
+    probability: float
+
+
+class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
+    """A generate or select node has its value.
+
+    Attributes:
+        texts: one text, or n of them.
+        choices: scores of a select, in the order given.
+        stats: of this and of earlier nodes not reported yet.
+    """
+
+    lane: int
+    node: int
+    name: str
+    texts: tuple[str, ...]
+    meta: RequestMeta
+    logprobs: tuple[TokenLogprob, ...] = ()
+    choices: tuple[ChoiceScore, ...] = ()
+    stats: tuple[NodeStats, ...] = ()
+
+
+class NodeFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """A node has no value. `text` is what had been generated (readable in the variable's meta)."""
+
+    lane: int
+    node: int
+    name: str
+    error: dict[str, Any]
+    text: str = ""
+    meta: RequestMeta | None = None
+
+
+class JoinReady(msgspec.Struct, frozen=True, tag="joined"):
+    """All children of a join have run their ops."""
+
+    lane: int
+    node: int
+
+
+class LaneContent(msgspec.Struct, frozen=True, tag="lane"):
+    """Answer to `ReadLane`: exact ids held, and their text with template markup."""
+
+    lane: int
+    node: int
+    token_ids: tuple[int, ...]
+    text: str
+
+
+class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed"):
+    """Everything has run. `error` is the first error of the program, if any."""
+
+    error: dict[str, Any] | None = None
+    stats: tuple[NodeStats, ...] = ()
+
+
+Event = TextDelta | ValueReady | NodeFailed | JoinReady | LaneContent | Closed
+
+Sink = Callable[[list[Event]], None]
+"""Takes events, in order, on the backend's thread; must return at once and never raise."""
+
+
+class Session(Protocol):
+    """One open program."""
+
+    def send(self, ops: list[Op]) -> None:
+        """Hand over ops; callable from any thread, never blocks."""
+
+    def abandon(self) -> None:
+        """The program is gone: cancel what runs, free everything, send nothing more."""
+
+
+class ProgramBackend(Protocol):
+    """Anything that can run programs: engine, endpoint, mock, OpenAI-compatible server.
+
+    Attributes:
+        name: for messages.
+        features: optional things it can do: "select", "roles", "fork", "tokens", "regex",
+            "choices", "json_schema", "lark", "logprobs", "seed", "adapter", "top_k", …
+    """
+
+    name: str
+    features: frozenset[str]
+
+    def open(self, program: OpenProgram, sink: Sink) -> Session: ...
+
+    def flush_cache(self) -> None: ...
+
+    def info(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
