@@ -2,7 +2,7 @@
 
     BranchlineError
     ├── ProgramError            a program broke a rule of the language (names, roles, joins)
-    ├── BackendError            the engine or server could not do it; `.retryable` says if again helps
+    ├── BackendError            the engine or server could not do it; `.retryable`: worth a new try
     │   ├── InvalidRequest      a value outside what is allowed; nothing was run
     │   ├── ModelLoadError      a model file is missing, damaged or not supported
     │   │   └── CatalogError    no source of a model could be reached
@@ -172,7 +172,7 @@ def from_wire(wire: dict[str, Any]) -> BranchlineError:
 
 
 def wrap(error: BaseException) -> BranchlineError:
-    """Any exception as one of the tree: ours unchanged, others as `BackendError` naming the type."""
+    """Any exception as one of the tree: ours unchanged, others as `BackendError`."""
     if isinstance(error, BranchlineError):
         return error
     wrapped = BackendError(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Seams between rooms: what each side may rely on, and nothing more. No torch, no numpy at run time."""
+"""Seams between rooms: what each side may rely on, and nothing more. Imports no torch."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         temperature: 0 is greedy; logits are divided by it otherwise.
-        top_p, top_k, min_p: truncations, applied in the order top_k, top_p, min_p; -1 = off for top_k.
+        top_p, top_k, min_p: truncations, in the order top_k, top_p, min_p; top_k -1 = off.
         max_tokens: new tokens at most; None = as many as the context holds.
         min_tokens: end-of-sequence and stop ids are masked before this many tokens.
         stop: strings that end the output (not part of it).
