@@ -1,0 +1,201 @@
+"""The ops of a forward pass: one typed method each, the same for every backend.
+
+Invariant (a law of the project): the result for one row of any op depends on that row's operands
+alone. It is bitwise the same whatever the number of rows, the batch mates, the split of a prompt
+into chunks, the number of threads, and whether the op runs eagerly or in a recorded graph.
+
+A model is handed an `Ops` object and calls nothing else on its activations, so the same model code
+runs eagerly (`dispatch.make_ops`) and under capture (`cpu.graph.CpuGraph`). The ops know nothing of
+requests, schedulers or layers. Symbols: t = tokens of this step, b = rows of this step, n = rows
+that need logits, H = hidden size, V = vocabulary, d = head size, hq and hkv = query and KV heads.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from branchline.kernels.weights import Weight
+
+__all__ = ["AttentionMeta", "Ops"]
+
+
+@dataclass(frozen=True)
+class AttentionMeta:
+    """Who attends to what in one step; built once per step and shared by every layer.
+
+    Row i has the tokens `extend_start[i] : extend_start[i] + extend_lens[i]` of the step; they are
+    the last `extend_lens[i]` of its `seq_lens[i]` tokens. Token j of row i lives in the pool slot
+    `slot_table[rows[i], j]`. Every token sees itself and all earlier tokens of its row, except the
+    last `tree_lens[i]` tokens of a row with a draft tree: tree token x sees all tokens before the
+    tree, and the tree token y exactly if bit `y % 64` of
+    `tree_words[tree_offsets[i] + x * ceil(tree_lens[i] / 64) + y // 64]` is set.
+
+    Attributes:
+        rows: [b] int32, row of `slot_table` for each row of the batch.
+        slot_table: [max_rows, max_ctx] int32, index of a token in its row -> pool slot.
+        seq_lens: [b] int32, length of each row including this step's tokens.
+        extend_lens: [b] int32, number of this step's tokens of each row.
+        extend_start: [b + 1] int32, first of the row's tokens among the step's t tokens.
+        tree_lens: [b] int32, draft-tree tokens of each row, at most `extend_lens`; 0 = none.
+        tree_offsets: [b] int32, first word of the row's mask in `tree_words`.
+        tree_words: [w] int64, mask bits (read as unsigned 64-bit words).
+    """
+
+    rows: torch.Tensor
+    slot_table: torch.Tensor
+    seq_lens: torch.Tensor
+    extend_lens: torch.Tensor
+    extend_start: torch.Tensor
+    tree_lens: torch.Tensor | None = None
+    tree_offsets: torch.Tensor | None = None
+    tree_words: torch.Tensor | None = None
+
+
+class Ops(ABC):
+    """What a model may do to its activations. Outputs are new tensors unless said otherwise."""
+
+    @abstractmethod
+    def prepare(self, weight: Weight) -> Weight:
+        """The weight in the layout that this backend multiplies fastest.
+
+        Called once per weight at load, after fusing; the caller keeps the result in place of the
+        argument. The reference returns its argument; the native CPU backend copies dense weights
+        into panels and refuses dense weights that were not prepared.
+        """
+
+    @abstractmethod
+    def resolve_ids(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        meta: AttentionMeta,
+        token_table: torch.Tensor,
+    ) -> torch.Tensor:
+        """Replace each id -1 by `token_table[row of the token, its index in the row]`.
+
+        Lets a step be planned before the previous step's sample is known.
+
+        Args:
+            ids: [t] int32.
+            positions: [t] int64, index of each token in its row.
+            meta: gives the row of each token.
+            token_table: [max_rows, max_ctx] int32.
+
+        Returns:
+            [t] int32, none negative.
+        """
+
+    @abstractmethod
+    def embedding(self, ids: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """Rows of the embedding table. ids [t] int32 in [0, V); weight [V, H] -> [t, H]."""
+
+    @abstractmethod
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019). x [t, H], weight [H]."""
+
+    @abstractmethod
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """`residual += x` in place, then the RMS norm of `residual`. x, residual [t, H]."""
+
+    @abstractmethod
+    def linear(
+        self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x @ weight.T + bias. x [t, K], weight [N, K], bias [N] float32 -> [t, N] in x's dtype.
+
+        Quantized weights take x rounded per block of 32 to 8 bits (scale = max|x| / 127) in the
+        native backend; the reference multiplies by the dequantized weight.
+        """
+
+    @abstractmethod
+    def qk_norm_rope_write(
+        self,
+        qkv: torch.Tensor,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        out_slots: torch.Tensor,
+        *,
+        q_norm: torch.Tensor | None = None,
+        k_norm: torch.Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> torch.Tensor:
+        """Optional per-head RMS norm and rotary embedding of q and k; k and v go to the pools.
+
+        Rotary embedding (Su et al., 2021) of the half-split kind: dimension i turns with i + d/2.
+
+        Args:
+            qkv: [t, (hq + 2 * hkv) * d], query, key and value heads one after the other.
+            cos_sin: [ctx, d] float32, cos of the d/2 angles then their sin, by position.
+            positions: [t] int64 in [0, ctx).
+            k_pool: [num_slots, hkv, d] float32 or bfloat16; slots `out_slots` are overwritten.
+            v_pool: like k_pool.
+            out_slots: [t] int32.
+            q_norm: [d] weight of the norm over each query head, or None for no norm.
+            k_norm: [d] likewise for keys.
+            eps: of the norms.
+
+        Returns:
+            [t, hq, d], the queries.
+        """
+
+    @abstractmethod
+    def paged_attention(
+        self,
+        q: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        meta: AttentionMeta,
+        scale: float,
+    ) -> torch.Tensor:
+        """softmax(scale * q k^T) v of every token over the tokens of its row that it may see.
+
+        Rows with any number of tokens mix in one call without padding. Head h of q uses KV head
+        `h // (hq // hkv)`. The step's own k and v must be in the pools already.
+
+        Args:
+            q: [t, hq, d].
+            k_pool: [num_slots, hkv, d] float32 or bfloat16.
+            v_pool: like k_pool.
+            meta: rows, lengths, slots and tree masks of the step.
+            scale: factor of the scores, usually d ** -0.5.
+
+        Returns:
+            [t, hq * d].
+        """
+
+    @abstractmethod
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up (Shazeer, 2020). gate_up [t, 2F], gate first -> [t, F]."""
+
+    @abstractmethod
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x + y. Both [t, H] -> [t, H]."""
+
+    @abstractmethod
+    def gather_rows(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """x[index]. x [t, H], index [n] int32 in [0, t) -> [n, H]."""
+
+    @abstractmethod
+    def apply_bitmask(
+        self, logits: torch.Tensor, bitmask: torch.Tensor, need: torch.Tensor
+    ) -> None:
+        """Set logits of forbidden tokens to -inf, in place, in the rows where `need` is true.
+
+        Args:
+            logits: [n, V] float32, changed in place.
+            bitmask: [n, ceil(V / 32)] int32; bit v % 32 of word v // 32 set = token v allowed.
+            need: [n] bool; rows with False stay as they are.
+        """
+
+    @abstractmethod
+    def argmax_rows(self, logits: torch.Tensor) -> torch.Tensor:
+        """Index of the largest logit of each row, the first of equals. [n, V] -> [n] int32."""
+
+    @abstractmethod
+    def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
+        """log(sum(exp(logits))) of each row. [n, V] -> [n] float32; -inf if all are -inf."""

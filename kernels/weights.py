@@ -1,0 +1,264 @@
+"""Weights of linear and embedding ops: dense, or quantized in blocks of 32 as GGUF files hold them.
+
+Invariant: a quantized weight holds exactly the numbers of the file; packing only moves bytes. The
+packed layout serves 16 output columns at once: per group of 16 rows of the weight, first the codes
+as [K/32 blocks][k-quads][16 rows][4 codes], then the float16 scales (and minima) as
+[K/32 blocks][16 rows]. Rows are padded with zeros to a multiple of 16. In Q4_1 one byte holds the
+code of k-quad i in its low and of k-quad i + 4 in its high half; Q8_0 codes are stored plus 128.
+
+The module knows layouts only: neither files nor kernels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+
+from branchline.kernels.errors import KernelInputError
+
+__all__ = ["BLOCK", "LANES", "DenseWeight", "Q4_1Weight", "Q8_0Weight", "Weight", "concat"]
+
+BLOCK = 32
+"""Elements of K that share a scale in Q4_1 and Q8_0."""
+LANES = 16
+"""Rows of a weight that one packed group holds."""
+
+
+class Weight(ABC):
+    """A matrix [N, K] that a linear op multiplies by, or whose rows an embedding looks up."""
+
+    rows: int
+    """N, the number of output features (or of tokens)."""
+    columns: int
+    """K, the number of input features (or the hidden size)."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.rows, self.columns
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes held."""
+
+    @abstractmethod
+    def dequantize(self) -> torch.Tensor:
+        """The matrix as a new float32 tensor [N, K], exact."""
+
+    @cached_property
+    def dense(self) -> torch.Tensor:
+        """[N, K] float32 (a DenseWeight's own tensor), kept once made: for the reference ops."""
+        return self.dequantize()
+
+
+class DenseWeight(Weight):
+    """A float32 or bfloat16 tensor [N, K], kept as it is (not copied)."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        if tensor.dim() != 2 or tensor.dtype not in (torch.float32, torch.bfloat16):
+            raise KernelInputError(
+                f"a dense weight is a float32 or bfloat16 matrix, got {tensor.dtype} with shape "
+                f"{tuple(tensor.shape)}; convert it first"
+            )
+        self.tensor = tensor
+        self.rows, self.columns = tensor.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.tensor.nbytes
+
+    def dequantize(self) -> torch.Tensor:
+        """A float32 copy [N, K]."""
+        return self.tensor.to(torch.float32, copy=True)
+
+    @cached_property
+    def dense(self) -> torch.Tensor:
+        """The tensor itself."""
+        return self.tensor
+
+
+class _PackedWeight(Weight):
+    """A quantized weight in the packed layout; subclasses give the block format.
+
+    Attributes:
+        packed: [groups, bytes of a group] uint8, 64-byte aligned rows.
+    """
+
+    block_bytes: int
+    code_bytes: int
+    scale_bytes: int
+
+    def __init__(self, blocks: torch.Tensor, columns: int) -> None:
+        """Pack the raw bytes of a file.
+
+        Args:
+            blocks: uint8 with N * (K / 32) * block_bytes elements, any shape, row after row.
+            columns: K, a multiple of 32.
+        """
+        row_bytes = columns // BLOCK * self.block_bytes
+        if columns % BLOCK or columns <= 0 or blocks.dtype != torch.uint8:
+            raise KernelInputError(
+                f"{type(self).__name__} takes uint8 blocks of a matrix whose rows are a multiple "
+                f"of {BLOCK} long, got {blocks.dtype} and rows of {columns}"
+            )
+        if blocks.numel() == 0 or blocks.numel() % row_bytes:
+            raise KernelInputError(
+                f"{blocks.numel()} bytes are not whole rows of {row_bytes} bytes "
+                f"({type(self).__name__}, {columns} columns): the tensor is cut short or its shape "
+                "is wrong"
+            )
+        self.columns = columns
+        self.rows = blocks.numel() // row_bytes
+        self.packed = self._pack(blocks.reshape(self.rows, columns // BLOCK, self.block_bytes))
+
+    @classmethod
+    def group_bytes(cls, columns: int) -> int:
+        """Bytes of one packed group of 16 rows, rounded up to 64."""
+        size = columns // BLOCK * LANES * (cls.code_bytes + cls.scale_bytes)
+        return (size + 63) // 64 * 64
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.packed.nbytes
+
+    @classmethod
+    def from_packed(cls, packed: torch.Tensor, rows: int, columns: int) -> "_PackedWeight":
+        """Wrap bytes that are in the packed layout already."""
+        weight = cls.__new__(cls)
+        weight.packed, weight.rows, weight.columns = packed, rows, columns
+        return weight
+
+    def _pack(self, blocks: torch.Tensor) -> torch.Tensor:
+        """blocks [N, K/32, block_bytes] -> [ceil(N/16), group_bytes]."""
+        n, nb, _ = blocks.shape
+        groups = (n + LANES - 1) // LANES
+        out = torch.zeros(groups, self.group_bytes(self.columns), dtype=torch.uint8)
+        step = max(1, 2**24 // (LANES * nb * self.block_bytes))
+        for first in range(0, groups, step):
+            part = blocks[first * LANES : (first + step) * LANES]
+            short = -part.shape[0] % LANES
+            if short:
+                part = torch.cat([part, part.new_zeros(short, nb, self.block_bytes)])
+            part = part.reshape(-1, LANES, nb, self.block_bytes)
+            g = part.shape[0]
+            codes = nb * LANES * self.code_bytes
+            scales = nb * LANES * self.scale_bytes
+            view = out[first : first + g]
+            view[:, :codes] = self._pack_codes(part[..., self.scale_bytes :]).reshape(g, codes)
+            view[:, codes : codes + scales] = (
+                part[..., : self.scale_bytes]
+                .reshape(g, LANES, nb, self.scale_bytes // 2, 2)
+                .permute(0, 2, 3, 1, 4)
+                .reshape(g, scales)
+            )
+        return out
+
+    def dequantize(self) -> torch.Tensor:
+        """The matrix as a new float32 tensor [N, K], exact."""
+        nb = self.columns // BLOCK
+        groups = self.packed.shape[0]
+        codes = nb * LANES * self.code_bytes
+        scales = nb * LANES * self.scale_bytes
+        q = self._unpack_codes(self.packed[:, :codes].reshape(groups, nb, -1, LANES, 4))
+        s = self.packed[:, codes : codes + scales].contiguous().view(torch.float16).float()
+        s = s.reshape(groups, nb, self.scale_bytes // 2, LANES).permute(2, 0, 3, 1)[..., None]
+        # [groups, blocks, quads, lanes, 4] -> [groups, lanes, blocks, 32]
+        q = q.permute(0, 3, 1, 2, 4).reshape(groups, LANES, nb, BLOCK)
+        return self._scale(q, s).reshape(groups * LANES, self.columns)[: self.rows].contiguous()
+
+    @staticmethod
+    @abstractmethod
+    def _pack_codes(codes: torch.Tensor) -> torch.Tensor:
+        """[g, 16, nb, code_bytes] of the file -> [g, nb, quads, 16, 4] packed."""
+
+    @staticmethod
+    @abstractmethod
+    def _unpack_codes(packed: torch.Tensor) -> torch.Tensor:
+        """[g, nb, quads, 16, 4] packed -> the same with 8 quads of float32 codes."""
+
+    @staticmethod
+    @abstractmethod
+    def _scale(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """codes [g, 16, nb, 32] and scales [1 or 2, g, 16, nb, 1] -> values."""
+
+
+class Q4_1Weight(_PackedWeight):
+    """GGUF Q4_1: blocks of 32 with float16 scale d and minimum m, value = d * code + m."""
+
+    block_bytes = 20
+    code_bytes = 16
+    scale_bytes = 4
+
+    @staticmethod
+    def _pack_codes(codes: torch.Tensor) -> torch.Tensor:
+        # Byte i of the file holds elements i (low) and i + 16 (high), which is the packed pairing.
+        g, lanes, nb, _ = codes.shape
+        return codes.reshape(g, lanes, nb, 4, 4).permute(0, 2, 3, 1, 4)
+
+    @staticmethod
+    def _unpack_codes(packed: torch.Tensor) -> torch.Tensor:
+        return torch.cat([packed & 15, packed >> 4], dim=2).float()
+
+    @staticmethod
+    def _scale(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        return codes * scales[0] + scales[1]
+
+
+class Q8_0Weight(_PackedWeight):
+    """GGUF Q8_0: blocks of 32 signed codes with one float16 scale d, value = d * code."""
+
+    block_bytes = 34
+    code_bytes = 32
+    scale_bytes = 2
+
+    @staticmethod
+    def _pack_codes(codes: torch.Tensor) -> torch.Tensor:
+        g, lanes, nb, _ = codes.shape
+        # Flipping the top bit adds 128 to a two's complement byte.
+        return (codes ^ 128).reshape(g, lanes, nb, 8, 4).permute(0, 2, 3, 1, 4)
+
+    @staticmethod
+    def _unpack_codes(packed: torch.Tensor) -> torch.Tensor:
+        return packed.float() - 128.0
+
+    @staticmethod
+    def _scale(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        return codes * scales[0]
+
+
+def concat(weights: Sequence[Weight]) -> Weight:
+    """One weight with the rows of all, in order: fuses linears that read the same input.
+
+    Args:
+        weights: of one class and one K; quantized ones need N to be a multiple of 16, except the
+            last one. Dense ones need one dtype.
+
+    Raises:
+        KernelInputError: when they differ or a quantized part does not end on a group.
+    """
+    if not weights:
+        raise KernelInputError("concat needs at least one weight")
+    first = weights[0]
+    kinds = {(type(w).__name__, w.columns) for w in weights}
+    if len(kinds) > 1:
+        raise KernelInputError(f"cannot fuse weights of different kinds: {sorted(kinds)}")
+    if isinstance(first, DenseWeight):
+        tensors = [w.tensor for w in weights if isinstance(w, DenseWeight)]
+        if len({t.dtype for t in tensors}) > 1:
+            raise KernelInputError(
+                f"cannot fuse dense weights of different dtypes: {[t.dtype for t in tensors]}"
+            )
+        return DenseWeight(torch.cat(tensors))
+    parts = [w for w in weights if isinstance(w, _PackedWeight)]
+    ragged = [w.rows for w in parts[:-1] if w.rows % LANES]
+    if ragged or not parts:
+        raise KernelInputError(
+            f"a quantized weight fused before another needs a multiple of {LANES} rows, "
+            f"got {ragged}"
+        )
+    packed = torch.cat([w.packed for w in parts])
+    return type(parts[0]).from_packed(packed, sum(w.rows for w in parts), parts[0].columns)
