@@ -1,0 +1,93 @@
+"""The operator's settings as one frozen value. An unknown or impossible one is an error."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from branchline.runtime.config.sections import (
+    SECTIONS,
+    GrammarSection,
+    MemorySection,
+    ModelSection,
+    SchedulerSection,
+    all_settings,
+)
+from branchline.runtime.errors import InvalidRequest
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "dtype": ("auto", "float32", "bfloat16"),
+    "kv_dtype": ("auto", "float32", "bfloat16"),
+    "quantization": ("auto", "none", None),
+    "load_format": ("auto", "dummy"),
+    "device": ("auto", "cpu"),
+    "eviction": ("lru", "lfu", "fifo", "priority"),
+    "policy": ("lpm", "fcfs", "priority"),
+    "grammar_backend": ("auto", "llguidance"),
+}
+_POSITIVE = (
+    "context_length",
+    "kv_tokens",
+    "page_size",
+    "max_running_requests",
+    "max_queued_requests",
+    "max_step_tokens",
+    "threads",
+    "grammar_timeout_s",
+    "default_deadline_s",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """All sections together."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    memory: MemorySection = field(default_factory=MemorySection)
+    scheduler: SchedulerSection = field(default_factory=SchedulerSection)
+    grammar: GrammarSection = field(default_factory=GrammarSection)
+
+    @staticmethod
+    def from_settings(settings: dict[str, Any]) -> EngineConfig:
+        """Sort flat settings into their sections.
+
+        Raises:
+            InvalidRequest: a name that no section has (with the nearest one), or a value that
+                cannot be meant.
+        """
+        known = all_settings()
+        parts: dict[type[Any], dict[str, Any]] = {section: {} for section in SECTIONS}
+        for name, value in settings.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = (
+                    f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
+                )
+                raise InvalidRequest(f"unknown setting {name!r}", value=value, hint=hint)
+            _check(name, value)
+            parts[known[name][0]][name] = value
+        return EngineConfig(*(section(**parts[section]) for section in SECTIONS))
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by name."""
+        return {name: value for part in asdict(self).values() for name, value in part.items()}
+
+
+def _check(name: str, value: Any) -> None:
+    allowed = _CHOICES.get(name)
+    if allowed is not None and value not in allowed:
+        shown = ", ".join(repr(item) for item in allowed)
+        raise InvalidRequest(f"{name} is not a choice", value=value, hint=f"Use one of {shown}.")
+    if name in _POSITIVE and value is not None and not (_is_number(value) and value > 0):
+        raise InvalidRequest(
+            f"{name} must be above 0", value=value, hint=f"Set {name} to 1 or more."
+        )
+    if name == "memory_fraction" and not (_is_number(value) and 0.0 < value <= 1.0):
+        raise InvalidRequest(
+            "memory_fraction is a share", value=value, hint="Use a number above 0 and at most 1."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,83 @@
+"""What an operator may choose: one frozen section per subsystem. "auto" and None mean "decide for me".
+
+A field's name is the setting's name everywhere: `Engine(name=…)`, flags, files. Names are unique
+over all sections. `metadata["help"]` is the one text that help pages and docs are made from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+
+def setting(default: Any, text: str) -> Any:
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSection:
+    """Which model, and in which numbers."""
+
+    model: str = setting("smollm2-135m", "catalog name, Hugging Face directory, or .gguf file")
+    dtype: str = setting(
+        "auto", 'activations and weights: "auto" (the file\'s own), "float32" or "bfloat16"'
+    )
+    quantization: str | None = setting(
+        "auto", 'weights: "auto" keeps the file\'s 4/8 bits, "none" widens them to dtype'
+    )
+    kv_dtype: str = setting("auto", 'key-value cache: "auto", "float32" or "bfloat16"')
+    context_length: int | None = setting(
+        None, "tokens per sequence at most; None = the model's own"
+    )
+    load_format: str = setting("auto", '"auto" reads the file, "dummy" makes random weights')
+    device: str = setting("auto", '"auto" or "cpu"')
+    threads: int | None = setting(None, "compute threads on the CPU; None = usable cores")
+    chat_template: str | None = setting(None, "Jinja text that replaces the model's own template")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySection:
+    """How much memory key-value entries may take, and what is kept."""
+
+    memory_fraction: float = setting(0.3, "share of the free memory that the cache may grow to")
+    kv_tokens: int | None = setting(None, "tokens in the cache; None = from memory_fraction")
+    page_size: int = setting(1, "tokens per page of the cache")
+    prefix_cache: bool = setting(True, "share computed prefixes between requests")
+    eviction: str = setting("lru", '"lru", "lfu", "fifo" or "priority"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSection:
+    """Who runs next, and how much at once."""
+
+    policy: str = setting("lpm", '"lpm" (longest cached prefix first), "fcfs" or "priority"')
+    max_running_requests: int = setting(256, "sequences computed in one step at most")
+    max_queued_requests: int = setting(100_000, "requests that may wait; more get QueueFull")
+    max_step_tokens: int | None = setting(
+        None, "tokens of one step: prompts are computed in chunks of this; None = 512 on a CPU"
+    )
+    max_skips: int = setting(256, "times a waiting request may be passed over before it goes first")
+    overlap: bool = setting(True, "plan and commit steps while the device computes")
+    default_deadline_s: float | None = setting(None, "seconds after which any request ends")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrammarSection:
+    """Constrained output."""
+
+    grammar_backend: str = setting("auto", '"auto" or "llguidance"')
+    grammar_timeout_s: float = setting(10.0, "seconds a constraint may take to compile")
+
+
+SECTIONS: tuple[type[Any], ...] = (
+    ModelSection,
+    MemorySection,
+    SchedulerSection,
+    GrammarSection,
+)
+
+
+def all_settings() -> dict[str, tuple[type[Any], Field[Any]]]:
+    """Setting name -> (section class, dataclass field)."""
+    return {item.name: (section, item) for section in SECTIONS for item in fields(section)}
