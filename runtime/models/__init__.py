@@ -1,1 +1,1 @@
-"""."""
+"""Models: their layers and the order of their ops; one file for each architecture."""

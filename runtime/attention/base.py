@@ -1,0 +1,90 @@
+"""What an attention backend is: five methods, called in this order.
+
+`supports` once, when an engine is put together. Then for each step `plan`, and for each layer
+`forward`. A runner that replays a recorded forward calls `init_graph` once instead, records
+`forward`, and calls `plan_replay` for each step. Invariant: a backend keeps nothing of a step
+outside its plan. It knows nothing of models, requests or pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from branchline.kernels.ops import AttentionMeta, Ops
+
+
+class Support(NamedTuple):
+    """Whether a backend can do it, and if not, why not (one clause)."""
+
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionNeeds:
+    """What a model and a pool ask of a backend.
+
+    Attributes:
+        heads, kv_heads, head_dim: of the model.
+        kv_dtype: of the pool.
+        device: of queries and pool.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    kv_dtype: torch.dtype
+    device: torch.device
+
+
+class AttentionPlan(Protocol):
+    """A backend's view of one step, or of every step that one graph replays."""
+
+    @property
+    def meta(self) -> AttentionMeta:
+        """The step it was made of."""
+
+
+class AttentionBackend(Protocol):
+    """Computes attention of a step's queries over the slots of their rows."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+
+    def supports(self, needs: AttentionNeeds) -> Support:
+        """Whether `forward` gives right results for such a model and pool."""
+
+    def plan(self, meta: AttentionMeta) -> AttentionPlan:
+        """Prepare one step; the plan serves all layers and is not kept by the backend."""
+
+    def forward(
+        self,
+        ops: Ops,
+        q: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        plan: AttentionPlan,
+        scale: float,
+    ) -> torch.Tensor:
+        """Attention of one layer; the step's own keys and values are in the pools already.
+
+        Args:
+            ops: the ops the model runs with; under capture they record.
+            q: [t, heads, head_dim].
+            k_pool, v_pool: [slots, kv_heads, head_dim].
+            plan: of `plan` or `init_graph`.
+            scale: factor of the scores.
+
+        Returns:
+            [t, heads * head_dim] in q's dtype.
+        """
+
+    def init_graph(self, meta: AttentionMeta) -> AttentionPlan:
+        """A plan over buffers that stay in place; `meta` has the sizes of the largest step."""
+
+    def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
+        """Make a plan of `init_graph` describe this step, in place."""

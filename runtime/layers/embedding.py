@@ -1,0 +1,80 @@
+"""The token embedding and the output head, which may be the same matrix.
+
+Invariant: a tied head holds no memory of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from branchline.kernels.ops import Ops
+from branchline.kernels.weights import Weight
+from branchline.runtime.layers.parameter import Slot, StoredTensor, WeightDtype, make_weight
+
+
+class Embedding:
+    """ids int32 [t] -> [t, hidden].
+
+    Args:
+        name: tensor name without ".weight".
+        vocab_size: rows.
+        hidden: columns.
+        dtype: how the matrix is kept.
+    """
+
+    weight: Weight
+
+    def __init__(self, name: str, vocab_size: int, hidden: int, dtype: WeightDtype) -> None:
+        self._name = name
+        self._shape = (vocab_size, hidden)
+        self._dtype: WeightDtype = dtype
+
+    def __call__(self, ids: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """Rows of the matrix."""
+        return ops.embedding(ids, self.weight)
+
+    def slots(self) -> Iterator[Slot]:
+        """The matrix."""
+        yield Slot(f"{self._name}.weight", self._shape, self._put)
+
+    def memory(self) -> int:
+        """Bytes of the matrix."""
+        return self.weight.nbytes
+
+    def _put(self, tensor: StoredTensor) -> None:
+        self.weight = make_weight([tensor], self._dtype)
+
+
+class LMHead(Embedding):
+    """hidden states [n, hidden] -> logits [n, vocab].
+
+    Args:
+        tied: the embedding whose matrix it uses; None = it has its own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        vocab_size: int,
+        hidden: int,
+        dtype: WeightDtype,
+        *,
+        tied: Embedding | None = None,
+    ) -> None:
+        super().__init__(name, vocab_size, hidden, dtype)
+        self._tied = tied
+
+    def __call__(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """Logits in x's dtype."""
+        return ops.linear(x, self.weight if self._tied is None else self._tied.weight)
+
+    def slots(self) -> Iterator[Slot]:
+        """Its own matrix, if it is not tied."""
+        if self._tied is None:
+            yield from super().slots()
+
+    def memory(self) -> int:
+        """Bytes of its own matrix."""
+        return super().memory() if self._tied is None else 0

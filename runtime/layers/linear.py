@@ -1,0 +1,79 @@
+"""A linear layer, maybe several projections of one input fused into one matrix.
+
+Invariant: the fused matrix holds the rows of its parts in the order in which they were named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+
+from branchline.kernels.ops import Ops
+from branchline.kernels.weights import Weight
+from branchline.runtime.layers.parameter import (
+    Slot,
+    StoredTensor,
+    WeightDtype,
+    make_vector,
+    make_weight,
+)
+
+
+class Linear:
+    """x [t, columns] -> [t, sum of the parts' rows].
+
+    Args:
+        columns: width of the input.
+        parts: (name without ".weight", rows) of each projection fused here.
+        bias: the projections carry biases; all or none of a fused layer's parts.
+        dtype: how the matrix is kept.
+    """
+
+    weight: Weight
+    bias: torch.Tensor | None = None
+
+    def __init__(
+        self,
+        columns: int,
+        parts: Sequence[tuple[str, int]],
+        *,
+        bias: bool = False,
+        dtype: WeightDtype = "auto",
+    ) -> None:
+        self.columns = columns
+        self.rows = sum(rows for _, rows in parts)
+        self._parts = tuple(parts)
+        self._has_bias = bias
+        self._dtype: WeightDtype = dtype
+        self._weights: dict[int, StoredTensor] = {}
+        self._biases: dict[int, StoredTensor] = {}
+
+    def __call__(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """[t, columns] -> [t, rows]."""
+        return ops.linear(x, self.weight, self.bias)
+
+    def slots(self) -> Iterator[Slot]:
+        """A weight for each part, and its bias where there is one."""
+        for i, (name, rows) in enumerate(self._parts):
+            yield Slot(f"{name}.weight", (rows, self.columns), partial(self._put_weight, i))
+            if self._has_bias:
+                yield Slot(f"{name}.bias", (rows,), partial(self._put_bias, i))
+
+    def memory(self) -> int:
+        """Bytes of the matrix and the bias."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def _put_weight(self, part: int, tensor: StoredTensor) -> None:
+        self._weights[part] = tensor
+        if len(self._weights) == len(self._parts):
+            ordered = [self._weights[i] for i in range(len(self._parts))]
+            self._weights = {}
+            self.weight = make_weight(ordered, self._dtype)
+
+    def _put_bias(self, part: int, tensor: StoredTensor) -> None:
+        self._biases[part] = tensor
+        if len(self._biases) == len(self._parts):
+            self.bias = make_vector([self._biases[i] for i in range(len(self._parts))])
+            self._biases = {}

@@ -1,0 +1,91 @@
+"""Llama (Touvron et al., 2023) and everything shaped like it: SmolLM, Mistral, Qwen.
+
+Invariant: only tokens whose logits are wanted pass the last MLP, the final norm and the head.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+
+from branchline.kernels.ops import Ops
+from branchline.runtime.config.model_spec import ModelSpec
+from branchline.runtime.core.forward import ForwardBatch
+from branchline.runtime.errors import ModelLoadError
+from branchline.runtime.layers.embedding import Embedding, LMHead
+from branchline.runtime.layers.norm import RMSNorm
+from branchline.runtime.layers.parameter import Slot, WeightDtype, stored_as
+from branchline.runtime.layers.rotary import rotary_table
+from branchline.runtime.models.base import KVLayers, MemoryReport
+from branchline.runtime.models.blocks import DecoderLayer
+
+
+class Llama:
+    """A decoder of identical layers. See `models.base.Model`.
+
+    Args:
+        spec: facts of the model.
+        max_context: longest sequence it will be asked for; sizes the rotary table.
+        dtype: how matrices are kept.
+    """
+
+    def __init__(self, spec: ModelSpec, max_context: int, dtype: WeightDtype = "auto") -> None:
+        if spec.activation != "silu":
+            raise ModelLoadError(
+                "Only gated MLPs with silu are supported.", value=f"activation={spec.activation}"
+            )
+        self.spec = spec
+        self.max_context = max_context
+        self.rotary = rotary_table(spec.rope, spec.head_dim, max_context)
+        self.embed = Embedding("model.embed_tokens", spec.vocab_size, spec.hidden, dtype)
+        self.layers = [DecoderLayer(spec, i, self.rotary, dtype) for i in range(spec.num_layers)]
+        self.norm = RMSNorm("model.norm", spec.hidden, spec.rms_eps)
+        tied = self.embed if spec.tie_embeddings else None
+        self.head = LMHead("lm_head", spec.vocab_size, spec.hidden, dtype, tied=tied)
+
+    def forward(self, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
+        """[l, hidden], normed."""
+        residual = self.embed(batch.input_ids, ops)
+        x = None
+        for layer in self.layers[:-1]:
+            attended = layer.attend(x, residual, batch, ops, kv)
+            x = layer.finish(attended, residual, ops)
+        last = self.layers[-1]
+        attended = last.attend(x, residual, batch, ops, kv)
+        residual = ops.gather_rows(residual, batch.logit_idx)
+        x = last.finish(ops.gather_rows(attended, batch.logit_idx), residual, ops)
+        return self.norm.add(x, residual, ops)
+
+    def logits(self, hidden: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """[n, hidden] -> [n, vocab]."""
+        return self.head(hidden, ops)
+
+    def slots(self) -> Iterator[Slot]:
+        """All tensors of the model."""
+        yield from self.embed.slots()
+        for layer in self.layers:
+            yield from layer.slots()
+        yield from self.norm.slots()
+        yield from self.head.slots()
+
+    def memory_report(self) -> MemoryReport:
+        """What its weights take now."""
+        attention = [lin for layer in self.layers for lin in layer.linears()[0]]
+        mlp = [lin for layer in self.layers for lin in layer.linears()[1]]
+        norms = [self.norm, *(norm for layer in self.layers for norm in layer.norms())]
+        kinds: Counter[str] = Counter()
+        for weight in [self.embed.weight, *(lin.weight for lin in attention + mlp)]:
+            kinds[stored_as(weight)] += weight.nbytes
+        if self.head.memory():
+            kinds[stored_as(self.head.weight)] += self.head.memory()
+        return MemoryReport(
+            embedding=self.embed.memory(),
+            head=self.head.memory(),
+            attention=sum(lin.memory() for lin in attention),
+            mlp=sum(lin.memory() for lin in mlp),
+            norms=sum(norm.memory() for norm in norms),
+            tables=self.rotary.nbytes,
+            kinds=dict(kinds),
+        )
