@@ -35,6 +35,17 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+# Far above any model; they keep a damaged file from asking for absurd amounts of work.
+_LIMITS = {
+    "num_layers": 4096,
+    "hidden": 1 << 20,
+    "ffn": 1 << 22,
+    "heads": 1 << 16,
+    "kv_heads": 1 << 16,
+    "head_dim": 1 << 14,
+    "vocab_size": 1 << 24,
+    "max_context": 1 << 31,
+}
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _GGUF_FILE_TYPES = {
     0: "f32",
@@ -138,12 +149,9 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.architecture not in SUPPORTED_ARCHITECTURES:
             raise _unsupported(self.raw_architecture or self.architecture)
-        for name in ("num_layers", "hidden", "ffn", "heads", "kv_heads", "head_dim"):
-            if getattr(self, name) <= 0:
-                raise _inconsistent(name, getattr(self, name), "must be positive")
-        for name in ("vocab_size", "max_context"):
-            if getattr(self, name) <= 0:
-                raise _inconsistent(name, getattr(self, name), "must be positive")
+        for name, limit in _LIMITS.items():
+            if not 0 < getattr(self, name) <= limit:
+                raise _inconsistent(name, getattr(self, name), f"must be in [1, {limit}]")
         if self.heads % self.kv_heads:
             raise _inconsistent("heads", self.heads, f"is no multiple of kv_heads {self.kv_heads}")
         if self.head_dim % 2:
@@ -201,7 +209,9 @@ def from_hf_config(
         ffn=_int(config, "intermediate_size"),
         heads=heads,
         kv_heads=_int(config, "num_key_value_heads", heads),
-        head_dim=_int(config, "head_dim", 128 if architecture == "qwen3" else hidden // heads),
+        head_dim=_int(
+            config, "head_dim", 128 if architecture == "qwen3" else hidden // max(heads, 1)
+        ),
         vocab_size=_int(config, "vocab_size"),
         max_context=min(max_context, window) if window else max_context,
         rms_eps=float(config.get("rms_norm_eps", 1e-6)),
@@ -249,7 +259,7 @@ def from_gguf(
 
     hidden = _int(metadata, key("embedding_length"))
     heads = _int(metadata, key("attention.head_count"))
-    head_dim = _int(metadata, key("attention.key_length"), hidden // heads)
+    head_dim = _int(metadata, key("attention.key_length"), hidden // max(heads, 1))
     rotary = _int(metadata, key("rope.dimension_count"), head_dim)
     if rotary != head_dim:
         raise ModelLoadError(

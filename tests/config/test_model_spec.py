@@ -126,7 +126,7 @@ def test_sliding_window_caps_the_context() -> None:
         ({"num_key_value_heads": 2}, "no multiple of kv_heads 2"),
         ({"vocab_size": None}, "does not say 'vocab_size'"),
         ({"hidden_size": "wide"}, "one whole number.*wide"),
-        ({"num_hidden_layers": 0}, "num_layers 0 must be positive"),
+        ({"num_hidden_layers": 0}, "num_layers 0 must be in"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn.*Supported"),
         ({"rope_scaling": {"rope_type": "linear"}}, "positive 'factor'"),
         ({"partial_rotary_factor": 0.5}, "part of the head"),

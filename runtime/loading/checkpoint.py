@@ -1,0 +1,120 @@
+"""What every model file offers, whatever its format: a spec, named tensors, a tokenizer's source.
+
+Invariant: names and shapes are known before any tensor is read, and tensors are read one at a
+time. `DummyCheckpoint` keeps the same promise for weights that exist nowhere.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from branchline.runtime.config.model_spec import ModelSpec
+from branchline.runtime.loading.raw_tensor import RawTensor
+from branchline.runtime.loading.weight_map import expected_tensors
+
+TURN_END_TOKENS: tuple[str, ...] = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|end|>",
+    "<|return|>",
+    "<｜end▁of▁sentence｜>",
+)
+"""Texts that chat models use to end a turn; one that a model's template writes ends generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSource:
+    """What a tokenizer is made of.
+
+    Attributes:
+        json_text: UTF-8 JSON in the format of the `tokenizers` package.
+        chat_template: Jinja text; "" if the model has none.
+        bos_id: start of sequence, if any.
+        eos_ids: ids that end a generation.
+        add_bos: text that starts a sequence begins with `bos_id`.
+        fingerprint: hex digest of all of the above; equal sources have equal fingerprints.
+    """
+
+    json_text: bytes
+    chat_template: str = ""
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    add_bos: bool = False
+    fingerprint: str = ""
+
+
+class Checkpoint(Protocol):
+    """Weights of one model and the facts about them."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Facts of the model."""
+
+    @property
+    def location(self) -> str:
+        """Where it was read from, for messages."""
+
+    @property
+    def tokenizer_source(self) -> TokenizerSource | None:
+        """What its tokenizer is made of; None if the files carry none."""
+
+    def tensor_names(self) -> list[str]:
+        """Canonical names, in the order in which reading them is cheapest."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Logical shape, known without reading the tensor."""
+
+    def read(self, name: str) -> RawTensor:
+        """The tensor; raises `ModelLoadError` for an unknown name or an unreadable type."""
+
+    def close(self) -> None:
+        """Let go of the files; tensors already handed out stay valid."""
+
+
+class DummyCheckpoint:
+    """Random weights of a model that exists only as a spec (`load_format="dummy"`).
+
+    Matrices and biases are normal(0, 0.02) in float32, norms are one. A tensor depends on its
+    name, its shape and the seed alone, so reading order does not matter.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        seed: int = 0,
+        *,
+        tokenizer_source: TokenizerSource | None = None,
+    ) -> None:
+        self.spec = spec
+        self.location = f"random weights (seed {seed})"
+        self.tokenizer_source = tokenizer_source
+        self._seed = seed
+        self._shapes = expected_tensors(spec)
+
+    def tensor_names(self) -> list[str]:
+        """Canonical names, embedding first."""
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Logical shape."""
+        return self._shapes[name]
+
+    def read(self, name: str) -> RawTensor:
+        """The tensor, made now: kind "f32"."""
+        shape = self._shapes[name]
+        if name.endswith("norm.weight"):
+            return RawTensor("f32", shape, np.ones(shape, np.float32))
+        rng = np.random.default_rng((self._seed, zlib.crc32(name.encode())))
+        values = rng.standard_normal(shape, dtype=np.float32)
+        values *= np.float32(0.02)
+        return RawTensor("f32", shape, values)
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -1,0 +1,214 @@
+"""A model in a Hugging Face directory: config.json, safetensors shards, tokenizer.json.
+
+Invariant: every byte range is checked against its file before use, and tensors are views of
+private mappings of the shards. Pickled weights are never opened.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from branchline.runtime.config.model_spec import from_hf_config
+from branchline.runtime.errors import ModelLoadError
+from branchline.runtime.loading.checkpoint import TokenizerSource
+from branchline.runtime.loading.hf_tokenizer import tokenizer_from_directory
+from branchline.runtime.loading.raw_tensor import Kind, RawTensor
+from branchline.runtime.loading.weight_map import canonical_from_hf
+
+_DTYPES: dict[str, tuple[Kind, Any]] = {
+    "F32": ("f32", np.float32),
+    "F16": ("f16", np.float16),
+    "BF16": ("bf16", np.uint16),
+}
+_MAX_HEADER = 100 << 20
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+class _Located(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    shard: str
+    start: int
+    end: int
+
+
+class SafetensorsCheckpoint:
+    """A `Checkpoint` over a Hugging Face directory with one or several safetensors files.
+
+    Args:
+        directory: holds config.json and the rest.
+        weights: false reads the facts and the tokenizer alone; there are no tensors then.
+
+    Raises:
+        ModelLoadError: a file is missing, damaged, cut short, or says something unsupported.
+    """
+
+    def __init__(self, directory: Path, *, weights: bool = True) -> None:
+        self.location = str(directory)
+        config = read_json(directory / "config.json")
+        generation = directory / "generation_config.json"
+        self.tokenizer_source: TokenizerSource | None = tokenizer_from_directory(directory, config)
+        self.spec = from_hf_config(
+            config,
+            read_json(generation) if generation.exists() else None,
+            extra_eos=self.tokenizer_source.eos_ids if self.tokenizer_source else (),
+        )
+        self._maps: dict[str, mmap.mmap] = {}
+        self._entries: dict[str, _Located] = {}
+        for shard in _shards(directory) if weights else ():
+            self._open_shard(shard)
+
+    def tensor_names(self) -> list[str]:
+        """Canonical names, shard by shard, in file order."""
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Logical shape."""
+        return self._entry(name).shape
+
+    def read(self, name: str) -> RawTensor:
+        """The tensor as stored: kind "f32", "f16" or "bf16"."""
+        entry = self._entry(name)
+        if entry.dtype not in _DTYPES:
+            raise ModelLoadError(
+                f"{name} of {self.location} is stored as {entry.dtype}.",
+                hint=f"Supported: {', '.join(_DTYPES)}.",
+            )
+        if entry.shard not in self._maps:
+            raise ModelLoadError(f"{self.location} is closed.")
+        kind, dtype = _DTYPES[entry.dtype]
+        size = entry.end - entry.start
+        raw = np.frombuffer(self._maps[entry.shard], np.uint8, size, entry.start)
+        if entry.start % np.dtype(dtype).itemsize:
+            raw = raw.copy()
+        return RawTensor(kind, entry.shape, raw.view(dtype).reshape(entry.shape))
+
+    def close(self) -> None:
+        """Let go of the mappings; each goes away with the last tensor that views it."""
+        self._maps.clear()
+
+    def _entry(self, name: str) -> _Located:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise ModelLoadError(f"{self.location} has no tensor {name!r}.") from None
+
+    def _open_shard(self, path: Path) -> None:
+        data, base, header = _read_header(path)
+        self._maps[path.name] = data
+        located = []
+        for raw_name, entry in header.items():
+            name = canonical_from_hf(raw_name, self.spec)
+            if name is None:
+                continue
+            if name in self._entries:
+                raise ModelLoadError(f"{self.location} has two tensors {name!r}.")
+            start, end = (base + offset for offset in entry.data_offsets)
+            _check_range(path, raw_name, entry, len(data) - base)
+            located.append((name, _Located(entry.dtype, tuple(entry.shape), path.name, start, end)))
+        self._entries.update(sorted(located, key=lambda item: item[1].start))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ModelLoadError: missing, unreadable, not JSON or not an object.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        raise ModelLoadError(
+            f"{path} is missing.",
+            hint="A Hugging Face directory has config.json, tokenizer.json and *.safetensors.",
+        ) from None
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from error
+    except msgspec.MsgspecError as error:
+        raise ModelLoadError(f"{path} is damaged: {error}.", hint="Fetch it again.") from error
+
+
+def _shards(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelLoadError(f"{index} has no weight_map.", hint="Fetch it again.")
+        names = sorted({str(name) for name in weight_map.values()})
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise ModelLoadError(f"{index} names files outside its directory.", value=outside[0])
+        missing = [name for name in names if not (directory / name).exists()]
+        if missing:
+            raise ModelLoadError(
+                f"{directory} lacks {len(missing)} of {len(names)} weight files: "
+                f"{', '.join(missing)}.",
+                hint="The download is incomplete; fetch it again.",
+            )
+        return [directory / name for name in names]
+    single = directory / "model.safetensors"
+    found = [single] if single.exists() else sorted(directory.glob("*.safetensors"))
+    if not found:
+        pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+        why = f" ({pickled[0]} can run code when opened and is not read)" if pickled else ""
+        raise ModelLoadError(
+            f"{directory} has no safetensors weights{why}.",
+            hint="Save the model with safetensors, or pass a .gguf file.",
+        )
+    return found
+
+
+def _read_header(path: Path) -> tuple[mmap.mmap, int, dict[str, _Entry]]:
+    """(mapping of the file, offset of its data section, entries)."""
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except ValueError:
+        raise ModelLoadError(f"{path} is empty.", hint="Fetch it again.") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from error
+    length = int.from_bytes(data[:8], "little")
+    base = 8 + length
+    if length > min(_MAX_HEADER, len(data) - 8):
+        raise ModelLoadError(
+            f"{path} is no safetensors file, or cut short: its head claims {length} bytes, "
+            f"the file has {len(data)}.",
+            hint="Fetch it again.",
+        )
+    try:
+        raw = msgspec.json.decode(data[8:base], type=dict[str, msgspec.Raw])
+        raw.pop("__metadata__", None)
+        entries = {name: msgspec.json.decode(text, type=_Entry) for name, text in raw.items()}
+    except msgspec.MsgspecError as error:
+        raise ModelLoadError(f"{path} is damaged: {error}.", hint="Fetch it again.") from error
+    return data, base, entries
+
+
+def _check_range(path: Path, name: str, entry: _Entry, available: int) -> None:
+    start, end = entry.data_offsets
+    if not 0 <= start <= end or min(entry.shape, default=0) < 0:
+        raise ModelLoadError(f"{path} is damaged: tensor {name!r} has a bad range or shape.")
+    if end > available:
+        raise ModelLoadError(
+            f"{path} is cut short: tensor {name!r} ends {end - available} bytes past its end.",
+            hint="The download is incomplete; delete the file and fetch it again.",
+        )
+    if entry.dtype in _DTYPES:
+        need = (
+            int(np.prod(entry.shape, dtype=np.int64)) * np.dtype(_DTYPES[entry.dtype][1]).itemsize
+        )
+        if need != end - start:
+            raise ModelLoadError(
+                f"{path} is damaged: tensor {name!r} of {entry.dtype} {entry.shape} "
+                f"has {end - start} bytes instead of {need}."
+            )
