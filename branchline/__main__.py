@@ -1,11 +1,11 @@
-"""`python -m branchline`: hands over to the command line."""
+"""`branchline …` and `python -m branchline`: hand over to the command line."""
 
 
 def main() -> None:
-    """Run the command line (`branchline …`)."""
-    from branchline.runtime.cli import main as cli_main
+    """Run the command line and exit with its status."""
+    from branchline.cli.main import main as command_line
 
-    raise SystemExit(cli_main())
+    raise SystemExit(command_line())
 
 
 if __name__ == "__main__":

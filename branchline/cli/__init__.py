@@ -1,0 +1,1 @@
+"""The command line: `branchline …`. Each command imports what it needs when it runs."""

@@ -1,0 +1,50 @@
+"""`branchline bench …`: hands the flags to the benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+
+from branchline.cli.options import engine_settings
+
+
+def offline(arguments: argparse.Namespace) -> int:
+    """Fixed workloads of token ids."""
+    if arguments.workload == ["list"]:
+        from branchline.runtime.bench.workloads import WORKLOADS
+
+        for workload in WORKLOADS.values():
+            print(f"{workload.name:<12}{workload.about}{'  (CPU default)' * workload.cpu}")
+        return 0
+    from branchline.runtime.bench.offline import offline as run
+
+    run(engine_settings(arguments), workloads=arguments.workload, repeats=arguments.repeats)
+    return 0
+
+
+def programs(arguments: argparse.Namespace) -> int:
+    """Whole programs."""
+    from branchline.bench.programs import programs as run
+
+    run(
+        engine_settings(arguments),
+        names=arguments.workload,
+        at_once=arguments.at_once,
+        repeats=arguments.repeats,
+    )
+    return 0
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Process start to first token."""
+    from branchline.runtime.bench.start import start as run
+
+    run(engine_settings(arguments), repeats=arguments.repeats)
+    return 0
+
+
+def scheduler(arguments: argparse.Namespace) -> int:
+    """Overhead of the scheduler."""
+    from branchline.runtime.bench.scheduler import scheduler as run
+
+    run(engine_settings(arguments), queued=arguments.queued, repeats=arguments.repeats)
+    return 0

@@ -1,0 +1,162 @@
+"""Parser and dispatch. Knows names and help texts; imports a command only when it is called.
+
+`branchline --help` must answer at once, so nothing here imports torch, the language or rich.
+
+Exit status: 0 done, 1 it failed, 2 it was asked wrongly, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from branchline.cli.options import add_engine_flags
+from branchline.runtime.errors import BranchlineError, InvalidRequest, ProgramError
+
+EPILOG = """\
+examples:
+  branchline demo                                   the tour: every example on the default model
+  branchline run examples/01_hello.py --arg name=Ada
+  branchline models pull smollm2-135m
+  branchline bench offline --threads 2
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="branchline",
+        description="Programs over language models, run next to the KV cache.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _add_run(commands.add_parser("run", help="run a program of a file, live in the terminal"))
+    demo = commands.add_parser("demo", help="the tour of the examples")
+    demo.add_argument(
+        "only", nargs="*", metavar="EXAMPLE", help='e.g. "02"; all when none is named'
+    )
+    add_engine_flags(demo)
+    demo.set_defaults(target="branchline.cli.demo:demo")
+    _add_models(commands.add_parser("models", help="list, fetch and find models"))
+    _add_bench(commands.add_parser("bench", help="measure"))
+    env = commands.add_parser("env", help="versions, CPU, native kernels, model cache")
+    env.add_argument("--json", action="store_true", help="one JSON document")
+    env.set_defaults(target="branchline.cli.env:env")
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE[:FUNCTION]", help="Python file with a @function")
+    parser.add_argument(
+        "--arg",
+        dest="args",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="argument of the program; read as JSON unless the parameter is a str",
+    )
+    parser.add_argument("--trace", metavar="FILE.html", help="write the request graph as a page")
+    parser.add_argument("--endpoint", metavar="URL", help="run on a branchline server instead")
+    parser.add_argument("--plain", action="store_true", help="print the final text only")
+    add_engine_flags(parser)
+    parser.set_defaults(target="branchline.cli.run:run")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="models of the catalog and where they are")
+    listing.set_defaults(target="branchline.cli.models:list_models")
+    for name, text in (("pull", "fetch a model"), ("path", "print where a fetched model is")):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("model", help='catalog name, e.g. "smollm2-135m"')
+        action.set_defaults(target=f"branchline.cli.models:{name}")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="WHAT", required=True)
+    texts = {
+        "offline": "fixed workloads of token ids through the engine",
+        "programs": "whole programs: time, forwards per token, reuse of the cache",
+        "start": "process start to first token, and peak memory",
+        "scheduler": "overhead of a step, cost per queued request",
+    }
+    for name, text in texts.items():
+        action = actions.add_parser(name, help=text)
+        action.add_argument("--repeats", type=int, default=3, help="timed runs (default 3)")
+        if name in ("offline", "programs"):
+            action.add_argument(
+                "--workload",
+                action="append",
+                metavar="NAME",
+                help='may be repeated; "list" names them; default: those that suit a CPU',
+            )
+        if name == "programs":
+            action.add_argument(
+                "--at-once", type=int, default=16, metavar="N", help="programs at once (default 16)"
+            )
+        if name == "scheduler":
+            action.add_argument(
+                "--queued", type=int, nargs="+", default=[100, 1000, 10_000], metavar="N"
+            )
+        add_engine_flags(action)
+        action.set_defaults(target=f"branchline.cli.bench:{name}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.version:
+        from importlib.metadata import version
+
+        print(f"branchline {version('branchline')}")
+        return 0
+    target: str = getattr(arguments, "target", "")
+    if not target:
+        parser.print_help()
+        return 2
+    module, _, name = target.partition(":")
+    try:
+        command: Callable[[argparse.Namespace], int] = getattr(
+            importlib.import_module(module), name
+        )
+        return command(arguments)
+    except BranchlineError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        report(error, sys.stderr)
+        return 2 if isinstance(error, InvalidRequest | ProgramError) else 1
+    except ModuleNotFoundError as error:
+        if arguments.debug or (error.name or "").startswith("branchline"):
+            raise
+        hint = 'Install the runtime: pip install "branchline[runtime]"'
+        report(
+            BranchlineError(f"the module {error.name!r} is not installed.", hint=hint), sys.stderr
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`): not an error, but stdout must not be flushed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def report(error: BranchlineError, stream: TextIO) -> None:
+    """One red line that says what failed, then what to do about it."""
+    colour = stream.isatty() and not os.environ.get("NO_COLOR")
+    red, dim, plain = ("\033[31m", "\033[2m", "\033[0m") if colour else ("", "", "")
+    hint, error.hint = error.hint, ""
+    print(f"{red}error: {error}{plain}", file=stream)
+    error.hint = hint
+    if hint:
+        print(f"{dim}hint: {hint}{plain}", file=stream)

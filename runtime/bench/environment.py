@@ -1,0 +1,61 @@
+"""Where a figure was measured: machine, versions, kernels. Imports torch only if asked to."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "llguidance", "gguf", "safetensors", "numpy")
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "neon", "asimd")
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, "not installed" where it is missing."""
+    found = {"branchline": "", "python": platform.python_version()}
+    for name in ("branchline", *_PACKAGES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def cpu() -> dict[str, Any]:
+    """Model, usable cores, and those instruction sets that the kernels care about."""
+    model, flags = platform.processor() or platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = value
+                break
+    present = set(flags.split())
+    return {"model": model, "cores": usable_cores(), "flags": [f for f in _FLAGS if f in present]}
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def header(info: dict[str, Any]) -> str:
+    """Two lines for the top of a report. info: what `Engine.info()` returned."""
+    machine = cpu()
+    found = versions()
+    first = f"{machine['model']}, {machine['cores']} cores ({' '.join(machine['flags']) or '-'})"
+    parts = [f"branchline {found['branchline']}", f"Python {found['python']}"]
+    parts.append(f"torch {found['torch']}")
+    for key in ("model", "dtype", "quantization", "threads", "kernels"):
+        value = info.get(key)
+        if value is not None and not isinstance(value, dict | list):
+            parts.append(f"{key} {value}")
+    return f"{first}\n{', '.join(parts)}"

@@ -1,0 +1,136 @@
+"""`branchline bench offline`: fixed workloads of token ids through an engine in this process.
+
+Greedy, `ignore_eos`, prefix cache on and flushed before each run: what is timed is `generate` from
+the call to the last token. Knows the engine only by its public methods.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from typing import Any, TextIO
+
+from branchline.runtime.bench.environment import header
+from branchline.runtime.bench.measure import Series, json_line, peak_memory_mb, repeat
+from branchline.runtime.bench.report import Column, table
+from branchline.runtime.bench.workloads import Workload, chosen
+from branchline.runtime.core.outputs import GenerateResult
+from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.engine import Engine
+
+COLUMNS = (
+    Column("workload"),
+    Column("shape"),
+    Column("wall s", right=True),
+    Column("spread", right=True),
+    Column("CPU s", right=True),
+    Column("out tok/s", right=True),
+    Column("decode tok/s", right=True),
+    Column("TTFT s", right=True),
+)
+
+
+def run_workload(engine: Engine, workload: Workload, repeats: int) -> Series:
+    """Warm up once, time `repeats` runs; `extra` holds tokens and rates."""
+    context = int(engine.info().get("context_length") or 0)
+
+    def run(round_: int) -> list[GenerateResult]:
+        ids, lengths = workload.make(round_)
+        sampling = [
+            SamplingParams(temperature=0.0, max_tokens=out, ignore_eos=True) for out in lengths
+        ]
+        return engine.generate(ids, sampling)
+
+    ids, lengths = workload.make(0)
+    longest = max(len(prompt) + out for prompt, out in zip(ids, lengths, strict=True))
+    if context and longest > context:
+        series = Series(workload.name)
+        series.extra["skipped"] = f"{longest} tokens, the context holds {context}"
+        return series
+    series = repeat(workload.name, run, repeats=repeats, before=engine.flush_cache)
+    _figures(series, sum(lengths))
+    return series
+
+
+def _figures(series: Series, wanted: int) -> None:
+    """Fill in the rates; the output must be complete, or the time means nothing."""
+    results: list[GenerateResult] = series.samples[-1].result
+    out_tok = sum(len(result.token_ids) for result in results)
+    if out_tok != wanted:
+        errors = [result.error for result in results if result.error]
+        raise AssertionError(f"{series.name}: {out_tok} tokens instead of {wanted}: {errors[:1]}")
+    decode = [
+        (len(result.token_ids) - 1) / (result.meta.latency_s - result.meta.ttft_s)
+        for sample in series.samples
+        for result in sample.result
+        if len(result.token_ids) > 1 and result.meta.latency_s > result.meta.ttft_s
+    ]
+    series.extra = {
+        "out_tok": out_tok,
+        "tok_s": out_tok / series.median_s,
+        "tok_cpu_s": out_tok / series.median_cpu_s,
+        "decode_tok_s": statistics.median(decode) if decode else None,
+        "ttft_s": statistics.median(
+            result.meta.ttft_s for sample in series.samples for result in sample.result
+        ),
+        "cached_tok": sum(result.meta.cached_tokens for result in results),
+        "prompt_tok": sum(result.meta.prompt_tokens for result in results),
+    }
+
+
+def _row(workload: Workload, series: Series) -> list[str]:
+    if not series.samples:
+        return [workload.name, workload.about, "-", "-", "-", "-", "-", series.extra["skipped"]]
+    extra = series.extra
+    decode = extra["decode_tok_s"]
+    return [
+        workload.name,
+        workload.about,
+        f"{series.median_s:.3f}",
+        f"{series.spread:.0%}",
+        f"{series.median_cpu_s:.3f}",
+        f"{extra['tok_s']:.1f}",
+        f"{decode:.1f}" if decode and len(series.samples[0].result) == 1 else "-",
+        f"{extra['ttft_s']:.3f}",
+    ]
+
+
+def offline(
+    settings: dict[str, Any],
+    *,
+    workloads: list[str] | None = None,
+    repeats: int = 3,
+    stream: TextIO = sys.stdout,
+) -> list[Series]:
+    """Run the workloads and print the table, then one JSON line for each.
+
+    Args:
+        settings: the engine's.
+        workloads: names; None = those that suit a CPU.
+
+    Raises:
+        InvalidRequest: an unknown workload or setting.
+    """
+    selected = chosen(workloads)
+    engine = Engine(**settings)
+    try:
+        info = engine.info()
+        print(header(info), file=stream)
+        series = []
+        for workload in selected:
+            series.append(run_workload(engine, workload, repeats))
+            print(f"  {workload.name} done", file=sys.stderr)
+    finally:
+        engine.close()
+    rows = [_row(workload, item) for workload, item in zip(selected, series, strict=True)]
+    table(f"offline, median of {repeats}", COLUMNS, rows, stream)
+    print(f"peak memory {peak_memory_mb():.0f} MB", file=stream)
+    for item in series:
+        timing: dict[str, Any] = {}
+        if item.samples:
+            timing = {"s": item.median_s, "all_s": item.wall, "cpu_s": item.median_cpu_s}
+        print(
+            json_line(model=str(info.get("model")), work=item.name, **timing, **item.extra),
+            file=stream,
+        )
+    return series

@@ -1,0 +1,53 @@
+"""Write docs/configuration.md from the config sections; `--check` says whether it is current."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from branchline.runtime.config.sections import SECTIONS
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+
+HEAD = """\
+# Configuration
+
+<!-- Written by `make docs` from runtime/config/sections.py; edit that file, not this page. -->
+
+Every setting has one name, the same everywhere: `bl.Engine(dtype="float32")` in Python and
+`--dtype float32` on the command line (`branchline run`, `demo` and `bench`). An unknown name or an
+impossible value is an error that says what to use. "auto" and `None` mean: decide for me; what was
+decided, and why, is in `engine.info()`.
+"""
+
+
+def page() -> str:
+    """The whole text of the page."""
+    parts = [HEAD]
+    for section in SECTIONS:
+        title = section.__name__.removesuffix("Section")
+        parts.append(f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n")
+        parts.append("\n| setting | type | default | meaning |\n|---|---|---|---|\n")
+        for item in fields(section):
+            kind = str(item.type).replace("|", "\\|")
+            default = f"`{item.default!r}`".replace("'", '"')
+            text = str(item.metadata["help"]).replace("|", "\\|")
+            parts.append(f"| `{item.name}` | `{kind}` | {default} | {text} |\n")
+    return "".join(parts)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page; with `--check` only compare, 1 if it is out of date."""
+    text = page()
+    if arguments != ["--check"]:
+        TARGET.write_text(text, encoding="utf-8")
+        return 0
+    if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
+        print("docs/configuration.md is out of date: run make docs")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
