@@ -1,4 +1,4 @@
-"""What an operator may choose: one frozen section per subsystem. "auto" and None mean "decide for me".
+"""What an operator may choose: one frozen section per subsystem. "auto" and None = "decide for me".
 
 A field's name is the setting's name everywhere: `Engine(name=…)`, flags, files. Names are unique
 over all sections. `metadata["help"]` is the one text that help pages and docs are made from.

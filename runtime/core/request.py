@@ -12,9 +12,11 @@ import numpy as np
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import FinishReason, TokenLogprob
 from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.errors import BranchlineError
 
 if TYPE_CHECKING:
     from branchline.runtime.core.protocols import Handle, TokenMatcher
+    from branchline.runtime.core.tree import ScoreState
 
 TokenIds = np.ndarray[tuple[int], np.dtype[np.int32]]
 
@@ -41,55 +43,71 @@ class RequestTimes:
 
 @dataclass(slots=True)
 class Progress:
-    """Counters that only the request's end reports."""
+    """Counters that only the request's end reports, and the order of arrival."""
 
     cached_tokens: int = 0
     forwards: int = 0
     forced_tokens: int = 0
     retractions: int = 0
-    counted_prompt: bool = False
+    arrival: int = 0
+    skipped: int = 0
+    prompt_scored: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """The scheduler's record of one sequence; no other room writes it.
+    """One sequence; no other room writes it.
 
-    `ids[:length]` is prompt then output, int32, in a buffer that grows by doubling.
+    `ids[:length]` is prompt then output, int32, in a buffer that grows by doubling. Three lengths
+    order its life: `planned_len <= sampled_len` and `length <= sampled_len`.
 
     Attributes:
         prompt_len: tokens before the first generated one.
         length: ids known on the CPU.
-        planned_len: tokens whose key-value entries exist or are being computed; planning the next
-            step starts here. `planned_len - length` tokens are sampled but not yet seen by the CPU.
+        sampled_len: `length` plus ids that steps in flight are sampling.
+        planned_len: tokens whose key-value entries exist or are being computed.
+        computed_len: of those, tokens whose step is over (cached ones included).
+        max_len: `length` never grows beyond this.
         row: row of the slot and token tables; -1 while it holds none.
         handle: lock on the cached prefix.
         inflight: steps planned and not committed; its memory is released when this is zero.
-        chosen_choices: choices of a `ScoreRequest`.
+        score: what a `ScoreRequest` still has to read; None for generation.
+        error: what ended it, when `finish` is "error".
     """
 
     id: str
     ids: TokenIds
     prompt_len: int
     length: int
+    max_len: int
     sampling: SamplingParams
     source: EngineRequest
+    seed: int = 0
     status: Status = Status.WAITING
     row: int = -1
+    sampled_len: int = 0
     planned_len: int = 0
+    computed_len: int = 0
+    inflight: int = 0
     handle: Handle | None = None
     matcher: TokenMatcher | None = None
-    inflight: int = 0
+    score: ScoreState | None = None
     finish: FinishReason | None = None
+    error: BranchlineError | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     times: RequestTimes = field(default_factory=RequestTimes)
-    seed: int = 0
 
     @property
     def output_len(self) -> int:
         """Generated ids seen by the CPU."""
         return self.length - self.prompt_len
+
+    @property
+    def pending_len(self) -> int:
+        """Tokens that still have to run before the next id can be sampled."""
+        return self.sampled_len - self.planned_len
 
     def append(self, token_id: int) -> None:
         """Add one generated id."""

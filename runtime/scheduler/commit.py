@@ -1,0 +1,192 @@
+"""Takes a finished step back: new ids, stop rules, log-probabilities, endings.
+
+Law: whatever goes wrong with one request ends that request with a typed error and leaves the others
+as they are. Knows nothing of how steps are chosen; text is the outbox's business.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import numpy as np
+
+from branchline.runtime.core.batch import ForwardOutput, TopLogprobs
+from branchline.runtime.core.outputs import FinishReason, TokenLogprob
+from branchline.runtime.core.request import Request, Status
+from branchline.runtime.errors import BackendError, BranchlineError
+from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
+from branchline.runtime.scheduler.planner import Planner
+from branchline.runtime.scheduler.stats import SchedulerStats
+
+
+class Outbox(Protocol):
+    """Where results go; called on the loop thread."""
+
+    def push(self, request: Request) -> bool:
+        """Ids were added to `request`; True when its text now ends by a stop string."""
+
+    def finish(self, request: Request) -> None:
+        """`request` has ended; called exactly once for each."""
+
+
+class Committer:
+    """Applies step results to requests.
+
+    Args:
+        eos_ids: ids that end any output unless `ignore_eos`.
+    """
+
+    def __init__(
+        self, planner: Planner, outbox: Outbox, stats: SchedulerStats, eos_ids: frozenset[int]
+    ) -> None:
+        self._planner = planner
+        self._outbox = outbox
+        self._stats = stats
+        self._eos_ids = eos_ids
+
+    def commit(self, plan: StepPlan, output: ForwardOutput) -> None:
+        """Apply one step. Requests that ended meanwhile are passed over."""
+        for segment in plan.segments:
+            request = segment.request
+            request.inflight -= 1
+            request.progress.forwards += 1
+            if request.finish is None:
+                request.computed_len = segment.start + segment.count
+            else:
+                self._leave_if_idle(request)
+        for span in plan.spans:
+            segment = plan.segments[span.segment]
+            if segment.request.finish is None and output.scores is not None:
+                self._read_scores(segment, output.scores, span.start, span.count)
+        for segment in plan.segments:
+            if segment.request.finish is None and segment.count > 1:
+                self._planner.share(segment.request, _shareable(segment.request))
+        ids = output.token_ids[:, 0].tolist()
+        bad = set(output.bad_rows)
+        for j, index in enumerate(plan.batch.sample_rows.tolist()):
+            request = plan.segments[index].request
+            if request.finish is not None:
+                continue
+            if j in bad:
+                error = BackendError(
+                    "the model gave no usable next token (NaN, or everything was masked)",
+                    hint="Only this request was ended. Check the weights or the constraint.",
+                )
+                self.end(request, "error", error=error)
+                continue
+            logprob = _logprob(request, ids[j], output.logprobs, j)
+            self._token(request, ids[j], logprob)
+
+    def fail(self, plan: StepPlan, error: BranchlineError) -> None:
+        """The whole step failed: its requests end with `error`; nothing of it is cached."""
+        for segment in plan.segments:
+            segment.request.inflight -= 1
+            if segment.request.finish is None:
+                self.end(segment.request, "error", error=error)
+            else:
+                self._leave_if_idle(segment.request)
+
+    def end(
+        self, request: Request, reason: FinishReason, *, error: BranchlineError | None = None
+    ) -> None:
+        """End a request and free its memory: now, or when the step that it is part of is over.
+
+        What it has computed is in the cache before the outbox hears of the end, so that whatever
+        follows on it finds it.
+        """
+        request.finish = reason
+        request.error = error
+        request.status = Status.FINISHED
+        request.times.finished = time.monotonic()
+        if request.row >= 0 and request.inflight and reason != "error":
+            self._planner.share(request, _shareable(request))
+        self._leave_if_idle(request)
+        if reason in ("abort", "deadline"):
+            self._stats.aborted += 1
+        elif reason == "error":
+            self._stats.failed += 1
+        else:
+            self._stats.finished += 1
+        self._outbox.finish(request)
+
+    def _token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
+        sampling = request.sampling
+        if request.times.first_token == 0.0:
+            request.times.first_token = time.monotonic()
+        ended = (token_id in self._eos_ids and not sampling.ignore_eos) or (
+            token_id in sampling.stop_token_ids
+        )
+        if request.matcher is not None and not request.matcher.accept(token_id):
+            error = BackendError(
+                "the constraint refused a token that its own mask allowed", value=token_id
+            )
+            self.end(request, "error", error=error)
+            return
+        if ended:
+            request.sampled_len = request.length
+            self.end(request, "stop")
+            return
+        request.append(token_id)
+        self._stats.sampled_tokens += 1
+        if logprob is not None:
+            request.logprobs.append(logprob)
+        stopped = self._outbox.push(request)
+        if stopped:
+            self.end(request, "stop")
+        elif request.matcher is not None and request.matcher.is_terminated():
+            self.end(request, "constraint")
+        elif request.length >= request.max_len:
+            self.end(request, "length")
+
+    def _leave_if_idle(self, request: Request) -> None:
+        if request.row >= 0 and request.inflight == 0:
+            whole = request.finish != "error"
+            computed = min(request.computed_len, request.length) if whole else 0
+            self._planner.leave(request, computed, insert=whole)
+
+    def _read_scores(self, segment: Segment, scores: TopLogprobs, start: int, count: int) -> None:
+        request = segment.request
+        if segment.group is None:
+            known = len(request.prompt_logprobs)
+            top_k = request.sampling.prompt_logprobs or 0
+            tokens = request.ids[segment.start + 1 : segment.start + 1 + count].tolist()
+            for offset, token in enumerate(tokens):
+                if segment.start + offset >= known:
+                    request.prompt_logprobs.append(_entry(token, scores, start + offset, top_k))
+            return
+        assert request.score is not None
+        values = scores.chosen[start : start + count]
+        if not bool(np.isfinite(values).all()):
+            error = BackendError("the model gave no usable log-probabilities for the choices")
+            self.end(request, "error", error=error)
+            return
+        for choice, reads in segment.group.choices:
+            request.score.results[choice] = [float(values[read]) for read in reads]
+        if request.times.first_token == 0.0:
+            request.times.first_token = time.monotonic()
+        if request.score.complete:
+            self.end(request, "stop")
+        else:
+            request.planned_len = request.length - 1
+
+
+def _shareable(request: Request) -> int:
+    """Tokens that others may use while `request` still runs. A score request runs its last prompt
+    token again for each group of choices, so that one stays its own."""
+    own = request.prompt_len - 1 if request.score is not None else request.length
+    return min(request.computed_len, own)
+
+
+def _logprob(
+    request: Request, token: int, logprobs: TopLogprobs | None, row: int
+) -> TokenLogprob | None:
+    if request.sampling.logprobs is None or logprobs is None:
+        return None
+    return _entry(token, logprobs, row, request.sampling.logprobs)
+
+
+def _entry(token: int, read: TopLogprobs, row: int, top_k: int) -> TokenLogprob:
+    ids = read.top_ids[row].tolist()[:top_k]
+    values = read.top_values[row].tolist()[:top_k]
+    return TokenLogprob(token, float(read.chosen[row]), tuple(zip(ids, values, strict=True)))

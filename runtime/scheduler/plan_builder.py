@@ -1,0 +1,243 @@
+"""Turns the segments chosen for a step into a `ScheduleBatch`. Knows no policy and no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from branchline.runtime.core.batch import (
+    ForwardMode,
+    Int32Array,
+    RowInit,
+    ScheduleBatch,
+    ScoreRead,
+    TreeMask,
+)
+from branchline.runtime.core.request import Request
+from branchline.runtime.core.tree import TreeGroup
+from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
+
+_NO_INTS = np.zeros(0, dtype=np.int32)
+
+
+@dataclass(slots=True)
+class Segment:
+    """One row's part of a step: tokens at positions start … start + count - 1, then candidates.
+
+    Attributes:
+        sample: the id after the segment's last token is sampled.
+        group: choices to score behind the segment's last token.
+        score_prompt: read the log-probability of the prompt's next token at every token.
+    """
+
+    request: Request
+    start: int
+    count: int
+    sample: bool
+    group: TreeGroup | None = None
+    score_prompt: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the row in this step, candidates included."""
+        return self.count + (len(self.group.tree) if self.group is not None else 0)
+
+
+@dataclass(slots=True)
+class ScoreSpan:
+    """Which of a plan's m reads belong to a segment: `[start, start + count)`."""
+
+    segment: int
+    start: int
+    count: int
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """A plan and what its commit needs to know of it."""
+
+    batch: ScheduleBatch
+    segments: list[Segment]
+    spans: list[ScoreSpan]
+
+
+class PlanBuilder:
+    """Builds plans; keeps the last sampling batch, which steady decoding reuses.
+
+    Args:
+        slot_table: int32 [max_rows, max_context], position -> slot.
+        suppress_ids: ids that may not be sampled before `min_tokens`, for one request.
+    """
+
+    def __init__(
+        self,
+        slot_table: np.ndarray[tuple[int, int], np.dtype[np.int32]],
+        suppress_ids: Callable[[Request], tuple[int, ...]],
+    ) -> None:
+        self._slots = slot_table
+        self._suppress_ids = suppress_ids
+        self._sampling_key: tuple[int, ...] = ()
+        self._sampling: SamplingBatch | None = None
+
+    def build(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
+        """One `ScheduleBatch` of all segments, in order."""
+        if all(s.count == 1 and s.sample and s.group is None for s in segments):
+            return self._decode(segments, inits)
+        return self._extend(segments, inits)
+
+    def _decode(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
+        b = len(segments)
+        rows = np.fromiter((s.request.row for s in segments), np.int32, b)
+        starts = np.fromiter((s.start for s in segments), np.int32, b)
+        every = np.arange(b, dtype=np.int32)
+        batch = ScheduleBatch(
+            mode=ForwardMode.DECODE,
+            requests=[s.request for s in segments],
+            rows=rows,
+            seq_lens=starts + np.int32(1),
+            extend_lens=np.ones(b, dtype=np.int32),
+            extend_start=np.arange(b + 1, dtype=np.int32),
+            input_ids=np.fromiter((_known_id(s.request, s.start) for s in segments), np.int32, b),
+            positions=starts.astype(np.int64),
+            out_slots=self._slots[rows, starts],
+            logit_idx=every,
+            sample_idx=every,
+            sample_rows=every,
+            sampling=self._sampling_batch([s.request for s in segments]),
+            inits=inits,
+        )
+        return StepPlan(batch, segments, [])
+
+    def _extend(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
+        ids, positions, slots, logits, sample_idx, sample_rows = [], [], [], [], [], []
+        read_rows: list[Int32Array] = []
+        read_tokens: list[Int32Array] = []
+        spans: list[ScoreSpan] = []
+        lens = np.fromiter((s.num_tokens for s in segments), np.int32, len(segments))
+        start = np.zeros(len(segments) + 1, dtype=np.int32)
+        np.cumsum(lens, out=start[1:])
+        seq_lens = np.fromiter((s.start + s.num_tokens for s in segments), np.int32, len(segments))
+        num_logits = num_reads = 0
+        for index, segment in enumerate(segments):
+            ids.append(_segment_ids(segment))
+            positions.append(_segment_positions(segment))
+            row, end = segment.request.row, segment.start + segment.num_tokens
+            slots.append(self._slots[row, segment.start : end])
+            wanted, reads, tokens = _segment_reads(segment)
+            if len(reads):
+                spans.append(ScoreSpan(index, num_reads, len(reads)))
+                read_rows.append((reads + num_logits).astype(np.int32))
+                read_tokens.append(tokens)
+                num_reads += len(reads)
+            if segment.sample:
+                sample_idx.append(num_logits + len(wanted) - 1)
+                sample_rows.append(index)
+            logits.append(wanted + start[index])
+            num_logits += len(wanted)
+        sampled = [segments[i].request for i in sample_rows]
+        batch = ScheduleBatch(
+            mode=(
+                ForwardMode.VERIFY
+                if any(s.group is not None for s in segments)
+                else ForwardMode.EXTEND
+            ),
+            requests=[s.request for s in segments],
+            rows=np.fromiter((s.request.row for s in segments), np.int32, len(segments)),
+            seq_lens=seq_lens,
+            extend_lens=lens,
+            extend_start=start,
+            input_ids=np.concatenate(ids),
+            positions=np.concatenate(positions),
+            out_slots=np.concatenate(slots),
+            logit_idx=np.concatenate(logits).astype(np.int32),
+            sample_idx=np.array(sample_idx, dtype=np.int32),
+            sample_rows=np.array(sample_rows, dtype=np.int32),
+            sampling=self._sampling_batch(sampled) if sampled else None,
+            score=(
+                ScoreRead(np.concatenate(read_rows), np.concatenate(read_tokens), _top_k(segments))
+                if read_rows
+                else None
+            ),
+            tree=_tree_mask(segments),
+            inits=inits,
+        )
+        return StepPlan(batch, segments, spans)
+
+    def _sampling_batch(self, requests: list[Request]) -> SamplingBatch:
+        key = tuple(id(request) for request in requests)
+        if key != self._sampling_key or self._sampling is None:
+            self._sampling = SamplingBatch.build(
+                [
+                    RowSampling(r.sampling, r.seed, r.prompt_len, self._suppress_ids(r))
+                    for r in requests
+                ]
+            )
+            self._sampling_key = key
+        return self._sampling
+
+
+def _known_id(request: Request, position: int) -> int:
+    return int(request.ids[position]) if position < request.length else -1
+
+
+def _segment_ids(segment: Segment) -> Int32Array:
+    request, start, end = segment.request, segment.start, segment.start + segment.count
+    if end <= request.length:
+        plain = request.ids[start:end]
+    else:
+        plain = np.full(segment.count, -1, dtype=np.int32)
+        known = max(0, request.length - start)
+        plain[:known] = request.ids[start : start + known]
+    if segment.group is None:
+        return plain
+    return np.concatenate([plain, segment.group.tree.token_ids])
+
+
+def _segment_positions(segment: Segment) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    plain = np.arange(segment.start, segment.start + segment.count, dtype=np.int64)
+    if segment.group is None:
+        return plain
+    after = segment.start + segment.count
+    return np.concatenate([plain, segment.group.tree.depths.astype(np.int64) + after])
+
+
+def _segment_reads(segment: Segment) -> tuple[Int32Array, Int32Array, Int32Array]:
+    """(tokens of the segment that need logits, reads as indices into those, token ids read)."""
+    last = segment.count - 1
+    if segment.group is not None:
+        n = len(segment.group.tree)
+        wanted = np.arange(last, last + 1 + n, dtype=np.int32)
+        return wanted, segment.group.read_nodes + np.int32(1), segment.group.read_tokens
+    if segment.score_prompt:
+        request = segment.request
+        end = min(segment.start + segment.count, request.prompt_len - 1)
+        reads = np.arange(0, max(0, end - segment.start), dtype=np.int32)
+        tokens = request.ids[segment.start + 1 : segment.start + 1 + len(reads)]
+        wanted = np.arange(0, segment.count if segment.sample else len(reads), dtype=np.int32)
+        return wanted, reads, tokens
+    wanted = np.array([last], dtype=np.int32) if segment.sample else _NO_INTS
+    return wanted, _NO_INTS, _NO_INTS
+
+
+def _top_k(segments: list[Segment]) -> int:
+    return max(
+        (s.request.sampling.prompt_logprobs or 0 for s in segments if s.score_prompt), default=0
+    )
+
+
+def _tree_mask(segments: list[Segment]) -> TreeMask | None:
+    if all(s.group is None or len(s.group.tree) == 0 for s in segments):
+        return None
+    counts = np.zeros(len(segments), dtype=np.int32)
+    offsets = np.zeros(len(segments), dtype=np.int32)
+    words = []
+    total = 0
+    for index, segment in enumerate(segments):
+        offsets[index] = total
+        if segment.group is not None and len(segment.group.tree):
+            counts[index] = len(segment.group.tree)
+            words.append(segment.group.tree.mask_words())
+            total += len(words[-1])
+    return TreeMask(counts, offsets, np.concatenate(words))

@@ -1,0 +1,281 @@
+"""Chooses what runs in the next step: decode rows first, then prompts in chunks, mixed.
+
+Law: a step never needs memory that is not there. A running row that cannot grow sits the step out;
+once no step is in flight, the youngest requests of the lowest priority are retracted (their memory
+is released, what they computed stays in the cache while it can) until it can. Admission leaves room
+for what running requests may still write. Knows nothing of sampling, grammars or text.
+"""
+
+from __future__ import annotations
+
+import time
+
+from branchline.runtime.core.batch import RowInit
+from branchline.runtime.core.request import Request, Status
+from branchline.runtime.core.tree import TreeGroup
+from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.memory.prefix_cache import CacheHandle
+from branchline.runtime.scheduler.plan_builder import Segment
+from branchline.runtime.scheduler.prefixes import PrefixesInFlight
+from branchline.runtime.scheduler.stats import SchedulerStats
+from branchline.runtime.scheduler.waiting_queue import WaitingQueue
+
+RESERVE_TOKENS = 256
+"""Tokens a running request may still write that admission keeps free for it at most."""
+
+PROMPT_SCORE_CHUNK = 128
+"""Chunk of a prompt whose log-probabilities are wanted: each of its tokens needs a logit row."""
+
+MAX_CANDIDATES = 128
+"""Waiting requests that one step looks at; held-back ones count."""
+
+
+class Planner:
+    """Owns the running set.
+
+    Args:
+        max_running: rows in one step at most.
+        max_step_tokens: tokens in one step at most.
+    """
+
+    def __init__(
+        self,
+        cache: CacheManager,
+        waiting: WaitingQueue,
+        stats: SchedulerStats,
+        *,
+        max_running: int,
+        max_step_tokens: int,
+    ) -> None:
+        self.running: dict[Request, None] = {}
+        self._cache = cache
+        self._waiting = waiting
+        self._stats = stats
+        self._max_running = max_running
+        self._max_step_tokens = max_step_tokens
+        self._reserve_share = 0.5
+        self.prefixes = PrefixesInFlight()
+
+    def plan(self) -> tuple[list[Segment], list[RowInit]]:
+        """Segments of the next step and rows to fill first; empty when there is nothing to do."""
+        segments: list[Segment] = []
+        inits: list[RowInit] = []
+        budget = self._decode(segments)
+        budget = self._continue_prefill(segments, budget)
+        if budget > 0:
+            self._admit(segments, inits, budget)
+        return segments, inits
+
+    # -- running rows ----------------------------------------------------------------------------
+
+    def _decode(self, segments: list[Segment]) -> int:
+        budget = self._max_step_tokens
+        for request in list(self.running):
+            if request not in self.running or not _wants_decode(request) or budget == 0:
+                continue
+            start = request.planned_len
+            if not self._make_room(request, start + 1):
+                continue
+            segments.append(Segment(request, start, 1, sample=True))
+            _advance(request, 1, sample=True)
+            budget -= 1
+        return budget
+
+    def _continue_prefill(self, segments: list[Segment], budget: int) -> int:
+        for request in list(self.running):
+            if budget <= 0:
+                break
+            if request in self.running and _wants_prefill(request):
+                budget -= self._add_chunk(request, segments, budget)
+        return budget
+
+    def _add_chunk(self, request: Request, segments: list[Segment], budget: int) -> int:
+        """Plan the next chunk of a prompt; returns its tokens (0 when it must wait)."""
+        start = request.planned_len
+        count = min(request.pending_len, budget)
+        score_prompt = _scores_prompt(request)
+        if score_prompt:
+            count = min(count, PROMPT_SCORE_CHUNK)
+        last = count == request.pending_len
+        if last and request.score is not None:
+            group = request.score.groups[request.score.next_group]
+            if count + len(group.tree) <= budget:
+                return self._add_group(request, segments, count, group)
+            count, last = count - 1, False
+            if count == 0:
+                return 0
+        if not self._make_room(request, start + count):
+            return 0
+        sample = last and request.score is None
+        segments.append(Segment(request, start, count, sample, score_prompt=score_prompt))
+        _advance(request, count, sample=sample)
+        if score_prompt:
+            request.progress.prompt_scored = start + count
+        return count
+
+    def _add_group(
+        self, request: Request, segments: list[Segment], count: int, group: TreeGroup
+    ) -> int:
+        """Plan the end of a score request's prompt with a group of choices behind it."""
+        assert request.score is not None
+        size = count + len(group.tree)
+        if not self._make_room(request, request.planned_len + size):
+            return 0
+        segments.append(Segment(request, request.planned_len, count, sample=False, group=group))
+        request.score.next_group += 1
+        _advance(request, count, sample=False)
+        return size
+
+    def _make_room(self, request: Request, new_len: int) -> bool:
+        """Slots for positions up to `new_len`; False when `request` cannot run in this step."""
+        current = self._cache.slot_table.held[request.row]
+        if new_len <= current:
+            return True
+        while not self._cache.extend(request.row, current, new_len):
+            if self._cache.break_leases(new_len - current):
+                continue
+            if any(other.inflight for other in self.running):
+                return False
+            victim = self._victim()
+            self.retract(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _victim(self) -> Request:
+        return min(self.running, key=lambda r: (r.source.priority, -r.progress.arrival))
+
+    def retract(self, request: Request) -> None:
+        """Take a running request's memory; it resumes later where it was, with the same output."""
+        self.leave(request, min(request.computed_len, request.length), insert=True)
+        request.planned_len = request.computed_len = 0
+        request.sampled_len = request.length
+        request.progress.retractions += 1
+        if request.progress.prompt_scored < request.prompt_len - 1:
+            request.progress.prompt_scored = 0
+            request.prompt_logprobs.clear()
+        request.status = Status.WAITING
+        self._stats.retractions += 1
+        self._reserve_share = min(1.0, self._reserve_share + 0.2)
+        self._waiting.add_first(request)
+
+    def leave(self, request: Request, computed_len: int, *, insert: bool) -> None:
+        """Release a running request's row and memory; its computed prefix stays cached."""
+        namespace = request.source.namespace
+        ids = request.ids[: request.length]
+        handle = request.handle
+        assert isinstance(handle, CacheHandle)
+        old = self._cache.match_len(ids[:computed_len], namespace) if insert else 0
+        self._cache.release(request.row, ids, computed_len, handle, namespace, insert=insert)
+        if insert:
+            self._waiting.inserted(ids, namespace, old, computed_len)
+        self.prefixes.discard(request)
+        self.running.pop(request, None)
+        request.row, request.handle = -1, None
+
+    def share(self, request: Request, computed_len: int) -> None:
+        """Put the computed part of a running request's prompt into the cache."""
+        handle = request.handle
+        assert isinstance(handle, CacheHandle)
+        namespace = request.source.namespace
+        ids = request.ids[: request.length]
+        old = self._cache.match_len(ids[:computed_len], namespace)
+        request.handle = self._cache.commit(request.row, ids, computed_len, handle, namespace)
+        self._waiting.inserted(ids, namespace, old, computed_len)
+        if computed_len >= request.prompt_len - 1:
+            self.prefixes.discard(request)
+
+    # -- admission -------------------------------------------------------------------------------
+
+    def _admit(self, segments: list[Segment], inits: list[RowInit], budget: int) -> None:
+        if len(self.running) >= self._max_running or not len(self._waiting):
+            return
+        reserved = sum(self._reserve(request) for request in self.running)
+        self._reserve_share = max(0.1, self._reserve_share - 0.001)
+        for looked_at, request in enumerate(self._waiting.candidates()):
+            if budget <= 0 or len(self.running) >= self._max_running or looked_at > MAX_CANDIDATES:
+                break
+            limit = 0 if _scores_prompt(request) else request.length - 1
+            match = self._cache.match(request.ids[:limit], request.source.namespace)
+            if self.prefixes.should_wait(request, match.cached_len):
+                self._stats.held_back += 1
+                continue
+            self._cache.lock(match.handle)
+            if not self._fits(request, match.cached_len, reserved):
+                self._cache.unlock(match.handle)
+                break
+            row = self._cache.allocate_row()
+            if row is None:
+                self._cache.unlock(match.handle)
+                break
+            self._enter(request, row, match.handle, match.cached_len)
+            inits.append(RowInit(row, 0, request.ids[: request.length].copy()))
+            budget -= self._add_chunk(request, segments, budget)
+            reserved += self._reserve(request)
+
+    def _enter(self, request: Request, row: int, handle: CacheHandle, cached_len: int) -> None:
+        self._cache.attach(row, handle)
+        self._waiting.admitted(request)
+        self.running[request] = None
+        request.row, request.handle = row, handle
+        request.planned_len = request.computed_len = cached_len
+        request.sampled_len = request.length
+        request.status = Status.PREFILL
+        if request.progress.retractions == 0:
+            request.progress.cached_tokens = cached_len
+            request.times.admitted = time.monotonic()
+        if request.pending_len > 1:
+            self.prefixes.add(request)
+
+    def _reserve(self, request: Request) -> int:
+        """Tokens to keep free for what a running request has still to compute and may write."""
+        nodes = 0
+        if request.score is not None and not request.score.complete:
+            nodes = max(len(group.tree) for group in request.score.groups)
+        room = min(request.max_len - request.sampled_len, RESERVE_TOKENS)
+        return request.pending_len + nodes + int(room * self._reserve_share)
+
+    def _fits(self, request: Request, cached_len: int, reserved: int) -> bool:
+        """True when `request` may start; with nothing running, leases give way to it."""
+        nodes = max(len(g.tree) for g in request.score.groups) if request.score is not None else 0
+        needed = request.length - cached_len + nodes + self._cache.page_size
+        if self.running:
+            room = min(request.max_len - request.length, RESERVE_TOKENS)
+            needed += reserved + int(room * self._reserve_share)
+        available = self._cache.free_tokens + self._cache.evictable_tokens
+        if available < needed and not self.running:
+            self._cache.break_leases(needed)
+            available = self._cache.free_tokens + self._cache.evictable_tokens
+        return available >= needed
+
+
+def _wants_decode(request: Request) -> bool:
+    return (
+        request.finish is None
+        and request.score is None
+        and request.pending_len == 1
+        and request.status is Status.DECODE
+        and request.sampled_len < request.max_len
+    )
+
+
+def _wants_prefill(request: Request) -> bool:
+    if request.finish is not None or request.pending_len == 0:
+        return False
+    return request.score is not None or request.status is Status.PREFILL
+
+
+def _scores_prompt(request: Request) -> bool:
+    """True while log-probabilities of the prompt are wanted and not all read."""
+    return (
+        request.sampling.prompt_logprobs is not None
+        and request.progress.prompt_scored < request.prompt_len - 1
+    )
+
+
+def _advance(request: Request, count: int, *, sample: bool) -> None:
+    request.planned_len += count
+    request.inflight += 1
+    if sample:
+        request.sampled_len += 1
+        request.status = Status.DECODE

@@ -1,0 +1,253 @@
+"""The loop's body: take requests in, plan a step, hand it out, take the one before back.
+
+Overlap: step N + 1 is planned and given to the worker while N computes; then N is committed, the
+masks of N + 1 are filled (they need N's ids, the forward does not) and N + 1 is sampled. All calls
+are made on one thread, the loop thread. Knows nothing of text, threads or sockets.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from branchline.runtime.config.sections import SchedulerSection
+from branchline.runtime.core.messages import EngineRequest
+from branchline.runtime.core.outputs import FinishReason
+from branchline.runtime.core.protocols import Pending, TokenMatcher, Worker
+from branchline.runtime.core.request import Request
+from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.errors import BackendError, BranchlineError, QueueFull
+from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.scheduler.commit import Committer, Outbox
+from branchline.runtime.scheduler.intake import Intake, remaining
+from branchline.runtime.scheduler.plan_builder import PlanBuilder, StepPlan
+from branchline.runtime.scheduler.planner import Planner
+from branchline.runtime.scheduler.stats import SchedulerStats
+from branchline.runtime.scheduler.waiting_queue import WaitingQueue
+
+logger = logging.getLogger(__name__)
+
+MaskFiller = Callable[
+    [list[TokenMatcher | None], int], "np.ndarray[tuple[int, int], np.dtype[np.int32]] | None"
+]
+Compile = Callable[[Constraint, Callable[[TokenMatcher | BranchlineError], None]], None]
+
+
+class Scheduler:
+    """Continuous batching over one worker.
+
+    Args:
+        max_step_tokens: tokens of one step at most.
+        compile_constraint: makes a matcher off the loop thread and calls back on the loop thread.
+        fill_masks: (matcher of each sampled row, s) -> int32 [s, ceil(V / 32)], or None when no
+            row needs a mask.
+    """
+
+    def __init__(
+        self,
+        settings: SchedulerSection,
+        cache: CacheManager,
+        worker: Worker,
+        outbox: Outbox,
+        intake: Intake,
+        *,
+        max_step_tokens: int,
+        eos_ids: frozenset[int],
+        compile_constraint: Compile,
+        fill_masks: MaskFiller,
+    ) -> None:
+        self.stats = SchedulerStats()
+        self.cache = cache
+        self._settings = settings
+        self._worker = worker
+        self._intake = intake
+        self._compile = compile_constraint
+        self._fill_masks = fill_masks
+        self.waiting = WaitingQueue(settings.policy, cache.match_len, settings.max_skips)
+        self._planner = Planner(
+            cache,
+            self.waiting,
+            self.stats,
+            max_running=settings.max_running_requests,
+            max_step_tokens=max_step_tokens,
+        )
+        self._committer = Committer(self._planner, outbox, self.stats, eos_ids)
+        self._builder = PlanBuilder(cache.slot_table.array, _suppress_ids(eos_ids))
+        self._inflight: deque[tuple[StepPlan, Pending]] = deque()
+        self._requests: dict[str, Request] = {}
+        self._deadlines: list[tuple[float, str]] = []
+
+    # -- from outside ----------------------------------------------------------------------------
+
+    def submit(self, source: EngineRequest) -> list[Request]:
+        """Queue a request (n records for n outputs).
+
+        Raises:
+            InvalidRequest: it cannot be run.
+            QueueFull: too many wait.
+        """
+        if len(self._requests) >= self._settings.max_queued_requests:
+            raise QueueFull(
+                f"{len(self._requests)} requests wait or run already",
+                hint="Try again later, or raise max_queued_requests.",
+            )
+        if source.id in self._requests:
+            raise BackendError("a request with this id is running", value=source.id)
+        requests = self._intake.make(source)
+        deadline = remaining(source.deadline, self._settings.default_deadline_s)
+        for request in requests:
+            self.stats.submitted += 1
+            self._requests[request.id] = request
+            if deadline is not None:
+                heapq.heappush(self._deadlines, (deadline, request.id))
+            self._admit_or_compile(request)
+        return requests
+
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
+        """End a request (and its siblings `id#i`); ids that are not known are ignored."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._end(request, reason)
+        index = 1
+        while (sibling := self._requests.get(f"{request_id}#{index}")) is not None:
+            self._end(sibling, reason)
+            index += 1
+
+    def forget(self, request: Request) -> None:
+        """The outbox has sent the request's end."""
+        self._requests.pop(request.id, None)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a row."""
+        return len(self._planner.running)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that wait, compile or run."""
+        return len(self._requests)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """`time.monotonic()` of the next deadline."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    # -- one turn of the loop --------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """One turn; False when there was nothing to do (and nothing is in flight)."""
+        clock = time.perf_counter
+        t0 = clock()
+        had_inflight = bool(self._inflight)
+        self._expire()
+        plan = self._plan()
+        t1 = clock()
+        pending = self._worker.forward(plan.batch) if plan is not None else None
+        t2 = clock()
+        self.stats.plan_s += t2 - t0
+        while self._inflight:
+            self._commit_oldest()
+        t3 = clock()
+        if plan is not None and pending is not None:
+            matchers = [
+                r.matcher if r.finish is None else None
+                for r in (plan.segments[i].request for i in plan.batch.sample_rows.tolist())
+            ]
+            bitmask = self._fill_masks(matchers, len(matchers)) if any(matchers) else None
+            self._worker.sample(pending, bitmask)
+            self._inflight.append((plan, pending))
+            self.stats.steps += 1
+            self.stats.step_tokens += plan.batch.num_tokens
+            self.stats.mask_s += clock() - t3
+            if not self._settings.overlap:
+                self._commit_oldest()
+        self.stats.intake_s += t1 - t0
+        return plan is not None or had_inflight
+
+    def audit(self) -> int:
+        """Check memory when idle; returns breaches found (and mended)."""
+        found = len(self.cache.audit()) if not self._planner.running else 0
+        self.stats.audit_repairs += found
+        return found
+
+    def fail_all(self, error: BranchlineError) -> None:
+        """End every request (the loop is stopping, or cannot go on)."""
+        while self._inflight:
+            plan, _ = self._inflight.popleft()
+            self._committer.fail(plan, error)
+        for request in list(self._requests.values()):
+            if request.finish is None:
+                self.waiting.remove(request)
+                self._committer.end(request, "error", error=error)
+
+    def _plan(self) -> StepPlan | None:
+        segments, inits = self._planner.plan()
+        return self._builder.build(segments, inits) if segments else None
+
+    def _commit_oldest(self) -> None:
+        plan, pending = self._inflight.popleft()
+        start = time.perf_counter()
+        try:
+            output = pending.result()
+        except Exception as error:
+            logger.exception("a step of %d requests failed", len(plan.segments))
+            failure = BackendError(
+                f"the step failed: {type(error).__name__}: {error}",
+                retryable=True,
+                hint="The request was ended; others go on.",
+            )
+            self._committer.fail(plan, failure)
+            return
+        waited = time.perf_counter()
+        self.stats.wait_s += waited - start
+        self._committer.commit(plan, output)
+        self.stats.commit_s += time.perf_counter() - waited
+
+    def _admit_or_compile(self, request: Request) -> None:
+        constraint = request.sampling.constraint
+        if constraint is None:
+            self.waiting.add(request)
+            return
+
+        def ready(result: TokenMatcher | BranchlineError) -> None:
+            if request.finish is not None:
+                return
+            if isinstance(result, BranchlineError):
+                self._committer.end(request, "error", error=result)
+            else:
+                request.matcher = result
+                self.waiting.add(request)
+
+        self._compile(constraint, ready)
+
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        if request.finish is None:
+            self.waiting.remove(request)
+            self._committer.end(request, reason)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id = heapq.heappop(self._deadlines)
+            request = self._requests.get(request_id)
+            if request is not None:
+                self._end(request, "deadline")
+        if len(self._deadlines) > 2 * len(self._requests) + 64:
+            self._deadlines = [item for item in self._deadlines if item[1] in self._requests]
+            heapq.heapify(self._deadlines)
+
+
+def _suppress_ids(eos_ids: frozenset[int]) -> Callable[[Request], tuple[int, ...]]:
+    model_end = tuple(sorted(eos_ids))
+
+    def suppress(request: Request) -> tuple[int, ...]:
+        if request.sampling.min_tokens == 0:
+            return ()
+        return model_end + request.sampling.stop_token_ids
+
+    return suppress

@@ -1,0 +1,37 @@
+"""Counters of the scheduler, cumulative since start. Seconds are of `time.perf_counter`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    """What the scheduler has done.
+
+    Attributes:
+        steps: steps given to the worker.
+        step_tokens: tokens of those steps.
+        sampled_tokens: ids kept as output.
+        finished, aborted, failed: requests by how they ended.
+        retractions: times a running request gave its memory back.
+        held_back: times a request waited for a prefix in flight.
+        intake_s, plan_s, mask_s, wait_s, commit_s: CPU-side phases of the loop; `wait_s` is time
+            spent waiting for the worker.
+    """
+
+    steps: int = 0
+    step_tokens: int = 0
+    sampled_tokens: int = 0
+    submitted: int = 0
+    finished: int = 0
+    aborted: int = 0
+    failed: int = 0
+    retractions: int = 0
+    held_back: int = 0
+    audit_repairs: int = 0
+    intake_s: float = 0.0
+    plan_s: float = 0.0
+    mask_s: float = 0.0
+    wait_s: float = 0.0
+    commit_s: float = 0.0

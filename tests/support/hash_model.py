@@ -1,0 +1,213 @@
+"""A model without weights whose every output depends on every key-value entry it should read.
+
+The "key-value entry" of a token is (position along its path, rolling hash of the path up to it),
+kept by slot as a real pool would. A token's logits come from a sum over all entries that it may
+see, read through the slot table, so a wrong slot, a stale entry, a wrong mask or a wrong id changes
+the output. `expected_output` computes the same by brute force from ids alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from branchline.runtime.core.batch import ForwardOutput, ScheduleBatch, TopLogprobs
+from branchline.runtime.core.protocols import Pending
+
+MOD = (1 << 31) - 1
+VOCAB = 97
+
+
+def entry(previous: int, token: int) -> int:
+    """Hash of a path from the hash of its parent and its last id."""
+    return (previous * 48271 + token * 16807 + 12345) % MOD
+
+
+def score(total: int, token: int) -> float:
+    """Log-probability-like value of `token` after a context with this checksum."""
+    return -float((total * 31 + token * 7919) % 1009) / 100.0
+
+
+def best(total: int) -> int:
+    """The greedy next id."""
+    return (total * 65539 + 17) % VOCAB
+
+
+def checksum(ids: Sequence[int]) -> int:
+    """Sum over the context's entries, each with its position."""
+    total = hash_ = 0
+    for position, token in enumerate(ids):
+        hash_ = entry(hash_, token)
+        total = (total + hash_ * (position + 1)) % MOD
+    return total
+
+
+def expected_output(
+    prompt: Sequence[int], count: int, eos: frozenset[int] = frozenset()
+) -> list[int]:
+    """Greedy continuation by brute force."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + count:
+        token = best(checksum(ids))
+        if token in eos:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+def expected_scores(prompt: Sequence[int], choice: Sequence[int]) -> list[float]:
+    """Values of a choice's tokens by brute force."""
+    ids = list(prompt)
+    values = []
+    for token in choice:
+        values.append(score(checksum(ids), token))
+        ids.append(token)
+    return values
+
+
+class _Step:
+    def __init__(self, worker: HashWorker, plan: ScheduleBatch) -> None:
+        self.worker = worker
+        self.plan = plan
+        self.output: ForwardOutput | None = None
+        self.error: Exception | None = None
+        self.sampled = False
+
+    def result(self) -> ForwardOutput:
+        self.worker.run_until(self)
+        if self.error is not None:
+            raise self.error
+        assert self.output is not None
+        return self.output
+
+    def done(self) -> bool:
+        return self.output is not None or self.error is not None
+
+
+class HashWorker:
+    """Runs steps in order, as late as possible (`lazy`) or at once.
+
+    Args:
+        slot_table: the cache manager's array, shared.
+        num_slots: of the pool.
+        lazy: run a step only when its result is asked for, so that it sees the latest tables.
+        fail_steps: numbers of steps that raise.
+    """
+
+    def __init__(
+        self,
+        slot_table: np.ndarray[tuple[int, int], np.dtype[np.int32]],
+        num_slots: int,
+        *,
+        lazy: bool = True,
+        fail_steps: frozenset[int] = frozenset(),
+        delay_s: float = 0.0,
+    ) -> None:
+        self.slots = slot_table
+        self.tokens = np.full((slot_table.shape[0], slot_table.shape[1] + 1), 3, dtype=np.int32)
+        self.depth = np.full(num_slots, -1, dtype=np.int64)
+        self.hash = np.zeros(num_slots, dtype=np.int64)
+        self.lazy = lazy
+        self.fail_steps = fail_steps
+        self.steps = 0
+        self.forwarded_tokens = 0
+        self.max_rows = 0
+        self._queue: deque[_Step] = deque()
+        self._delay = threading.Event()
+        self._delay_s = delay_s
+
+    def forward(self, plan: ScheduleBatch) -> Pending:
+        step = _Step(self, plan)
+        self._queue.append(step)
+        return step
+
+    def sample(self, pending: Pending, bitmask: object) -> None:
+        assert isinstance(pending, _Step)
+        pending.sampled = True
+        if not self.lazy:
+            self.run_until(pending)
+
+    def close(self) -> None:
+        self._queue.clear()
+
+    def run_until(self, last: _Step) -> None:
+        """Run queued steps up to and including `last`."""
+        while not last.done():
+            step = self._queue.popleft()
+            assert step.sampled, "a step ran before its sample call"
+            if self._delay_s:
+                self._delay.wait(self._delay_s)
+            number, self.steps = self.steps, self.steps + 1
+            if number in self.fail_steps:
+                step.error = RuntimeError(f"injected failure of step {number}")
+                continue
+            step.output = self._run(step.plan)
+
+    def _run(self, plan: ScheduleBatch) -> ForwardOutput:
+        for init in plan.inits:
+            self.tokens[init.row, init.start : init.start + len(init.ids)] = init.ids
+        self.forwarded_tokens += plan.num_tokens
+        self.max_rows = max(self.max_rows, len(plan.rows))
+        totals = np.zeros(plan.num_tokens, dtype=np.int64)
+        for i, row in enumerate(plan.rows.tolist()):
+            self._run_row(plan, i, row, totals)
+        wanted = totals[plan.logit_idx]
+        ids = np.array([best(int(wanted[j])) for j in plan.sample_idx], dtype=np.int32)
+        for token, index in zip(ids.tolist(), plan.sample_rows.tolist(), strict=True):
+            self.tokens[plan.rows[index], plan.seq_lens[index]] = token
+        return ForwardOutput(
+            token_ids=ids.reshape(-1, 1),
+            num_new=np.ones(len(ids), dtype=np.int32),
+            logprobs=_read(wanted[plan.sample_idx], ids),
+            scores=(
+                None
+                if plan.score is None
+                else _read(wanted[plan.score.logit_rows], plan.score.token_ids)
+            ),
+        )
+
+    def _run_row(self, plan: ScheduleBatch, i: int, row: int, totals: np.ndarray) -> None:
+        lo, hi = int(plan.extend_start[i]), int(plan.extend_start[i + 1])
+        end = int(plan.seq_lens[i])
+        first = end - (hi - lo)
+        tree = 0 if plan.tree is None else int(plan.tree.counts[i])
+        plain = hi - lo - tree
+        for k in range(hi - lo):
+            index, position = first + k, int(plan.positions[lo + k])
+            token = int(plan.input_ids[lo + k])
+            if token < 0:
+                token = int(self.tokens[row, position])
+            seen = list(range(first + min(k, plain)))
+            if k >= plain:
+                seen += self._tree_seen(plan, i, tree, k - plain, first + plain)
+            slots = self.slots[row, seen]
+            assert (self.depth[slots] == np.arange(len(slots))).all(), "a stale or foreign entry"
+            assert len(slots) == position, "a token does not see exactly the tokens before it"
+            previous = int(self.hash[slots[-1]]) if len(slots) else 0
+            slot = int(plan.out_slots[lo + k])
+            assert slot > 0 and int(self.slots[row, index]) == slot, "slot table and plan disagree"
+            self.depth[slot], self.hash[slot] = position, entry(previous, token)
+            path = np.append(self.hash[slots], self.hash[slot])
+            weights = np.arange(1, len(path) + 1, dtype=object)
+            totals[lo + k] = int(
+                sum(int(h) * int(w) for h, w in zip(path, weights, strict=True)) % MOD
+            )
+
+    @staticmethod
+    def _tree_seen(plan: ScheduleBatch, i: int, n: int, j: int, base: int) -> list[int]:
+        assert plan.tree is not None
+        width = (n + 63) // 64
+        start = int(plan.tree.offsets[i]) + j * width
+        words = [int(word) for word in plan.tree.words[start : start + width]]
+        return [base + x for x in range(n) if x != j and words[x >> 6] >> (x & 63) & 1]
+
+
+def _read(totals: np.ndarray, tokens: np.ndarray) -> TopLogprobs:
+    values = [score(int(t), int(token)) for t, token in zip(totals, tokens, strict=True)]
+    none = np.zeros((len(values), 0))
+    return TopLogprobs(
+        np.array(values, dtype=np.float32), none.astype(np.int32), none.astype(np.float32)
+    )
