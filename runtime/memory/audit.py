@@ -68,38 +68,83 @@ class Auditor:
             found += self._check_shared()
             found += self._check_owners()
             found += self._check_free_list()
+            found += self._replace_lost_pages()
         except Exception as error:
             logger.exception("the memory audit failed")
             found.append(Violation("audit", f"the audit failed: {error!r}", repaired=False))
         return found
 
     def _check_rows(self) -> list[Violation]:
-        """Bounds of every row, and slots of its own pages."""
+        """Bounds of every row, and slots of its own pages. An impossible slot becomes one of page
+        0, which `_replace_lost_pages` replaces once the free list can be trusted."""
         found: list[Violation] = []
         table = self._table
         size = table.page_size
-        width = table.array.shape[1]
         for row in table.rows_in_use():
-            shared, held = table.shared[row], table.held[row]
-            good_held = min(max(held - held % size, 0), width)
-            good_shared = min(max(shared - shared % size, 0), good_held)
-            if (shared, held) != (good_shared, good_held):
-                table.shared[row], table.held[row] = good_shared, good_held
-                found.append(Violation("row", f"row {row} said it shares {shared} of {held} slots"))
-            own = table.array[row, good_shared:good_held]
+            found += self._check_bounds(row)
+            own = table.array[row, table.shared[row] : table.held[row]]
             pages = own[::size] // size
-            outside = (pages < 1) | (pages > self._pages.num_pages)
-            pages[outside] = 0
+            pages[(pages < 1) | (pages > self._pages.num_pages)] = 0
             right = table.page_slots(pages)
-            wrong = int((own != right).sum())
-            if wrong or outside.any():
+            wrong = int(((own != right) | (right < size)).sum())
+            if wrong:
                 own[:] = right
-                found.append(Violation("row", f"row {row} had {max(wrong, 1)} impossible slots"))
-        if len(set(table.free_list())) != table.num_free_rows or any(
-            table.in_use[row] for row in table.free_list()
-        ):
+                found.append(Violation("row", f"row {row} had {wrong} impossible slots"))
+        unused = [row for row in range(table.max_rows) if not table.in_use[row]]
+        if sorted(table.free_list()) != unused:
             table.rebuild_free_list()
             found.append(Violation("row", "the list of free rows was wrong"))
+        return found
+
+    def _check_bounds(self, row: int) -> list[Violation]:
+        """What a row says it shares and holds is possible at all."""
+        table = self._table
+        size, width = table.page_size, table.array.shape[1]
+        shared, held = table.shared[row], table.held[row]
+        if 0 <= shared <= held <= width and shared % size == held % size == 0:
+            return []
+        handle = self._handles[row]
+        known = shared if handle is None else handle.length
+        table.shared[row] = min(max(known - known % size, 0), width)
+        if 0 <= held <= width:
+            table.held[row] = max(held - held % size, table.shared[row])
+        else:
+            table.held[row] = self._plausible_end(row)
+        return [Violation("row", f"row {row} said it shares {shared} of {held} slots")]
+
+    def _plausible_end(self, row: int) -> int:
+        """End of the run of a row's slots, behind its shared ones, that nobody else can have."""
+        table = self._table
+        start = table.shared[row]
+        table.held[row] = start
+        owned, cached, read = self._owners()
+        taken: Mask = (owned + cached > 0) | read | self._pages.is_free
+        taken[0] = True
+        pages = slot_pages(table.array[row, start:], table.page_size)
+        end = start
+        for page in pages.tolist():
+            if not 0 < page < len(taken) or taken[page]:
+                break
+            taken[page] = True
+            end += table.page_size
+        return end
+
+    def _replace_lost_pages(self) -> list[Violation]:
+        """Give rows whose own slots were impossible fresh pages in their place. What the slots held
+        is lost; that no other row is hurt is what can be saved."""
+        found: list[Violation] = []
+        table = self._table
+        size = table.page_size
+        for row in table.rows_in_use():
+            start = table.shared[row]
+            lost = np.flatnonzero(table.own_pages(row) == 0)
+            fresh = self._pages.allocate(len(lost))
+            if fresh is None:
+                found.append(Violation("row", f"row {row} lacks {len(lost)} pages", repaired=False))
+                continue
+            for index, page in zip(lost.tolist(), fresh, strict=True):
+                at = start + index * size
+                table.array[row, at : at + size] = table.page_slots(np.array([page], np.int32))
         return found
 
     def _check_shared(self) -> list[Violation]:
@@ -127,12 +172,12 @@ class Auditor:
         owned = self._loose.astype(np.int64)
         read = np.zeros(size, dtype=np.bool_)
         for row in table.rows_in_use():
-            owned += np.bincount(table.own_pages(row), minlength=size)
+            inside = np.clip(table.own_pages(row), 0, size - 1)
+            owned += np.bincount(inside, minlength=size)
             shared = slot_pages(table.array[row, : table.shared[row]], table.page_size)
             read[np.clip(shared, 0, size - 1)] = True
-        cached = np.bincount(
-            slot_pages(self._cache.all_slots(), table.page_size), minlength=size
-        ).astype(np.int64)
+        held = np.clip(slot_pages(self._cache.all_slots(), table.page_size), 0, size - 1)
+        cached = np.bincount(held, minlength=size).astype(np.int64)
         owned[0] = cached[0] = 0
         read[0] = False
         return owned, cached, read
@@ -140,7 +185,6 @@ class Auditor:
     def _check_owners(self) -> list[Violation]:
         """Each page has at most one owner, and what a row shares is cached."""
         found: list[Violation] = []
-        table = self._table
         owned, cached, read = self._owners()
         clash: Mask = (owned + cached > 1) & (cached > 0)
         if clash.any():
@@ -153,7 +197,6 @@ class Auditor:
         new = disputed & ~self._disputed
         if new.any():
             found.append(Violation("page", f"{_some(new)} are used by rows without one owner"))
-        disputed[0] = any(bool((table.own_pages(row) == 0).any()) for row in table.rows_in_use())
         self._disputed[:] = disputed
         self._any_disputed = bool(disputed.any())
         return found

@@ -202,10 +202,11 @@ class RadixCache:
 
     def repair(self, num_pages: int) -> list[Violation]:
         """Mend structure, locks, counts and queue; returns what was wrong. O(nodes)."""
-        found = self._repair_structure(num_pages)
+        found = self._repair_structure()
+        found += self._repair_slots(num_pages)
         return found + self._recount()
 
-    def _repair_structure(self, num_pages: int) -> list[Violation]:
+    def _repair_structure(self) -> list[Violation]:
         found: list[Violation] = []
         seen: set[int] = set()
         stack: list[RadixNode] = []
@@ -218,7 +219,7 @@ class RadixCache:
         while stack:
             node = stack.pop()
             for first, child in list(node.children.items()):
-                problem = self._problem(node, first, child, num_pages)
+                problem = self._problem(node, first, child)
                 if id(child) in seen:
                     problem = "is reached twice"
                 if problem:
@@ -238,24 +239,34 @@ class RadixCache:
                 del self.tree.roots[namespace]
         return found
 
-    def _problem(self, parent: RadixNode, first: bytes, node: RadixNode, num_pages: int) -> str:
+    def _problem(self, parent: RadixNode, first: bytes, node: RadixNode) -> str:
         step = self.page_size * ID_BYTES
-        size = len(node.slots)
-        if not node.key or len(node.key) % step or size * ID_BYTES != len(node.key):
+        if not node.key or len(node.key) % step or len(node.slots) * ID_BYTES != len(node.key):
             return "has a key and slots of unequal or partial pages"
         if node.key[:step] != first:
             return "is filed under another page than its first"
         if node.namespace != parent.namespace:
             return "is in another namespace than its parent"
-        pages = node.slots.reshape(-1, self.page_size)
-        heads = pages[:, :1]
-        if (heads % self.page_size).any() or (
-            pages != heads + np.arange(self.page_size, dtype=np.int32)
-        ).any():
-            return "has slots that are not whole pages"
-        if int(heads.min()) < self.page_size or int(heads.max()) > num_pages * self.page_size:
-            return "has slots outside the pool"
         return ""
+
+    def _repair_slots(self, num_pages: int) -> list[Violation]:
+        """Forget nodes whose slots are not whole pages of the pool; one pass when there are none."""
+        if self._are_pages(self.all_slots(), num_pages):
+            return []
+        found: list[Violation] = []
+        for node in list(self.tree.nodes()):
+            if node.parent is not None and not self._are_pages(node.slots, num_pages):
+                found.append(Violation("tree", f"{node!r} has impossible slots; forgotten"))
+                self._detach(node)
+        return found
+
+    def _are_pages(self, slots: Slots, num_pages: int) -> bool:
+        pages = slots.reshape(-1, self.page_size)
+        heads = pages[:, :1]
+        low, high = self.page_size, num_pages * self.page_size
+        inside = (heads >= low) & (heads <= high) & (heads % self.page_size == 0)
+        in_order = pages == heads + np.arange(self.page_size, dtype=np.int32)
+        return bool(inside.all() and in_order.all())
 
     def _recount(self) -> list[Violation]:
         """Recompute counts, lock counts and the queue from nodes and holders; fix and report."""

@@ -77,7 +77,8 @@ def decide_pages(
     budget = int(free_bytes * memory_fraction)
     if kv_tokens is None:
         num_pages = max(0, budget // page_bytes - 1)
-        why = f"{memory_fraction:.0%} of {_mib(free_bytes)} free memory at {bytes_per_token} bytes per token"
+        share = f"{memory_fraction:.0%} of {_mib(free_bytes)} free memory"
+        why = f"{share}, {bytes_per_token} bytes per token"
     else:
         num_pages = -(-kv_tokens // page_size)
         why = f"set to {kv_tokens} tokens, at {bytes_per_token} bytes per token"
