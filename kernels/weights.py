@@ -17,12 +17,26 @@ import torch
 
 from branchline.kernels.errors import KernelInputError
 
-__all__ = ["BLOCK", "LANES", "DenseWeight", "Q4_1Weight", "Q8_0Weight", "Weight", "concat"]
+__all__ = [
+    "BLOCK",
+    "LANES",
+    "PANEL",
+    "DenseWeight",
+    "PanelWeight",
+    "Q4_1Weight",
+    "Q8_0Weight",
+    "Weight",
+    "concat",
+]
 
 BLOCK = 32
 """Elements of K that share a scale in Q4_1 and Q8_0."""
 LANES = 16
 """Rows of a weight that one packed group holds."""
+
+
+PANEL = 64
+"""Rows of a weight that one dense panel holds."""
 
 
 class Weight(ABC):
@@ -78,6 +92,42 @@ class DenseWeight(Weight):
     def dense(self) -> torch.Tensor:
         """The tensor itself."""
         return self.tensor
+
+
+class PanelWeight(Weight):
+    """A dense weight copied into panels of 64 rows for the native CPU backend (see `Ops.prepare`).
+
+    Attributes:
+        panels: float32 [ceil(N/64), K, 64], or bfloat16 [ceil(N/64), ceil(K/2), 64, 2]; padding is
+            zero.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        """tensor: [N, K] float32 or bfloat16; not kept."""
+        n, k = DenseWeight(tensor).shape
+        self.rows, self.columns = n, k
+        pair = 2 if tensor.dtype == torch.bfloat16 else 1
+        count, depth = (n + PANEL - 1) // PANEL, (k + pair - 1) // pair
+        self.panels = torch.zeros(count, depth, PANEL, pair, dtype=tensor.dtype)
+        wide = self.panels.permute(0, 2, 1, 3)
+        for p in range(count):
+            part = tensor[p * PANEL : (p + 1) * PANEL]
+            if k % pair:
+                part = torch.nn.functional.pad(part, (0, pair - k % pair))
+            wide[p, : part.shape[0]] = part.reshape(-1, depth, pair)
+        if pair == 1:
+            self.panels = self.panels.squeeze(-1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.panels.nbytes
+
+    def dequantize(self) -> torch.Tensor:
+        """The matrix as a new float32 tensor [N, K]."""
+        count, depth = self.panels.shape[:2]
+        wide = self.panels.reshape(count, depth, PANEL, -1).permute(0, 2, 1, 3)
+        return wide.reshape(count * PANEL, -1)[: self.rows, : self.columns].float().contiguous()
 
 
 class _PackedWeight(Weight):

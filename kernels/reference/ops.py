@@ -101,7 +101,7 @@ class ReferenceOps(Ops):
         t, (_, hkv, d) = qkv.shape[0], k_pool.shape
         hq = qkv.shape[1] // d - 2 * hkv
         heads = qkv.reshape(t, hq + 2 * hkv, d)
-        q, k, v = heads.split([hq, hkv, hkv], dim=1)
+        q, k, v = torch.split(heads, [hq, hkv, hkv], dim=1)
         if q_norm is not None:
             q = _norm(q, q_norm, eps)
         if k_norm is not None:

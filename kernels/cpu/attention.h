@@ -1,0 +1,312 @@
+// Paged attention: tiles of queries of one row against blocks of KEYS keys of one KV head.
+//
+// Per query the keys are cut into blocks by absolute position. In each block: scores (a chain of
+// multiply-adds over the head size), block maximum m, p = exp(score - m), block sum l, o = p V (a
+// chain over the keys in order). Blocks are folded in order into the running (m, l, o), as in
+// online softmax (Milakov and Gimelshein, 2018). A hidden key adds an exact zero and a block
+// without a visible key folds with factors exactly 1 and 0, so a query's result depends neither
+// on the tile it is in, nor on the chunk, nor on whether the blocks ran as one unit or several.
+#pragma once
+#include <algorithm>
+#include <limits>
+
+#include "dense.h"
+#include "transpose.h"
+
+namespace bl {
+
+constexpr int KEYS = 128;
+constexpr int TILE_ROWS = 48;  // query rows of a tile: tokens times query heads per KV head
+constexpr float MINUS_INF = -std::numeric_limits<float>::infinity();
+
+// Operands of a paged attention op, by name.
+struct Attention {
+    const float* q;
+    const void *k_pool, *v_pool;
+    const int32_t *rows, *slot_table, *seq_lens, *extend_lens, *extend_start;
+    const int32_t *tree_lens, *tree_offsets;
+    const uint64_t* tree_words;
+    float* out;
+    int hq, hkv, d, ctx;
+    bool bf16;
+    float scale;
+    explicit Attention(const Op& op)
+        : q((const float*)op.p[0]), k_pool(op.p[1]), v_pool(op.p[2]), rows((int32_t*)op.p[3]),
+          slot_table((int32_t*)op.p[4]), seq_lens((int32_t*)op.p[5]),
+          extend_lens((int32_t*)op.p[6]), extend_start((int32_t*)op.p[7]),
+          tree_lens((int32_t*)op.p[8]), tree_offsets((int32_t*)op.p[9]),
+          tree_words((uint64_t*)op.p[10]), out((float*)op.p[11]), hq(op.i[0]), hkv(op.i[1]),
+          d(op.i[2]), ctx(op.i[4]), bf16(op.i[3]), scale(op.f[0]) {}
+    int group() const { return hq / hkv; }
+    int tile_tokens() const { return std::max(1, TILE_ROWS / group()); }
+    int tile_rows() const { return tile_tokens() * group(); }
+    int padded() const { return (d + PANEL - 1) / PANEL * PANEL; }
+    int tree(int row) const { return tree_lens ? tree_lens[row] : 0; }
+    // Number of leading keys that some query before `last` of the row may see.
+    int reach(int row, int last) const {
+        return tree(row) ? seq_lens[row] : seq_lens[row] - extend_lens[row] + last;
+    }
+    size_t partial_floats() const { return size_t(tile_rows()) * (d + 2); }
+};
+
+// Cuts a step's attention into units. Splits by key block only where units are few.
+static void plan_attention(Context& c, const Op& op) {
+    Attention a(op);
+    Plan& plan = c.plan;
+    plan.units.clear();
+    plan.partials = plan.joins_used = 0;
+    const int tokens = a.tile_tokens();
+    int64_t whole = 0;
+    for (int r = 0; r < c.dims[1]; ++r) whole += int64_t(ceil_div(a.extend_lens[r], tokens)) * a.hkv;
+    const bool split = whole < 4 * c.threads && c.threads > 1;
+    for (int pass = 0; pass < 2; ++pass) {  // chunks are taken from the end: longest rows last
+        for (int r = 0; r < c.dims[1]; ++r) {
+            if ((a.extend_lens[r] > 1) != (pass == 1)) continue;
+            for (int first = 0; first < a.extend_lens[r]; first += tokens) {
+                const int count = std::min(tokens, a.extend_lens[r] - first);
+                const int blocks = ceil_div(a.reach(r, first + count), KEYS);
+                for (int h = 0; h < a.hkv; ++h) {
+                    if (!split || blocks < 2) {
+                        plan.units.push_back({r, h, first, count, -1, blocks, 0, 0});
+                        continue;
+                    }
+                    for (int b = 0; b < blocks; ++b)
+                        plan.units.push_back(
+                            {r, h, first, count, b, blocks, plan.partials, plan.joins_used});
+                    plan.partials += blocks;
+                    ++plan.joins_used;
+                }
+            }
+        }
+    }
+    if (size_t(plan.joins_used) > plan.join_capacity) {
+        plan.join_capacity = size_t(plan.joins_used);
+        plan.joins.reset(new std::atomic<int32_t>[plan.join_capacity]);
+    }
+    for (int j = 0; j < plan.joins_used; ++j) plan.joins[j].store(0, std::memory_order_relaxed);
+    c.partials.reserve(a.partial_floats() * sizeof(float) * size_t(plan.partials) + 64);
+}
+
+static size_t attention_scratch(const Op& op) {
+    Attention a(op);
+    const size_t rows = size_t(a.tile_rows()) + LANES, wide = size_t(a.padded());
+    return sizeof(float) * (rows * wide * 2 + rows * (KEYS + KEYS / 2) + 2 * size_t(KEYS) * wide + rows * 5) + 4096;
+}
+
+// Scratch of one worker for one unit.
+struct Tile {
+    float *q, *keys, *values, *scores, *state, *m, *l, *alpha, *beta;
+    int32_t* pairs;
+    Tile(const Attention& a, Buffer& buffer) {
+        const size_t rows = size_t(a.tile_rows()) + LANES, wide = size_t(a.padded());
+        float* p = buffer.get<float>();
+        keys = p; p += KEYS * wide;
+        values = p; p += KEYS * wide;
+        q = p; p += rows * wide;
+        state = p; p += rows * wide;
+        scores = p; p += rows * KEYS;
+        pairs = (int32_t*)p; p += rows * KEYS / 2;
+        m = p; p += rows;
+        l = p; p += rows;
+        alpha = p; p += rows;
+        beta = p;
+    }
+};
+
+// Queries of the unit times the scale, [tokens * group][d], float or bfloat16 pairs.
+static void load_queries(const Attention& a, const Unit& u, Tile& t) {
+    float row[MAX_HEAD];
+    const int group = a.group();
+    const f32x16 scale = set1(a.scale);
+    for (int x = 0; x < u.count; ++x) {
+        const int64_t token = a.extend_start[u.row] + u.first + x;
+        for (int g = 0; g < group; ++g) {
+            const float* from = a.q + (token * a.hq + u.head * group + g) * a.d;
+            const int at = x * group + g;
+            float* to = a.bf16 ? row : t.q + at * a.d;
+            for (int i = 0; i < a.d; i += LANES) {
+                const int n = std::min(LANES, a.d - i);
+                store_n(to + i, mul(load_n(from + i, n), scale), n);
+            }
+            if (a.bf16) round_row(row, a.d, (uint16_t*)t.q + at * a.d);
+        }
+    }
+}
+
+// Keys [first, first + count) transposed into panels of 64 keys, values in rows; zeros after them.
+static void load_keys(const Attention& a, const Unit& u, int first, int count, Tile& t) {
+    const int32_t* slots = a.slot_table + int64_t(a.rows[u.row]) * a.ctx + first;
+    const int words = a.bf16 ? a.d / 2 : a.d, wide = a.padded();
+    const int32_t* k = (const int32_t*)a.k_pool + u.head * words;
+    const int32_t* v = (const int32_t*)a.v_pool + u.head * words;
+    const int64_t stride = int64_t(a.hkv) * words;
+    for (int j = 0; j < count; j += LANES) {
+        const int32_t* from[LANES];
+        const int n = std::min(LANES, count - j);
+        for (int i = 0; i < LANES; ++i) from[i] = i < n ? k + slots[j + i] * stride : nullptr;
+        int32_t* to = (int32_t*)t.keys + (j / PANEL) * words * PANEL + j % PANEL;
+        for (int w = 0; w < words; w += LANES)
+            transpose16(from, w, std::min(LANES, words - w), to + int64_t(w) * PANEL, PANEL);
+    }
+    if (a.bf16) {
+        for (int j = 0; j < count; j += 2)
+            interleave(v + slots[j] * stride, j + 1 < count ? v + slots[j + 1] * stride : nullptr,
+                       a.d, (int32_t*)t.values + int64_t(j / 2) * wide);
+    } else {
+        for (int j = 0; j < count; ++j)
+            memcpy(t.values + int64_t(j) * wide, v + slots[j] * stride, sizeof(float) * a.d);
+    }
+}
+
+// Writes -inf over the scores of keys that the query `x` of the tile may not see.
+static void hide_keys(const Attention& a, const Unit& u, int x, int first, int padded, float* s) {
+    const int length = a.seq_lens[u.row], extend = a.extend_lens[u.row], tree = a.tree(u.row);
+    const int node = u.first + x - (extend - tree);  // index in the tree, negative before it
+    const int causal = node < 0 ? length - extend + u.first + x + 1 : length - tree;
+    for (int j = std::max(0, causal - first); j < padded; ++j) {
+        const int y = first + j - (length - tree);
+        if (node >= 0 && y >= 0 && y < tree) {
+            const uint64_t* words = a.tree_words + a.tree_offsets[u.row] + node * ((tree + 63) / 64);
+            if (words[y / 64] >> (y % 64) & 1) continue;
+        }
+        s[j] = MINUS_INF;
+    }
+}
+
+// Folds block statistics (mc, lc) into (m, l) and leaves the factors of old and new in alpha, beta.
+static void fold(int rows, const float* mc, const float* lc, float* m, float* l, float* alpha,
+                 float* beta) {
+    for (int i = 0; i < rows; i += LANES) {
+        const int n = std::min(LANES, rows - i);
+        f32x16 old = load_n(m + i, n), fresh = load_n(mc + i, n), top = max(old, fresh);
+        f32x16 base = select_lt(top, set1(-3e38f), set1(0.0f), top);
+        f32x16 x = exp(sub(old, base)), y = exp(sub(fresh, base));
+        store_n(alpha + i, x, n);
+        store_n(beta + i, y, n);
+        store_n(m + i, top, n);
+        store_n(l + i, fma(load_n(lc + i, n), y, mul(load_n(l + i, n), x)), n);
+    }
+}
+
+// scores -> p = exp(score - max) in place (or as bfloat16 pairs), block maximum and sum.
+static void soft_block(const Attention& a, int rows, int padded, Tile& t, float* mc, float* lc) {
+    for (int r = 0; r < rows; ++r) {
+        float* s = t.scores + r * KEYS;
+        f32x16 top = set1(MINUS_INF), sum = set1(0.0f);
+        for (int j = 0; j < padded; j += LANES) top = max(top, load(s + j));
+        mc[r] = reduce_max(top);
+        const f32x16 base = set1(mc[r] == MINUS_INF ? 0.0f : mc[r]);
+        for (int j = 0; j < padded; j += LANES) {
+            f32x16 p = exp(sub(load(s + j), base));
+            store(s + j, p);
+            sum = add(sum, p);
+        }
+        lc[r] = reduce_add(sum);
+        if (a.bf16) round_row(s, padded, (uint16_t*)(t.pairs + r * KEYS / 2));
+    }
+}
+
+// One block of keys for all queries of the unit: folds (m, l) and o into the tile's state.
+static void attend_block(const Attention& a, const Unit& u, int block, Tile& t) {
+    const int rows = u.count * a.group(), first = block * KEYS, wide = a.padded();
+    const int count = std::min(KEYS, a.reach(u.row, u.first + u.count) - first);
+    const int padded = (count + LANES - 1) / LANES * LANES;
+    float mc[TILE_ROWS * 2 + MAX_GROUP], lc[TILE_ROWS * 2 + MAX_GROUP];
+    load_keys(a, u, first, count, t);
+    Strip s{};
+    s.a = t.q;
+    s.lda = s.depth = a.bf16 ? a.d / 2 : a.d;
+    s.ldb = PANEL;
+    s.ldc = KEYS;
+    for (int j = 0; j < padded; j += PANEL) {
+        s.b = t.keys + (j / PANEL) * s.depth * PANEL;
+        s.c = t.scores + j;
+        s.width = std::min(PANEL, padded - j);
+        if (a.bf16) panel_gemm<true>(rows, s);
+        else panel_gemm<false>(rows, s);
+    }
+    for (int x = 0; x < u.count; ++x)
+        for (int g = 0; g < a.group(); ++g)
+            hide_keys(a, u, x, first, padded, t.scores + (x * a.group() + g) * KEYS);
+    soft_block(a, rows, padded, t, mc, lc);
+    fold(rows, mc, lc, t.m, t.l, t.alpha, t.beta);
+    s.a = a.bf16 ? (const void*)t.pairs : (const void*)t.scores;
+    s.lda = a.bf16 ? KEYS / 2 : KEYS;
+    s.depth = a.bf16 ? (count + 1) / 2 : count;
+    s.ldb = s.ldc = wide;
+    s.alpha = t.alpha;
+    s.beta = t.beta;
+    for (int i = 0; i < a.d; i += PANEL) {
+        s.b = t.values + i;
+        s.c = t.state + i;
+        s.width = std::min(PANEL, a.d - i);
+        if (a.bf16) panel_gemm<true>(rows, s);
+        else panel_gemm<false>(rows, s);
+    }
+}
+
+static void clear_state(int rows, int wide, Tile& t) {
+    std::fill(t.state, t.state + int64_t(rows) * wide, 0.0f);
+    std::fill(t.m, t.m + rows, MINUS_INF);
+    std::fill(t.l, t.l + rows, 0.0f);
+}
+
+static void store_output(const Attention& a, const Unit& u, const Tile& t) {
+    const int group = a.group(), wide = a.padded();
+    for (int x = 0; x < u.count; ++x) {
+        const int64_t token = a.extend_start[u.row] + u.first + x;
+        for (int g = 0; g < group; ++g) {
+            const int r = x * group + g;
+            float* to = a.out + (token * a.hq + u.head * group + g) * a.d;
+            const f32x16 inverse = set1(t.l[r] > 0 ? 1.0f / t.l[r] : 0.0f);
+            for (int i = 0; i < a.d; i += LANES) {
+                const int n = std::min(LANES, a.d - i);
+                store_n(to + i, mul(load_n(t.state + r * wide + i, n), inverse), n);
+            }
+        }
+    }
+}
+
+// Folds the partial results of a split tile in block order, as one unit would have.
+static void merge_blocks(const Context& c, const Attention& a, const Unit& u, Tile& t) {
+    const int rows = u.count * a.group(), wide = a.padded();
+    clear_state(rows, wide, t);
+    for (int b = 0; b < u.blocks; ++b) {
+        const float* part = c.partials.get<float>() + size_t(u.partial + b) * a.partial_floats();
+        const float *mc = part, *lc = part + a.tile_rows(), *o = part + 2 * a.tile_rows();
+        fold(rows, mc, lc, t.m, t.l, t.alpha, t.beta);
+        for (int r = 0; r < rows; ++r) {
+            for (int i = 0; i < a.d; i += LANES) {
+                const int n = std::min(LANES, a.d - i);
+                float* state = t.state + r * wide + i;
+                f32x16 y = mul(load_n(state, n), set1(t.alpha[r]));
+                store_n(state, fma(load_n(o + r * a.d + i, n), set1(t.beta[r]), y), n);
+            }
+        }
+    }
+}
+
+static void attention_unit(Context& c, const Op& op, const Unit& u, int worker) {
+    Attention a(op);
+    Tile t(a, *c.workers[worker]);
+    const int rows = u.count * a.group(), wide = a.padded();
+    load_queries(a, u, t);
+    clear_state(rows, wide, t);
+    if (u.block < 0) {
+        for (int b = 0; b < u.blocks; ++b) attend_block(a, u, b, t);
+        return store_output(a, u, t);
+    }
+    attend_block(a, u, u.block, t);
+    float* part = c.partials.get<float>() + size_t(u.partial + u.block) * a.partial_floats();
+    memcpy(part, t.m, sizeof(float) * rows);
+    memcpy(part + a.tile_rows(), t.l, sizeof(float) * rows);
+    for (int r = 0; r < rows; ++r)
+        memcpy(part + 2 * a.tile_rows() + r * a.d, t.state + r * wide, sizeof(float) * a.d);
+    if (c.plan.joins[u.join].fetch_add(1, std::memory_order_acq_rel) + 1 == u.blocks) {
+        c.plan.joins[u.join].store(0, std::memory_order_relaxed);  // ready for the next layer
+        merge_blocks(c, a, u, t);
+        store_output(a, u, t);
+    }
+}
+
+}  // namespace bl

@@ -1,0 +1,170 @@
+// Linears with 4-bit (Q4_1) and 8-bit (Q8_0) weights on activations rounded to 8 bits.
+//
+// One output element is: acc = 0; for each block b of 32 inputs, in order:
+//   i   = integer dot product of codes (exact)
+//   acc = fma(float(i), d[b] * s[b], acc); Q4_1 also acc = fma(m[b], s[b] * sum of codes[b], acc)
+// whatever the number of rows, so one row's result never depends on the others. The kernel holds
+// 16 columns of one block in 8 registers (unpacked once) and passes R rows over them.
+#pragma once
+#include "context.h"
+
+namespace bl {
+
+enum Format { Q4_1 = 0, Q8_0 = 1, F32 = 2, BF16 = 3 };
+
+BL_INLINE int64_t code_bytes(int format) { return format == Q4_1 ? 256 : 512; }
+BL_INLINE int64_t group_bytes(int format, int64_t blocks) {
+    int64_t size = blocks * (format == Q4_1 ? 320 : 544);
+    return (size + 63) / 64 * 64;
+}
+
+// One row of K floats -> codes, scale = max|x| / 127, scale * sum of codes, -128 * sum of codes.
+static inline void quantize_row(const float* x, int64_t k, int64_t row, Context& c) {
+    const int64_t blocks = k / BLOCK;
+    int8_t* codes = c.codes.get<int8_t>() + row * k;
+    float* scales = c.scales.get<float>() + row * blocks;
+    float* sums = c.sums.get<float>() + row * blocks;
+    int32_t* offsets = c.offsets.get<int32_t>() + row * blocks;
+    for (int64_t b = 0; b < blocks; ++b) {
+        f32x16 lo = load(x + b * BLOCK), hi = load(x + b * BLOCK + LANES);
+        float top = reduce_max(max(abs(lo), abs(hi)));
+        float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
+        i32x16 qlo = to_int(mul(lo, set1(inverse))), qhi = to_int(mul(hi, set1(inverse)));
+        store_i8(codes + b * BLOCK, qlo);
+        store_i8(codes + b * BLOCK + LANES, qhi);
+        int32_t sum = reduce_addi(addi(qlo, qhi));
+        scales[b] = scale;
+        sums[b] = scale * float(sum);
+        offsets[b] = -128 * sum;
+    }
+}
+
+struct GemmRows {
+    const int8_t* codes;
+    const float* scales;
+    const float* sums;
+    const int32_t* offsets;
+    int64_t k, blocks;
+    const float* bias;
+    float* out;
+    int64_t ldo;
+    int width;  // columns of this group that exist, 1..16
+};
+
+BL_INLINE int32_t quad(const int8_t* p) {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
+
+template <int R, int FORMAT>
+static void gemm_tile(const uint8_t* group, const GemmRows& a) {
+    const uint8_t* code = group;
+    const uint16_t* scale = (const uint16_t*)(group + a.blocks * code_bytes(FORMAT));
+    f32x16 acc[R];
+    for (int r = 0; r < R; ++r) acc[r] = set1(0.0f);
+    for (int64_t b = 0; b < a.blocks; ++b) {
+        i32x16 w[8];
+        if (FORMAT == Q4_1) {
+            const i32x16 low = set1i(0x0f0f0f0f);
+            for (int i = 0; i < 4; ++i) {
+                i32x16 v = loadi(code + 64 * i);
+                w[i] = andi(v, low);
+                w[i + 4] = andi(shift_right4(v), low);
+            }
+            if (R == 1) for (int i = 0; i < 4; ++i) prefetch(code + 2048 + 64 * i);
+            code += 256;
+        } else {
+            for (int i = 0; i < 8; ++i) w[i] = loadi(code + 64 * i);
+            if (R == 1) for (int i = 0; i < 8; ++i) prefetch(code + 2048 + 64 * i);
+            code += 512;
+        }
+        const f32x16 d = load_f16(scale);
+        f32x16 m = d;
+        if (FORMAT == Q4_1) m = load_f16(scale + LANES);
+        scale += FORMAT == Q4_1 ? 2 * LANES : LANES;
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const int8_t* x = a.codes + r * a.k + b * BLOCK;
+            const int64_t at = r * a.blocks + b;
+            i32x16 dot = set1i(FORMAT == Q8_0 ? a.offsets[at] : 0);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i) dot = dot4(dot, w[i], quad(x + 4 * i));
+            acc[r] = fma(to_float(dot), mul(d, set1(a.scales[at])), acc[r]);
+            if (FORMAT == Q4_1) acc[r] = fma(m, set1(a.sums[at]), acc[r]);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        float* out = a.out + r * a.ldo;
+        if (a.bias) acc[r] = add(acc[r], load_n(a.bias, a.width));
+        if (a.width == LANES) store(out, acc[r]);
+        else store_n(out, acc[r], a.width);
+    }
+}
+
+constexpr int MAX_TILE = 12;
+
+template <int FORMAT>
+static void gemm_rows(int rows, const uint8_t* group, const GemmRows& a) {
+    switch (rows) {
+        case 1: return gemm_tile<1, FORMAT>(group, a);
+        case 2: return gemm_tile<2, FORMAT>(group, a);
+        case 3: return gemm_tile<3, FORMAT>(group, a);
+        case 4: return gemm_tile<4, FORMAT>(group, a);
+        case 5: return gemm_tile<5, FORMAT>(group, a);
+        case 6: return gemm_tile<6, FORMAT>(group, a);
+        case 7: return gemm_tile<7, FORMAT>(group, a);
+        case 8: return gemm_tile<8, FORMAT>(group, a);
+        case 9: return gemm_tile<9, FORMAT>(group, a);
+        case 10: return gemm_tile<10, FORMAT>(group, a);
+        case 11: return gemm_tile<11, FORMAT>(group, a);
+        default: return gemm_tile<12, FORMAT>(group, a);
+    }
+}
+
+// Rows [row0, row1) times groups [group0, group1) of a packed weight [n, k].
+static void quant_gemm(Context& c, const Op& op, int64_t row0, int64_t row1, int64_t group0,
+                       int64_t group1) {
+    const int format = op.i[0];
+    const int64_t n = op.i[1], k = op.i[2], blocks = k / BLOCK, rows = row1 - row0;
+    const int64_t tiles = ceil_div(rows, MAX_TILE), stride = group_bytes(format, blocks);
+    for (int64_t g = group0; g < group1; ++g) {
+        const uint8_t* group = (const uint8_t*)op.p[1] + g * stride;
+        const float* bias = op.p[2] ? (const float*)op.p[2] + g * LANES : nullptr;
+        const int width = int(n - g * LANES < LANES ? n - g * LANES : LANES);
+        for (int64_t t = 0; t < tiles; ++t) {
+            const int64_t first = row0 + rows * t / tiles, last = row0 + rows * (t + 1) / tiles;
+            const int64_t at = first * blocks;
+            GemmRows a{c.codes.get<int8_t>() + first * k, c.scales.get<float>() + at,
+                       c.sums.get<float>() + at, c.offsets.get<int32_t>() + at, k, blocks, bias,
+                       (float*)op.p[3] + first * n + g * LANES, n, width};
+            if (format == Q4_1) gemm_rows<Q4_1>(int(last - first), group, a);
+            else gemm_rows<Q8_0>(int(last - first), group, a);
+        }
+    }
+}
+
+// Row `id` of a packed weight as floats.
+static void dequantize_row(const Op& op, int64_t id, float* out) {
+    const int format = op.i[0];
+    const int64_t k = op.i[1], blocks = k / BLOCK, lane = id % LANES;
+    const uint8_t* group = (const uint8_t*)op.p[1] + id / LANES * group_bytes(format, blocks);
+    const uint16_t* scale = (const uint16_t*)(group + blocks * code_bytes(format));
+    for (int64_t b = 0; b < blocks; ++b) {
+        const uint8_t* code = group + b * code_bytes(format) + lane * 4;
+        if (format == Q4_1) {
+            float d = scalar_f16(scale + b * 32 + lane), m = scalar_f16(scale + b * 32 + 16 + lane);
+            for (int i = 0; i < 16; ++i) {
+                uint8_t v = code[i / 4 * 64 + i % 4];
+                out[b * BLOCK + i] = float(v & 15) * d + m;
+                out[b * BLOCK + i + 16] = float(v >> 4) * d + m;
+            }
+        } else {
+            float d = scalar_f16(scale + b * 16 + lane);
+            for (int i = 0; i < BLOCK; ++i)
+                out[b * BLOCK + i] = float(int(code[i / 4 * 64 + i % 4]) - 128) * d;
+        }
+    }
+}
+
+}  // namespace bl
