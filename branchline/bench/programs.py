@@ -1,0 +1,151 @@
+"""`branchline bench programs`: seven program shapes, one at a time and many at once.
+
+Beside the time it reports what a program costs the model: engine steps per generated token (a step
+serves all requests in it, so below 1 when branches run together), and how many of the tokens whose
+keys and values had been computed before were found in the cache.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import branchline as bl
+from branchline.bench.shapes import SHAPES, Shape
+from branchline.runtime.bench.environment import header
+from branchline.runtime.bench.measure import Series, json_line, repeat
+from branchline.runtime.bench.report import Column, table
+from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.programs.graph import RequestGraph
+
+COLUMNS = (
+    Column("program"),
+    Column("at once", right=True),
+    Column("wall s", right=True),
+    Column("spread", right=True),
+    Column("CPU s", right=True),
+    Column("tokens", right=True),
+    Column("forced", right=True),
+    Column("steps / token", right=True),
+    Column("reused", right=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Prompt tokens of a program that were found in the cache, and that could have been."""
+
+    cached: int
+    possible: int
+
+
+def reuse(graph: RequestGraph) -> Reuse:
+    """Count over the value nodes of one run, in their order.
+
+    A token can be reused when an earlier value node had it before or as its output; the last token
+    of a generation is not computed until something follows it, so it does not count.
+    """
+    tokens = {node.id: node.stats.tokens if node.stats else 0 for node in graph.nodes}
+    computed: dict[int, int] = {}
+    cached = possible = 0
+    for node in graph.nodes:
+        if node.kind not in ("generate", "select") or node.stats is None:
+            continue
+        before = graph.prefix_nodes(node.id)
+        before = before[:-1] if before and before[-1] == node.id else before
+        possible += sum(computed.get(item, 0) for item in before)
+        cached += node.stats.cached_tokens
+        computed.update((item, tokens[item]) for item in before)
+        computed[node.id] = max(tokens[node.id] - (node.kind == "generate"), 0)
+    return Reuse(cached, possible)
+
+
+def _measure(engine: bl.Engine, shape: Shape, at_once: int, repeats: int) -> Series:
+    """Time `at_once` programs of one shape; `extra` holds what they cost."""
+    program: Any = shape.program
+    steps: list[float] = []
+
+    def run(round_: int) -> list[bl.State]:
+        before = engine.info()["scheduler"]["steps"]
+        items = [{"seed": 1000 * round_ + number} for number in range(at_once)]
+        if at_once == 1:
+            states = [program.run(**items[0], backend=engine)]
+        else:
+            states = program.run_batch(items, backend=engine)
+        steps.append(engine.info()["scheduler"]["steps"] - before)
+        return states
+
+    series = repeat(shape.name, run, repeats=repeats, before=engine.flush_cache)
+    states: list[bl.State] = series.samples[-1].result
+    out = sum(state.usage.output_tokens for state in states)
+    if shape.total and out != shape.total * at_once:
+        raise AssertionError(f"{shape.name}: {out} tokens, not {shape.total} x {at_once}")
+    found = [reuse(state.graph) for state in states]
+    possible = sum(item.possible for item in found)
+    series.extra = {
+        "at_once": at_once,
+        "out_tok": out,
+        "path_tok": shape.path,
+        "forced_tok": sum(state.usage.forced_tokens for state in states),
+        "steps": statistics.median(steps[1:]),
+        "cached_tok": sum(item.cached for item in found),
+        "reusable_tok": possible,
+    }
+    return series
+
+
+def _row(series: Series) -> list[str]:
+    extra = series.extra
+    cached, possible = extra["cached_tok"], extra["reusable_tok"]
+    return [
+        series.name,
+        str(extra["at_once"]),
+        f"{series.median_s:.3f}",
+        f"{series.spread:.0%}",
+        f"{series.median_cpu_s:.3f}",
+        str(extra["out_tok"]),
+        str(extra["forced_tok"]),
+        f"{extra['steps'] / extra['out_tok']:.2f}" if extra["out_tok"] else "-",
+        f"{cached / possible:.0%}" if possible else f"{cached} tok",
+    ]
+
+
+def programs(
+    settings: dict[str, Any],
+    *,
+    names: list[str] | None = None,
+    at_once: int = 16,
+    repeats: int = 3,
+    stream: TextIO = sys.stdout,
+) -> list[Series]:
+    """Run the shapes once and `at_once` times at once; print a table and JSON lines.
+
+    Raises:
+        InvalidRequest: an unknown shape or setting.
+    """
+    if names == ["list"]:
+        for shape in SHAPES.values():
+            print(f"{shape.name:<18}{(shape.program.__doc__ or '').strip()}", file=stream)
+        return []
+    for name in names or ():
+        if name not in SHAPES:
+            hint = f"Known: {', '.join(SHAPES)}."
+            raise InvalidRequest("not a program shape", value=name, hint=hint)
+    engine = bl.Engine(**settings)
+    found: list[Series] = []
+    try:
+        info = engine.info()
+        print(header(info), file=stream)
+        for shape in [SHAPES[name] for name in names or SHAPES]:
+            for count in dict.fromkeys((1, at_once)):
+                found.append(_measure(engine, shape, count, repeats))
+            print(f"  {shape.name} done", file=sys.stderr)
+    finally:
+        engine.close()
+    table(f"programs, median of {repeats}", COLUMNS, [_row(item) for item in found], stream)
+    for item in found:
+        line = {"s": item.median_s, "all_s": item.wall, "cpu_s": item.median_cpu_s, **item.extra}
+        print(json_line(model=str(info.get("model")), work=item.name, **line), file=stream)
+    return found

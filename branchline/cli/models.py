@@ -1,0 +1,40 @@
+"""`branchline models list|pull|path`: a view of the catalog, nothing more."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from branchline.runtime.errors import CatalogError
+from branchline.runtime.loading.catalog import list_models as listing
+from branchline.runtime.loading.catalog import model_path
+from branchline.runtime.loading.catalog import pull as fetch
+
+
+def list_models(arguments: argparse.Namespace) -> int:
+    """Every name, what it is, and where it lies or could be had."""
+    del arguments
+    for entry in listing():
+        here = str(entry.path) if entry.path else "not fetched; " + ", then ".join(entry.sources)
+        print(f"{entry.name:<16}{entry.description}\n{'':<16}{here}")
+    return 0
+
+
+def pull(arguments: argparse.Namespace) -> int:
+    """Fetch a model unless it is here; prints its path."""
+    log = logging.getLogger("branchline.fetch")
+    log.addHandler(logging.StreamHandler(sys.stderr))
+    log.setLevel(logging.INFO)
+    print(fetch(arguments.model))
+    return 0
+
+
+def path(arguments: argparse.Namespace) -> int:
+    """Print where a model lies, without fetching it."""
+    found = model_path(arguments.model)
+    if found is None:
+        hint = f"Fetch it: branchline models pull {arguments.model}"
+        raise CatalogError("the model is not on this machine", value=arguments.model, hint=hint)
+    print(found)
+    return 0
