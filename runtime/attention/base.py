@@ -31,6 +31,7 @@ class AttentionNeeds:
         heads, kv_heads, head_dim: of the model.
         kv_dtype: of the pool.
         device: of queries and pool.
+        graph: `forward` will be recorded and replayed.
     """
 
     heads: int
@@ -38,6 +39,7 @@ class AttentionNeeds:
     head_dim: int
     kv_dtype: torch.dtype
     device: torch.device
+    graph: bool = False
 
 
 class AttentionPlan(Protocol):

@@ -49,7 +49,9 @@ class TorchAttention:
     name = "torch_native"
 
     def supports(self, needs: AttentionNeeds) -> Support:
-        """Everything."""
+        """Everything, run eagerly."""
+        if needs.graph:
+            return Support(False, "its torch calls cannot be recorded")
         return Support(True)
 
     def plan(self, meta: AttentionMeta) -> TorchPlan:

@@ -35,6 +35,10 @@ class Embedding:
         """Rows of the matrix."""
         return ops.embedding(ids, self.weight)
 
+    def prepare(self, ops: Ops) -> None:
+        """Bring the matrix into the layout that these ops want."""
+        self.weight = ops.prepare(self.weight)
+
     def slots(self) -> Iterator[Slot]:
         """The matrix."""
         yield Slot(f"{self._name}.weight", self._shape, self._put)
@@ -69,6 +73,11 @@ class LMHead(Embedding):
     def __call__(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
         """Logits in x's dtype."""
         return ops.linear(x, self.weight if self._tied is None else self._tied.weight)
+
+    def prepare(self, ops: Ops) -> None:
+        """Its own matrix, if it is not tied."""
+        if self._tied is None:
+            super().prepare(ops)
 
     def slots(self) -> Iterator[Slot]:
         """Its own matrix, if it is not tied."""

@@ -54,6 +54,10 @@ class Linear:
         """[t, columns] -> [t, rows]."""
         return ops.linear(x, self.weight, self.bias)
 
+    def prepare(self, ops: Ops) -> None:
+        """Bring the matrix into the layout that these ops want."""
+        self.weight = ops.prepare(self.weight)
+
     def slots(self) -> Iterator[Slot]:
         """A weight for each part, and its bias where there is one."""
         for i, (name, rows) in enumerate(self._parts):

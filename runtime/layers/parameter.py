@@ -16,6 +16,7 @@ import torch
 from branchline.kernels.weights import (
     BLOCK,
     DenseWeight,
+    PanelWeight,
     Q4_1Weight,
     Q8_0Weight,
     Weight,
@@ -133,4 +134,6 @@ def stored_as(weight: Weight) -> str:
     """How a matrix is kept, for reports: "float32", "bfloat16", "Q4_1" or "Q8_0"."""
     if isinstance(weight, DenseWeight):
         return str(weight.tensor.dtype).removeprefix("torch.")
+    if isinstance(weight, PanelWeight):
+        return str(weight.panels.dtype).removeprefix("torch.")
     return type(weight).__name__.removesuffix("Weight")

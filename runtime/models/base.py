@@ -65,7 +65,10 @@ class Model(Protocol):
         """Longest sequence, in tokens."""
 
     def slots(self) -> Iterator[Slot]:
-        """Every tensor it needs. After all are filled it can run."""
+        """Every tensor it needs."""
+
+    def prepare(self, ops: Ops) -> None:
+        """Fit the weights to the ops that it will run with; once, after all slots are filled."""
 
     def forward(self, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
         """Run one step: the step's keys and values enter the pool.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 
@@ -69,6 +70,14 @@ class Llama:
             yield from layer.slots()
         yield from self.norm.slots()
         yield from self.head.slots()
+
+    def prepare(self, ops: Ops) -> None:
+        """Once, after all slots are filled."""
+        self.embed.prepare(ops)
+        for layer in self.layers:
+            for linear in chain(*layer.linears()):
+                linear.prepare(ops)
+        self.head.prepare(ops)
 
     def memory_report(self) -> MemoryReport:
         """What its weights take now."""

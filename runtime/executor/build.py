@@ -1,0 +1,162 @@
+"""Puts a runner together from its parts; the one place where they are chosen.
+
+Invariant: a runner that was built can run any plan within its settings; what cannot work is said
+here, by a typed error, before the first request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from branchline.kernels.cpu.native_ops import NativeOps
+from branchline.kernels.ops import Ops
+from branchline.runtime.attention.base import AttentionNeeds
+from branchline.runtime.attention.registry import make_attention
+from branchline.runtime.config.model_spec import ModelSpec
+from branchline.runtime.core.protocols import Worker
+from branchline.runtime.errors import ModelLoadError
+from branchline.runtime.executor.cpu_graph import ModelGraph
+from branchline.runtime.executor.model_runner import ModelRunner
+from branchline.runtime.executor.step import StepExecutor
+from branchline.runtime.executor.worker import CpuWorker, SyncWorker
+from branchline.runtime.layers.parameter import WeightDtype
+from branchline.runtime.loading.checkpoint import Checkpoint
+from branchline.runtime.loading.load import load_into
+from branchline.runtime.memory.kv_pool import KVPool
+from branchline.runtime.models.base import Model
+from branchline.runtime.models.registry import make_model
+from branchline.runtime.sampling.sampler import Sampler
+
+KVDtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerSettings:
+    """Sizes and choices of a runner.
+
+    Attributes:
+        num_pages: pages of the key-value pool, the padding page not counted.
+        page_size: tokens per page.
+        max_step_tokens: tokens of the largest step that is replayed; larger ones run eagerly.
+        max_step_rows: rows of the largest step that is replayed.
+        kv_dtype: of the pool, see `kv_dtype_of`.
+        attention: name of the backend, or "auto".
+        graph: replay a recorded forward where ops and attention can.
+    """
+
+    num_pages: int
+    page_size: int = 1
+    max_step_tokens: int = 512
+    max_step_rows: int = 256
+    kv_dtype: torch.dtype = torch.bfloat16
+    attention: str = "auto"
+    graph: bool = True
+
+
+def kv_dtype_of(spec: ModelSpec, dtype: WeightDtype, kv_dtype: KVDtype = "auto") -> torch.dtype:
+    """Elements of the key-value pool: as told, else float32 for float32 weights, else bfloat16."""
+    if kv_dtype == "auto":
+        wide = dtype == "float32" or (dtype == "auto" and spec.file_dtype == "f32")
+        return torch.float32 if wide else torch.bfloat16
+    return torch.float32 if kv_dtype == "float32" else torch.bfloat16
+
+
+def load_weights(model: Model, checkpoint: Checkpoint) -> None:
+    """Fill every slot of the model, one tensor at a time.
+
+    Raises:
+        ModelLoadError: before anything is read: every missing, unexpected or misshapen tensor.
+    """
+    slots = {slot.name: slot for slot in model.slots()}
+    expected = {name: slot.shape for name, slot in slots.items()}
+    for name, tensor in load_into(expected, checkpoint):
+        slots[name].put(tensor)
+
+
+def load_model(
+    checkpoint: Checkpoint, ops: Ops, *, max_context: int | None = None, dtype: WeightDtype = "auto"
+) -> Model:
+    """A model with its weights, fitted to `ops`.
+
+    Args:
+        checkpoint: the file.
+        ops: what it will run with.
+        max_context: tokens per sequence at most; None = the model's own.
+        dtype: how matrices are kept, see `WeightDtype`.
+
+    Raises:
+        ModelLoadError: unsupported architecture or context, or the file does not fit.
+    """
+    spec = checkpoint.spec
+    model = make_model(spec, spec.max_context if max_context is None else max_context, dtype)
+    load_weights(model, checkpoint)
+    model.prepare(ops)
+    return model
+
+
+def token_table(max_rows: int, max_context: int) -> torch.Tensor:
+    """int32 [max_rows, max_context + 1] zeros: a full row still has room for the id after it."""
+    return torch.zeros((max_rows, max_context + 1), dtype=torch.int32)
+
+
+def build_runner(
+    model: Model,
+    ops: Ops,
+    settings: RunnerSettings,
+    slot_table: np.ndarray[tuple[int, int], np.dtype[np.int32]],
+) -> ModelRunner:
+    """A runner on the CPU, with a pool and a token table of its own.
+
+    Args:
+        model: of `load_model`.
+        ops: the same as there.
+        settings: sizes.
+        slot_table: int32 [max_rows, >= model.max_context], the cache manager's own array; shared.
+
+    Raises:
+        InvalidRequest: no attention backend can run it.
+        ModelLoadError: the slot table is too narrow.
+    """
+    spec, device = model.spec, torch.device("cpu")
+    if slot_table.shape[1] < model.max_context:
+        raise ModelLoadError(
+            "The slot table is narrower than the model's context.",
+            value=f"{slot_table.shape[1]} < {model.max_context}",
+        )
+    needs = AttentionNeeds(spec.heads, spec.kv_heads, spec.head_dim, settings.kv_dtype, device)
+    attention = make_attention(settings.attention, needs)
+    pool = KVPool(
+        spec.num_layers,
+        settings.num_pages,
+        settings.page_size,
+        spec.kv_heads,
+        spec.head_dim,
+        dtype=settings.kv_dtype,
+        device=device,
+    )
+    slots = torch.from_numpy(slot_table)
+    tokens = token_table(slot_table.shape[0], model.max_context)
+    graph = None
+    recordable = attention.supports(replace(needs, graph=True)).ok
+    if settings.graph and recordable and isinstance(ops, NativeOps):
+        graph = ModelGraph(
+            model,
+            attention,
+            pool,
+            slots,
+            tokens,
+            runner=ops.runner,
+            max_tokens=settings.max_step_tokens,
+            max_rows=settings.max_step_rows,
+        )
+    return ModelRunner(model, ops, attention, pool, slots, tokens, graph=graph)
+
+
+def build_worker(runner: ModelRunner, *, overlap: bool = True) -> Worker:
+    """A worker with a sampler of its own; `overlap` gives it a thread of its own."""
+    executor = StepExecutor(runner, Sampler(runner.vocab_size))
+    return CpuWorker(executor) if overlap else SyncWorker(executor)

@@ -1,0 +1,94 @@
+"""The two halves of a step: forward, then sample. Both workers are made of this.
+
+Invariant: after `finish`, the token table holds the sampled ids, so the next step's -1 inputs can
+be read. Logits of sampled rows alone are kept between the halves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from branchline.runtime.core.batch import ForwardOutput, ScheduleBatch, TopLogprobs
+from branchline.runtime.executor.model_runner import ModelRunner
+from branchline.runtime.executor.scores import read_scores
+from branchline.runtime.sampling.sampler import Sampler
+
+if TYPE_CHECKING:
+    from branchline.runtime.core.protocols import Bitmask
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """A step between its halves.
+
+    Attributes:
+        plan: the step.
+        logits: float32 [s, V] of the sampled rows; None when s = 0.
+        scores: what the plan's `ScoreRead` asked for.
+    """
+
+    plan: ScheduleBatch
+    logits: torch.Tensor | None
+    scores: TopLogprobs | None
+
+
+class StepExecutor:
+    """Runs steps on one thread.
+
+    Args:
+        runner: the model.
+        sampler: chooses tokens; for `runner.vocab_size` logits.
+    """
+
+    def __init__(self, runner: ModelRunner, sampler: Sampler) -> None:
+        self.runner = runner
+        self.sampler = sampler
+
+    def forward(self, plan: ScheduleBatch) -> Forwarded:
+        """Table writes, slot copies, the forward, scores, and logits of the sampled rows."""
+        runner = self.runner
+        with torch.inference_mode():
+            hidden = runner.run(plan)
+            scores = None
+            if plan.score is not None and len(plan.score.logit_rows):
+                scores = read_scores(plan.score, hidden, runner.logits, runner.ops)
+            logits = None
+            if len(plan.sample_idx):
+                if len(plan.sample_idx) != len(plan.logit_idx):
+                    index = torch.from_numpy(plan.sample_idx)
+                    hidden = runner.ops.gather_rows(hidden, index)
+                logits = runner.logits(hidden)
+        return Forwarded(plan, logits, scores)
+
+    def finish(self, step: Forwarded, bitmask: Bitmask | None) -> ForwardOutput:
+        """Sample under the mask and write the ids to the token table.
+
+        Args:
+            step: of `forward`.
+            bitmask: int32 [s, ceil(V / 32)]; None = everything is allowed.
+        """
+        plan = step.plan
+        if step.logits is None or plan.sampling is None:
+            return ForwardOutput(
+                np.empty((0, 1), dtype=np.int32), np.empty(0, dtype=np.int32), scores=step.scores
+            )
+        rows = plan.rows[plan.sample_rows]
+        positions = plan.seq_lens[plan.sample_rows].astype(np.int64)
+        table = self.runner.token_table
+        with torch.inference_mode():
+            result = self.sampler.sample(
+                step.logits, plan.sampling, positions, rows, table, bitmask
+            )
+            table[torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(positions)] = result.ids
+            ids = result.ids.cpu().numpy()
+        return ForwardOutput(
+            token_ids=ids.reshape(-1, 1),
+            num_new=np.ones(len(ids), dtype=np.int32),
+            logprobs=result.logprobs,
+            scores=step.scores,
+            bad_rows=result.bad_rows,
+        )
