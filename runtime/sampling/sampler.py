@@ -29,6 +29,7 @@ from branchline.runtime.sampling.penalties import add_bias, apply_bitmask, penal
 from branchline.runtime.sampling.sampling_batch import SamplingBatch
 
 _CHUNK_ROWS = 8
+_SMALLEST = 1e-300
 _WIDTHS = (256, 4096)
 """Candidates looked at, in turn, before a truncated row is sorted as a whole."""
 
@@ -216,7 +217,7 @@ class Sampler:
             rank = torch.searchsorted(prefix, (u[left] * total)[:, None], right=True)[:, 0]
             rank = torch.minimum(rank, last)
             value = values.gather(1, rank[:, None])[:, 0]
-            before = (values > value[:, None]).sum(dim=-1)
+            before = torch.searchsorted(values.neg(), value.neg()[:, None], right=False)[:, 0]
             found[left] = index_of(rows, value, rank - before)
             left = left[~done]
             if not len(left):
@@ -248,7 +249,9 @@ def _cut(
     )
     by_mass = torch.searchsorted(prefix, (top_p * total)[:, None], right=False)[:, 0] + 1
     by_mass = torch.where(top_p < 1.0, by_mass, vocab)
-    by_ratio = ((weights >= min_p[:, None]) & (weights > 0)).sum(dim=-1)
+    # Weights fall from left to right: count those at least min_p, and none that are zero.
+    floor = min_p.clamp(min=_SMALLEST)[:, None]
+    by_ratio = torch.searchsorted(weights.neg(), floor.neg(), right=True)[:, 0]
     by_ratio = torch.where(by_ratio < width, by_ratio, beyond)
     kept = torch.minimum(torch.minimum(limit, by_mass), by_ratio)
     return kept.clamp_(min=1), prefix
