@@ -18,6 +18,9 @@ from typing import TextIO
 from branchline.cli.options import add_engine_flags
 from branchline.runtime.errors import BranchlineError, InvalidRequest, ProgramError
 
+RUNTIME_PACKAGES = frozenset(
+    {"torch", "transformers", "tokenizers", "numpy", "gguf", "llguidance", "safetensors", "psutil"}
+)
 EPILOG = """\
 examples:
   branchline demo                                   the tour: every example on the default model
@@ -135,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(error, sys.stderr)
         return 2 if isinstance(error, InvalidRequest | ProgramError) else 1
     except ModuleNotFoundError as error:
-        if arguments.debug or (error.name or "").startswith("branchline"):
+        if arguments.debug or error.name not in RUNTIME_PACKAGES:
             raise
         hint = 'Install the runtime: pip install "branchline[runtime]"'
         report(

@@ -6,6 +6,7 @@ the call to the last token. Knows the engine only by its public methods.
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import sys
 from typing import Any, TextIO
@@ -30,16 +31,29 @@ COLUMNS = (
 )
 
 
+def generate(engine: Engine, ids: list[list[int]], lengths: list[int]) -> list[GenerateResult]:
+    """Continue every prompt greedily by exactly its length, all at once."""
+
+    def sampling(length: int) -> SamplingParams:
+        return SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
+
+    if len(set(lengths)) == 1:
+        results: list[GenerateResult] = engine.generate(ids, sampling(lengths[0]))
+        return results
+
+    async def together() -> list[GenerateResult]:
+        pairs = zip(ids, lengths, strict=True)
+        return await asyncio.gather(*(engine.agenerate(one, sampling(out)) for one, out in pairs))
+
+    return asyncio.run(together())
+
+
 def run_workload(engine: Engine, workload: Workload, repeats: int) -> Series:
     """Warm up once, time `repeats` runs; `extra` holds tokens and rates."""
     context = int(engine.info().get("context_length") or 0)
 
     def run(round_: int) -> list[GenerateResult]:
-        ids, lengths = workload.make(round_)
-        sampling = [
-            SamplingParams(temperature=0.0, max_tokens=out, ignore_eos=True) for out in lengths
-        ]
-        return engine.generate(ids, sampling)
+        return generate(engine, *workload.make(round_))
 
     ids, lengths = workload.make(0)
     longest = max(len(prompt) + out for prompt, out in zip(ids, lengths, strict=True))

@@ -1,0 +1,69 @@
+"""The benchmarks run to the end on a tiny scale and report what they promise."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from branchline.bench.programs import programs
+from branchline.bench.shapes import SHAPES, words
+from branchline.runtime.bench.offline import offline
+from branchline.runtime.bench.scheduler import scheduler
+from branchline.runtime.errors import InvalidRequest
+
+
+def last_lines(stream: io.StringIO, count: int) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(line) for line in stream.getvalue().splitlines()[-count:]]
+
+
+def test_offline_reports_every_run(default_model: Path) -> None:
+    stream = io.StringIO()
+    settings = {"model": str(default_model)}
+    offline(settings, workloads=["decode"], repeats=1, stream=stream)
+    (line,) = last_lines(stream, 1)
+    assert line["work"] == "decode"
+    assert line["out_tok"] == 128
+    assert len(line["all_s"]) == 1
+    assert line["cpu_s"] > 0
+
+
+def test_workload_beyond_the_context_is_said_and_not_run(default_model: Path) -> None:
+    stream = io.StringIO()
+    settings = {"model": str(default_model), "context_length": 512}
+    offline(settings, workloads=["ttft4096"], repeats=1, stream=stream)
+    (line,) = last_lines(stream, 1)
+    assert "4097 tokens" in line["skipped"]
+
+
+def test_scheduler_reports_overhead_and_cost(default_model: Path) -> None:
+    stream = io.StringIO()
+    found = scheduler({"model": str(default_model)}, queued=[8], repeats=1, stream=stream)
+    step, queue = last_lines(stream, 2)
+    assert 0.0 < step["overhead"] < 1.0
+    assert queue["queued"] == 8
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("name", ["multi_chain", "classification"])
+def test_program_shapes_report_tokens_and_reuse(name: str, default_model: Path) -> None:
+    stream = io.StringIO()
+    settings = {"model": str(default_model)}
+    programs(settings, names=[name], at_once=2, repeats=1, stream=stream)
+    one, two = last_lines(stream, 2)
+    assert (one["at_once"], two["at_once"]) == (1, 2)
+    assert one["out_tok"] == SHAPES[name].total or not SHAPES[name].total
+    assert one["cached_tok"] <= one["reusable_tok"]
+
+
+def test_unknown_shape_names_the_known_ones() -> None:
+    with pytest.raises(InvalidRequest, match="multi_chain"):
+        programs({}, names=["nothing"])
+
+
+def test_words_are_as_many_as_asked_and_stable() -> None:
+    assert len(words(60, 3).split()) == 60
+    assert words(60, 3) == words(60, 3) != words(60, 4)

@@ -1,0 +1,83 @@
+"""Every numbered example runs on the default model, alone and as part of the tour."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import branchline as bl
+from branchline.cli.demo import example_names
+from branchline.cli.main import main
+from branchline.cli.show import program_text
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = example_names([])
+
+
+@pytest.fixture(scope="module")
+def engine(default_model: Path) -> Iterator[bl.Engine]:
+    engine = bl.Engine(model=str(default_model))
+    yield engine
+    engine.close()
+
+
+def test_six_examples_are_numbered_in_order() -> None:
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, len(NAMES) + 1)]
+    assert len(NAMES) >= 6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_is_short_and_says_what_it_shows(name: str) -> None:
+    text = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+    assert text.count("\n") < 60
+    assert text.startswith(f'"""{name[:2]} ')
+    assert 'if __name__ == "__main__":' in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_runs(name: str, engine: bl.Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"branchline.examples.{name}")
+    with engine:
+        states: list[bl.State] = module.main()
+    assert states
+    assert capsys.readouterr().out.strip()
+    for state in states:
+        assert state.usage.output_tokens + state.usage.prompt_tokens > 0
+        shown = program_text(state.graph).plain
+        for node in state.graph.nodes:
+            if node.kind == "generate":
+                assert node.values[0].split("\n")[0] in shown
+
+
+def test_branches_of_the_fork_example_share_their_prefix(engine: bl.Engine) -> None:
+    module = importlib.import_module("branchline.examples.03_fork_join")
+    engine.flush_cache()
+    with engine:
+        (state,) = module.main()
+    branches = [node for node in state.graph.nodes if node.name == "tip"]
+    assert len(branches) == 3
+    assert sum(node.stats.cached_tokens > 10 for node in branches) >= 2
+
+
+def test_first_example_runs_as_a_script(default_model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "examples" / "01_hello.py")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_tour_shows_every_example(default_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo"]) == 0
+    shown = capsys.readouterr().out
+    for name in NAMES:
+        assert f"{name[:2]} " in shown
+    for word in ("cached", "forced", "generated", "ms"):
+        assert word in shown
