@@ -43,6 +43,7 @@ class Scheduler:
 
     Args:
         max_step_tokens: tokens of one step at most.
+        max_running: sequences computed in one step at most; no more than there are rows.
         compile_constraint: makes a matcher off the loop thread and calls back on the loop thread.
         fill_masks: (matcher of each sampled row, s) -> int32 [s, ceil(V / 32)], or None when no
             row needs a mask.
@@ -57,6 +58,7 @@ class Scheduler:
         intake: Intake,
         *,
         max_step_tokens: int,
+        max_running: int,
         eos_ids: frozenset[int],
         compile_constraint: Compile,
         fill_masks: MaskFiller,
@@ -73,7 +75,7 @@ class Scheduler:
             cache,
             self.waiting,
             self.stats,
-            max_running=settings.max_running_requests,
+            max_running=max_running,
             max_step_tokens=max_step_tokens,
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids)

@@ -71,6 +71,7 @@ class Bench:
             self.out,
             Intake(Bounds(VOCAB, min(context, tokens - page_size), step_tokens // 2), seed=1),
             max_step_tokens=step_tokens,
+            max_running=section.max_running_requests,
             eos_ids=eos,
             compile_constraint=lambda constraint, ready: None,
             fill_masks=lambda matchers, count: None,

@@ -1,0 +1,313 @@
+"""The engine in this process: a model that generates and scores, from any thread or event loop.
+
+Invariant: user code never runs on the loop thread and never blocks it; every call ends with a
+result or a typed error. Programs are run by `runtime.programs.executor` on `Engine.core`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
+from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, ScoreResult
+from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.engine_core import EngineCore
+from branchline.runtime.errors import BranchlineError, InvalidRequest, from_wire, wrap
+from branchline.runtime.launch import assemble
+
+Prompt = str | Sequence[int]
+Deliver = Callable[[Output | BranchlineError], None]
+
+
+class Engine:
+    """A model, its memory and its scheduler.
+
+    Args:
+        model: catalog name, Hugging Face directory or .gguf file.
+        settings: fields of the config sections (see docs/configuration.md); an unknown one is an
+            `InvalidRequest` that names the nearest.
+
+    Raises:
+        ModelLoadError, CatalogError: the model cannot be had or read.
+        OutOfMemory: the settings ask for more memory than there is.
+    """
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        if model is not None:
+            settings["model"] = model
+        self._parts = assemble(settings)
+        self.core: EngineCore = self._parts.core
+        self.tokenizer = self._parts.tokenizer
+        self._ids = itertools.count()
+        self._closed = False
+
+    # -- generation ------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling: SamplingParams | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Continue one prompt or many; waits.
+
+        Args:
+            prompts: text, token ids, or a list of either.
+            sampling: `SamplingParams`, or its fields as a dict.
+            options: fields of `SamplingParams` (over `sampling`), and `priority`, `deadline_s`,
+                `namespace`, `timeout_s`.
+
+        Returns:
+            A `GenerateResult`, or a list of n of them when `n` > 1; for a list of prompts, a list
+            in their order.
+
+        Raises:
+            BranchlineError: the first failure; the other requests are ended.
+        """
+        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+        batch: list[Any] = [prompts] if single else list(prompts)
+        requests = [self._request(prompt, sampling, options) for prompt in batch]
+        results = self._run(requests, options.get("timeout_s"))
+        groups = [_group(request, results) for request in requests]
+        return groups[0] if single else groups
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """`generate` for one prompt on an event loop; cancelling the task ends the request."""
+        request = self._request(prompt, sampling, options)
+        results: dict[str, Output] = {}
+        async for output in self._events(request):
+            results[output.request_id] = output
+        return _group(request, results)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Iterator[GenerateDelta | GenerateResult]:
+        """Yield `GenerateDelta`s, then the `GenerateResult`. Leaving the loop ends the request; a
+        failure is raised inside it."""
+        request = self._request(prompt, sampling, options, stream=True)
+        inbox: queue.SimpleQueue[Output | BranchlineError] = queue.SimpleQueue()
+        self._start(request, inbox.put)
+        left = request.sampling.n
+        try:
+            while left:
+                output = _raise_if_failed(inbox.get())
+                left -= isinstance(output, GenerateResult)
+                assert not isinstance(output, ScoreResult)
+                yield output
+        finally:
+            if left:
+                self.abort(request.id)
+
+    async def astream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncIterator[GenerateDelta | GenerateResult]:
+        """`stream` on an event loop."""
+        request = self._request(prompt, sampling, options, stream=True)
+        async for output in self._events(request):
+            assert not isinstance(output, ScoreResult)
+            yield output
+
+    def score(self, prompt: Prompt, choices: Sequence[Prompt], **options: Any) -> ScoreResult:
+        """Log-probabilities of each choice's tokens after the prompt, in one tree forward."""
+        request = ScoreRequest(
+            id=self._new_id(),
+            prompt_ids=self._encode(prompt),
+            choices=[self._encode(choice) for choice in choices],
+            **_common(options),
+        )
+        result = self._run([request], options.get("timeout_s"))[request.id]
+        assert isinstance(result, ScoreResult)
+        return result
+
+    def abort(self, request_id: str) -> None:
+        """End a request; unknown ids are ignored."""
+        self.core.call_soon(lambda: self.core.abort(request_id))
+
+    # -- care ------------------------------------------------------------------------------------
+
+    def flush_cache(self) -> int:
+        """Drop every cached prefix that nothing holds; returns the tokens freed."""
+        return int(self._on_loop(lambda: self.core.cache.flush()))
+
+    def info(self) -> dict[str, Any]:
+        """Model, settings, decisions, counters: plain data."""
+        return self.core.info()
+
+    def close(self) -> None:
+        """End all requests with an error and free the model. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._parts.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _new_id(self) -> str:
+        return f"r{next(self._ids)}"
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, special=True)
+        return list(prompt)
+
+    def _request(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | dict[str, Any] | None,
+        options: dict[str, Any],
+        *,
+        stream: bool = False,
+    ) -> GenerateRequest:
+        return GenerateRequest(
+            id=self._new_id(),
+            prompt_ids=self._encode(prompt),
+            sampling=_sampling(sampling, options),
+            stream=stream,
+            **_common(options),
+        )
+
+    def _start(self, request: EngineRequest, deliver: Deliver) -> None:
+        def submit() -> None:
+            try:
+                self.core.submit(request, deliver)
+            except BranchlineError as error:
+                deliver(error)
+            except Exception as error:
+                deliver(wrap(error))
+
+        self.core.call_soon(submit)
+
+    def _run(self, requests: Sequence[EngineRequest], timeout_s: float | None) -> dict[str, Output]:
+        inbox: queue.SimpleQueue[Output | BranchlineError] = queue.SimpleQueue()
+        for request in requests:
+            self._start(request, inbox.put)
+        left = sum(r.sampling.n if isinstance(r, GenerateRequest) else 1 for r in requests)
+        results: dict[str, Output] = {}
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            while left:
+                wait = None if end is None else max(0.0, end - time.monotonic())
+                output = _raise_if_failed(inbox.get(timeout=wait))
+                results[output.request_id] = output
+                left -= 1
+        except queue.Empty:
+            raise TimeoutError(f"no result within {timeout_s} s") from None
+        finally:
+            if left:
+                for request in requests:
+                    self.abort(request.id)
+        return results
+
+    async def _events(self, request: GenerateRequest) -> AsyncIterator[Output]:
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Output | BranchlineError] = asyncio.Queue()
+        self._start(request, lambda item: loop.call_soon_threadsafe(inbox.put_nowait, item))
+        left = request.sampling.n
+        try:
+            while left:
+                output = _raise_if_failed(await inbox.get())
+                left -= isinstance(output, GenerateResult)
+                yield output
+        finally:
+            if left:
+                self.abort(request.id)
+
+    def _on_loop(self, fn: Callable[[], Any]) -> Any:
+        """Run `fn` on the loop thread and wait for what it returns."""
+        if self.core.loop.on_thread:
+            return fn()
+        done = threading.Event()
+        box: list[Any] = []
+
+        def run() -> None:
+            try:
+                box.append(fn())
+            except Exception as error:
+                box.append(error)
+            done.set()
+
+        self.core.call_soon(run)
+        done.wait()
+        if isinstance(box[0], Exception):
+            raise box[0]
+        return box[0]
+
+
+_COMMON = frozenset({"priority", "deadline_s", "namespace", "timeout_s"})
+
+
+def _common(options: dict[str, Any]) -> dict[str, Any]:
+    deadline_s = options.get("deadline_s")
+    return {
+        "priority": options.get("priority", 0),
+        "namespace": options.get("namespace", ""),
+        "deadline": None if deadline_s is None else time.monotonic() + deadline_s,
+    }
+
+
+def _sampling(
+    sampling: SamplingParams | dict[str, Any] | None, options: dict[str, Any]
+) -> SamplingParams:
+    fields = dict(sampling) if isinstance(sampling, dict) else {}
+    fields |= {name: value for name, value in options.items() if name not in _COMMON}
+    unknown = sorted(set(fields) - set(SamplingParams.__struct_fields__))
+    if unknown:
+        known = ", ".join(SamplingParams.__struct_fields__)
+        raise InvalidRequest(
+            f"unknown sampling option {unknown[0]!r}",
+            value=fields[unknown[0]],
+            hint=f"Known: {known}.",
+        )
+    if isinstance(fields.get("stop"), str):
+        fields["stop"] = (fields["stop"],)
+    for name in ("stop", "stop_token_ids"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
+    base = sampling if isinstance(sampling, SamplingParams) else SamplingParams()
+    return msgspec.structs.replace(base, **fields).validate()
+
+
+def _raise_if_failed(output: Output | BranchlineError) -> Output:
+    if isinstance(output, BranchlineError):
+        raise output
+    error = None if isinstance(output, GenerateDelta) else output.error
+    if error is not None:
+        raise from_wire(error)
+    return output
+
+
+def _group(request: EngineRequest, results: dict[str, Output]) -> Any:
+    n = request.sampling.n if isinstance(request, GenerateRequest) else 1
+    if n == 1:
+        return results[request.id]
+    return [results[request.id if i == 0 else f"{request.id}#{i}"] for i in range(n)]

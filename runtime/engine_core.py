@@ -1,0 +1,101 @@
+"""The engine on its loop thread: requests in, outputs out, leases held. Implements `EnginePort`.
+
+Invariant: every submitted request gets exactly one final output. Everything here but `call_soon`
+runs on the loop thread. Knows nothing of programs, sockets, or how a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from branchline.runtime.core.messages import EngineRequest
+from branchline.runtime.core.outputs import Output
+from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
+from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.scheduler.loop import Loop
+from branchline.runtime.scheduler.scheduler import Scheduler
+from branchline.runtime.tokenizer.output_processor import OutputProcessor
+
+
+class EngineCore:
+    """Scheduler, output processor and loop, joined.
+
+    Args:
+        describe: facts for `info` that only the assembly knows.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        outputs: OutputProcessor,
+        tokenizer: TextTokenizer,
+        turns: ChatTurns,
+        *,
+        model_name: str,
+        max_context: int,
+        describe: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.turns = turns
+        self.model_name = model_name
+        self.max_context = max_context
+        self._scheduler = scheduler
+        self._outputs = outputs
+        self._describe = describe
+        self.loop = Loop(scheduler)
+        outputs.connect(scheduler.abort, scheduler.forget, self.loop.call_soon)
+
+    @property
+    def cache(self) -> CacheManager:
+        """Key-value memory; loop thread only."""
+        return self._scheduler.cache
+
+    def call_soon(self, fn: Callable[[], None]) -> None:
+        """See `EnginePort.call_soon`."""
+        self.loop.call_soon(fn)
+
+    def submit(self, request: EngineRequest, on_output: Callable[[Output], None]) -> None:
+        """See `EnginePort.submit`."""
+        self._outputs.open(request, on_output)
+        try:
+            self._scheduler.submit(request)
+        except BaseException:
+            self._outputs.discard(request.id)
+            raise
+
+    def abort(self, request_id: str) -> None:
+        """See `EnginePort.abort`."""
+        self._scheduler.abort(request_id)
+
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+        """See `EnginePort.hold`."""
+        self.cache.lease(lane_id, np.asarray(ids, dtype=np.int32), namespace)
+
+    def release(self, lane_id: str) -> None:
+        """See `EnginePort.release`."""
+        self.cache.release_lease(lane_id)
+
+    def info(self) -> dict[str, Any]:
+        """Counters and settings, plain data; callable from any thread (a moment's view)."""
+        stats = self._scheduler.stats
+        cache = self.cache
+        cache_stats = cache.stats()
+        return {
+            **self._describe(),
+            "scheduler": {name: getattr(stats, name) for name in stats.__slots__}
+            | {
+                "running": self._scheduler.num_running,
+                "unfinished": self._scheduler.num_unfinished,
+            },
+            "cache": {name: getattr(cache_stats, name) for name in cache_stats.__slots__}
+            | {
+                "hit_rate": cache_stats.hit_rate,
+                "capacity_tokens": cache.capacity_tokens,
+                "free_tokens": cache.free_tokens,
+                "cached_tokens": cache.cached_tokens,
+                "leases": cache.num_leases,
+            },
+        }
