@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -84,7 +85,7 @@ def repeat(
     series = Series(name)
     for round_ in range(1, repeats + 1):
         before()
-        series.samples.append(timed(lambda r=round_: run(r)))
+        series.samples.append(timed(partial(run, round_)))
     return series
 
 

@@ -43,7 +43,9 @@ def generate(engine: Engine, ids: list[list[int]], lengths: list[int]) -> list[G
 
     async def together() -> list[GenerateResult]:
         pairs = zip(ids, lengths, strict=True)
-        return await asyncio.gather(*(engine.agenerate(one, sampling(out)) for one, out in pairs))
+        return list(
+            await asyncio.gather(*(engine.agenerate(one, sampling(out)) for one, out in pairs))
+        )
 
     return asyncio.run(together())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from functools import partial
 from typing import Any, TextIO
 
 from branchline.runtime.bench.environment import header
@@ -70,7 +71,7 @@ def queue_cost(engine: Engine, queued: int, repeats: int) -> dict[str, Any]:
         engine.flush_cache()
         ids = shared_prompts(queued, SHARED_TOKENS, OWN_TOKENS, (500 + round_, 600 + round_))
         before = counters(engine)
-        sample = timed(lambda prompts=ids: engine.generate(prompts, sampling))
+        sample = timed(partial(engine.generate, ids, sampling))
         spent = _since(engine, before)
         costs.append(1e6 * sum(spent[phase] for phase in PHASES) / queued)
         walls.append(sample.wall_s)
