@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the config sections; `--check` says whether it is current."""
+"""Write docs/configuration.md from runtime/config; `--check` says whether it is current."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from branchline.runtime.config.env import VARIABLES
 from branchline.runtime.config.sections import SECTIONS
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
@@ -13,7 +14,7 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """\
 # Configuration
 
-<!-- Written by `make docs` from runtime/config/sections.py; edit that file, not this page. -->
+<!-- Written by `make docs` from runtime/config/sections.py and env.py; edit those files, not this page. -->
 
 Every setting has one name, the same everywhere: `bl.Engine(dtype="float32")` in Python and
 `--dtype float32` on the command line (`branchline run`, `demo` and `bench`). An unknown name or an
@@ -34,6 +35,9 @@ def page() -> str:
             default = f"`{item.default!r}`".replace("'", '"')
             text = str(item.metadata["help"]).replace("|", "\\|")
             parts.append(f"| `{item.name}` | `{kind}` | {default} | {text} |\n")
+    parts.append("\n## Environment variables\n\nNo other one is read.\n")
+    parts.append("\n| variable | meaning |\n|---|---|\n")
+    parts += [f"| `{name}` | {text} |\n" for name, text in VARIABLES.items()]
     return "".join(parts)
 
 
