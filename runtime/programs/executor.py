@@ -1,0 +1,181 @@
+"""Runs programs on an engine: one loop thread, any number of programs, no thread of its own.
+
+Invariant: all state of programs is touched on the engine's loop thread only; other threads put
+prepared ops into one inbox and wake the loop once for a burst. Events of a program that arise in
+one slice of the loop reach its sink in one call. A program that breaks, or whose sink breaks, ends
+alone. Knows nothing about models, schedulers or Python functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from branchline.runtime.core.protocols import EnginePort
+from branchline.runtime.errors import BranchlineError, Cancelled, ProgramError, wrap
+from branchline.runtime.programs.graph import RequestGraph
+from branchline.runtime.programs.intake import Prepared
+from branchline.runtime.programs.program import RunningProgram
+from branchline.runtime.programs.protocol import OpenProgram, Sink
+from branchline.runtime.programs.session import ProgramSession
+from branchline.runtime.programs.text import TextEncoder, TurnTexts
+
+logger = logging.getLogger(__name__)
+
+
+class ExecutorStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts since the executor was made.
+
+    Attributes:
+        tokens_tokenized: ids the tokenizer has produced; a program costs only its new text.
+        tokens_reused: ids of texts found in the cache of texts.
+        wakes: how often the loop was woken.
+    """
+
+    programs_opened: int
+    programs_open: int
+    tokens_tokenized: int
+    tokens_reused: int
+    wakes: int
+
+
+class Executor:
+    """Programs on one engine.
+
+    Args:
+        port: the engine's side.
+        clock: monotonic seconds, the clock of request deadlines.
+    """
+
+    def __init__(self, port: EnginePort, clock: Callable[[], float] = time.monotonic) -> None:
+        self.port = port
+        self.clock = clock
+        self.encoder = TextEncoder(port.tokenizer)
+        self.turns = TurnTexts(port.turns, self.encoder)
+        self._programs: dict[str, RunningProgram] = {}
+        # Re-entrant: collecting garbage while it is held may abandon a program.
+        self._lock = threading.RLock()
+        self._inbox: list[tuple[RunningProgram, list[Prepared] | None]] = []
+        self._awake = False
+        self._dirty: list[RunningProgram] = []
+        self._opened = 0
+        self._wakes = 0
+
+    # ---- any thread
+
+    def open(self, program: OpenProgram, sink: Sink) -> ProgramSession:
+        """Start a program. `sink` is called on the loop thread. ProgramError: id in use."""
+        running = RunningProgram(self, program, sink)
+        with self._lock:
+            if program.program_id in self._programs:
+                raise ProgramError(
+                    "a program with this id is running",
+                    value=program.program_id,
+                    program=program.name,
+                    hint="Give every running program an id of its own.",
+                )
+            self._programs[program.program_id] = running
+            self._opened += 1
+        return ProgramSession(running, self.post)
+
+    def run_graph(
+        self,
+        graph: RequestGraph,
+        arguments: Mapping[str, object] | None,
+        program: OpenProgram,
+        sink: Sink,
+    ) -> ProgramSession:
+        """Run a graph without its Python function. ProgramError: see `RequestGraph.ops`."""
+        ops = graph.ops(arguments)
+        session = self.open(program, sink)
+        session.send(ops)
+        return session
+
+    def stats(self) -> ExecutorStats:
+        """Counts so far."""
+        return ExecutorStats(
+            programs_opened=self._opened,
+            programs_open=len(self._programs),
+            tokens_tokenized=self.encoder.tokens_tokenized,
+            tokens_reused=self.encoder.tokens_cached,
+            wakes=self._wakes,
+        )
+
+    def close(self, error: BranchlineError | None = None) -> None:
+        """End every program with `error` (default: `Cancelled`) on the loop thread, soon."""
+        self.port.call_soon(lambda: self._end_all(error))
+
+    def post(self, program: RunningProgram, ops: list[Prepared] | None) -> None:
+        """Hand ops of a program to the loop; None = it was abandoned."""
+        if ops is not None and not ops:
+            return
+        with self._lock:
+            self._inbox.append((program, ops))
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the loop look at the inbox and send events, once, soon."""
+        with self._lock:
+            if self._awake:
+                return
+            self._awake = True
+            self._wakes += 1
+        self.port.call_soon(self._pump)
+
+    # ---- loop thread
+
+    def mark_dirty(self, program: RunningProgram) -> None:
+        """The program has events to send."""
+        self._dirty.append(program)
+
+    def forget(self, program: RunningProgram) -> None:
+        """The program is over; its id may be used again."""
+        with self._lock:
+            if self._programs.get(program.opened.program_id) is program:
+                del self._programs[program.opened.program_id]
+
+    def crash(self, program: RunningProgram, error: Exception) -> None:
+        """A bug met by one program ends that program."""
+        logger.error("program %s ended by an internal error", program.name, exc_info=error)
+        try:
+            program.crash(wrap(error))
+        except Exception:
+            logger.exception("program %s could not be ended in order", program.name)
+            program.over = True
+            self.forget(program)
+
+    def _pump(self) -> None:
+        with self._lock:
+            self._awake = False
+            inbox, self._inbox = self._inbox, []
+        for program, ops in inbox:
+            try:
+                if ops is None or program.abandoned:
+                    program.discard()
+                elif not program.over:
+                    program.accept(ops)
+            except Exception as error:
+                self.crash(program, error)
+        self._flush()
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for program in dirty:
+            events, program.outbox = program.outbox, []
+            if program.abandoned:
+                continue
+            try:
+                program.sink(events)
+            except Exception:
+                logger.exception("program %s abandoned: its sink failed", program.name)
+                program.abandoned = True
+                program.discard()
+
+    def _end_all(self, error: BranchlineError | None) -> None:
+        for program in list(self._programs.values()):
+            program.crash(error or Cancelled("the engine was closed", hint="Start a new engine."))
+        self._flush()

@@ -1,0 +1,195 @@
+"""One lane: token ids that only ever grow, the text they stand for, and the turns in it.
+
+Invariant: ids once in `ids` are frozen; what comes later is appended behind them, so two lanes
+forked from one another share every token before the fork. Knows nothing about engines or queues.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from branchline.runtime.errors import ProgramError
+from branchline.runtime.programs.text import Ids, TextEncoder
+
+if TYPE_CHECKING:
+    from branchline.runtime.programs.intake import LaneOp
+    from branchline.runtime.programs.runs import Run
+    from branchline.runtime.programs.waits import Wait
+
+
+class Unborn:
+    """Marks a lane whose fork has not been reached."""
+
+
+UNBORN = Unborn()
+
+
+class ForkPoint(NamedTuple):
+    """How much of each of a lane's lists came from its parent."""
+
+    ids: int = 0
+    texts: int = 0
+    turns: int = 0
+    content: int = 0
+    role: str | None = None
+
+
+class Addition(NamedTuple):
+    """What a lane has added since its fork."""
+
+    ids: list[int]
+    texts: list[str]
+    turns: list[tuple[str, str]]
+    content: list[str]
+    fork_role: str | None
+    role: str | None
+
+
+class Lane:
+    """State of one lane; lives on the loop thread.
+
+    Attributes:
+        key: name of the lane's lease.
+        ids: exact tokens.
+        texts: pieces of text the ids stand for, template markup included; an implicit start
+            token has no piece.
+        variables: text of each variable the lane knows.
+        history: finished turns (role, content).
+        role, content: the open turn, if any, and its text so far.
+        pending: resolved text that is not tokenized yet (see `intake`).
+        queue: ops not started.
+        waiting: what the lane waits for; None = can run.
+        error: wire form of the error that ended it.
+        tail_generated: the last ids came from a generate node.
+    """
+
+    __slots__ = (
+        "content",
+        "dropped",
+        "error",
+        "fork_point",
+        "history",
+        "id",
+        "ids",
+        "key",
+        "leased",
+        "pending",
+        "pending_node",
+        "queue",
+        "role",
+        "tail_generated",
+        "texts",
+        "variables",
+        "waiting",
+    )
+
+    def __init__(self, lane_id: int, key: str, waiting: Unborn | None = None) -> None:
+        self.id = lane_id
+        self.key = key
+        self.ids: list[int] = []
+        self.texts: list[str] = []
+        self.variables: dict[str, str] = {}
+        self.history: list[tuple[str, str]] = []
+        self.role: str | None = None
+        self.content: list[str] = []
+        self.pending: list[str] = []
+        self.pending_node = 0
+        self.queue: deque[LaneOp] = deque()
+        self.waiting: Run | Wait | Unborn | None = waiting
+        self.error: dict[str, Any] | None = None
+        self.dropped = False
+        self.leased = False
+        self.tail_generated = False
+        self.fork_point = ForkPoint()
+
+    def start(self, start_ids: Ids) -> None:
+        """Give an empty lane its first token. Not counted as added by this lane."""
+        if not self.ids and start_ids:
+            self.ids.extend(start_ids)
+            if self.fork_point.ids == 0:
+                self.fork_point = self.fork_point._replace(ids=len(start_ids))
+
+    def append(self, text: str, ids: Sequence[int], encoder: TextEncoder) -> None:
+        """Append a piece; the tokenizer's leading ids come before the first one."""
+        if not self.ids and ids and (leading := encoder.leading_ids) and ids[0] != leading[0]:
+            self.start(leading)
+        self.ids.extend(ids)
+        if text:
+            self.texts.append(text)
+        self.tail_generated = False
+
+    def add_content(self, text: str) -> None:
+        """Count text as part of the open turn, if there is one."""
+        if self.role is not None and text:
+            self.content.append(text)
+
+    def begin_turn(self, role: str) -> None:
+        """Open a turn; ProgramError when one is open."""
+        if self.role is not None:
+            raise ProgramError(
+                f"a turn of {self.role!r} is still open",
+                value=role,
+                hint="End a turn before the next one begins.",
+            )
+        self.role, self.content = role, []
+
+    def end_turn(self) -> None:
+        """Close the open turn."""
+        if self.role is None:
+            raise ProgramError("no turn is open", hint="Begin a turn before it is ended.")
+        self.history.append((self.role, "".join(self.content)))
+        self.role, self.content = None, []
+
+    def copy_to(self, child: Lane) -> None:
+        """Make `child` start with all this lane has."""
+        child.ids = self.ids.copy()
+        child.texts = self.texts.copy()
+        child.variables = self.variables.copy()
+        child.history = self.history.copy()
+        child.role, child.content = self.role, self.content.copy()
+        child.tail_generated = self.tail_generated
+        child.fork_point = ForkPoint(
+            len(self.ids), len(self.texts), len(self.history), len(self.content), self.role
+        )
+
+    def added(self) -> Addition:
+        """What this lane holds beyond its parent's part."""
+        point = self.fork_point
+        same_turn = len(self.history) == point.turns and self.role == point.role
+        return Addition(
+            self.ids[point.ids :],
+            self.texts[point.texts :],
+            self.history[point.turns :],
+            self.content[point.content if same_turn else 0 :],
+            point.role,
+            self.role,
+        )
+
+    def absorb(self, addition: Addition, encoder: TextEncoder) -> None:
+        """Append what a branch has added. ProgramError when its turns do not fit this lane's."""
+        if addition.turns and (addition.fork_role is not None or self.role is not None):
+            raise ProgramError(
+                "a branch that closed a turn cannot be appended inside a turn",
+                value=addition.turns[0][0],
+                hint="End the turn before the fork, or gather instead of appending.",
+            )
+        if addition.role != self.role:
+            raise ProgramError(
+                "a branch and the lane it is appended to stand in different turns",
+                value=f"{addition.role or 'no turn'} and {self.role or 'no turn'}",
+                hint="End the branch's turn before the join.",
+            )
+        self.append("", addition.ids, encoder)
+        self.texts += addition.texts
+        self.history += addition.turns
+        if self.role is not None:
+            self.content += addition.content
+
+    def clear(self) -> None:
+        """Free everything but the error."""
+        self.ids, self.texts, self.history, self.content, self.pending = [], [], [], [], []
+        self.variables = {}
+        self.queue.clear()
+        self.waiting = None

@@ -1,0 +1,143 @@
+"""Nodes that are running in the engine: a generate (n sequences) or a select (1 or 2 scorings).
+
+Invariant: a run is over when every final output it was promised has arrived; only then does its
+program hear of it, once. Lives on the loop thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from branchline.runtime.core.outputs import (
+    GenerateDelta,
+    GenerateResult,
+    Output,
+    RequestMeta,
+    ScoreResult,
+)
+from branchline.runtime.errors import (
+    BackendError,
+    BranchlineError,
+    Cancelled,
+    DeadlineExceeded,
+    from_wire,
+)
+from branchline.runtime.programs.protocol import Generate
+
+if TYPE_CHECKING:
+    from branchline.runtime.programs.intake import SelectChoices
+    from branchline.runtime.programs.lane import Lane
+    from branchline.runtime.programs.program import RunningProgram
+
+
+class GenerateRun:
+    """A generate node between its submission and its last final output."""
+
+    __slots__ = ("lane", "op", "program", "request_id", "results", "start")
+
+    def __init__(
+        self, program: RunningProgram, lane: Lane, op: Generate, request_id: str, start: float
+    ) -> None:
+        self.program = program
+        self.lane = lane
+        self.op = op
+        self.request_id = request_id
+        self.start = start
+        self.results: dict[str, GenerateResult] = {}
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """Requests to abort."""
+        return (self.request_id,)
+
+    def on_output(self, output: Output) -> None:
+        """The engine's callback. With n > 1 only the first sequence is streamed."""
+        if isinstance(output, GenerateResult):
+            self.results[output.request_id] = output
+            if len(self.results) >= self.op.sampling.n:
+                self.program.run_ended(self)
+        elif (
+            isinstance(output, GenerateDelta)
+            and self.op.stream
+            and output.text
+            and output.request_id == self.request_id
+        ):
+            self.program.emit_delta(self, output.text)
+
+    def ordered(self) -> list[GenerateResult]:
+        """Results in the order `id`, `id#1`, …"""
+        first = self.request_id
+        names = [first, *(f"{first}#{index}" for index in range(1, self.op.sampling.n))]
+        return [self.results[name] for name in names]
+
+
+class SelectRun:
+    """A select node between its submission and its last final output."""
+
+    __slots__ = ("lane", "program", "request_ids", "results", "start", "step")
+
+    def __init__(
+        self,
+        program: RunningProgram,
+        lane: Lane,
+        step: SelectChoices,
+        request_ids: tuple[str, ...],
+        start: float,
+    ) -> None:
+        self.program = program
+        self.lane = lane
+        self.step = step
+        self.request_ids = request_ids
+        self.start = start
+        self.results: dict[str, ScoreResult] = {}
+
+    def on_output(self, output: Output) -> None:
+        """The engine's callback."""
+        if isinstance(output, ScoreResult):
+            self.results[output.request_id] = output
+            if len(self.results) >= len(self.request_ids):
+                self.program.run_ended(self)
+
+    def ordered(self) -> list[ScoreResult]:
+        """Conditional scores, then unconditional ones if they were asked for."""
+        return [self.results[name] for name in self.request_ids]
+
+
+Run = GenerateRun | SelectRun
+
+
+def failure_of(error: dict[str, Any] | None, meta: RequestMeta) -> BranchlineError | None:
+    """What a final output says went wrong, if anything."""
+    if error is not None:
+        return from_wire(error)
+    if meta.finish_reason == "abort":
+        return Cancelled("the engine ended the request", hint="Run the program again.")
+    if meta.finish_reason == "deadline":
+        return DeadlineExceeded(
+            "the deadline passed before the value was complete", hint="Raise deadline_s."
+        )
+    if meta.finish_reason == "error":
+        return BackendError("the engine failed without saying why", hint="See the engine's log.")
+    return None
+
+
+def total_meta(results: list[GenerateResult]) -> RequestMeta:
+    """Meta of n sequences: the first one's, with output counts and forwards of all of them."""
+    first = results[0].meta
+    if len(results) == 1:
+        return first
+    return msgspec.structs.replace(
+        first,
+        **{
+            field: sum(getattr(result.meta, field) for result in results)
+            for field in (
+                "output_tokens",
+                "forced_tokens",
+                "drafted_tokens",
+                "accepted_tokens",
+                "forwards",
+            )
+        },
+    )
