@@ -75,3 +75,8 @@ def text(node: int, content: str, lane: int = 0) -> AppendText:
 def gen(node: int, name: str, lane: int = 0, **more: object) -> Generate:
     fields: dict[str, object] = {"sampling": SAMPLING, **more}
     return Generate(lane=lane, node=node, name=name, **fields)  # type: ignore[arg-type]
+
+
+def plain(port: ScriptedPort, *pieces: str) -> list[int]:
+    """Ids of pieces tokenized one by one."""
+    return [token for piece in pieces for token in port.tokenizer._plain(piece)]
