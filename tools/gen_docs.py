@@ -14,7 +14,7 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """\
 # Configuration
 
-<!-- Written by `make docs` from runtime/config/sections.py and env.py; edit those files, not this page. -->
+<!-- Written by `make docs` from runtime/config/sections.py and env.py: edit those instead. -->
 
 Every setting has one name, the same everywhere: `bl.Engine(dtype="float32")` in Python and
 `--dtype float32` on the command line (`branchline run`, `demo` and `bench`). An unknown name or an
