@@ -27,7 +27,8 @@ from branchline.runtime.executor.build import (
     load_model,
 )
 from branchline.runtime.executor.warmup import warm_up
-from branchline.runtime.grammar.manager import GrammarManager
+from branchline.runtime.grammar.base import GrammarBackend
+from branchline.runtime.grammar.service import GrammarService
 from branchline.runtime.layers.parameter import WeightDtype
 from branchline.runtime.loading.catalog import resolve_model
 from branchline.runtime.loading.checkpoint import Checkpoint
@@ -38,7 +39,7 @@ from branchline.runtime.memory.sizing import SizingDecision, decide_pages, free_
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.intake import Bounds, Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
-from branchline.runtime.tokenizer.chat import TurnRenderer, chat_template
+from branchline.runtime.tokenizer.chat import ChatTemplate, TurnRenderer
 from branchline.runtime.tokenizer.output_processor import OutputProcessor
 from branchline.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -65,7 +66,7 @@ class Assembly:
     tokenizer: Tokenizer
     outputs: OutputProcessor
     worker: Worker
-    grammars: GrammarManager
+    grammars: GrammarService
     checkpoint: Checkpoint
     decisions: list[Decision] = field(default_factory=list)
 
@@ -116,11 +117,11 @@ def assemble(settings: dict[str, Any]) -> Assembly:
     )
     warm_up(runner)
     worker = build_worker(runner, overlap=config.scheduler.overlap)
-    grammars = GrammarManager.for_tokenizer(
-        tokenizer,
-        backend=config.grammar.grammar_backend,
-        vocab_size=model.spec.vocab_size,
-        timeout_s=config.grammar.grammar_timeout_s,
+    vocab_size = model.spec.vocab_size
+    grammars = GrammarService(
+        lambda: _grammar_backend(tokenizer, vocab_size),
+        vocab_size=vocab_size,
+        limit_s=config.grammar.grammar_timeout_s,
     )
     outputs = OutputProcessor(tokenizer, _name(config, path))
     context = min(model.max_context, sizing.num_tokens - sizing.page_size)
@@ -129,7 +130,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
         cache,
         worker,
         outputs,
-        Intake(Bounds(model.spec.vocab_size, context, max_step_tokens - max_running)),
+        Intake(Bounds(vocab_size, context, max_step_tokens - max_running)),
         max_step_tokens=max_step_tokens,
         max_running=max_running,
         eos_ids=tokenizer.eos_ids,
@@ -143,7 +144,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
         scheduler,
         outputs,
         tokenizer,
-        TurnRenderer(chat_template(config.model.chat_template or tokenizer.chat_template)),
+        TurnRenderer(_template(config, tokenizer)),
         model_name=outputs.model_name,
         max_context=context,
         describe=facts.describe,
@@ -209,6 +210,19 @@ def _weight_dtype(config: EngineConfig) -> WeightDtype:
 
 def _kv_dtype(config: EngineConfig) -> Any:
     return config.model.kv_dtype
+
+
+def _grammar_backend(tokenizer: Tokenizer, vocab_size: int) -> GrammarBackend:
+    # Imported here: an engine that constrains nothing does not load it.
+    from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
+
+    return LLGuidanceBackend(tokenizer, vocab_size=vocab_size)
+
+
+def _template(config: EngineConfig, tokenizer: Tokenizer) -> ChatTemplate:
+    if config.model.chat_template is None:
+        return ChatTemplate.of(tokenizer)
+    return ChatTemplate(config.model.chat_template)
 
 
 def _name(config: EngineConfig, path: Path) -> str:

@@ -138,7 +138,12 @@ class OutputProcessor:
         sampling = request.sampling
         needs_text = request.stream or bool(sampling.stop) or sampling.stop_regex is not None
         text = (
-            TextState(self._tokenizer, stop=sampling.stop, stop_regex=sampling.stop_regex)
+            TextState(
+                self._tokenizer,
+                stop=sampling.stop,
+                stop_regex=sampling.stop_regex,
+                min_tokens=sampling.min_tokens,
+            )
             if needs_text
             else None
         )

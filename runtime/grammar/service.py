@@ -1,0 +1,112 @@
+"""Grammars as the scheduler uses them: matchers on request, one bitmask for a step.
+
+Invariant: the caller never waits. The backend is made on the first request, on a thread of its own,
+since an engine without constrained requests should not pay for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.errors import BackendError, BranchlineError, wrap
+from branchline.runtime.grammar.base import Bitmask, GrammarBackend
+from branchline.runtime.grammar.manager import GrammarManager, Outcome
+
+Ready = Callable[[TokenMatcher | BranchlineError], None]
+
+
+class GrammarService:
+    """One engine's grammars.
+
+    Args:
+        make_backend: called once, on another thread.
+        vocab_size: V, columns of the logits.
+        limit_s: seconds a constraint may take to compile.
+    """
+
+    def __init__(
+        self, make_backend: Callable[[], GrammarBackend], *, vocab_size: int, limit_s: float
+    ) -> None:
+        self._make_backend = make_backend
+        self._words = (vocab_size + 31) // 32
+        self._limit_s = limit_s
+        self._lock = threading.Lock()
+        self._manager: GrammarManager | None = None
+        self._failure: BranchlineError | None = None
+        self._early: list[tuple[Constraint, Ready]] = []
+        self._starting = False
+        self._closed = False
+
+    def request(self, constraint: Constraint, ready: Ready) -> None:
+        """Have `ready` called once, on any thread, with a new matcher or the error."""
+        with self._lock:
+            if self._manager is None and self._failure is None and not self._closed:
+                self._early.append((constraint, ready))
+                if not self._starting:
+                    self._starting = True
+                    threading.Thread(
+                        target=self._start, name="branchline-grammar", daemon=True
+                    ).start()
+                return
+        self._hand_over(constraint, ready)
+
+    def fill(self, matchers: Sequence[TokenMatcher | None], count: int) -> Bitmask | None:
+        """int32 [count, ceil(V / 32)] for a step's sampled rows; None when nothing is forbidden."""
+        if self._manager is None:
+            return None
+        bitmask: Bitmask = np.full((count, self._words), -1, dtype=np.int32)
+        need = self._manager.fill_masks(matchers, bitmask)
+        return bitmask if need.any() else None
+
+    def failure(self, matcher: TokenMatcher) -> str:
+        """Why a matcher can go no further; "" = it can."""
+        return "" if self._manager is None else self._manager.failure(matcher)
+
+    def close(self) -> None:
+        """Tell those who wait; take no more."""
+        with self._lock:
+            self._closed = True
+            early, self._early = self._early, []
+            manager = self._manager
+        for _, ready in early:
+            ready(_closed())
+        if manager is not None:
+            manager.close()
+
+    def _start(self) -> None:
+        manager: GrammarManager | None = None
+        failure: BranchlineError | None = None
+        try:
+            manager = GrammarManager(self._make_backend(), limit_s=self._limit_s)
+        except Exception as error:
+            failure = wrap(error)
+        with self._lock:
+            self._manager, self._failure = manager, failure
+            early, self._early = self._early, []
+        for constraint, ready in early:
+            self._hand_over(constraint, ready)
+
+    def _hand_over(self, constraint: Constraint, ready: Ready) -> None:
+        if self._manager is None:
+            ready(self._failure or _closed())
+            return
+
+        def done(outcome: Outcome) -> None:
+            if isinstance(outcome, BranchlineError):
+                ready(outcome)
+                return
+            try:
+                ready(outcome.matcher())
+            except Exception as error:
+                ready(wrap(error))
+
+        self._manager.request(constraint, done)
+
+
+def _closed() -> BackendError:
+    return BackendError("the engine is closed", hint="Make a new Engine.")
