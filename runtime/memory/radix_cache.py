@@ -250,7 +250,7 @@ class RadixCache:
         return ""
 
     def _repair_slots(self, num_pages: int) -> list[Violation]:
-        """Forget nodes whose slots are not whole pages of the pool; one pass when there are none."""
+        """Forget nodes whose slots are not whole pages of the pool; one pass if all are."""
         if self._are_pages(self.all_slots(), num_pages):
             return []
         found: list[Violation] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -95,6 +97,31 @@ def test_a_prompt_committed_in_chunks_is_one_node() -> None:
     assert len(list(cm._cache.tree.nodes())) == 1
     release(cm, row)
     assert cm.match_len(tokens(120)) == 120
+
+
+def test_a_row_never_locks_what_another_row_added() -> None:
+    cm = manager()
+    first, second = started(cm, [1, 2, 3]), started(cm, [1, 2, 3])
+    commit(cm, first)
+    commit(cm, second)
+    assert cm.extend(first.row, 3, 6)
+    first.ids += [4, 5, 6]
+    first.computed = 6
+    release(cm, first)
+    assert (cm.cached_tokens, cm.evictable_tokens) == (6, 3)
+
+
+def test_what_is_added_to_a_matched_prefix_does_not_inherit_its_matches() -> None:
+    cm = manager(num_pages=9, eviction="lfu")
+    cache(cm, [1, 1, 1])
+    for _ in range(3):
+        cm.match(array([1, 1, 1]))
+    cache(cm, [1, 1, 1, 5, 5])
+    cache(cm, [2, 2])
+    cm.match(array([2, 2]))
+    started(cm, [3, 3, 3, 3])
+    assert cm.match_len(array([1, 1, 1, 5, 5])) == 3
+    assert cm.match_len(array([2, 2])) == 2
 
 
 def test_partial_pages_stay_with_their_row() -> None:
@@ -420,3 +447,11 @@ def test_the_slot_table_can_be_shared_with_torch() -> None:
     assert shared.shape == (8, 32)
     assert shared[row.row, :3].tolist() == [4, 5, 6]
     assert cm.slot_table.array.dtype == np.int32
+
+
+def test_the_cache_manager_needs_no_torch() -> None:
+    code = (
+        "import sys; import branchline.runtime.memory.cache_manager as door; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -94,6 +94,7 @@ def test_split_keeps_history_and_lock_of_the_path() -> None:
     assert (leaf.lock_count, upper.lock_count) == (3, 1)
     assert (leaf.hits, upper.hits) == (1, 2)
     assert upper.last_use > leaf.last_use
+    assert upper.created == leaf.created > 0
 
 
 def test_match_len_of_part_of_a_node_changes_nothing() -> None:
