@@ -269,7 +269,5 @@ def test_random_operations_keep_every_law(page_size: int) -> None:
     Machine.page_size = page_size
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=120, stateful_step_count=50, deadline=None, derandomize=True
-        ),
+        settings=settings(max_examples=80, stateful_step_count=50, deadline=None, derandomize=True),
     )
