@@ -1,0 +1,300 @@
+"""Chat templates: whole conversations as a model's own template writes them, and turn by turn.
+
+Laws: `ChatTemplate.render` writes what the template's author meant, in a sandbox. The pieces of
+`TurnRenderer` put together, begin + content + end for each turn, are that same text wherever the
+template only ever appends; where it does not, the error says so. Pieces depend on the roles
+alone, never on the contents, so they are found once for each sequence of roles.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from branchline.runtime.errors import ModelLoadError, ProgramError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from branchline.runtime.tokenizer.tokenizer import TokenizerLike
+
+Turn = tuple[str, str]
+"""(role, content)."""
+
+NEUTRAL_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}:\n{{ message['content'] }}\n\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}"
+)
+"""For models that bring no template: the role, a colon and a line break; the content; a blank
+line. It has no special tokens, since such a model knows none for turns."""
+
+ASSISTANT = "assistant"
+_MAX_SHAPES = 4096
+_RENDER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class ChatTemplate:
+    """A Jinja chat template.
+
+    Args:
+        text: the template; "" means `NEUTRAL_TEMPLATE`.
+        bos_token, eos_token: texts of the model's start and end tokens, for templates that
+            write them.
+
+    Raises:
+        ModelLoadError: the template is not valid Jinja.
+    """
+
+    def __init__(self, text: str, *, bos_token: str = "", eos_token: str = "") -> None:
+        from jinja2 import TemplateSyntaxError
+
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self.is_default = not text
+        try:
+            self._template = _environment().from_string(text or NEUTRAL_TEMPLATE)
+        except TemplateSyntaxError as error:
+            raise ModelLoadError(
+                f"The model's chat template is not valid: {error.message} (line {error.lineno}).",
+                hint="Fetch the model again, or give it another template.",
+            ) from error
+
+    @classmethod
+    def of(cls, tokenizer: TokenizerLike) -> ChatTemplate:
+        """The template that belongs to a tokenizer."""
+        bos, eos = tokenizer.bos_id, min(tokenizer.eos_ids, default=None)
+        return cls(
+            tokenizer.chat_template,
+            bos_token="" if bos is None else tokenizer.token_text(bos),
+            eos_token="" if eos is None else tokenizer.token_text(eos),
+        )
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The conversation as text.
+
+        Args:
+            messages: objects with "role" and "content", and whatever else the template reads.
+            add_generation_prompt: end with what comes before the next assistant content.
+            tools: JSON schemas of tools, for templates that know them.
+            variables: further variables of the template.
+
+        Raises:
+            ProgramError: the template refuses the conversation; its own message is included.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            return self._template.render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=tools,
+                documents=None,
+                **self._tokens,
+                **variables,
+            )
+        except (TemplateError, *_RENDER_ERRORS) as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise ProgramError(
+                f"The model's chat template refuses these turns: {error}.",
+                hint="Use roles in an order the template allows.",
+                value=roles or "no turns",
+            ) from error
+
+
+class _Shape(NamedTuple):
+    """Pieces of the turn that follows a sequence of roles."""
+
+    begin: str
+    end: str
+
+
+class TurnRenderer:
+    """Gives a conversation's markup one turn at a time, so that what was emitted can stay.
+
+    A template is rendered with marks in place of contents; the text between two marks is what
+    belongs between two contents. The markup that opens an assistant turn is the template's
+    generation prompt. A default system turn that a template inserts is in the first `begin`.
+    """
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        self._shapes: dict[tuple[str, ...], _Shape] = {}
+
+    def begin(self, history: Sequence[Turn], role: str) -> str:
+        """Text between all that was emitted so far and the content of the next turn.
+
+        Args:
+            history: the finished turns.
+            role: of the next turn.
+
+        Raises:
+            ProgramError: the template has no such turn there; names the role, and says what the
+                template itself said.
+        """
+        return self._shape(history, role).begin
+
+    def end(self, history: Sequence[Turn], role: str) -> str:
+        """Text after the content of the open turn of `role`, up to where the next one begins."""
+        return self._shape(history, role).end
+
+    def _shape(self, history: Sequence[Turn], role: str) -> _Shape:
+        key = (*[turn[0] for turn in history], role)
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = self._find(key)
+            if len(self._shapes) >= _MAX_SHAPES:
+                self._shapes.clear()
+            self._shapes[key] = shape
+        return shape
+
+    def _find(self, roles: tuple[str, ...]) -> _Shape:
+        before, role = roles[:-1], roles[-1]
+        gaps = self._gaps_of(roles)
+        emitted = self._after_last(before)
+        opening = gaps[-2]
+        if role == ASSISTANT and before:
+            opening = self._prompt(before, opening, emitted)
+        if not opening.startswith(emitted):
+            raise ProgramError(
+                f"The model's chat template changes what stood before a turn of {role!r}, so "
+                "a conversation cannot be built turn by turn.",
+                hint="Use a template that only appends.",
+                value=" > ".join(roles),
+            )
+        return _Shape(opening[len(emitted) :], self._after_last(roles))
+
+    def _prompt(self, before: tuple[str, ...], in_history: str, emitted: str) -> str:
+        """What stands between the last content and an assistant's that is to be generated.
+
+        Templates without a generation prompt write the same markup they use for finished turns;
+        a space at its end is left for the model to generate with its first word.
+        """
+        try:
+            with_prompt = self._render(before, prompt=True)
+        except ProgramError:
+            return in_history
+        gaps = _split(with_prompt, len(before))
+        if gaps is None:
+            return in_history
+        if gaps[-1] == emitted:
+            return in_history.rstrip(" ")
+        return gaps[-1]
+
+    def _after_last(self, roles: tuple[str, ...]) -> str:
+        """Text after the last content, when nothing follows it yet.
+
+        "" for turns that a template only writes together with the next one, such as a system
+        turn that becomes part of the first user turn: all the text is then in the next `begin`.
+        """
+        if not roles:
+            return ""
+        try:
+            gaps = _split(self._render(roles), len(roles))
+        except ProgramError:
+            return ""
+        return "" if gaps is None else gaps[-1]
+
+    def _gaps_of(self, roles: tuple[str, ...]) -> list[str]:
+        """Text before, between and after the contents of `roles`; len(roles) + 1 pieces.
+
+        A template may show a turn only when another follows, so followers are tried too; what
+        comes after the last content of `roles` is then not meaningful.
+        """
+        refusal: ProgramError | None = None
+        for followers in ((), ("user",), (ASSISTANT,), ("user", ASSISTANT)):
+            longer = (*roles, *followers)
+            try:
+                gaps = _split(self._render(longer), len(longer))
+            except ProgramError as error:
+                refusal = refusal or error
+                continue
+            if gaps is not None:
+                return gaps[: len(roles) + 1]
+        _refuse(roles, refusal)
+
+    def _render(self, roles: tuple[str, ...], *, prompt: bool = False) -> str:
+        messages = [{"role": role, "content": _mark(i)} for i, role in enumerate(roles)]
+        return self._template.render(messages, add_generation_prompt=prompt)
+
+
+def _refuse(roles: tuple[str, ...], refusal: ProgramError | None) -> NoReturn:
+    role, after = roles[-1], roles[:-1]
+    place = f"after {' > '.join(after)}" if after else "as the first turn"
+    if refusal is None:
+        raise ProgramError(
+            f"The model's chat template does not show a turn of {role!r} {place}.",
+            hint="Use another role for it.",
+            value=role,
+        )
+    said = str(refusal.__cause__) or type(refusal.__cause__).__name__
+    raise ProgramError(
+        f"The model's chat template refuses a turn of {role!r} {place}: {said}",
+        hint="Use roles in an order the template allows.",
+        value=role,
+    ) from refusal.__cause__
+
+
+def _mark(index: int) -> str:
+    """A content that no template contains and none changes: no spaces, no markup, no JSON."""
+    return f"Qzvx{index:05d}xvzQ"
+
+
+def _split(text: str, count: int) -> list[str] | None:
+    """`text` cut at the marks 0 to count - 1; None unless each is there once, in order."""
+    gaps = []
+    for index in range(count):
+        mark = _mark(index)
+        if text.count(mark) != 1:
+            return None
+        gap, _, text = text.partition(mark)
+        gaps.append(gap)
+    return [*gaps, text]
+
+
+def _environment() -> Environment:
+    """The sandbox that chat templates are written for: as in the hub's model cards."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the assistant wrote, for training; here it is no-op."""
+
+        tags = {"generation"}  # noqa: RUF012  # the base class declares it so
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def strftime_now(form: str) -> str:
+        return datetime.datetime.now().strftime(form)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = strftime_now
+    return environment
