@@ -1,0 +1,71 @@
+"""What a grammar backend gives. Invariant: a compiled grammar is shared and never changes.
+
+Knows no engine; the matcher's own contract is `core.protocols.TokenMatcher`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.sampling_params import Constraint
+
+Bitmask = np.ndarray[tuple[int, int], np.dtype[np.int32]]
+NeedMask = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+class GrammarTokenizer(Protocol):
+    """What a backend must know of a tokenizer."""
+
+    eos_ids: frozenset[int]
+    special_ids: frozenset[int]
+    vocab_size: int
+
+    def all_token_bytes(self) -> Sequence[bytes]:
+        """The bytes of each id; those of special ids are not looked at; b"" = never allowed."""
+
+    def encode(self, text: str) -> list[int]:
+        """Canonical ids of plain text."""
+
+
+class CompiledGrammar(Protocol):
+    """A constraint, ready to be matched. Safe to use from several threads."""
+
+    @property
+    def constraint(self) -> Constraint: ...
+
+    def matcher(self) -> TokenMatcher:
+        """A matcher at the start; microseconds."""
+
+
+class GrammarBackend(Protocol):
+    """Compiles constraints for one tokenizer."""
+
+    name: str
+
+    def compile(self, constraint: Constraint) -> CompiledGrammar:
+        """May take long; callable from any thread.
+
+        Raises:
+            InvalidRequest: the constraint is malformed or too large.
+            UnsupportedConstraint: it cannot be enforced exactly; names what.
+        """
+
+    def fill_masks(self, matchers: Sequence[TokenMatcher | None], bitmask: Bitmask) -> NeedMask:
+        """Write the allowed-token bits of the rows that have a matcher, several rows at once.
+
+        A row whose matcher has failed (`failure`) gets no bit at all.
+
+        Args:
+            matchers: one for each row; None = no constraint.
+            bitmask: int32 [s, ceil(V / 32)], C order; rows that need no mask keep what they hold.
+
+        Returns:
+            bool [s], rows to which the mask must be applied.
+        """
+
+    def failure(self, matcher: TokenMatcher) -> str:
+        """Why a matcher can go no further ("" = it can): an engine limit was hit."""

@@ -1,0 +1,355 @@
+"""Grammar backend on llguidance (lazy automata and an Earley parser over a token trie).
+
+Invariant: what a matcher allows, token by token, is what the constraint allows as text, and
+where the text is forced the one canonical tokenization of it is the only one allowed, so that
+jumping over forced tokens never changes an output. Failed engine states are reported, never
+sampled from. End ids are handled here: the engine never consumes one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import llguidance
+import numpy as np
+
+from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.errors import ConstraintError, InvalidRequest, UnsupportedConstraint
+from branchline.runtime.grammar.base import Bitmask, GrammarTokenizer, NeedMask
+from branchline.runtime.grammar.regex_dialect import literal, to_automaton_regex
+
+MAX_TEXT_BYTES = 64 * 1024
+"""Longest pattern, grammar, schema or list of choices."""
+
+MAX_CHOICES = 4096
+
+_JSON_OPTIONS = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "lenient": False,
+}
+_NO_FORCED: tuple[int, ...] = ()
+
+
+class LLGuidanceBackend:
+    """Compiles constraints for one tokenizer; `fill_masks` uses `threads` threads off the GIL.
+
+    Args:
+        tokenizer: see `GrammarTokenizer`.
+        vocab_size: number of logits, when the model has more than the tokenizer has ids.
+        threads: for `fill_masks`.
+
+    Raises:
+        UnsupportedConstraint: the tokenizer has no end id.
+    """
+
+    name = "llguidance"
+
+    def __init__(
+        self,
+        tokenizer: GrammarTokenizer,
+        *,
+        vocab_size: int | None = None,
+        threads: int = 2,
+    ) -> None:
+        if not tokenizer.eos_ids:
+            raise UnsupportedConstraint(
+                "constraints need a tokenizer with an end-of-sequence token",
+                hint="Use a model whose tokenizer names one.",
+            )
+        self.vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
+        self.eos_ids = frozenset(tokenizer.eos_ids)
+        self._tokenizer = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_EngineTokenizer(tokenizer, self.vocab_size)),
+            n_vocab=self.vocab_size,
+            eos_token=sorted(self.eos_ids),
+        )
+        self._executor = llguidance.LLExecutor(threads)
+        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+
+    def compile(self, constraint: Constraint) -> LLGuidanceGrammar:
+        """See `GrammarBackend.compile`."""
+        grammar = _engine_grammar(constraint)
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise UnsupportedConstraint(
+                f"{constraint.kind}: {_first_lines(matcher.get_error())}",
+                value=constraint.text,
+                hint="Rewrite the constraint without it.",
+            )
+        allowed = _mask_ids(matcher, self.vocab_size)
+        if not allowed or (allowed <= self.eos_ids and not matcher.is_accepting()):
+            raise UnsupportedConstraint(
+                f"{constraint.kind}: no text satisfies the constraint",
+                value=constraint.text,
+                hint="Allow at least one text.",
+            )
+        return LLGuidanceGrammar(constraint, matcher, self.eos_ids, allowed <= self.eos_ids)
+
+    def fill_masks(self, matchers: Sequence[TokenMatcher | None], bitmask: Bitmask) -> NeedMask:
+        """See `GrammarBackend.fill_masks`."""
+        need = np.zeros(len(matchers), dtype=np.bool_)
+        jobs: list[tuple[llguidance.LLMatcher, int]] = []
+        for row, matcher in enumerate(matchers):
+            if matcher is None:
+                continue
+            if not isinstance(matcher, LLGuidanceMatcher):
+                raise TypeError(f"{type(matcher).__name__} is not a matcher of this backend")
+            need[row] = True
+            if not matcher.fill_known(bitmask, row):
+                jobs.append((matcher.engine, row))
+        if len(jobs) == 1:
+            engine, row = jobs[0]
+            engine.unsafe_compute_mask_ptr(bitmask[row].ctypes.data, bitmask.shape[1] * 4)
+        elif jobs:
+            self._executor.unsafe_compute_mask_ptr(
+                jobs, bitmask.ctypes.data, bitmask.shape[1] * 4, len(bitmask)
+            )
+        for engine, row in jobs:
+            if engine.is_error():
+                bitmask[row] = 0
+        return need
+
+    def failure(self, matcher: TokenMatcher) -> str:
+        """See `GrammarBackend.failure`."""
+        if not isinstance(matcher, LLGuidanceMatcher):
+            raise TypeError(f"{type(matcher).__name__} is not a matcher of this backend")
+        return _first_lines(matcher.engine.get_error())
+
+
+class LLGuidanceGrammar:
+    """A compiled constraint; its matchers start as copies of one that never moves."""
+
+    def __init__(
+        self,
+        constraint: Constraint,
+        engine: llguidance.LLMatcher,
+        eos_ids: frozenset[int],
+        only_empty: bool,
+    ) -> None:
+        self.constraint = constraint
+        self._engine = engine
+        self._eos_ids = eos_ids
+        self._only_empty = only_empty
+
+    def matcher(self) -> LLGuidanceMatcher:
+        """A matcher at the start."""
+        return LLGuidanceMatcher(self._engine.deep_copy(), self._eos_ids, self._only_empty)
+
+
+class LLGuidanceMatcher:
+    """One request's place in a grammar. One thread at a time.
+
+    The forced tokens ahead are kept as first found until they are used up: found anew half-way
+    they might be cut otherwise, and an output would depend on who asked when.
+    """
+
+    __slots__ = ("_ended", "_eos_ids", "_forced", "_history", "_only_empty", "engine")
+
+    def __init__(
+        self, engine: llguidance.LLMatcher, eos_ids: frozenset[int], only_empty: bool
+    ) -> None:
+        self.engine = engine
+        self._eos_ids = eos_ids
+        self._only_empty = only_empty  # no text but the empty one matches
+        self._ended = False
+        self._forced: tuple[int, ...] | None = None  # None = not asked yet at this place
+        self._history: list[tuple[int, ...] | None] = []
+
+    def accept(self, token_id: int) -> bool:
+        """See `TokenMatcher.accept`. An end id is allowed where the text is complete."""
+        if self._ended:
+            return False
+        if token_id in self._eos_ids:
+            self._ended = self.is_accepting()
+            return self._ended
+        forced = self._ahead()
+        if forced and token_id != forced[0]:
+            return False
+        if self.engine.is_stopped() or self.engine.try_consume_tokens([token_id]) != 1:
+            self._check()
+            return False
+        self._history.append(self._forced)
+        self._forced = forced[1:] or None
+        return True
+
+    def fill(self, bitmask: Bitmask, row: int) -> bool:
+        """See `TokenMatcher.fill`. bitmask: int32 [s, ceil(V / 32)], C order.
+
+        Raises:
+            ConstraintError: an engine limit was hit.
+        """
+        if not self.fill_known(bitmask, row):
+            target = bitmask[row]
+            self.engine.unsafe_compute_mask_ptr(target.ctypes.data, target.size * 4)
+            self._check()
+        return True
+
+    def fill_known(self, bitmask: Bitmask, row: int) -> bool:
+        """Fill the row if that takes no engine: an ended, failed or forced matcher."""
+        if self.engine.is_error():
+            bitmask[row] = 0
+        elif self._ended:
+            _only(bitmask[row], tuple(self._eos_ids))
+        elif forced := self._ahead():
+            _only(bitmask[row], forced[:1])
+        else:
+            return False
+        return True
+
+    def rollback(self, num_tokens: int) -> None:
+        """See `TokenMatcher.rollback`. Raises `ValueError` beyond the start."""
+        if not 0 <= num_tokens <= len(self._history) + self._ended:
+            raise ValueError(
+                f"cannot take back {num_tokens} of {len(self._history) + self._ended} tokens"
+            )
+        if num_tokens and self._ended:
+            self._ended = False
+            num_tokens -= 1
+        if num_tokens:
+            self.engine.rollback(num_tokens)
+            self._forced = self._history[-num_tokens]
+            del self._history[-num_tokens:]
+
+    def is_terminated(self) -> bool:
+        """See `TokenMatcher.is_terminated`."""
+        if self._ended or (self._only_empty and not self._history):
+            return True
+        return self.engine.is_stopped() and not self.engine.is_error()
+
+    def is_accepting(self) -> bool:
+        """See `TokenMatcher.is_accepting`."""
+        return not self.engine.is_error() and self.engine.is_accepting()
+
+    def forced_tokens(self) -> list[int]:
+        """See `TokenMatcher.forced_tokens`."""
+        return [] if self._ended else list(self._ahead())
+
+    def fork(self) -> LLGuidanceMatcher:
+        """An independent matcher at the same place."""
+        twin = LLGuidanceMatcher(self.engine.deep_copy(), self._eos_ids, self._only_empty)
+        twin._ended = self._ended
+        twin._forced = self._forced
+        twin._history = self._history.copy()
+        return twin
+
+    def _ahead(self) -> tuple[int, ...]:
+        if self._forced is None:
+            stopped = self.engine.is_stopped()
+            self._forced = _NO_FORCED if stopped else tuple(self.engine.compute_ff_tokens())
+        return self._forced
+
+    def _check(self) -> None:
+        if self.engine.is_error():
+            raise ConstraintError(
+                f"the grammar engine gave up: {_first_lines(self.engine.get_error())}",
+                hint="Simplify the constraint.",
+            )
+
+
+class _EngineTokenizer:
+    """A tokenizer as the engine wants it: padded to the number of logits, called for ids."""
+
+    def __init__(self, tokenizer: GrammarTokenizer, vocab_size: int) -> None:
+        tokens = [bytes(token) for token in tokenizer.all_token_bytes()]
+        self.tokens = tokens + [b""] * (vocab_size - len(tokens))
+        self.eos_token_id = min(tokenizer.eos_ids)
+        self.bos_token_id = None
+        self.special_token_ids = sorted(tokenizer.special_ids | tokenizer.eos_ids)
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._encode(text if isinstance(text, str) else text.decode())
+
+
+def _engine_grammar(constraint: Constraint) -> str:
+    text = constraint.text
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            "a constraint holds half a surrogate pair, which no UTF-8 text can hold",
+            value=f"{constraint.kind}, character {error.start}",
+            hint="Use whole characters.",
+        ) from error
+    if size > MAX_TEXT_BYTES:
+        raise InvalidRequest(
+            f"a {constraint.kind} constraint is too large",
+            value=f"{size} bytes",
+            hint=f"Use at most {MAX_TEXT_BYTES} bytes.",
+        )
+    match constraint.kind:
+        case "regex":
+            pattern = to_automaton_regex(text)
+            return str(llguidance.LLMatcher.grammar_from_regex(pattern))
+        case "choices":
+            pattern = "|".join(literal(choice) for choice in _read_choices(text))
+            return str(llguidance.LLMatcher.grammar_from_regex(f"(?:{pattern})"))
+        case "lark":
+            return str(llguidance.LLMatcher.grammar_from_lark(text))
+        case "json_schema":
+            return _json_grammar(text)
+
+
+def _read_choices(text: str) -> list[str]:
+    try:
+        choices = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"choices: not JSON ({error})", value=text, hint="Give a JSON array of strings."
+        ) from error
+    if (
+        not isinstance(choices, list)
+        or not 1 <= len(choices) <= MAX_CHOICES
+        or not all(isinstance(choice, str) for choice in choices)
+    ):
+        raise InvalidRequest(
+            "choices: not a list of texts",
+            value=text,
+            hint=f"Give a JSON array of 1 to {MAX_CHOICES} strings.",
+        )
+    return list(dict.fromkeys(choices))
+
+
+def _json_grammar(text: str) -> str:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"json_schema: not JSON ({error})", value=text, hint="Give a JSON Schema document."
+        ) from error
+    if not isinstance(schema, dict | bool):
+        raise InvalidRequest(
+            "json_schema: a schema is an object", value=text, hint="Give a JSON Schema document."
+        )
+    try:
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
+    except ValueError as error:
+        raise UnsupportedConstraint(
+            f"json_schema: {error}", value=text, hint="Rewrite the schema without it."
+        ) from error
+    return str(grammar)
+
+
+def _only(words: np.ndarray[tuple[int], np.dtype[np.int32]], ids: Sequence[int]) -> None:
+    """Set the bits of `ids` and clear all others."""
+    words[:] = 0
+    bits = words.view(np.uint32)
+    for token in ids:
+        bits[token >> 5] |= np.uint32(1 << (token & 31))
+
+
+def _mask_ids(engine: llguidance.LLMatcher, vocab_size: int) -> frozenset[int]:
+    """Ids that may come first; none when the engine gave up."""
+    bits = np.frombuffer(engine.compute_bitmask(), dtype=np.uint8)
+    if engine.is_error():
+        return frozenset()
+    return frozenset(np.flatnonzero(np.unpackbits(bits, bitorder="little")[:vocab_size]).tolist())
+
+
+def _first_lines(message: str, limit: int = 300) -> str:
+    text = " ".join(message.split("<state>")[0].split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,154 @@
+"""The cache of grammars: single flight, failures kept, limits, closing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import numpy as np
+import pytest
+
+from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.errors import BackendError, BranchlineError, UnsupportedConstraint
+from branchline.runtime.grammar.base import Bitmask, CompiledGrammar, NeedMask
+from branchline.runtime.grammar.manager import GrammarManager, Outcome
+
+
+class Compiled:
+    """A grammar that cannot be matched."""
+
+    def __init__(self, constraint: Constraint) -> None:
+        self.constraint = constraint
+
+    def matcher(self) -> TokenMatcher:
+        raise AssertionError("not asked for here")
+
+
+class ScriptedBackend:
+    """Compiles when told to; fails on "bad", breaks on "bug"."""
+
+    name = "scripted"
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.calls: list[str] = []
+
+    def compile(self, constraint: Constraint) -> CompiledGrammar:
+        self.calls.append(constraint.text)
+        assert self.go.wait(20)
+        if constraint.text == "bad":
+            raise UnsupportedConstraint("bad", hint="h", value="v")
+        if constraint.text == "bug":
+            raise KeyError("bug")
+        return Compiled(constraint)
+
+    def fill_masks(self, matchers: Sequence[TokenMatcher | None], bitmask: Bitmask) -> NeedMask:
+        return np.zeros(len(matchers), dtype=np.bool_)
+
+    def failure(self, matcher: TokenMatcher) -> str:
+        return ""
+
+
+class Reader:
+    """Collects outcomes."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.arrived = threading.Semaphore(0)
+
+    def __call__(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.arrived.release()
+
+    def wait(self, count: int = 1) -> list[Outcome]:
+        for _ in range(count):
+            assert self.arrived.acquire(timeout=20)
+        return self.outcomes
+
+
+def regex(text: str) -> Constraint:
+    return Constraint(kind="regex", text=text)
+
+
+@pytest.fixture
+def backend() -> Iterator[ScriptedBackend]:
+    scripted = ScriptedBackend()
+    yield scripted
+    scripted.go.set()
+
+
+def test_one_compile_for_all_who_ask(backend: ScriptedBackend) -> None:
+    manager, reader = GrammarManager(backend, workers=2), Reader()
+    for _ in range(10):
+        manager.request(regex("a"), reader)
+    assert manager.try_get(regex("a")) is None
+    assert not reader.outcomes
+    backend.go.set()
+    outcomes = reader.wait(10)
+    assert all(outcome is outcomes[0] for outcome in outcomes)
+    assert cast(Compiled, outcomes[0]).constraint.text == "a"
+    assert manager.try_get(regex("a")) is outcomes[0]
+    manager.request(regex("a"), reader)
+    assert len(reader.outcomes) == 11
+    assert backend.calls == ["a"]
+    manager.close()
+
+
+@pytest.mark.parametrize(("text", "kind"), [("bad", UnsupportedConstraint), ("bug", BackendError)])
+def test_failures_are_kept_and_each_reader_gets_its_own(
+    backend: ScriptedBackend, text: str, kind: type[BranchlineError]
+) -> None:
+    manager, reader = GrammarManager(backend), Reader()
+    backend.go.set()
+    manager.request(regex(text), reader)
+    reader.wait()
+    manager.request(regex(text), reader)
+    first, second = reader.wait()
+    assert isinstance(first, kind) and isinstance(second, kind)
+    assert first is not second and first.to_wire() == second.to_wire()
+    assert backend.calls == [text]
+    manager.close()
+
+
+def test_least_recently_used_grammars_go_first(backend: ScriptedBackend) -> None:
+    manager, reader = GrammarManager(backend, workers=1, cache_size=2), Reader()
+    backend.go.set()
+    for text in ("a", "b"):
+        manager.request(regex(text), reader)
+        reader.wait()
+    assert manager.try_get(regex("a")) is not None
+    manager.request(regex("c"), reader)
+    reader.wait()
+    assert manager.try_get(regex("b")) is None
+    assert manager.try_get(regex("a")) is not None and manager.try_get(regex("c")) is not None
+    manager.close()
+
+
+def test_a_slow_compile_is_reported_and_its_result_kept(backend: ScriptedBackend) -> None:
+    manager, reader = GrammarManager(backend, workers=1, limit_s=0.05), Reader()
+    manager.request(regex("slow"), reader)
+    first = reader.wait()[0]
+    assert isinstance(first, UnsupportedConstraint) and "0.05 s" in str(first)
+    manager.request(regex("slow"), reader)
+    assert isinstance(reader.wait()[1], UnsupportedConstraint)
+    assert backend.calls == ["slow"]
+    backend.go.set()
+    for _ in range(200):
+        if manager.try_get(regex("slow")) is not None:
+            break
+        threading.Event().wait(0.01)
+    assert isinstance(manager.try_get(regex("slow")), Compiled)
+    assert len(reader.outcomes) == 2
+    manager.close()
+
+
+def test_closing_tells_those_who_wait(backend: ScriptedBackend) -> None:
+    manager, reader = GrammarManager(backend, workers=1), Reader()
+    manager.request(regex("a"), reader)
+    manager.request(regex("b"), reader)
+    manager.close()
+    assert all(isinstance(outcome, BackendError) for outcome in reader.wait(2))
+    manager.request(regex("c"), reader)
+    assert isinstance(reader.wait(1)[2], BackendError)
