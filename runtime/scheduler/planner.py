@@ -166,7 +166,15 @@ class Planner:
         handle = request.handle
         assert isinstance(handle, CacheHandle)
         old = self._cache.match_len(ids[:computed_len], namespace) if insert else 0
-        self._cache.release(request.row, ids, computed_len, handle, namespace, insert=insert)
+        self._cache.release(
+            request.row,
+            ids,
+            computed_len,
+            handle,
+            namespace,
+            insert=insert,
+            priority=request.source.priority,
+        )
         if insert:
             self._waiting.inserted(ids, namespace, old, computed_len)
         self.prefixes.discard(request)
@@ -180,7 +188,9 @@ class Planner:
         namespace = request.source.namespace
         ids = request.ids[: request.length]
         old = self._cache.match_len(ids[:computed_len], namespace)
-        request.handle = self._cache.commit(request.row, ids, computed_len, handle, namespace)
+        request.handle = self._cache.commit(
+            request.row, ids, computed_len, handle, namespace, priority=request.source.priority
+        )
         self._waiting.inserted(ids, namespace, old, computed_len)
         if computed_len >= request.prompt_len - 1:
             self.prefixes.discard(request)
