@@ -85,7 +85,7 @@ class Sampler:
             rows: int32 [s], rows of `token_table`; read for rows with penalties only.
             token_table: int32 [max_rows, max_context].
             bitmask: int32 [s, ceil(V / 32)], bit set = allowed.
-            need_mask: bool [s], rows of `bitmask` to apply; None = all.
+            need_mask: bool [s], rows of `bitmask` to apply; None = those with a clear bit.
         """
         size = len(logits)
         wanted = batch.logprob_rows
@@ -264,5 +264,5 @@ def _masked_rows(
     if bitmask is None:
         return np.empty(0, dtype=np.int64)
     if need_mask is None:
-        return np.arange(len(bitmask), dtype=np.int64)
+        return np.flatnonzero((bitmask != -1).any(axis=1))
     return np.flatnonzero(need_mask)
