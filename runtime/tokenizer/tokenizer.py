@@ -49,7 +49,7 @@ class Tokenizer:
     """A byte-level or SentencePiece-style vocabulary.
 
     Args:
-        source: the tokenizer's JSON and the facts beside it.
+        source: the tokenizer's JSON and the facts beside it (`Checkpoint.tokenizer_source`).
 
     Attributes:
         vocab_size: largest id + 1; the model's own vocabulary may be padded beyond it.
@@ -57,12 +57,18 @@ class Tokenizer:
         special_ids: ids of control tokens, which `decode` leaves out.
 
     Raises:
-        ModelLoadError: damaged JSON, or a kind of vocabulary whose tokens are not pieces of text.
+        ModelLoadError: no source, damaged JSON, or a kind of vocabulary whose tokens are not
+            pieces of text.
     """
 
-    def __init__(self, source: TokenizerSource) -> None:
+    def __init__(self, source: TokenizerSource | None) -> None:
         import tokenizers
 
+        if source is None:
+            raise ModelLoadError(
+                "The model's files bring no tokenizer.",
+                hint="Put its tokenizer.json beside the weights, or use a GGUF file that has one.",
+            )
         text, self._prefix = _prepare(source)
         try:
             self._plain = tokenizers.Tokenizer.from_buffer(text)

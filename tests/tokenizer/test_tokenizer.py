@@ -278,6 +278,8 @@ def test_vocabularies_that_are_not_text_are_refused(default_source: TokenizerSou
         )
         with pytest.raises(ModelLoadError, match=says):
             Tokenizer(source)
+    with pytest.raises(ModelLoadError, match="bring no tokenizer"):
+        Tokenizer(None)
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "qwen2", "default", "smollm"])
