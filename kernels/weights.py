@@ -9,9 +9,11 @@ code of k-quad i in its low and of k-quad i + 4 in its high half; Q8_0 codes are
 The module knows layouts only: neither files nor kernels.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Self
 
 import torch
 
@@ -61,6 +63,10 @@ class Weight(ABC):
     def dequantize(self) -> torch.Tensor:
         """The matrix as a new float32 tensor [N, K], exact."""
 
+    @abstractmethod
+    def placed(self, place: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """This weight with its bytes where `place` copies a tensor to."""
+
     @cached_property
     def dense(self) -> torch.Tensor:
         """[N, K] float32 (a DenseWeight's own tensor), kept once made: for the reference ops."""
@@ -83,6 +89,12 @@ class DenseWeight(Weight):
     def nbytes(self) -> int:
         """Bytes held."""
         return self.tensor.nbytes
+
+    def placed(self, place: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """This weight with its bytes where `place` copies a tensor to."""
+        weight = copy.copy(self)
+        weight.tensor = place(self.tensor)
+        return weight
 
     def dequantize(self) -> torch.Tensor:
         """A float32 copy [N, K]."""
@@ -122,6 +134,12 @@ class PanelWeight(Weight):
     def nbytes(self) -> int:
         """Bytes held."""
         return self.panels.nbytes
+
+    def placed(self, place: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """This weight with its bytes where `place` copies a tensor to."""
+        weight = copy.copy(self)
+        weight.panels = place(self.panels)
+        return weight
 
     def dequantize(self) -> torch.Tensor:
         """The matrix as a new float32 tensor [N, K]."""
@@ -206,6 +224,12 @@ class _PackedWeight(Weight):
                 .reshape(g, scales)
             )
         return out
+
+    def placed(self, place: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """This weight with its bytes where `place` copies a tensor to."""
+        weight = copy.copy(self)
+        weight.packed = place(self.packed)
+        return weight
 
     def dequantize(self) -> torch.Tensor:
         """The matrix as a new float32 tensor [N, K], exact."""

@@ -1,7 +1,7 @@
 // Paged attention: tiles of queries of one row against blocks of KEYS keys of one KV head.
 //
-// Per query the keys are cut into blocks by absolute position. In each block: scores (a chain of
-// multiply-adds over the head size), block maximum m, p = exp(score - m), block sum l, o = p V (a
+// Per query the keys are cut into blocks by absolute position. In each block: scores in powers of two (a chain
+// of multiply-adds over the head size), block maximum m, p = 2^(score - m), block sum l, o = p V (a
 // chain over the keys in order). Blocks are folded in order into the running (m, l, o), as in
 // online softmax (Milakov and Gimelshein, 2018). A hidden key adds an exact zero and a block
 // without a visible key folds with factors exactly 1 and 0, so a query's result depends neither
@@ -16,7 +16,7 @@
 namespace bl {
 
 constexpr int KEYS = 128;
-constexpr int TILE_ROWS = 48;  // query rows of a tile: tokens times query heads per KV head
+constexpr int TILE_ROWS = 96;  // query rows of a tile: tokens times query heads per KV head
 constexpr float MINUS_INF = -std::numeric_limits<float>::infinity();
 
 // Operands of a paged attention op, by name.
@@ -117,7 +117,7 @@ struct Tile {
 static void load_queries(const Attention& a, const Unit& u, Tile& t) {
     float row[MAX_HEAD];
     const int group = a.group();
-    const f32x16 scale = set1(a.scale);
+    const f32x16 scale = set1(a.scale * 1.44269504088896341f);  // scores count in powers of two
     for (int x = 0; x < u.count; ++x) {
         const int64_t token = a.extend_start[u.row] + u.first + x;
         for (int g = 0; g < group; ++g) {
@@ -144,6 +144,11 @@ static void load_keys(const Attention& a, const Unit& u, int first, int count, T
         const int32_t* from[LANES];
         const int n = std::min(LANES, count - j);
         for (int i = 0; i < LANES; ++i) from[i] = i < n ? k + slots[j + i] * stride : nullptr;
+        // The slots are anywhere, so the hardware cannot guess: ask for the rows that come next.
+        for (int i = 0; i < n; ++i)
+            for (int w = 0; w < words; w += LANES) prefetch(v + slots[j + i] * stride + w);
+        for (int i = j + LANES; i < std::min(j + 2 * LANES, count); ++i)
+            for (int w = 0; w < words; w += LANES) prefetch(k + slots[i] * stride + w);
         int32_t* to = (int32_t*)t.keys + (j / PANEL) * words * PANEL + j % PANEL;
         for (int w = 0; w < words; w += LANES)
             transpose16(from, w, std::min(LANES, words - w), to + int64_t(w) * PANEL, PANEL);
@@ -180,7 +185,7 @@ static void fold(int rows, const float* mc, const float* lc, float* m, float* l,
         const int n = std::min(LANES, rows - i);
         f32x16 old = load_n(m + i, n), fresh = load_n(mc + i, n), top = max(old, fresh);
         f32x16 base = select_lt(top, set1(-3e38f), set1(0.0f), top);
-        f32x16 x = exp(sub(old, base)), y = exp(sub(fresh, base));
+        f32x16 x = exp2(sub(old, base)), y = exp2(sub(fresh, base));
         store_n(alpha + i, x, n);
         store_n(beta + i, y, n);
         store_n(m + i, top, n);
@@ -188,7 +193,7 @@ static void fold(int rows, const float* mc, const float* lc, float* m, float* l,
     }
 }
 
-// scores -> p = exp(score - max) in place (or as bfloat16 pairs), block maximum and sum.
+// scores -> p = 2^(score - max) in place (or as bfloat16 pairs), block maximum and sum.
 static void soft_block(const Attention& a, int rows, int padded, Tile& t, float* mc, float* lc) {
     for (int r = 0; r < rows; ++r) {
         float* s = t.scores + r * KEYS;
@@ -197,7 +202,7 @@ static void soft_block(const Attention& a, int rows, int padded, Tile& t, float*
         mc[r] = reduce_max(top);
         const f32x16 base = set1(mc[r] == MINUS_INF ? 0.0f : mc[r]);
         for (int j = 0; j < padded; j += LANES) {
-            f32x16 p = exp(sub(load(s + j), base));
+            f32x16 p = exp2(sub(load(s + j), base));
             store(s + j, p);
             sum = add(sum, p);
         }
@@ -211,7 +216,7 @@ static void attend_block(const Attention& a, const Unit& u, int block, Tile& t) 
     const int rows = u.count * a.group(), first = block * KEYS, wide = a.padded();
     const int count = std::min(KEYS, a.reach(u.row, u.first + u.count) - first);
     const int padded = (count + LANES - 1) / LANES * LANES;
-    float mc[TILE_ROWS * 2 + MAX_GROUP], lc[TILE_ROWS * 2 + MAX_GROUP];
+    float mc[TILE_ROWS + MAX_GROUP], lc[TILE_ROWS + MAX_GROUP];
     load_keys(a, u, first, count, t);
     Strip s{};
     s.a = t.q;

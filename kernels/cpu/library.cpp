@@ -15,7 +15,8 @@ enum Phase { MAIN = 0, QUANTIZE = 1, ROUND = 2, THEN_QUANTIZE = 4, THEN_ROUND = 
 
 static int32_t width_of(const Op& op) { return op.kind == EMBED ? op.i[1] : op.i[0]; }
 
-static void row_op(Context& c, const Op& op, int phase, int64_t t) {
+static void row_op(Context& c, const Stage& s, int64_t t) {
+    const Op& op = *s.op;
     const int64_t h = width_of(op);
     const float* x = (const float*)op.p[0] + t * h;
     float* out = nullptr;
@@ -45,8 +46,8 @@ static void row_op(Context& c, const Op& op, int phase, int64_t t) {
         case ARGMAX: ((int32_t*)op.p[1])[t] = argmax_row(x, h); return;
         case LOGSUMEXP: ((float*)op.p[1])[t] = logsumexp_row(x, h); return;
     }
-    if (phase & THEN_QUANTIZE) quantize_row(out, h, t, c);
-    if (phase & THEN_ROUND) round_row(out, h, c.codes.get<uint16_t>() + t * ((h + 1) / 2 * 2));
+    if (s.phase & THEN_QUANTIZE) quantize_row(out, h, TileRow(t, s.rows, tile_rows(s.rows)), c);
+    if (s.phase & THEN_ROUND) round_row(out, h, c.codes.get<uint16_t>() + t * ((h + 1) / 2 * 2));
 }
 
 static void run_chunk(Context& c, const Stage& s, uint32_t chunk, int worker) {
@@ -55,12 +56,13 @@ static void run_chunk(Context& c, const Stage& s, uint32_t chunk, int worker) {
     if (op.kind == ATTENTION) return attention_unit(c, op, c.plan.units[chunk], worker);
     if (op.kind == LINEAR && s.phase == MAIN) {
         const bool quantized = op.i[0] == Q4_1 || op.i[0] == Q8_0;
-        const int64_t lanes = quantized ? LANES : PANEL, groups = ceil_div(op.i[1], lanes);
+        const int64_t groups = ceil_div(op.i[1], quantized ? LANES : PANEL);
+        const int64_t tiles = quantized ? ceil_div(s.rows, tile_rows(s.rows)) : s.rows;
         const int64_t rb = chunk / s.grain[1], cb = chunk % s.grain[1];
-        const int64_t row0 = s.rows * rb / s.grain[0], row1 = s.rows * (rb + 1) / s.grain[0];
+        const int64_t t0 = tiles * rb / s.grain[0], t1 = tiles * (rb + 1) / s.grain[0];
         const int64_t g0 = groups * cb / s.grain[1], g1 = groups * (cb + 1) / s.grain[1];
-        if (quantized) quant_gemm(c, op, row0, row1, g0, g1);
-        else dense_gemm(c, op, row0, row1, g0, g1);
+        if (quantized) quant_gemm(c, op, s.rows, t0, t1, g0, g1);
+        else dense_gemm(c, op, t0, t1, g0, g1);
         return;
     }
     const int64_t row0 = int64_t(s.rows) * chunk / s.chunks;
@@ -68,9 +70,9 @@ static void run_chunk(Context& c, const Stage& s, uint32_t chunk, int worker) {
     for (int64_t t = row0; t < row1; ++t) {
         const int64_t k = op.i[2];
         const float* x = (const float*)op.p[0] + t * k;
-        if (s.phase == QUANTIZE) quantize_row(x, k, t, c);
+        if (s.phase == QUANTIZE) quantize_row(x, k, TileRow(t, s.rows, tile_rows(s.rows)), c);
         else if (s.phase == ROUND) round_row(x, k, c.codes.get<uint16_t>() + t * ((k + 1) / 2 * 2));
-        else row_op(c, op, s.phase, t);
+        else row_op(c, s, t);
     }
 }
 

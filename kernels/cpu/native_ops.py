@@ -10,6 +10,7 @@ from abc import abstractmethod
 import torch
 
 from branchline.kernels.cpu.binding import Format, Kind, NativeOp, Runner
+from branchline.kernels.cpu.memory import HugeArena
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.weights import DenseWeight, PanelWeight, Q4_1Weight, Q8_0Weight, Weight
@@ -266,6 +267,11 @@ class NativeOps(NativeOpsBase):
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
+        self._arena = HugeArena()
+
+    def prepare(self, weight: Weight) -> Weight:
+        """As the base class, and moved onto huge pages, in the order of the calls."""
+        return super().prepare(weight).placed(self._arena.place)
 
     def _new(self, like: torch.Tensor, dtype: torch.dtype, *tail: int) -> torch.Tensor:
         return torch.empty(like.shape[0], *tail, dtype=dtype)

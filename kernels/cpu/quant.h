@@ -6,6 +6,8 @@
 // whatever the number of rows, so one row's result never depends on the others. The kernel holds
 // 16 columns of one block in 8 registers (unpacked once) and passes R rows over them.
 #pragma once
+#include <algorithm>
+
 #include "context.h"
 
 namespace bl {
@@ -18,24 +20,39 @@ BL_INLINE int64_t group_bytes(int format, int64_t blocks) {
     return (size + 63) / 64 * 64;
 }
 
+constexpr int MAX_TILE = 12;  // rows whose accumulators fit the registers beside one block
+constexpr int CHAINS = 4;     // rows whose integer chains run side by side
+
+// Rows of a tile when m rows are cut into equal tiles; the last one may have fewer.
+BL_INLINE int32_t tile_rows(int64_t m) { return m ? ceil_div(m, ceil_div(m, MAX_TILE)) : 1; }
+
+// Where a row of m lies: activations are kept as [tile][K / 32][row of tile], so that a kernel
+// finds every operand at a constant distance from one pointer.
+struct TileRow {
+    int64_t base, count, lane;
+    TileRow(int64_t row, int64_t m, int64_t tile)
+        : base(row / tile * tile), count(std::min(tile, m - base)), lane(row - base) {}
+};
+
 // One row of K floats -> codes, scale = max|x| / 127, scale * sum of codes, -128 * sum of codes.
-static inline void quantize_row(const float* x, int64_t k, int64_t row, Context& c) {
+static inline void quantize_row(const float* x, int64_t k, TileRow row, Context& c) {
     const int64_t blocks = k / BLOCK;
-    int8_t* codes = c.codes.get<int8_t>() + row * k;
-    float* scales = c.scales.get<float>() + row * blocks;
-    float* sums = c.sums.get<float>() + row * blocks;
-    int32_t* offsets = c.offsets.get<int32_t>() + row * blocks;
+    int8_t* codes = c.codes.get<int8_t>() + row.base * k + row.lane * BLOCK;
+    const int64_t first = row.base * blocks + row.lane;
+    float* scales = c.scales.get<float>() + first;
+    float* sums = c.sums.get<float>() + first;
+    int32_t* offsets = c.offsets.get<int32_t>() + first;
     for (int64_t b = 0; b < blocks; ++b) {
         f32x16 lo = load(x + b * BLOCK), hi = load(x + b * BLOCK + LANES);
         float top = reduce_max(max(abs(lo), abs(hi)));
         float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
         i32x16 qlo = to_int(mul(lo, set1(inverse))), qhi = to_int(mul(hi, set1(inverse)));
-        store_i8(codes + b * BLOCK, qlo);
-        store_i8(codes + b * BLOCK + LANES, qhi);
+        store_i8(codes + b * row.count * BLOCK, qlo);
+        store_i8(codes + b * row.count * BLOCK + LANES, qhi);
         int32_t sum = reduce_addi(addi(qlo, qhi));
-        scales[b] = scale;
-        sums[b] = scale * float(sum);
-        offsets[b] = -128 * sum;
+        scales[b * row.count] = scale;
+        sums[b * row.count] = scale * float(sum);
+        offsets[b * row.count] = -128 * sum;
     }
 }
 
@@ -44,7 +61,7 @@ struct GemmRows {
     const float* scales;
     const float* sums;
     const int32_t* offsets;
-    int64_t k, blocks;
+    int64_t blocks;
     const float* bias;
     float* out;
     int64_t ldo;
@@ -57,10 +74,32 @@ BL_INLINE int32_t quad(const int8_t* p) {
     return v;
 }
 
+// N rows of one block: integer chains side by side, then each row's float update.
+template <int N, int FORMAT>
+BL_INLINE void gemm_block(const i32x16* w, f32x16 d, f32x16 m, const int8_t* x, const float* scales,
+                          const float* sums, const int32_t* offsets, f32x16* acc) {
+    i32x16 dot[N];
+#pragma GCC unroll 4
+    for (int r = 0; r < N; ++r) dot[r] = set1i(FORMAT == Q8_0 ? offsets[r] : 0);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+#pragma GCC unroll 4
+        for (int r = 0; r < N; ++r) dot[r] = dot4(dot[r], w[i], quad(x + r * BLOCK + 4 * i));
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < N; ++r) {
+        acc[r] = fma(to_float(dot[r]), mul(d, set1(scales[r])), acc[r]);
+        if (FORMAT == Q4_1) acc[r] = fma(m, set1(sums[r]), acc[r]);
+    }
+}
+
 template <int R, int FORMAT>
 static void gemm_tile(const uint8_t* group, const GemmRows& a) {
     const uint8_t* code = group;
     const uint16_t* scale = (const uint16_t*)(group + a.blocks * code_bytes(FORMAT));
+    const int8_t* x = a.codes;
+    const float *scales = a.scales, *sums = a.sums;
+    const int32_t* offsets = a.offsets;
     f32x16 acc[R];
     for (int r = 0; r < R; ++r) acc[r] = set1(0.0f);
     for (int64_t b = 0; b < a.blocks; ++b) {
@@ -83,16 +122,17 @@ static void gemm_tile(const uint8_t* group, const GemmRows& a) {
         f32x16 m = d;
         if (FORMAT == Q4_1) m = load_f16(scale + LANES);
         scale += FORMAT == Q4_1 ? 2 * LANES : LANES;
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const int8_t* x = a.codes + r * a.k + b * BLOCK;
-            const int64_t at = r * a.blocks + b;
-            i32x16 dot = set1i(FORMAT == Q8_0 ? a.offsets[at] : 0);
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; ++i) dot = dot4(dot, w[i], quad(x + 4 * i));
-            acc[r] = fma(to_float(dot), mul(d, set1(a.scales[at])), acc[r]);
-            if (FORMAT == Q4_1) acc[r] = fma(m, set1(a.sums[at]), acc[r]);
-        }
+        constexpr int WHOLE = R / CHAINS * CHAINS, REST = R % CHAINS;
+#pragma GCC unroll 4
+        for (int r = 0; r < WHOLE; r += CHAINS)
+            gemm_block<CHAINS, FORMAT>(w, d, m, x + r * BLOCK, scales + r, sums + r, offsets + r, acc + r);
+        if constexpr (REST > 0)
+            gemm_block<REST, FORMAT>(w, d, m, x + WHOLE * BLOCK, scales + WHOLE, sums + WHOLE,
+                                     offsets + WHOLE, acc + WHOLE);
+        x += R * BLOCK;
+        scales += R;
+        sums += R;
+        offsets += R;
     }
     for (int r = 0; r < R; ++r) {
         float* out = a.out + r * a.ldo;
@@ -101,8 +141,6 @@ static void gemm_tile(const uint8_t* group, const GemmRows& a) {
         else store_n(out, acc[r], a.width);
     }
 }
-
-constexpr int MAX_TILE = 12;
 
 template <int FORMAT>
 static void gemm_rows(int rows, const uint8_t* group, const GemmRows& a) {
@@ -122,24 +160,24 @@ static void gemm_rows(int rows, const uint8_t* group, const GemmRows& a) {
     }
 }
 
-// Rows [row0, row1) times groups [group0, group1) of a packed weight [n, k].
-static void quant_gemm(Context& c, const Op& op, int64_t row0, int64_t row1, int64_t group0,
-                       int64_t group1) {
+// Tiles [tile0, tile1) of m rows times groups [group0, group1) of a packed weight [n, k].
+static void quant_gemm(Context& c, const Op& op, int64_t m, int64_t tile0, int64_t tile1,
+                       int64_t group0, int64_t group1) {
     const int format = op.i[0];
-    const int64_t n = op.i[1], k = op.i[2], blocks = k / BLOCK, rows = row1 - row0;
-    const int64_t tiles = ceil_div(rows, MAX_TILE), stride = group_bytes(format, blocks);
+    const int64_t n = op.i[1], k = op.i[2], blocks = k / BLOCK;
+    const int64_t tile = tile_rows(m), stride = group_bytes(format, blocks);
     for (int64_t g = group0; g < group1; ++g) {
         const uint8_t* group = (const uint8_t*)op.p[1] + g * stride;
         const float* bias = op.p[2] ? (const float*)op.p[2] + g * LANES : nullptr;
-        const int width = int(n - g * LANES < LANES ? n - g * LANES : LANES);
-        for (int64_t t = 0; t < tiles; ++t) {
-            const int64_t first = row0 + rows * t / tiles, last = row0 + rows * (t + 1) / tiles;
-            const int64_t at = first * blocks;
+        const int width = int(std::min<int64_t>(n - g * LANES, LANES));
+        for (int64_t t = tile0; t < tile1; ++t) {
+            const int64_t first = t * tile, at = first * blocks;
             GemmRows a{c.codes.get<int8_t>() + first * k, c.scales.get<float>() + at,
-                       c.sums.get<float>() + at, c.offsets.get<int32_t>() + at, k, blocks, bias,
+                       c.sums.get<float>() + at, c.offsets.get<int32_t>() + at, blocks, bias,
                        (float*)op.p[3] + first * n + g * LANES, n, width};
-            if (format == Q4_1) gemm_rows<Q4_1>(int(last - first), group, a);
-            else gemm_rows<Q8_0>(int(last - first), group, a);
+            const int rows = int(std::min(tile, m - first));
+            if (format == Q4_1) gemm_rows<Q4_1>(rows, group, a);
+            else gemm_rows<Q8_0>(rows, group, a);
         }
     }
 }

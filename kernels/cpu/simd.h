@@ -172,7 +172,12 @@ BL_INLINE i32x16 dot4(i32x16 acc, i32x16 w, int32_t a) {
 #endif
 }
 
-// Sums and maxima over lanes in one fixed tree.
+// Sums and maxima over lanes in one fixed tree (halves are added, four times).
+#if defined(BL_AVX512)
+BL_INLINE float reduce_add(f32x16 v) { return _mm512_reduce_add_ps(v); }
+BL_INLINE float reduce_max(f32x16 v) { return _mm512_reduce_max_ps(v); }
+BL_INLINE int32_t reduce_addi(i32x16 v) { return _mm512_reduce_add_epi32(v); }
+#else
 BL_INLINE float reduce_add(f32x16 v) {
     float x[16];
     store(x, v);
@@ -193,6 +198,7 @@ BL_INLINE int32_t reduce_addi(i32x16 v) {
     for (int i = 0; i < 16; ++i) s += x[i];
     return s;
 }
+#endif
 
 // e^x to about 1 ulp for x <= 88 (Cody and Waite's reduction, minimax polynomial); 0 below -87.
 BL_INLINE f32x16 exp(f32x16 x) {
@@ -210,6 +216,30 @@ BL_INLINE f32x16 exp(f32x16 x) {
     p = add(fma(p, mul(r, r), r), set1(1.0f));
     f32x16 scale = as_float(shift_left(addi(to_int(n), set1i(127)), 23));
     return select_lt(x, low, set1(0.0f), mul(p, scale));
+}
+
+// 2^x to about 1 ulp for x <= 127 (polynomial of the fraction in [-1/2, 1/2]); 0 far below.
+BL_INLINE f32x16 exp2(f32x16 x) {
+    f32x16 y = max(x, set1(-160.0f));
+#if defined(BL_AVX512)
+    f32x16 f = _mm512_reduce_ps(y, 0), n = y;
+    n = sub(y, f);
+#else
+    f32x16 n = sub(add(y, set1(12582912.0f)), set1(12582912.0f)), f = sub(y, n);
+#endif
+    f32x16 p = set1(1.535336188319500e-4f);
+    p = fma(p, f, set1(1.339887440266574e-3f));
+    p = fma(p, f, set1(9.618437357674640e-3f));
+    p = fma(p, f, set1(5.550332471162809e-2f));
+    p = fma(p, f, set1(2.402264791363012e-1f));
+    p = fma(p, f, set1(6.931472028550421e-1f));
+    p = fma(p, f, set1(1.0f));
+#if defined(BL_AVX512)
+    return _mm512_scalef_ps(p, n);
+#else
+    f32x16 scale = as_float(shift_left(addi(to_int(max(n, set1(-126.0f))), set1i(127)), 23));
+    return select_lt(n, set1(-126.0f), set1(0.0f), mul(p, scale));
+#endif
 }
 
 // bfloat16: the upper half of a float.
