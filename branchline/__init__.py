@@ -1,1 +1,139 @@
-"""branchline."""
+"""Programs over language models, run next to the KV cache.
+
+The public names, each loaded when it is first used: importing `branchline` imports nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from branchline.lang.api import function, gen, select
+    from branchline.lang.backends.base import set_default_backend
+    from branchline.lang.backends.engine import Engine, Runtime
+    from branchline.lang.backends.mock import Mock
+    from branchline.lang.compat import (
+        flush_cache,
+        gen_int,
+        gen_string,
+        get_server_info,
+        greedy_token_selection,
+        token_length_normalized,
+        unconditional_likelihood_normalized,
+    )
+    from branchline.lang.constraints import choices, regex
+    from branchline.lang.errors import (
+        BackendError,
+        BranchlineError,
+        Cancelled,
+        ConstraintError,
+        DeadlineExceeded,
+        InvalidRequest,
+        ProgramError,
+        TruncatedError,
+        UnsupportedConstraint,
+        UnsupportedFeature,
+    )
+    from branchline.lang.events import Done, TextDelta, VariableReady
+    from branchline.lang.expressions import Expression
+    from branchline.lang.fork import Forks, fork
+    from branchline.lang.program import Program
+    from branchline.lang.roles import (
+        assistant,
+        assistant_begin,
+        assistant_end,
+        system,
+        system_begin,
+        system_end,
+        tool,
+        user,
+        user_begin,
+        user_end,
+    )
+    from branchline.lang.state import State
+    from branchline.runtime.programs.graph import RequestGraph
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "lang.api": "function gen select",
+    "lang.backends.base": "set_default_backend",
+    "lang.backends.engine": "Engine Runtime",
+    "lang.backends.mock": "Mock",
+    "lang.compat": "flush_cache gen_int gen_string get_server_info greedy_token_selection "
+    "token_length_normalized unconditional_likelihood_normalized",
+    "lang.constraints": "choices regex",
+    "lang.errors": "BackendError BranchlineError Cancelled ConstraintError DeadlineExceeded "
+    "InvalidRequest ProgramError TruncatedError UnsupportedConstraint UnsupportedFeature",
+    "lang.events": "Done TextDelta VariableReady",
+    "lang.expressions": "Expression",
+    "lang.fork": "Forks fork",
+    "lang.program": "Program",
+    "lang.roles": "assistant assistant_begin assistant_end system system_begin system_end tool "
+    "user user_begin user_end",
+    "lang.state": "State",
+    "runtime.programs.graph": "RequestGraph",
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+__all__ = [
+    "BackendError",
+    "BranchlineError",
+    "Cancelled",
+    "ConstraintError",
+    "DeadlineExceeded",
+    "Done",
+    "Engine",
+    "Expression",
+    "Forks",
+    "InvalidRequest",
+    "Mock",
+    "Program",
+    "ProgramError",
+    "RequestGraph",
+    "Runtime",
+    "State",
+    "TextDelta",
+    "TruncatedError",
+    "UnsupportedConstraint",
+    "UnsupportedFeature",
+    "VariableReady",
+    "assistant",
+    "assistant_begin",
+    "assistant_end",
+    "choices",
+    "flush_cache",
+    "fork",
+    "function",
+    "gen",
+    "gen_int",
+    "gen_string",
+    "get_server_info",
+    "greedy_token_selection",
+    "regex",
+    "select",
+    "set_default_backend",
+    "system",
+    "system_begin",
+    "system_end",
+    "token_length_normalized",
+    "tool",
+    "unconditional_likelihood_normalized",
+    "user",
+    "user_begin",
+    "user_end",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'branchline' has no attribute {name!r}")
+    value = getattr(import_module(f"branchline.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,1 +1,1 @@
-"""."""
+"""The language: what users write. Plain Python; knows nothing of torch, tokens or models."""

@@ -1,1 +1,1 @@
-"""."""
+"""What programs run on. Nothing here is imported before it is used."""

@@ -1,0 +1,212 @@
+"""What programs are made of: the expression constructors and the `function` decorator.
+
+Everything here only builds values; nothing runs before a program does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Unpack, overload
+
+from branchline.lang.compat import modern_gen_options
+from branchline.lang.constraints import checked_choices
+from branchline.lang.errors import InvalidRequest, UnsupportedFeature
+from branchline.lang.expressions import Gen, Select
+from branchline.lang.markers import Box, reject
+from branchline.lang.program import Program
+from branchline.lang.sampling import GenOptions, SamplingOptions, check_names
+from branchline.lang.types import resolve
+from branchline.runtime.programs.protocol import SelectMethod
+
+
+SELECT_METHODS: tuple[SelectMethod, ...] = (
+    "token_length_normalized",
+    "greedy_token_selection",
+    "unconditional_likelihood_normalized",
+    "total",
+)
+
+
+class AllGenOptions(GenOptions, total=False):
+    """All keywords of `gen`."""
+
+    regex: str | None
+    json_schema: object
+    grammar: object
+    choices: Iterable[str] | None
+    choices_method: SelectMethod
+    tools: object
+    tool_choice: str
+
+
+_GEN_NAMES = frozenset(AllGenOptions.__annotations__)
+_GEN_KEPT = frozenset(GenOptions.__annotations__) | {"regex"}
+
+
+def gen(
+    name: str | None = None,
+    type: Any = None,
+    *,
+    append: bool = False,
+    **options: Unpack[AllGenOptions],
+) -> Gen | Select:
+    """Generate, and call the result `name`.
+
+    Args:
+        name: variable; None = `_0`, `_1`, …
+        type: `str`, `int`, `float`, `bool`, `Literal[...]`, an `Enum`, `regex(...)` or
+            `choices([...])`; the value is an instance of it.
+        append: the variable is a list and this adds an item.
+        options: how to sample (`max_tokens=128, min_tokens=0, n=1, stop=None, stop_token_ids=None,
+            stop_regex=None, temperature=1.0, top_p=1.0, top_k=-1, min_p=0.0, frequency_penalty=0.0,
+            presence_penalty=0.0, repetition_penalty=1.0, logit_bias=None, seed=None,
+            logprobs=None, ignore_eos=False`), a constraint instead of `type` (`regex=`, or
+            `choices=` and `choices_method=`, which is `select`), and how to run (`adapter=None,
+            deadline_s=None, priority=0`).
+
+    Raises:
+        InvalidOption: a keyword that does not exist.
+        InvalidRequest: more than one constraint.
+        UnsupportedConstraint: a type that cannot be enforced; names it.
+        UnsupportedFeature: `tools`.
+    """
+    given: dict[str, Any]
+    type, given = modern_gen_options(type, dict(options))
+    check_names(given, _GEN_NAMES, "gen()")
+    if given.get("tools") is not None:
+        raise UnsupportedFeature("gen() takes no tools", value=given["tools"], hint="Drop tools=.")
+    for key in ("json_schema", "grammar"):
+        resolve(options={key: given.get(key)})
+    if name is not None:
+        reject(name, "a variable name")
+    choices = given.pop("choices", None)
+    method = given.pop("choices_method", None)
+    if choices is not None:
+        if type is not None or given.get("regex") is not None:
+            raise InvalidRequest(
+                "a gen takes one constraint; choices and another one were given",
+                value=type if type is not None else given["regex"],
+                hint="Drop one of them.",
+            )
+        return _select(name, choices, method, given, append=append)
+    if method is not None:
+        raise InvalidRequest(
+            "choices_method without choices", value=method, hint="Give choices=[...] too."
+        )
+    resolve(type, pattern=given.get("regex"))
+    kept = {key: _frozen(value) for key, value in given.items() if key in _GEN_KEPT}
+    boxed = None if type is None or type is str else Box(type)
+    return Gen(name=name, type=boxed, options=kept, append=append)
+
+
+def select(
+    name: str | None = None,
+    choices: Iterable[str] | None = None,
+    *,
+    method: SelectMethod | None = None,
+    temperature: float = 0.0,
+    append: bool = False,
+    choices_method: SelectMethod | None = None,
+    seed: int | None = None,
+    deadline_s: float | None = None,
+    priority: int | None = None,
+    adapter: str | None = None,
+) -> Select:
+    """Score every choice in the model's own distribution and take the best.
+
+    Args:
+        method: how sums over tokens become comparable; `token_length_normalized` (default),
+            `greedy_token_selection`, `unconditional_likelihood_normalized` or `total`.
+        temperature: above 0, draw from the normalised scores instead of taking the best.
+        choices_method: another name of `method`.
+
+    Raises `InvalidRequest` for empty, repeated or non-text choices, or an unknown method.
+    """
+    options = {
+        "temperature": temperature,
+        "seed": seed,
+        "deadline_s": deadline_s,
+        "priority": priority,
+        "adapter": adapter,
+    }
+    if choices is None:
+        raise InvalidRequest("select without choices", value="None", hint="Give choices=[...].")
+    return _select(name, choices, method or choices_method, options, append=append)
+
+
+def _select(
+    name: str | None,
+    choices: Iterable[str],
+    method: SelectMethod | None,
+    options: dict[str, Any],
+    *,
+    append: bool,
+) -> Select:
+    method = method or "token_length_normalized"
+    if method not in SELECT_METHODS:
+        raise InvalidRequest(
+            "unknown select method", value=method, hint=f"Use one of {', '.join(SELECT_METHODS)}."
+        )
+    temperature = options.get("temperature") or 0.0
+    if not isinstance(temperature, (int, float)) or not 0.0 <= temperature <= 100.0:
+        raise InvalidRequest(
+            "temperature is out of range", value=temperature, hint="Use between 0 and 100."
+        )
+    kept = ("seed", "deadline_s", "priority", "adapter")
+    return Select(
+        name=name,
+        choices=checked_choices(choices),
+        method=method,
+        temperature=float(temperature),
+        options={key: options[key] for key in kept if options.get(key) is not None},
+        append=append,
+    )
+
+
+def _frozen(value: object) -> object:
+    """The caller may go on changing its list."""
+    if isinstance(value, (list, set)):
+        return tuple(value)
+    return dict(value) if isinstance(value, dict) else value
+
+
+class FunctionOptions(SamplingOptions, total=False):
+    """Keywords of `function`."""
+
+    adapter: str | None
+    num_api_spec_tokens: int | None
+
+
+
+
+@overload
+def function(func: Callable[..., Any], /) -> Program: ...
+
+
+@overload
+def function(**defaults: Unpack[FunctionOptions]) -> Callable[[Callable[..., Any]], Program]: ...
+
+
+def function(
+    func: Callable[..., Any] | None = None, /, **defaults: Unpack[FunctionOptions]
+) -> Program | Callable[[Callable[..., Any]], Program]:
+    """Make a program of a `def` or `async def` whose first parameter is the state.
+
+    Args:
+        defaults: sampling defaults of the program's gens, weaker than what a `gen` call or
+            `run(...)` says. `num_api_spec_tokens` is accepted and has no effect.
+
+    Raises:
+        InvalidOption: a keyword that does not exist.
+        ProgramError: the function cannot be a program.
+    """
+    given = dict(defaults)
+    given.pop("num_api_spec_tokens", None)
+    check_names(given, FunctionOptions.__annotations__, "function()")
+
+    def decorate(func: Callable[..., Any]) -> Program:
+        return Program(func, given)
+
+    return decorate if func is None else decorate(func)
+
+

@@ -1,0 +1,199 @@
+"""What appending does: expressions become ops of the state's lane. One function a node kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from branchline.lang.errors import ProgramError, UnsupportedConstraint
+from branchline.lang.expressions import (
+    Concat,
+    Gen,
+    Node,
+    ProgramCall,
+    Reference,
+    RoleBegin,
+    RoleEnd,
+    RoleTurn,
+    Select,
+    Text,
+    as_expression,
+)
+from branchline.lang.sampling import build
+from branchline.lang.transcript import RoleMark
+from branchline.lang.types import TEXT, resolve
+from branchline.lang.variables import Slot
+from branchline.runtime.programs import protocol
+
+if TYPE_CHECKING:
+    from branchline.lang.state import State
+
+
+def append(state: State, value: object) -> None:
+    """Append a str, an expression or a list of them; never waits.
+
+    Raises:
+        ProgramError: a rule of the language was broken.
+        InvalidRequest: an option is out of range.
+        UnsupportedConstraint, UnsupportedFeature: the backend cannot do it.
+    """
+    _append_node(state, as_expression(value))
+
+
+def _append_node(state: State, node: Node) -> None:
+    _APPEND[type(node)](state, node)
+
+
+def _text(state: State, node: Text) -> None:
+    if node.text:
+        _append_parts(state, (node.text,), node.text)
+
+
+def _append_parts(state: State, parts: tuple[protocol.Part, ...], shown: str) -> None:
+    run = state._run
+    state._transcript.pieces.append(shown)
+    run.emit(protocol.AppendText(state._lane, run.next_node(), parts))
+
+
+def _reference(state: State, node: Reference) -> None:
+    """Text a tracing run has only a name for."""
+    if not state._run.tracing:
+        raise ProgramError(
+            "a placeholder of a traced program reached a running one",
+            value=node.name,
+            hint="Do not keep values that a traced program has read.",
+        )
+    state._run.depends(node)
+    part = (
+        protocol.ArgRef(node.name) if node.argument else protocol.VarRef(node.name, lane=node.lane)
+    )
+    _append_parts(state, (part,), f"{{{node.name}}}")
+
+
+def _concat(state: State, node: Concat) -> None:
+    for part in node.parts:
+        _append_node(state, part)
+
+
+def _role_begin(state: State, node: RoleBegin) -> None:
+    state._need("roles", "chat roles")
+    transcript = state._transcript
+    if transcript.role:
+        raise ProgramError(
+            f"a turn of {node.role!r} begins inside one of {transcript.role!r}",
+            program=state._run.name,
+            value=node.role,
+            hint="End a turn before the next one begins.",
+        )
+    transcript.role = node.role
+    transcript.pieces.append(RoleMark(node.role))
+    run = state._run
+    run.emit(protocol.BeginRole(state._lane, run.next_node(), node.role))
+
+
+def _role_end(state: State, node: RoleEnd) -> None:
+    transcript = state._transcript
+    if transcript.role != node.role:
+        is_open = f"a turn of {transcript.role!r} is open" if transcript.role else "none is open"
+        raise ProgramError(
+            f"a turn of {node.role!r} is ended, but {is_open}",
+            program=state._run.name,
+            value=node.role,
+            hint="Begin and end turns in pairs.",
+        )
+    transcript.role = ""
+    transcript.pieces.append(RoleMark(""))
+    run = state._run
+    run.emit(protocol.EndRole(state._lane, run.next_node()))
+
+
+def _role_turn(state: State, node: RoleTurn) -> None:
+    _role_begin(state, RoleBegin(node.role))
+    _append_node(state, node.body)
+    _role_end(state, RoleEnd(node.role))
+
+
+def _program_call(state: State, node: ProgramCall) -> None:
+    program, args, kwargs = node.call.value  # type: ignore[misc]  # a Box holds any object
+    program.run_inline(state, args, kwargs)
+
+
+def _gen(state: State, node: Gen) -> None:
+    run = state._run
+    options = node.options
+    kind = resolve(None if node.type is None else node.type.value, pattern=options.get("regex"))
+    if kind.constraint is not None and kind.constraint.kind not in run.backend.features:
+        raise UnsupportedConstraint(
+            f"backend {run.backend.name!r} cannot enforce a {kind.constraint.kind} constraint",
+            value=kind.name,
+            hint="Use another backend.",
+        )
+    sampling = build((*state._defaults, options), kind.constraint)
+    if sampling.logprobs is not None:
+        state._need("logprobs", "log-probabilities")
+    name = state._claim(node.name, append=node.append)
+    slot = _new_slot(state, name, kind, append=node.append)
+    run.emit(
+        protocol.Generate(
+            lane=state._lane,
+            node=slot.node,
+            name=name,
+            sampling=sampling,
+            stream=run.streaming,
+            **_request_options(state, options),
+        ),
+        start=True,
+    )
+
+
+def _select(state: State, node: Select) -> None:
+    run = state._run
+    state._need("select", "select")
+    name = state._claim(node.name, append=node.append)
+    slot = _new_slot(state, name, TEXT, append=node.append)
+    run.emit(
+        protocol.Select(
+            lane=state._lane,
+            node=slot.node,
+            name=name,
+            choices=node.choices,
+            method=node.method,
+            temperature=node.temperature,
+            seed=node.options.get("seed"),
+            **_request_options(state, node.options),
+        ),
+        start=True,
+    )
+
+
+def _new_slot(state: State, name: str, kind: Any, *, append: bool) -> Slot:
+    run = state._run
+    slot = run.new_slot(name, state._lane, run.next_node(), kind)
+    state._define(name, slot, append=append)
+    state._transcript.pieces.append(slot)
+    return slot
+
+
+def _request_options(state: State, options: dict[str, Any]) -> dict[str, Any]:
+    """Adapter, deadline and priority; the ones given at the call, then the program's."""
+    found: dict[str, Any] = {}
+    for layer in (*state._defaults, options):
+        for key in ("adapter", "deadline_s", "priority"):
+            if layer.get(key) is not None:
+                found[key] = layer[key]
+    if found.get("adapter"):
+        state._need("adapter", "adapters")
+    return found
+
+
+_APPEND: dict[type, Callable[[State, Any], None]] = {
+    Text: _text,
+    Gen: _gen,
+    Select: _select,
+    Reference: _reference,
+    RoleBegin: _role_begin,
+    RoleEnd: _role_end,
+    RoleTurn: _role_turn,
+    Concat: _concat,
+    ProgramCall: _program_call,
+}

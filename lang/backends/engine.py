@@ -1,0 +1,113 @@
+"""The engine in this process, as a backend. The only file of the language that loads the runtime's
+heavy half, and only when an `Engine` is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from branchline.lang.backends.base import Backend
+from branchline.lang.errors import BackendError
+from branchline.lang.sampling import SAMPLING_NAMES, check_names
+
+if TYPE_CHECKING:
+    from branchline.runtime.programs.executor import ExecutorStats
+    from branchline.runtime.programs.protocol import OpenProgram, Session, Sink
+
+DEFAULT_MODEL = "smollm2-135m"
+FEATURES = frozenset(
+    {"select", "roles", "fork", "tokens", "regex", "choices", "logprobs", "seed", "top_k"}
+)
+
+
+class Engine(Backend):
+    """The runtime in this process.
+
+    Args:
+        model: a name of the catalog, or the path of a GGUF file or Hugging Face directory.
+        sampling_defaults: weakest layer of sampling options of programs that run here.
+        settings: fields of the configuration's sections, by name; an unknown one is an error.
+
+    Raises:
+        BackendError: the runtime's packages are not installed.
+        ModelLoadError, InvalidRequest, OutOfMemory: see the message.
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        sampling_defaults: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.name = "engine"
+        self.features = FEATURES
+        self.sampling_defaults = dict(sampling_defaults or {})
+        check_names(self.sampling_defaults, SAMPLING_NAMES, "sampling_defaults")
+        try:
+            from branchline.runtime import engine as runtime
+            from branchline.runtime.programs.executor import Executor
+        except ModuleNotFoundError as error:
+            raise BackendError(
+                f"the runtime cannot be loaded: there is no module {error.name!r}",
+                hint="Install it: pip install 'branchline[runtime]'.",
+            ) from error
+        self._engine = runtime.Engine(model=model, **settings)
+        self._executor = Executor(self._engine.port)
+
+    # ---- programs
+
+    def open(self, program: OpenProgram, sink: Sink) -> Session:
+        """Start a program; see `ProgramBackend`."""
+        return self._executor.open(program, sink)
+
+    def stats(self) -> ExecutorStats:
+        """Counts of the executor: programs, tokens tokenized, wakes."""
+        return self._executor.stats()
+
+    # ---- single requests, as the runtime's engine has them
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Any:
+        """Continue one prompt; see `runtime.engine.Engine.generate`."""
+        return self._engine.generate(prompt, **options)
+
+    async def agenerate(self, prompt: str | Sequence[int], **options: Any) -> Any:
+        """Like `generate`, on the running event loop."""
+        return await self._engine.agenerate(prompt, **options)
+
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Any]:
+        """Like `generate`, piece by piece."""
+        return self._engine.stream(prompt, **options)
+
+    def score(self, prompt: str | Sequence[int], choices: Sequence[Any], **options: Any) -> Any:
+        """Log-probabilities of each choice's tokens after one prompt."""
+        return self._engine.score(prompt, choices, **options)
+
+    def abort(self, request_id: str) -> None:
+        """End a request."""
+        self._engine.abort(request_id)
+
+    def flush_cache(self) -> None:
+        """Forget all cached prefixes that nothing uses."""
+        self._engine.flush_cache()
+
+    def info(self) -> dict[str, Any]:
+        """Model, settings and why they were chosen, counts."""
+        return {"backend": self.name, **self._engine.info()}
+
+    def close(self) -> None:
+        """End all programs and free the model. May be called again."""
+        self._executor.close()
+        self._engine.close()
+
+
+class Runtime(Engine):
+    """`Engine` under the name and with the argument it has in SGLang's language."""
+
+    def __init__(self, model_path: str, **settings: Any) -> None:
+        super().__init__(model=model_path, **settings)
+
+    def shutdown(self) -> None:
+        """`close`."""
+        self.close()

@@ -1,0 +1,334 @@
+"""A scripted engine: answers requests from given replies, byte by byte, on a thread of its own.
+
+It keeps the rules of a real one (`EnginePort`): stop strings, max_tokens (a byte is a token),
+constraints, deadlines, aborts. Knows nothing of programs.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+from branchline.lang.errors import BackendError, BranchlineError, ConstraintError, wrap
+from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
+from branchline.runtime.core.outputs import (
+    FinishReason,
+    GenerateDelta,
+    GenerateResult,
+    Output,
+    RequestMeta,
+    ScoreResult,
+    TokenLogprob,
+)
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+
+EOS = 256
+MAX_CONTEXT = 1 << 20
+OnOutput = Callable[[Output], None]
+
+
+class ByteTokenizer:
+    """One token a byte, and an end token."""
+
+    eos_ids: frozenset[int] = frozenset({EOS})
+    bos_id: int | None = None
+    vocab_size = 257
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """UTF-8 bytes; there are no special-token strings."""
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of the bytes; incomplete characters become U+FFFD."""
+        return bytes(i for i in ids if i < EOS).decode("utf-8", "replace")
+
+
+class PlainTurns:
+    """Chat turns as `<|role|>` … `<|end|>` lines."""
+
+    def begin(self, history: Sequence[tuple[str, str]], role: str) -> str:
+        """Text that opens a turn."""
+        return f"<|{role}|>\n"
+
+    def end(self, history: Sequence[tuple[str, str]], role: str) -> str:
+        """Text that closes it."""
+        return "<|end|>\n"
+
+
+class EventLoop:
+    """A thread that runs callbacks in order, and later ones at their time. Starts when needed."""
+
+    def __init__(self) -> None:
+        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Any thread."""
+        self._inbox.put(callback)
+        if self._thread is None:
+            self._start()
+
+    def call_at(self, moment: float, callback: Callable[[], None]) -> None:
+        """Loop thread only; `moment` on the monotonic clock."""
+        heapq.heappush(self._timers, (moment, next(self._order), callback))
+
+    def stop(self) -> None:
+        """End the thread once it has run what is queued."""
+        self._inbox.put(None)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="branchline-mock", daemon=True
+                )
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            timeout = None
+            if self._timers:
+                timeout = self._timers[0][0] - time.monotonic()
+                if timeout <= 0:
+                    heapq.heappop(self._timers)[2]()
+                    continue
+            try:
+                callback = self._inbox.get(timeout=timeout)
+            except Empty:
+                continue
+            if callback is None:
+                return
+            callback()
+
+
+class _Running(NamedTuple):
+    request: EngineRequest
+    on_output: OnOutput
+    started: float
+
+
+class ScriptedEngine:
+    """See `EnginePort`.
+
+    Args:
+        reply: (variable name, text so far) to a text or an exception; called on the loop thread,
+            once for each output; may raise.
+        latency_s: time from a request to its final output, seconds.
+    """
+
+    model_name = "mock"
+    max_context = MAX_CONTEXT
+
+    def __init__(
+        self, reply: Callable[[str, str], str | None], loop: EventLoop, latency_s: float
+    ) -> None:
+        self.tokenizer = ByteTokenizer()
+        self.turns = PlainTurns()
+        self._reply = reply
+        self._loop = loop
+        self._latency_s = latency_s
+        self._running: dict[str, _Running] = {}
+
+    # ---- EnginePort
+
+    def call_soon(self, fn: Callable[[], None]) -> None:
+        """See `EnginePort`."""
+        self._loop.call_soon(fn)
+
+    def submit(self, request: EngineRequest, on_output: OnOutput) -> None:
+        """See `EnginePort`."""
+        running = _Running(request, on_output, time.monotonic())
+        self._running[request.id] = running
+        outputs = self._outputs(request, running.started)
+        if not self._latency_s:
+            self._loop.call_soon(lambda: self._send(request.id, outputs))
+            return
+        end = running.started + self._latency_s
+        if request.deadline is not None and request.deadline < end:
+            self._loop.call_at(request.deadline, lambda: self._end(request.id, "deadline"))
+            return
+        pieces = list(outputs)
+        deltas = sum(isinstance(piece, GenerateDelta) for piece in pieces)
+        for index, piece in enumerate(pieces):
+            share = min(1.0, (index + 1) / (deltas + 1))
+            self._loop.call_at(
+                running.started + self._latency_s * share,
+                lambda piece=piece: self._send(request.id, iter((piece,))),  # type: ignore[misc]
+            )
+
+    def abort(self, request_id: str) -> None:
+        """See `EnginePort`."""
+        self._loop.call_soon(lambda: self._end(request_id, "abort"))
+
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+        """Nothing is cached, so nothing is held."""
+
+    def release(self, lane_id: str) -> None:
+        """See `hold`."""
+
+    def info(self) -> dict[str, Any]:
+        """What this is."""
+        return {"model": self.model_name, "max_context": self.max_context}
+
+    # ---- answering
+
+    def _send(self, request_id: str, outputs: Iterator[Output]) -> None:
+        for output in outputs:
+            running = self._running.get(request_id)
+            if running is None:
+                return
+            if not isinstance(output, GenerateDelta) and self._is_last(running.request, output):
+                del self._running[request_id]
+            running.on_output(output)
+
+    @staticmethod
+    def _is_last(request: EngineRequest, output: Output) -> bool:
+        count = request.sampling.n if isinstance(request, GenerateRequest) else 1
+        last = request.id if count == 1 else f"{request.id}#{count - 1}"
+        return output.request_id == last
+
+    def _end(self, request_id: str, reason: FinishReason) -> None:
+        running = self._running.pop(request_id, None)
+        if running is None:
+            return
+        request = running.request
+        meta = self._meta(len(request.prompt_ids), 0, reason, running.started)
+        if isinstance(request, ScoreRequest):
+            running.on_output(ScoreResult(request_id=request_id, token_logprobs=[], meta=meta))
+            return
+        for output_id in _output_ids(request):
+            running.on_output(GenerateResult(request_id=output_id, text="", token_ids=[], meta=meta))
+
+    def _outputs(self, request: EngineRequest, started: float) -> Iterator[Output]:
+        if isinstance(request, ScoreRequest):
+            yield self._scores(request, started)
+            return
+        for output_id in _output_ids(request):
+            text, reason, error = self._text(request)
+            if request.stream and output_id == request.id:
+                for piece in re.findall(r"\s*\S{1,8}|\s+", text):
+                    yield GenerateDelta(request_id=output_id, text=piece)
+            ids = self.tokenizer.encode(text)
+            logprobs = request.sampling.logprobs
+            yield GenerateResult(
+                request_id=output_id,
+                text=text,
+                token_ids=ids,
+                meta=self._meta(len(request.prompt_ids), len(ids), reason, started),
+                logprobs=[] if logprobs is None else [TokenLogprob(i, 0.0) for i in ids],
+                error=error.to_wire() if error is not None else None,
+            )
+
+    def _text(
+        self, request: GenerateRequest
+    ) -> tuple[str, FinishReason, BranchlineError | None]:
+        try:
+            text = self._reply(request.name, self.tokenizer.decode(request.prompt_ids))
+            if text is None:
+                raise BackendError(
+                    "the mock has no reply for this variable",
+                    value=request.name,
+                    variable=request.name,
+                    hint="Give Mock a reply for it.",
+                )
+            text, reason = cut(text, request.sampling)
+            if reason != "length" and request.sampling.constraint is not None:
+                check_constraint(text, request.sampling.constraint, request.name)
+        except Exception as error:
+            return "", "error", wrap(error)
+        return text, reason, None
+
+    def _scores(self, request: ScoreRequest, started: float) -> ScoreResult:
+        texts = [self.tokenizer.decode(ids) for ids in request.choices]
+        error: BranchlineError | None = None
+        rows: list[list[float]] = []
+        try:
+            if not request.lane_id:  # the same choices without their prompt: nothing to prefer
+                rows = [[-1.0] * len(ids) for ids in request.choices]
+            else:
+                wanted = self._reply(request.name, self.tokenizer.decode(request.prompt_ids))
+                rows = [score_row(text, texts, wanted) for text in texts]
+        except Exception as failure:
+            error = wrap(failure)
+        return ScoreResult(
+            request_id=request.id,
+            token_logprobs=rows,
+            meta=self._meta(len(request.prompt_ids), 0, "stop", started),
+            error=error.to_wire() if error is not None else None,
+        )
+
+    def _meta(self, prompt: int, output: int, reason: FinishReason, started: float) -> RequestMeta:
+        spent = time.monotonic() - started
+        return RequestMeta(
+            finish_reason=reason,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            forwards=output,
+            ttft_s=spent,
+            latency_s=spent,
+            model=self.model_name,
+        )
+
+
+def cut(text: str, sampling: SamplingParams) -> tuple[str, FinishReason]:
+    """Where stop strings, stop_regex and max_tokens (bytes) end a text, and why."""
+    begin, end = len(text), len(text)
+    for stop in sampling.stop:
+        at = text.find(stop)
+        if at >= 0 and at + len(stop) <= end:
+            begin, end = min(begin, at), at + len(stop)
+    if sampling.stop_regex is not None:
+        match = re.search(sampling.stop_regex, text)
+        if match is not None and match.end() <= end:
+            begin, end = min(begin, match.start()), match.end()
+    limit = sampling.max_tokens
+    if limit is not None and len(text[:end].encode("utf-8")) > limit:
+        return text.encode("utf-8")[:limit].decode("utf-8", "ignore"), "length"
+    return text[:begin], "stop"
+
+
+def check_constraint(text: str, constraint: Constraint, name: str) -> None:
+    """Raise `ConstraintError` when a reply is not what a real engine could have written."""
+    if constraint.kind == "choices":
+        fits = text in json.loads(constraint.text)
+    elif constraint.kind == "regex":
+        fits = re.fullmatch(constraint.text, text) is not None
+    else:
+        fits = True
+    if not fits:
+        raise ConstraintError(
+            f"the mock's reply does not match the {constraint.kind} constraint",
+            value=text,
+            variable=name,
+            hint=f"A model could not write it under {constraint.text!r}.",
+        )
+
+
+def score_row(text: str, texts: Sequence[str], wanted: str | None) -> list[float]:
+    """Log-probabilities of one choice's bytes: the wanted one wins by every method.
+
+    Where nothing is wanted, scores are an arbitrary but fixed function of the text.
+    """
+    size = len(text.encode("utf-8"))
+    if wanted is not None and wanted not in texts:
+        wanted = next((other for other in texts if other.strip() == wanted.strip()), None)
+    if wanted == text:
+        return [-0.001 / size] * size
+    return [-1.0 - zlib.crc32(text.encode("utf-8")) / 2**32] * size
+
+
+def _output_ids(request: GenerateRequest) -> list[str]:
+    return [request.id, *(f"{request.id}#{index}" for index in range(1, request.sampling.n))]
+
+

@@ -1,0 +1,69 @@
+"""Names of SGLang's language that this one spells otherwise, for programs written for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from branchline.lang.errors import InvalidRequest, UnsupportedFeature
+from branchline.lang.expressions import Gen, Select
+
+if TYPE_CHECKING:
+    from branchline.runtime.programs.protocol import ProgramBackend, SelectMethod
+
+token_length_normalized: Final[SelectMethod] = "token_length_normalized"
+greedy_token_selection: Final[SelectMethod] = "greedy_token_selection"
+unconditional_likelihood_normalized: Final[SelectMethod] = "unconditional_likelihood_normalized"
+
+
+def gen_int(name: str | None = None, **options: Any) -> Gen | Select:
+    """`gen(name, int, …)`."""
+    from branchline.lang.api import gen
+
+    return gen(name, int, **options)
+
+
+def gen_string(name: str | None = None, **options: Any) -> Gen | Select:
+    """`gen(name, str, …)`."""
+    from branchline.lang.api import gen
+
+    return gen(name, str, **options)
+
+
+def flush_cache(backend: ProgramBackend | None = None) -> None:
+    """Empty the prefix cache of `backend`, or of the current one."""
+    from branchline.lang.backends.base import resolve_backend
+
+    resolve_backend(backend).flush_cache()
+
+
+def get_server_info(backend: ProgramBackend | None = None) -> dict[str, Any]:
+    """`info()` of `backend`, or of the current one."""
+    from branchline.lang.backends.base import resolve_backend
+
+    return resolve_backend(backend).info()
+
+
+def modern_gen_options(type: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """`gen` keywords with the old names replaced: `dtype`, `return_logprob`, `top_logprobs_num`.
+
+    A number in the place of the type is `max_tokens`, which stood there.
+
+    Raises `UnsupportedFeature` for an old keyword that asks for something else.
+    """
+    if isinstance(type, int) and not isinstance(type, bool):
+        if "max_tokens" in options:
+            raise InvalidRequest("max_tokens is given twice", value=type, hint="Give it once.")
+        options["max_tokens"], type = type, None
+    if "dtype" in options:
+        dtype = options.pop("dtype")
+        if type is not None and dtype is not None:
+            raise InvalidRequest("type and dtype are the same", value=dtype, hint="Give one.")
+        type = dtype if dtype is not None else type
+    wanted = options.pop("return_logprob", None)
+    top = options.pop("top_logprobs_num", None)
+    if (wanted or top) and options.get("logprobs") is None:
+        options["logprobs"] = top or 0
+    options.pop("return_text_in_logprobs", None)  # texts of tokens are always at hand
+    if (options.pop("logprob_start_len", None) or -1) >= 0:
+        raise UnsupportedFeature("gen() gives no log-probabilities of the prompt", hint="Drop it.")
+    return type, options

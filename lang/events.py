@@ -1,0 +1,49 @@
+"""What iterating over a running program yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from branchline.lang.errors import BranchlineError
+
+if TYPE_CHECKING:
+    from branchline.lang.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """New generated text of variable `name`.
+
+    Attributes:
+        lane: which branch; 0 is the program's own sequence.
+    """
+
+    name: str
+    text: str
+    lane: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VariableReady:
+    """Variable `name` has its value.
+
+    Attributes:
+        value: the typed value; None when the text cannot be read as the type (then `error` says
+            why; the program itself decides whether that ends it).
+    """
+
+    name: str
+    value: Any
+    error: BranchlineError | None = None
+    lane: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The program has ended; `state` is what `run` would have returned."""
+
+    state: State
+
+
+StreamEvent = TextDelta | VariableReady | Done

@@ -1,0 +1,416 @@
+"""One run of a program: ops go out in order, events come back, readers wait for what they need.
+
+Invariants, under `lock`: every value node that was sent has a `Slot`; a slot that is done stays as
+it is; once `failure` is set, every later `emit` raises it. Events are applied on the backend's
+thread, so any thread, greenlet or event loop may read. Knows nothing of expressions or names.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from branchline.lang import waiting
+from branchline.lang.errors import BranchlineError, Cancelled, ProgramError, from_wire
+from branchline.lang.events import StreamEvent, TextDelta, VariableReady
+from branchline.lang.lanes import Lanes
+from branchline.lang.types import ValueType
+from branchline.lang.variables import Slot
+from branchline.runtime.programs import protocol
+from branchline.runtime.programs.protocol import Event, NodeStats, Op, OpenProgram
+
+if TYPE_CHECKING:
+    from branchline.lang.expressions import Reference
+    from branchline.runtime.programs.protocol import ProgramBackend, Session
+
+Ready = Callable[[], bool]
+
+
+class LaneRead:
+    """The answer to a `ReadLane`."""
+
+    __slots__ = ("content", "failure")
+
+    def __init__(self) -> None:
+        self.content: protocol.LaneContent | None = None
+        self.failure: BranchlineError | None = None
+
+    def ready(self) -> bool:
+        """True when the answer, or the reason why there is none, is here."""
+        return self.content is not None or self.failure is not None
+
+
+class Run:
+    """State shared by all lanes of one run.
+
+    Args:
+        name: of the program.
+        backend: runs it.
+        streaming: ask for text deltas and keep public events in `events`.
+        asynchronous: the program is an `async def`.
+        deadline_s, priority: of the whole program.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backend: ProgramBackend,
+        *,
+        streaming: bool = False,
+        asynchronous: bool = False,
+        deadline_s: float | None = None,
+        priority: int = 0,
+    ) -> None:
+        self.name = name
+        self.backend = backend
+        self.streaming = streaming
+        self.asynchronous = asynchronous
+        self.tracing = False
+        self.lock = threading.Lock()
+        self._sending = threading.Lock()
+        self.lanes = Lanes()
+        self.failure: BranchlineError | None = None
+        self.closed = False
+        self.closing = False
+        self.body_ended = False
+        self.ops: list[Op] = []
+        self.stats: list[NodeStats] = []
+        self.slots: dict[int, Slot] = {}
+        self.events: deque[StreamEvent] = deque()
+        self._reads: dict[int, LaneRead] = {}
+        self._nodes = count()
+        self._lane_numbers = count(1)
+        self._pending: list[Op] = []
+        self._dropped: deque[int] = deque()
+        self._hold = 0
+        self._waiters: list[tuple[Ready, Callable[[], None]]] = []
+        program = OpenProgram(
+            program_id=os.urandom(8).hex(), name=name, deadline_s=deadline_s, priority=priority
+        )
+        self._session: Session = backend.open(program, _sink(self))
+        self._abandon = weakref.finalize(self, self._session.abandon)
+        self._abandon.atexit = False
+
+    # ---- ops
+
+    def next_node(self) -> int:
+        """A new node number."""
+        return next(self._nodes)
+
+    def new_lanes(self, parent: int, size: int, *, keep_errors: bool) -> tuple[int, ...]:
+        """Numbers of `size` lanes that fork from `parent` as one group."""
+        numbers = tuple(next(self._lane_numbers) for _ in range(size))
+        with self.lock:
+            self.lanes.add(parent, numbers, keep_errors=keep_errors)
+        return numbers
+
+    def emit(self, op: Op, *, start: bool = False) -> None:
+        """Queue an op; with `start`, hand over what is queued, since something can begin to run.
+
+        Raises `ProgramError` when the program has ended.
+        """
+        with self.lock:
+            if self.closing and not isinstance(op, (protocol.ReadLane, protocol.Drop)):
+                raise ProgramError(
+                    "the program has ended; its state takes nothing more",
+                    program=self.name,
+                    hint="Do it inside the program.",
+                )
+            self.ops.append(op)
+            self._pending.append(op)
+        if start and not self._hold:
+            self.flush()
+        if self.streaming:
+            self.notify()  # somebody may wait for this name, or for the next piece of text
+
+    def new_slot(self, name: str, lane: int, node: int, kind: ValueType) -> Slot:
+        """The place of a value that an op about to be emitted computes."""
+        slot = Slot(name, lane, node, kind, self.name)
+        with self.lock:
+            self.slots[node] = slot
+        return slot
+
+    def read_lane(self, lane: int) -> LaneRead:
+        """Ask for a lane's tokens and text."""
+        read = LaneRead()
+        node = self.next_node()
+        with self.lock:
+            if self.closed and not self._abandon.alive:
+                read.failure = self.failure or Cancelled("the program was abandoned")
+                return read
+            self._reads[node] = read
+        self.emit(protocol.ReadLane(lane, node), start=True)
+        return read
+
+    def drop(self, lane: int) -> None:
+        """Nobody holds the lane's state any more. Callable at any moment, also by the collector."""
+        self._dropped.append(lane)
+
+    @contextmanager
+    def batched(self) -> Iterator[None]:
+        """Hand over what is emitted inside as one list."""
+        self._hold += 1
+        try:
+            yield
+        finally:
+            self._hold -= 1
+            if not self._hold:
+                self.flush()
+
+    def flush(self) -> None:
+        """Hand over what is queued, in order. Never waits for another thread that is doing so.
+
+        Handing over may tokenize, so it happens outside `lock`: events are not held up by it.
+        """
+        while self._pending and self._sending.acquire(blocking=False):
+            try:
+                with self.lock:
+                    ops = self._take_pending()
+                if ops and self._abandon.alive:
+                    self._session.send(ops)
+            finally:
+                self._sending.release()
+
+    def _take_pending(self) -> list[Op]:
+        ops, self._pending = self._pending, []
+        if self._dropped and not self.closing:
+            lanes = tuple(self._dropped.popleft() for _ in range(len(self._dropped)))
+            ops.append(protocol.Drop(lanes))
+        return ops
+
+    # ---- waiting
+
+    def wait_until(self, ready: Ready) -> None:
+        """Wait until `ready()`, which only events of this run can make true."""
+        if ready():
+            return
+        self.flush()
+        sleeper = waiting.sleeper()
+        waiter = (ready, sleeper.wake)
+        with self.lock:
+            if ready():
+                return
+            self._waiters.append(waiter)
+        try:
+            while not ready():
+                sleeper.sleep()
+        finally:
+            self._forget(waiter)
+
+    async def arrival(self, ready: Ready) -> None:
+        """Like `wait_until`, on the running event loop."""
+        if ready():
+            return
+        self.flush()
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def set_result() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        waiter = (ready, lambda: waiting.call_threadsafe(loop, set_result))
+        with self.lock:
+            if ready():
+                return
+            self._waiters.append(waiter)
+        try:
+            await future
+        finally:
+            self._forget(waiter)
+
+    def _forget(self, waiter: tuple[Ready, Callable[[], None]]) -> None:
+        with self.lock:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def notify(self) -> None:
+        """Wake readers whose condition came true by something other than an event."""
+        with self.lock:
+            woken = self._woken()
+        for wake in woken:
+            wake()
+
+    def _woken(self) -> list[Callable[[], None]]:
+        if not self._waiters:
+            return []
+        woken = [waiter for waiter in self._waiters if waiter[0]()]
+        if woken:
+            self._waiters = [waiter for waiter in self._waiters if waiter not in woken]
+        return [wake for _, wake in woken]
+
+    # ---- events
+
+    def apply(self, events: list[Event]) -> None:
+        """Take events; runs on the backend's thread."""
+        cancels: list[Op] = []
+        with self.lock:
+            for event in events:
+                self._take(event, cancels)
+            woken = self._woken()
+            if cancels:
+                self.ops += cancels
+                self._pending += cancels
+        if cancels:
+            self.flush()
+        for wake in woken:
+            wake()
+
+    def _take(self, event: Event, cancels: list[Op]) -> None:
+        if isinstance(event, protocol.TextDelta):
+            self._take_delta(event)
+        elif isinstance(event, protocol.ValueReady):
+            self._take_value(event)
+        elif isinstance(event, protocol.NodeFailed):
+            self._take_failure(event, cancels)
+        elif isinstance(event, protocol.LaneContent):
+            if (read := self._reads.pop(event.node, None)) is not None:
+                read.content = event
+        elif isinstance(event, protocol.Closed):
+            self.stats += event.stats
+            self._take_final_error(event.error)
+            self.closed = True
+            self._end_slots(self.failure or Cancelled("the program ended", program=self.name))
+
+    def _take_delta(self, event: protocol.TextDelta) -> None:
+        slot = self.slots.get(event.node)
+        if slot is not None and not slot.done:
+            slot.partial.append(event.text)
+            if self.streaming:
+                self.events.append(TextDelta(slot.name, event.text, event.lane))
+
+    def _take_value(self, event: protocol.ValueReady) -> None:
+        self.stats += event.stats
+        slot = self.slots.get(event.node)
+        if slot is None or slot.done:
+            return
+        slot.texts, slot.request = event.texts, event.meta
+        slot.logprobs, slot.choices = event.logprobs, event.choices
+        slot.done = True
+        if self.streaming:
+            self.events.append(VariableReady(slot.name, *_value_of(slot), event.lane))
+
+    def _take_failure(self, event: protocol.NodeFailed, cancels: list[Op]) -> None:
+        error = from_wire(event.error).located(program=self.name, variable=event.name)
+        read = self._reads.pop(event.node, None)
+        if read is not None:
+            read.failure = error
+            return
+        slot = self.slots.get(event.node)
+        if slot is not None and not slot.done:
+            slot.request = event.meta
+            if rest := event.text[len("".join(slot.partial)) :]:
+                slot.partial.append(rest)
+            slot.fail(error)
+        verdict = self.lanes.fail(event.lane, error)
+        if verdict.cancel:
+            cancels.append(protocol.Cancel(verdict.cancel, "a sibling branch failed"))
+        if verdict.fatal:
+            self._fail_all(error)
+
+    def _take_final_error(self, wire: dict[str, Any] | None) -> None:
+        """An error that no node has reported; those of nodes are known already."""
+        if wire is None or self.lanes.any_failed:
+            return
+        error = from_wire(wire).located(program=self.name)
+        if not (isinstance(error, Cancelled) and self.lanes.cancelled):
+            self._fail_all(error)
+
+    def _fail_all(self, error: BranchlineError) -> None:
+        if self.failure is None:
+            self.failure = error
+
+    def _end_slots(self, error: BranchlineError) -> None:
+        for slot in self.slots.values():
+            slot.fail(error)
+        for read in self._reads.values():
+            read.failure = read.failure or error
+        self._reads.clear()
+
+    def depends(self, reference: Reference) -> None:
+        """A placeholder was appended; only a tracing run has any."""
+
+    # ---- the end
+
+    def cancel_lanes(self, lanes: tuple[int, ...], reason: str) -> None:
+        """End these lanes and what forked from them; their values become `Cancelled`."""
+        with self.lock:
+            found = self.lanes.cancel(lanes)
+            if not found or self.closing:
+                return
+            op = protocol.Cancel(found, reason)
+            self.ops.append(op)
+            self._pending.append(op)
+        self.flush()
+
+    def finish(self) -> None:
+        """No more ops come: wait until all has run, and raise the first error."""
+        if self.failure is None:
+            self.close()
+            self.wait_until(lambda: self.closed)
+        if self.failure is not None:
+            raise self.failure
+
+    async def afinish(self) -> None:
+        """Like `finish`, on the running event loop."""
+        if self.failure is None:
+            self.close()
+            await self.arrival(lambda: self.closed)
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
+        """Say that no more ops come; `closed` becomes true when everything has run."""
+        with self.lock:
+            if self.closing:
+                return
+            self._pending.append(protocol.Close())
+            self.closing = True
+        self.flush()
+
+    def abandon_unfinished(self) -> None:
+        """Stop what has not come to its end."""
+        if not self.closed:
+            self.abandon()
+
+    def abandon(self, error: BranchlineError | None = None) -> None:
+        """Stop everything now. What has no value yet fails with `error` or `Cancelled`."""
+        with self.lock:
+            if not self.closed:
+                reason = error or self.failure
+                if error is not None:
+                    self._fail_all(error)
+                self._end_slots(reason or Cancelled("the program was stopped", program=self.name))
+            self.closing = self.closed = True
+            self._pending.clear()
+            woken = self._woken()
+        self._abandon()
+        for wake in woken:
+            wake()
+
+
+def _value_of(slot: Slot) -> tuple[Any, BranchlineError | None]:
+    try:
+        return slot.value(), None
+    except BranchlineError as error:
+        return None, error
+
+
+def _sink(run: Run) -> protocol.Sink:
+    """Events for `run`, as long as somebody holds it."""
+    reference = weakref.ref(run)
+
+    def sink(events: list[Event]) -> None:
+        target = reference()
+        if target is not None:
+            target.apply(events)
+
+    return sink

@@ -1,0 +1,106 @@
+"""From keywords to `SamplingParams`: which options exist, who wins, and what is refused.
+
+Order: the `gen` call, then `run(...)`'s keywords, then `@function(...)`'s, then the backend's.
+Only options that were given are kept, so a default never hides a choice made further out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict, TypeVar
+
+import msgspec
+
+from branchline.lang.errors import InvalidOption, InvalidRequest
+from branchline.lang.markers import reject
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How to sample. Meaning and limits of each: `SamplingParams`."""
+
+    max_tokens: int | None
+    min_tokens: int
+    n: int
+    stop: str | Iterable[str] | None
+    stop_token_ids: Iterable[int] | None
+    stop_regex: str | None
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    frequency_penalty: float
+    presence_penalty: float
+    repetition_penalty: float
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    logprobs: int | None
+    ignore_eos: bool
+
+
+class RequestOptions(TypedDict, total=False):
+    """How one expression runs: adapter, seconds from the moment it can run, scheduling priority."""
+
+    adapter: str | None
+    deadline_s: float | None
+    priority: int
+
+
+class GenOptions(SamplingOptions, RequestOptions, total=False):
+    """Keywords of `gen` beside `name`, `type` and the constraints."""
+
+
+SAMPLING_NAMES = frozenset(SamplingOptions.__annotations__)
+REQUEST_NAMES = frozenset(RequestOptions.__annotations__)
+
+Options = Mapping[str, Any]
+_Key = TypeVar("_Key", bound=str)
+
+
+def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise `InvalidOption` for the first keyword that `where` does not have."""
+    known = frozenset(known)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
+            raise InvalidOption(f"{where} has no option {name!r}", value=name, hint=hint)
+
+
+def build(layers: Iterable[Options], constraint: Constraint | None) -> SamplingParams:
+    """Merge option layers, the weakest first, and validate.
+
+    Raises `InvalidRequest` naming the first value that is of the wrong type or out of range.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update((name, value) for name, value in layer.items() if name in SAMPLING_NAMES)
+    for name in ("stop", "stop_token_ids"):
+        if name in merged:
+            merged[name] = _as_tuple(merged[name])
+    for text in merged.get("stop", ()):
+        if isinstance(text, str):
+            reject(text, "a stop string")
+    try:
+        params = msgspec.convert(merged, SamplingParams)
+    except msgspec.ValidationError as error:
+        name = str(error).rpartition("$.")[2].rstrip("`").split("[")[0]
+        raise InvalidRequest(
+            f"{name or 'an option'} has a value of the wrong type: {error}",
+            value=merged.get(name),
+            hint="See the options of gen().",
+        ) from error
+    if constraint is not None:
+        params = msgspec.structs.replace(params, constraint=constraint)
+    return params.validate()
+
+
+def _as_tuple(value: object) -> object:
+    if value is None:
+        return ()
+    if isinstance(value, (str, int)):
+        return (value,)
+    if isinstance(value, Iterable):
+        return tuple(value)
+    return value

@@ -1,0 +1,389 @@
+"""The state a program writes to and reads from: one lane of a run, with its variables.
+
+Invariant: appending never waits and reading a value waits for that value alone. A name stands for
+one thing. A state keeps its run alive, never the other way round, so a state that nobody holds any
+more frees its lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from branchline.lang import compat_state
+from branchline.lang.append import append
+from branchline.lang.errors import (
+    BranchlineError,
+    NameInUse,
+    ProgramError,
+    UnknownVariable,
+    UnsupportedFeature,
+)
+from branchline.lang.expressions import Expression, RoleBegin, RoleEnd
+from branchline.lang.markers import reject
+from branchline.lang.run import LaneRead, Run
+from branchline.lang.transcript import Message, Transcript
+from branchline.lang.variables import Constant, Items, Slot, Span, Usage, Variable, usage_of
+from branchline.runtime.programs import protocol
+
+if TYPE_CHECKING:
+    from branchline.lang.fork import Forks
+    from branchline.runtime.programs.graph import RequestGraph
+
+T = TypeVar("T")
+
+
+class LaneOrigin(NamedTuple):
+    """What a forked state starts with."""
+
+    lane: int
+    transcript: Transcript
+    variables: dict[str, Variable]
+    unnamed: int
+    keep_errors: bool
+
+
+class State(compat_state.OldNames):
+    """What a program sees as its first parameter.
+
+    Attributes:
+        result: what the program's function returned, once it has run.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        defaults: Sequence[Mapping[str, Any]] = (),
+        origin: LaneOrigin | None = None,
+    ) -> None:
+        self.result: Any = None
+        self._run = run
+        self._defaults = tuple(defaults)
+        self._lane = 0 if origin is None else origin.lane
+        self._transcript = Transcript() if origin is None else origin.transcript
+        self._variables = {} if origin is None else origin.variables
+        self._inherited = frozenset(self._variables)
+        self._unnamed = 0 if origin is None else origin.unnamed
+        self._keeps_errors = origin is not None and origin.keep_errors
+        self._joined = False
+
+    def __del__(self) -> None:
+        if getattr(self, "_lane", 0):
+            self._run.drop(self._lane)
+
+    # ---- appending
+
+    def __iadd__(self, value: object) -> State:
+        self._check()
+        append(self, value)
+        return self
+
+    def gen(self, name: str | None = None, type: Any = None, **options: Any) -> Value:
+        """Append a `gen`; awaiting the result (or calling `.result()`) gives its value."""
+        from branchline.lang.api import gen
+
+        return self._append_value(gen(name, type, **options))
+
+    def select(self, name: str | None, choices: Sequence[str], **options: Any) -> Value:
+        """Append a `select`; awaiting the result (or calling `.result()`) gives its value."""
+        from branchline.lang.api import select
+
+        return self._append_value(select(name, choices, **options))
+
+    def _append_value(self, expression: Expression) -> Value:
+        self._check()
+        before = len(self._transcript.pieces)
+        append(self, expression)
+        slots = [p for p in self._transcript.pieces[before:] if isinstance(p, Slot)]
+        return Value(self, slots[-1])
+
+    def set(self, name: str, value: object) -> None:
+        """Define a variable. A variable set before may be set again; a generated one may not."""
+        self._check()
+        if not isinstance(self._variables.get(name), Constant):
+            self._check_free(name)
+        text = reject(str(value), f"the value of {name!r}")
+        self._variables[name] = Constant(value)
+        self._run.emit(protocol.SetVariable(self._lane, self._run.next_node(), name, text))
+
+    __setitem__ = set
+
+    def system(self) -> _Turn:
+        """`with s.system(): …` — what is appended inside is a system turn."""
+        return _Turn(self, "system")
+
+    def user(self) -> _Turn:
+        """`with s.user(): …`."""
+        return _Turn(self, "user")
+
+    def assistant(self) -> _Turn:
+        """`with s.assistant(): …`."""
+        return _Turn(self, "assistant")
+
+    def tool(self) -> _Turn:
+        """`with s.tool(): …`."""
+        return _Turn(self, "tool")
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[State]:
+        """`with s.scope("y"): …` — variable `y` is the text appended inside, without markup.
+
+        Raises `NameInUse` when `y` stands for something else.
+        """
+        self._check()
+        self._check_free(name)
+        pieces = self._transcript.pieces
+        begin, end = len(pieces), -1
+        self._variables[name] = Span(
+            lambda: None if end < 0 else self._transcript.readable(begin, end)
+        )
+        try:
+            yield self
+        finally:
+            end = len(pieces)
+
+    # ---- reading
+
+    def __getitem__(self, name: str) -> Any:
+        return self._read(name, lambda variable: variable.value())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Like `s[name]`, but `default` when nothing defines the name."""
+        return self[name] if name in self else default
+
+    async def aget(self, name: str) -> Any:
+        """Like `s[name]`, without blocking the event loop."""
+        return await self._aread(name, lambda variable: variable.value())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._variables
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all variables defined so far."""
+        return list(self._variables)
+
+    def meta(self, name: str) -> Any:
+        """Counts, times and raw text of a variable (`VariableMeta`, or a list of them); waits.
+
+        Does not raise where the variable failed: `meta(name).error` says why, `.text` what there is.
+        """
+        return self._read(name, lambda variable: variable.meta())
+
+    async def ameta(self, name: str) -> Any:
+        """Like `meta`, without blocking the event loop."""
+        return await self._aread(name, lambda variable: variable.meta())
+
+    def text(self) -> str:
+        """The whole text so far, template markup included; waits for it."""
+        return self._content().text
+
+    def tokens(self) -> list[int]:
+        """The exact token ids held so far; waits for them.
+
+        Raises `UnsupportedFeature` on a backend that has no tokens to show.
+        """
+        self._need("tokens", "token ids")
+        return list(self._content().token_ids)
+
+    async def atext(self) -> str:
+        """Like `text`, without blocking the event loop."""
+        read = self._run.read_lane(self._lane)
+        await self._run.arrival(read.ready)
+        return _content(read).text
+
+    def messages(self) -> list[Message]:
+        """The chat turns so far, as {"role", "content"}; waits for their values."""
+        for variable in self._transcript.variables():
+            self._run.wait_until(variable.ready)
+        return self._transcript.messages()
+
+    @property
+    def usage(self) -> Usage:
+        """Token counts of all values the whole program has so far."""
+        return usage_of(list(self._run.slots.values()))
+
+    @property
+    def graph(self) -> RequestGraph:
+        """The request graph of the run so far, with what each node did."""
+        from branchline.lang.recording import graph_of
+
+        return graph_of(self._run)
+
+    def _read(self, name: str, use: Callable[[Variable], T]) -> T:
+        variable = self._find(name)
+        self._run.wait_until(variable.ready)
+        return use(variable)
+
+    async def _aread(self, name: str, use: Callable[[Variable], T]) -> T:
+        variable = self._find(name)
+        await self._run.arrival(variable.ready)
+        return use(variable)
+
+    def _find(self, name: str) -> Variable:
+        variable = self._variables.get(name)
+        if variable is None:
+            raise self._unknown(name)
+        return variable
+
+    def _unknown(self, name: str) -> UnknownVariable:
+        known = ", ".join(self._variables) or "none yet"
+        return UnknownVariable(
+            f"nothing defines variable {name!r}",
+            program=self._run.name,
+            variable=str(name),
+            hint=f"Known variables: {known}.",
+        )
+
+    def _content(self) -> protocol.LaneContent:
+        read = self._run.read_lane(self._lane)
+        self._run.wait_until(read.ready)
+        return _content(read)
+
+    # ---- branches
+
+    def fork(self, n: int = 1, *, on_error: Literal["cancel", "keep"] = "cancel") -> Forks:
+        """`n` states that share all tokens so far. See `Forks`.
+
+        Args:
+            on_error: "cancel": a failing branch cancels its siblings and fails the program.
+                "keep": it fails alone, and its exception stands in its place after a join.
+        """
+        from branchline.lang.fork import fork
+
+        return fork(self, n, on_error=on_error)
+
+    def copy(self) -> State:
+        """A state of its own that shares all tokens so far."""
+        return self.fork(1)[0]
+
+    # ---- inside the language
+
+    def _check(self) -> None:
+        """Raise what has gone wrong already, or that the state takes nothing more."""
+        run = self._run
+        error = run.lanes.errors.get(self._lane)
+        if error is None and not self._keeps_errors:
+            error = run.failure
+        if error is None and self._lane in run.lanes.cancelled:
+            error = _cancelled(run)
+        if error is None and self._joined:
+            error = ProgramError(
+                "the branch has been joined; it takes nothing more",
+                program=run.name,
+                hint="Append to the parent, or join later.",
+            )
+        if error is not None:
+            raise error
+
+    def _check_free(self, name: str) -> None:
+        """Raise when `name` cannot be defined here."""
+        if not isinstance(name, str) or not name:
+            raise ProgramError(
+                "a variable needs a name that is a non-empty str", value=repr(name), hint="Name it."
+            )
+        reject(name, "a variable name")
+        if name not in self._variables:
+            return
+        if name in self._inherited and self._lane:
+            raise NameInUse(
+                f"branch variable {name!r} shadows the parent's",
+                program=self._run.name,
+                variable=name,
+                hint="Give the branch's variable another name.",
+            )
+        raise NameInUse(
+            f"variable {name!r} is defined already",
+            program=self._run.name,
+            variable=name,
+            hint="Use another name, or append=True in both places to make it a list.",
+        )
+
+    def _claim(self, name: str | None, *, append: bool) -> str:
+        """The name an expression gets; raises when it is taken."""
+        if name is None:
+            name = f"_{self._unnamed}"
+            while name in self._variables:
+                self._unnamed += 1
+                name = f"_{self._unnamed}"
+            self._unnamed += 1
+            return name
+        if append and isinstance(self._variables.get(name), Items):
+            return name
+        self._check_free(name)
+        return name
+
+    def _define(self, name: str, variable: Variable, *, append: bool) -> None:
+        if not append:
+            self._variables[name] = variable
+            return
+        known = self._variables.get(name)
+        items = known.items if isinstance(known, Items) else []
+        self._variables[name] = Items([*items, variable])
+
+    def _need(self, feature: str, what: str) -> None:
+        """Raise `UnsupportedFeature` when the backend lacks `feature`."""
+        backend = self._run.backend
+        if feature not in backend.features:
+            raise UnsupportedFeature(
+                f"backend {backend.name!r} does not support {what}",
+                value=feature,
+                program=self._run.name,
+                hint="Use another backend.",
+            )
+
+    def _repr_html_(self) -> str:
+        from branchline.lang.view.notebook import state_html
+
+        return state_html(self)
+
+
+class Value:
+    """A value on its way: `await` it, or call `result()`."""
+
+    __slots__ = ("_slot", "_state")
+
+    def __init__(self, state: State, slot: Slot) -> None:
+        self._state = state
+        self._slot = slot
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from self._state._run.arrival(self._slot.ready).__await__()
+        return self._slot.value()
+
+    def result(self) -> Any:
+        """Wait for the value."""
+        self._state._run.wait_until(self._slot.ready)
+        return self._slot.value()
+
+
+class _Turn:
+    """A chat turn as a `with` block, also in async programs."""
+
+    __slots__ = ("_role", "_state")
+
+    def __init__(self, state: State, role: str) -> None:
+        self._state = state
+        self._role = role
+
+    def __enter__(self) -> State:
+        self._state += RoleBegin(self._role)
+        return self._state
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._state += RoleEnd(self._role)
+
+
+def _content(read: LaneRead) -> protocol.LaneContent:
+    if read.content is None:
+        raise read.failure or ProgramError("the lane's text is gone")
+    return read.content
+
+
+def _cancelled(run: Run) -> BranchlineError:
+    from branchline.lang.errors import Cancelled
+
+    return Cancelled("the branch was cancelled", program=run.name)

@@ -1,0 +1,201 @@
+"""`f.trace(...)`: runs a program with placeholders and returns its request graph.
+
+Invariant: the graph is never wrong. Where the program's way depends on a value that is not known,
+one way is taken and the next node (or the end) gets a dynamic edge from that value's node. A loop
+on such a value ends: after 16 tests the answers alternate.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from branchline.lang.errors import ProgramError
+from branchline.lang.expressions import Reference
+from branchline.lang.placeholders import Placeholder
+from branchline.lang.run import LaneRead, Run
+from branchline.lang.state import State
+from branchline.lang.types import ValueType
+from branchline.lang.variables import Slot
+from branchline.runtime.core.outputs import RequestMeta
+from branchline.runtime.programs import protocol
+from branchline.runtime.programs.graph import GraphBuilder, RequestGraph
+from branchline.runtime.programs.protocol import ChoiceScore, Op
+
+if TYPE_CHECKING:
+    from branchline.lang.program import Program
+
+PATIENCE = 16
+"""Tests of unknown values that answer True before the answers alternate."""
+MAX_TESTS = 10_000
+
+ALL_FEATURES = frozenset(
+    {"select", "roles", "fork", "tokens", "regex", "choices", "json_schema", "lark", "logprobs"}
+    | {"seed", "adapter", "top_k"}
+)
+
+
+class _Recorder:
+    """A backend that computes nothing, and the session of its one program."""
+
+    name = "trace"
+    features = ALL_FEATURES
+
+    def open(self, program: protocol.OpenProgram, sink: protocol.Sink) -> _Recorder:
+        return self
+
+    def send(self, ops: list[Op]) -> None:
+        """The run keeps its ops itself."""
+
+    def abandon(self) -> None:
+        """Nothing runs."""
+
+    def flush_cache(self) -> None:
+        """Nothing is cached."""
+
+    def info(self) -> dict[str, Any]:
+        return {"backend": self.name}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class TraceSlot(Slot):
+    """A value that stays unknown."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: TraceRun, name: str, lane: int, node: int, kind: ValueType) -> None:
+        super().__init__(name, lane, node, kind, run.name)
+        self._run = run
+        self.request = RequestMeta(model="trace")
+        self.done = True
+
+    def value(self) -> Any:
+        return self._placeholder()
+
+    def text(self) -> str:
+        return self._placeholder()
+
+    def meta(self) -> Any:
+        self.texts = (self.text(),)
+        self.choices = (ChoiceScore(self.texts[0], 0.0, (), 1.0),)
+        self._run.look((self.node,))
+        return super().meta()
+
+    def _placeholder(self) -> Placeholder:
+        return Placeholder(
+            Reference(name=self.name, lane=self.lane, nodes=(self.node,)), self._run
+        )
+
+
+class TraceRun(Run):
+    """A run without a model. Every value is there at once, as a placeholder.
+
+    Args:
+        arguments: names of the program's arguments, for the graph.
+    """
+
+    def __init__(self, program: Program, arguments: tuple[str, ...]) -> None:
+        super().__init__(program.name, _Recorder(), asynchronous=program.asynchronous)
+        self.tracing = True
+        self.builder = GraphBuilder(program.name, arguments)
+        self._tests = 0
+        self._looked: dict[int, None] = {}
+        self._latest: dict[tuple[int, str], int] = {}
+        self._argument_nodes: dict[str, int] = {}
+
+    # ---- the run
+
+    def new_slot(self, name: str, lane: int, node: int, kind: ValueType) -> Slot:
+        slot = TraceSlot(self, name, lane, node, kind)
+        self.slots[node] = slot
+        self._latest[lane, name] = node
+        return slot
+
+    def emit(self, op: Op, *, start: bool = False) -> None:
+        if isinstance(op, protocol.ReadLane):
+            return
+        self.builder.add(op)
+        if self._looked and not isinstance(op, (protocol.Close, protocol.Drop, protocol.Cancel)):
+            self.builder.dynamic(op.node, tuple(self._looked))
+            self._looked.clear()
+
+    def read_lane(self, lane: int) -> LaneRead:
+        """The text of a lane depends on all values so far."""
+        read = LaneRead()
+        nodes = tuple(self.slots)
+        text = Placeholder(Reference(name="text", lane=lane, nodes=nodes, exact=False), self)
+        read.content = protocol.LaneContent(lane, -1, (), text)
+        self.look(nodes)
+        return read
+
+    def finish_trace(self) -> RequestGraph:
+        """The graph; what was looked at last may have ended the program."""
+        if self._looked:
+            self.builder.dynamic(None, tuple(self._looked))
+        return self.builder.build()
+
+    # ---- the placeholders' watcher
+
+    def decide(self, nodes: tuple[int, ...]) -> bool:
+        self.look(nodes)
+        self._tests += 1
+        if self._tests > MAX_TESTS:
+            raise ProgramError(
+                f"the program tested unknown values {MAX_TESTS} times while it was traced",
+                program=self.name,
+                hint="Give trace() the arguments that its loops depend on.",
+            )
+        return self._tests <= PATIENCE or self._tests % 2 == 0
+
+    def look(self, nodes: tuple[int, ...]) -> None:
+        self._looked.update(dict.fromkeys(nodes))
+
+    def depends(self, reference: Reference) -> None:
+        """A placeholder is appended. One that is not a variable's own text marks its node."""
+        exact = reference.exact and (
+            reference.argument
+            or self._latest.get((reference.lane, reference.name)) in reference.nodes
+        )
+        if not exact:
+            self.look(reference.nodes)
+
+    def argument(self, name: str) -> Placeholder:
+        """A placeholder for an argument that was not given.
+
+        Its node, which a dynamic edge can start from, is a `SetVariable` of an empty text.
+        """
+        node = self.next_node()
+        self.builder.add(protocol.SetVariable(0, node, name, ""))
+        return Placeholder(Reference(name=name, argument=True, nodes=(node,)), self)
+
+
+def trace(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RequestGraph:
+    """Run `program` with placeholders; see `Program.trace`.
+
+    Raises what the program raises, and `InvalidOption` for arguments it does not have.
+    """
+    names = tuple(program.signature.parameters)
+    run = TraceRun(program, names)
+    try:
+        bound = program.signature.bind_partial(*args, **kwargs)
+    except TypeError:
+        program.check_arguments(args, kwargs)
+        raise
+    kinds = inspect.Parameter
+    for name, parameter in program.signature.parameters.items():
+        missing = name not in bound.arguments and parameter.default is kinds.empty
+        if missing and parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
+            bound.arguments[name] = run.argument(name)
+    bound = program.signature.bind(*bound.args, **bound.kwargs)
+    state = State(run, defaults=(program.defaults,))
+    if program.asynchronous:
+        from branchline.lang.runner import run_coroutine
+
+        run_coroutine(lambda: program.func(state, *bound.args, **bound.kwargs))
+    else:
+        program.func(state, *bound.args, **bound.kwargs)
+    graph = run.finish_trace()
+    run.abandon()
+    return graph

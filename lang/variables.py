@@ -1,0 +1,248 @@
+"""What a variable name stands for: a value in flight, a constant, a list, or a stretch of text.
+
+Invariant: once `ready()` is true it stays true, and `value()` and `meta()` then return or raise at
+once. Filled in by the run under its lock; read by any thread. Knows nothing of how to wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from branchline.lang.errors import BranchlineError
+from branchline.lang.types import TEXT, ValueType
+from branchline.runtime.core.outputs import RequestMeta, TokenLogprob
+from branchline.runtime.programs.protocol import ChoiceScore
+
+
+class VariableMeta(RequestMeta, kw_only=True):
+    """Counts, times and raw text of one variable; see `RequestMeta` for the counts.
+
+    Attributes:
+        text: the raw text, also where the typed value cannot be read.
+        texts: all n texts.
+        logprobs: one entry for each generated token, when asked for.
+        choices: scores of a select, in the order given.
+        error: what went wrong, if it did.
+    """
+
+    text: str = ""
+    texts: tuple[str, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    choices: tuple[ChoiceScore, ...] = ()
+    error: BranchlineError | None = None
+
+
+class Variable(Protocol):
+    """One entry of a state's variables."""
+
+    def ready(self) -> bool:
+        """True when nothing has to be waited for."""
+
+    def error(self) -> BranchlineError | None:
+        """Why there is no value, if it failed."""
+
+    def value(self) -> Any:
+        """The typed value; raises what went wrong."""
+
+    def text(self) -> str:
+        """The raw text; raises what went wrong."""
+
+    def meta(self) -> VariableMeta | list[VariableMeta]:
+        """Counts and texts; does not raise where the variable failed."""
+
+
+class Slot:
+    """The value of a generate or select node.
+
+    Attributes:
+        partial: pieces of streamed text so far.
+        failure: what went wrong; also set when the program ended without the value.
+    """
+
+    __slots__ = (
+        "choices",
+        "done",
+        "failure",
+        "lane",
+        "logprobs",
+        "name",
+        "node",
+        "partial",
+        "program",
+        "request",
+        "texts",
+        "type",
+    )
+
+    def __init__(self, name: str, lane: int, node: int, kind: ValueType, program: str) -> None:
+        self.name = name
+        self.lane = lane
+        self.node = node
+        self.type = kind
+        self.program = program
+        self.done = False
+        self.texts: tuple[str, ...] = ()
+        self.partial: list[str] = []
+        self.request: RequestMeta | None = None
+        self.logprobs: tuple[TokenLogprob, ...] = ()
+        self.choices: tuple[ChoiceScore, ...] = ()
+        self.failure: BranchlineError | None = None
+
+    def fail(self, error: BranchlineError) -> None:
+        """End without a value; the first outcome stays."""
+        if not self.done:
+            self.failure = error
+            self.done = True
+
+    def ready(self) -> bool:
+        return self.done
+
+    def error(self) -> BranchlineError | None:
+        return self.failure
+
+    def text(self) -> str:
+        if self.failure is not None:
+            raise self.failure
+        return self.texts[0]
+
+    def value(self) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        if self.type is TEXT and len(self.texts) == 1:
+            return self.texts[0]
+        cut = self.request is not None and self.request.finish_reason not in ("stop", "constraint")
+        try:
+            values = [self.type.value(text, truncated=cut) for text in self.texts]
+        except BranchlineError as error:
+            raise error.located(program=self.program, variable=self.name) from None
+        return values[0] if len(values) == 1 else values
+
+    def meta(self) -> VariableMeta:
+        counts = msgspec.structs.asdict(self.request) if self.request is not None else {}
+        texts = self.texts or ("".join(self.partial),)
+        if self.failure is not None and self.request is None:
+            counts["finish_reason"] = "error"
+        return VariableMeta(
+            **counts,
+            text=texts[0],
+            texts=texts,
+            logprobs=self.logprobs,
+            choices=self.choices,
+            error=self.failure,
+        )
+
+
+class Constant:
+    """A value the program set."""
+
+    __slots__ = ("item",)
+
+    def __init__(self, item: object) -> None:
+        self.item = item
+
+    def ready(self) -> bool:
+        return True
+
+    def error(self) -> BranchlineError | None:
+        return None
+
+    def value(self) -> Any:
+        return self.item
+
+    def text(self) -> str:
+        return str(self.item)
+
+    def meta(self) -> VariableMeta:
+        return VariableMeta(text=self.text(), texts=(self.text(),))
+
+
+class Items:
+    """A list: of one name's appended values, or of the branches' values after a join.
+
+    With `keep_errors`, a failed item's place holds its exception.
+    """
+
+    __slots__ = ("items", "keep_errors")
+
+    def __init__(self, items: list[Variable], *, keep_errors: bool = False) -> None:
+        self.items = items
+        self.keep_errors = keep_errors
+
+    def ready(self) -> bool:
+        return all(item.ready() for item in self.items)
+
+    def error(self) -> BranchlineError | None:
+        if self.keep_errors:
+            return None
+        return next((error for item in self.items if (error := item.error()) is not None), None)
+
+    def value(self) -> Any:
+        if self.keep_errors:
+            return [item.error() or item.value() for item in self.items]
+        return [item.value() for item in self.items]
+
+    def text(self) -> str:
+        return "".join(item.text() for item in self.items)
+
+    def meta(self) -> list[VariableMeta]:
+        metas: list[VariableMeta] = []
+        for item in self.items:
+            found = item.meta()
+            metas += found if isinstance(found, list) else [found]
+        return metas
+
+
+class Span:
+    """The text appended inside a scope.
+
+    Args:
+        texts: gives the literal texts and the variables of the scope, in order, or None while the
+            scope is open.
+    """
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, pieces: Callable[[], list[str | Variable] | None]) -> None:
+        self._pieces = pieces
+
+    def ready(self) -> bool:
+        pieces = self._pieces()
+        return pieces is not None and all(isinstance(p, str) or p.ready() for p in pieces)
+
+    def error(self) -> BranchlineError | None:
+        for piece in self._pieces() or []:
+            if not isinstance(piece, str) and (error := piece.error()) is not None:
+                return error
+        return None
+
+    def value(self) -> str:
+        return self.text()
+
+    def text(self) -> str:
+        return "".join(p if isinstance(p, str) else p.text() for p in self._pieces() or [])
+
+    def meta(self) -> VariableMeta:
+        return VariableMeta(text=self.text(), texts=(self.text(),))
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Sums over all values a program has so far; the fields are those of `RequestMeta`."""
+
+    generations: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    forced_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    forwards: int = 0
+
+
+def usage_of(slots: list[Slot]) -> Usage:
+    """Sum the finished ones."""
+    metas = [slot.request for slot in slots if slot.request is not None]
+    names = Usage.__struct_fields__[1:]
+    return Usage(len(metas), *(sum(getattr(meta, name) for meta in metas) for name in names))
