@@ -231,7 +231,11 @@ class Engine:
     async def _events(self, request: GenerateRequest) -> AsyncIterator[Output]:
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Output | BranchlineError] = asyncio.Queue()
-        self._start(request, lambda item: loop.call_soon_threadsafe(inbox.put_nowait, item))
+
+        def deliver(item: Output | BranchlineError) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, item)
+
+        self._start(request, deliver)
         left = request.sampling.n
         try:
             while left:

@@ -134,10 +134,8 @@ def assemble(settings: dict[str, Any]) -> Assembly:
         max_step_tokens=max_step_tokens,
         max_running=max_running,
         eos_ids=tokenizer.eos_ids,
-        compile_constraint=lambda constraint, ready: grammars.request(
-            constraint, lambda result: core.call_soon(lambda: ready(result))
-        ),
-        fill_masks=grammars.fill,
+        grammars=grammars,
+        call_soon=lambda fn: core.call_soon(fn),
     )
     facts = _Facts(config, path, model, sizing, decisions, time.monotonic() - started)
     core = EngineCore(

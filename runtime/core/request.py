@@ -43,7 +43,13 @@ class RequestTimes:
 
 @dataclass(slots=True)
 class Progress:
-    """Counters that only the request's end reports, and the order of arrival."""
+    """What only the request's end reports, and the order of arrival.
+
+    Attributes:
+        error: what ended it, when `finish` is "error".
+        prompt_scored: prompt tokens whose log-probabilities have been asked for.
+        skipped: times others that came later were admitted first.
+    """
 
     cached_tokens: int = 0
     forwards: int = 0
@@ -52,6 +58,9 @@ class Progress:
     arrival: int = 0
     skipped: int = 0
     prompt_scored: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    error: BranchlineError | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +81,6 @@ class Request:
         handle: lock on the cached prefix.
         inflight: steps planned and not committed; its memory is released when this is zero.
         score: what a `ScoreRequest` still has to read; None for generation.
-        error: what ended it, when `finish` is "error".
     """
 
     id: str
@@ -93,9 +101,6 @@ class Request:
     matcher: TokenMatcher | None = None
     score: ScoreState | None = None
     finish: FinishReason | None = None
-    error: BranchlineError | None = None
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     times: RequestTimes = field(default_factory=RequestTimes)
 

@@ -7,12 +7,14 @@ as they are. Knows nothing of how steps are chosen; text is the outbox's busines
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from branchline.runtime.core.batch import ForwardOutput, TopLogprobs
 from branchline.runtime.core.outputs import FinishReason, TokenLogprob
+from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
@@ -35,11 +37,18 @@ class Committer:
 
     Args:
         eos_ids: ids that end any output unless `ignore_eos`.
+        grammar_failure: why a matcher can go no further; "" = it can.
     """
 
     def __init__(
-        self, planner: Planner, outbox: Outbox, stats: SchedulerStats, eos_ids: frozenset[int]
+        self,
+        planner: Planner,
+        outbox: Outbox,
+        stats: SchedulerStats,
+        eos_ids: frozenset[int],
+        grammar_failure: Callable[[TokenMatcher], str],
     ) -> None:
+        self._grammar_failure = grammar_failure
         self._planner = planner
         self._outbox = outbox
         self._stats = stats
@@ -69,11 +78,7 @@ class Committer:
             if request.finish is not None:
                 continue
             if j in bad:
-                error = BackendError(
-                    "the model gave no usable next token (NaN, or everything was masked)",
-                    hint="Only this request was ended. Check the weights or the constraint.",
-                )
-                self.end(request, "error", error=error)
+                self.end(request, "error", error=self._no_token(request))
                 continue
             logprob = _logprob(request, ids[j], output.logprobs, j)
             self._token(request, ids[j], logprob)
@@ -96,7 +101,7 @@ class Committer:
         follows on it finds it.
         """
         request.finish = reason
-        request.error = error
+        request.progress.error = error
         request.status = Status.FINISHED
         request.times.finished = time.monotonic()
         if request.row >= 0 and request.inflight and reason != "error":
@@ -109,6 +114,15 @@ class Committer:
         else:
             self._stats.finished += 1
         self._outbox.finish(request)
+
+    def _no_token(self, request: Request) -> BackendError:
+        why = "" if request.matcher is None else self._grammar_failure(request.matcher)
+        if why:
+            return BackendError(f"the constraint cannot go on: {why}", hint="Simplify it.")
+        return BackendError(
+            "the model gave no usable next token (NaN, or everything was masked)",
+            hint="Only this request was ended. Check the weights or the constraint.",
+        )
 
     def _token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
         sampling = request.sampling
@@ -130,7 +144,7 @@ class Committer:
         request.append(token_id)
         self._stats.sampled_tokens += 1
         if logprob is not None:
-            request.logprobs.append(logprob)
+            request.progress.logprobs.append(logprob)
         stopped = self._outbox.push(request)
         if stopped:
             self.end(request, "stop")
@@ -148,12 +162,12 @@ class Committer:
     def _read_scores(self, segment: Segment, scores: TopLogprobs, start: int, count: int) -> None:
         request = segment.request
         if segment.group is None:
-            known = len(request.prompt_logprobs)
+            known = len(request.progress.prompt_logprobs)
             top_k = request.sampling.prompt_logprobs or 0
             tokens = request.ids[segment.start + 1 : segment.start + 1 + count].tolist()
             for offset, token in enumerate(tokens):
                 if segment.start + offset >= known:
-                    request.prompt_logprobs.append(_entry(token, scores, start + offset, top_k))
+                    request.progress.prompt_logprobs.append(_entry(token, scores, start + offset, top_k))
             return
         assert request.score is not None
         values = scores.chosen[start : start + count]

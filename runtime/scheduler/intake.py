@@ -13,6 +13,7 @@ from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import ScoreState, build_groups
 from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.sampling.sampling_batch import check_token_ids
 
 _SEED_MASK = (1 << 63) - 1
 _SEED_STEP = 0x9E3779B97F4A7C15
@@ -81,12 +82,7 @@ class Intake:
         sampling = source.sampling.validate()
         room = self._bounds.max_context - len(source.prompt_ids)
         max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        for name, ids in (
-            ("stop_token_ids", list(sampling.stop_token_ids)),
-            ("logit_bias", list(sampling.logit_bias or ())),
-        ):
-            if ids:
-                self._check_ids(ids, name)
+        check_token_ids(sampling, self._bounds.vocab_size)
         seed = sampling.seed
         base = self._random.getrandbits(63) if seed is None else seed & _SEED_MASK
         return [

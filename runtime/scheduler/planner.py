@@ -153,7 +153,7 @@ class Planner:
         request.progress.retractions += 1
         if request.progress.prompt_scored < request.prompt_len - 1:
             request.progress.prompt_scored = 0
-            request.prompt_logprobs.clear()
+            request.progress.prompt_logprobs.clear()
         request.status = Status.WAITING
         self._stats.retractions += 1
         self._reserve_share = min(1.0, self._reserve_share + 0.2)

@@ -11,9 +11,8 @@ import heapq
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from branchline.runtime.config.sections import SchedulerSection
 from branchline.runtime.core.messages import EngineRequest
@@ -30,12 +29,22 @@ from branchline.runtime.scheduler.planner import Planner
 from branchline.runtime.scheduler.stats import SchedulerStats
 from branchline.runtime.scheduler.waiting_queue import WaitingQueue
 
+if TYPE_CHECKING:
+    from branchline.runtime.core.protocols import Bitmask
+
 logger = logging.getLogger(__name__)
 
-MaskFiller = Callable[
-    [list[TokenMatcher | None], int], "np.ndarray[tuple[int, int], np.dtype[np.int32]] | None"
-]
-Compile = Callable[[Constraint, Callable[[TokenMatcher | BranchlineError], None]], None]
+
+class Grammars(Protocol):
+    """Constraints to matchers to masks (`grammar.service.GrammarService`)."""
+
+    def request(
+        self, constraint: Constraint, ready: Callable[[TokenMatcher | BranchlineError], None]
+    ) -> None: ...
+
+    def fill(self, matchers: Sequence[TokenMatcher | None], count: int) -> Bitmask | None: ...
+
+    def failure(self, matcher: TokenMatcher) -> str: ...
 
 
 class Scheduler:
@@ -44,9 +53,8 @@ class Scheduler:
     Args:
         max_step_tokens: tokens of one step at most.
         max_running: sequences computed in one step at most; no more than there are rows.
-        compile_constraint: makes a matcher off the loop thread and calls back on the loop thread.
-        fill_masks: (matcher of each sampled row, s) -> int32 [s, ceil(V / 32)], or None when no
-            row needs a mask.
+        grammars: matchers and masks.
+        call_soon: posts to the loop thread, for matchers that come from another one.
     """
 
     def __init__(
@@ -60,16 +68,16 @@ class Scheduler:
         max_step_tokens: int,
         max_running: int,
         eos_ids: frozenset[int],
-        compile_constraint: Compile,
-        fill_masks: MaskFiller,
+        grammars: Grammars,
+        call_soon: Callable[[Callable[[], None]], None],
     ) -> None:
         self.stats = SchedulerStats()
         self.cache = cache
         self._settings = settings
         self._worker = worker
         self._intake = intake
-        self._compile = compile_constraint
-        self._fill_masks = fill_masks
+        self._grammars = grammars
+        self._call_soon = call_soon
         self.waiting = WaitingQueue(settings.policy, cache.match_len, settings.max_skips)
         self._planner = Planner(
             cache,
@@ -78,7 +86,7 @@ class Scheduler:
             max_running=max_running,
             max_step_tokens=max_step_tokens,
         )
-        self._committer = Committer(self._planner, outbox, self.stats, eos_ids)
+        self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
         self._builder = PlanBuilder(cache.slot_table.array, _suppress_ids(eos_ids))
         self._inflight: deque[tuple[StepPlan, Pending]] = deque()
         self._requests: dict[str, Request] = {}
@@ -160,7 +168,7 @@ class Scheduler:
                 r.matcher if r.finish is None else None
                 for r in (plan.segments[i].request for i in plan.batch.sample_rows.tolist())
             ]
-            bitmask = self._fill_masks(matchers, len(matchers)) if any(matchers) else None
+            bitmask = self._grammars.fill(matchers, len(matchers)) if any(matchers) else None
             self._worker.sample(pending, bitmask)
             self._inflight.append((plan, pending))
             self.stats.steps += 1
@@ -223,9 +231,12 @@ class Scheduler:
                 self._committer.end(request, "error", error=result)
             else:
                 request.matcher = result
-                self.waiting.add(request)
+                if result.is_terminated():
+                    self._committer.end(request, "constraint")
+                else:
+                    self.waiting.add(request)
 
-        self._compile(constraint, ready)
+        self._grammars.request(constraint, lambda result: self._call_soon(lambda: ready(result)))
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         if request.finish is None:

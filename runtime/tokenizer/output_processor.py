@@ -110,7 +110,7 @@ class OutputProcessor:
         start = stream.shown
         ids = request.ids[request.prompt_len + start : request.length].tolist()
         stream.shown += len(ids)
-        logprobs = request.logprobs[start : stream.shown] if request.logprobs else []
+        logprobs = request.progress.logprobs[start : stream.shown] if request.progress.logprobs else []
         if stream.offloaded:
             self._side.put(lambda: self._push_aside(request, stream, ids, logprobs))
             return False
@@ -196,8 +196,8 @@ class OutputProcessor:
                 text=text,
                 token_ids=kept,
                 meta=self._meta(request, reason, len(kept)),
-                logprobs=request.logprobs[: len(kept)],
-                prompt_logprobs=request.prompt_logprobs,
+                logprobs=request.progress.logprobs[: len(kept)],
+                prompt_logprobs=request.progress.prompt_logprobs,
                 error=None if reason == "stop" else _error(request),
             )
         )
@@ -245,11 +245,10 @@ class OutputProcessor:
         ids: list[int],
         logprobs: list[TokenLogprob],
     ) -> None:
-        if stream.stopped:
-            return
+        had_stopped = stream.stopped
         outputs = self._read(request.id, stream, ids, logprobs)
         self._call_soon(lambda: self._deliver(stream, outputs))
-        if stream.stopped:
+        if stream.stopped and not had_stopped:
             self._call_soon(lambda: self._abort(request.id, "stop"))
 
     def _finish_aside(self, request: Request, stream: _Stream) -> None:
@@ -258,7 +257,7 @@ class OutputProcessor:
 
 
 def _error(request: Request) -> dict[str, str | bool] | None:
-    error: BranchlineError | None = request.error
+    error: BranchlineError | None = request.progress.error
     if error is None and request.finish == "deadline":
         error = DeadlineExceeded(
             "the deadline passed before the output was complete", hint="Raise deadline_s."

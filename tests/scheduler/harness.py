@@ -15,6 +15,19 @@ from branchline.runtime.scheduler.scheduler import Scheduler
 from tests.support.hash_model import VOCAB, HashWorker
 
 
+class NoGrammars:
+    """Grammars of a scheduler whose requests have no constraints."""
+
+    def request(self, constraint: Any, ready: Any) -> None:
+        raise AssertionError("a constraint was asked for")
+
+    def fill(self, matchers: Any, count: int) -> None:
+        raise AssertionError("a mask was asked for")
+
+    def failure(self, matcher: Any) -> str:
+        raise AssertionError("there is no matcher")
+
+
 @dataclass
 class Recorder:
     """An outbox that keeps finished requests and can stop one after k tokens."""
@@ -73,8 +86,8 @@ class Bench:
             max_step_tokens=step_tokens,
             max_running=section.max_running_requests,
             eos_ids=eos,
-            compile_constraint=lambda constraint, ready: None,
-            fill_masks=lambda matchers, count: None,
+            grammars=NoGrammars(),
+            call_soon=lambda fn: fn(),
         )
         self.out.scheduler = self.scheduler
 

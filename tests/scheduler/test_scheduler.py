@@ -211,10 +211,10 @@ def test_prompt_logprobs_are_read_for_every_token_even_when_cached() -> None:
     bench.submit("a", prompt, 2, prompt_logprobs=0, logprobs=0)
     bench.run()
     done = bench.out.done["a"]
-    assert [entry.token_id for entry in done.prompt_logprobs] == prompt[1:]
+    assert [entry.token_id for entry in done.progress.prompt_logprobs] == prompt[1:]
     expected = expected_scores(prompt[:1], prompt[1:])
-    assert [e.logprob for e in done.prompt_logprobs] == pytest.approx(expected, abs=1e-4)
-    assert [e.token_id for e in done.logprobs] == done.output_ids()
+    assert [e.logprob for e in done.progress.prompt_logprobs] == pytest.approx(expected, abs=1e-4)
+    assert [e.token_id for e in done.progress.logprobs] == done.output_ids()
 
 
 def test_a_failed_step_ends_its_requests_and_no_others() -> None:
@@ -226,7 +226,7 @@ def test_a_failed_step_ends_its_requests_and_no_others() -> None:
     bench.run()
     failed = bench.out.done["a"]
     assert failed.finish == "error"
-    assert isinstance(failed.error, BackendError) and failed.error.retryable
+    assert isinstance(failed.progress.error, BackendError) and failed.progress.error.retryable
     assert bench.output("b") == expected_output([1, 2, 3], 10)
 
 
