@@ -22,6 +22,7 @@ from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.executor.cpu_graph import ModelGraph
 from branchline.runtime.executor.model_runner import ModelRunner
 from branchline.runtime.executor.step import StepExecutor
+from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.executor.worker import CpuWorker, SyncWorker
 from branchline.runtime.layers.parameter import WeightDtype
 from branchline.runtime.loading.checkpoint import Checkpoint
@@ -93,8 +94,9 @@ def load_model(
     """
     spec = checkpoint.spec
     model = make_model(spec, spec.max_context if max_context is None else max_context, dtype)
-    load_weights(model, checkpoint)
-    model.prepare(ops)
+    with torch_threads(1):
+        load_weights(model, checkpoint)
+        model.prepare(ops)
     return model
 
 
@@ -159,4 +161,6 @@ def build_runner(
 def build_worker(runner: ModelRunner, *, overlap: bool = True) -> Worker:
     """A worker with a sampler of its own; `overlap` gives it a thread of its own."""
     executor = StepExecutor(runner, Sampler(runner.vocab_size))
-    return CpuWorker(executor) if overlap else SyncWorker(executor)
+    if not overlap:
+        return SyncWorker(executor)
+    return CpuWorker(executor, 1 if isinstance(runner.ops, NativeOps) else None)

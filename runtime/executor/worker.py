@@ -11,10 +11,13 @@ import queue
 import threading
 from typing import TYPE_CHECKING
 
+import torch
+
 from branchline.runtime.core.batch import ForwardOutput, ScheduleBatch
 from branchline.runtime.core.protocols import Pending
 from branchline.runtime.errors import BackendError
 from branchline.runtime.executor.step import Forwarded, StepExecutor
+from branchline.runtime.executor.torch_threads import start_with_torch_threads
 
 if TYPE_CHECKING:
     from branchline.runtime.core.protocols import Bitmask
@@ -81,16 +84,18 @@ class CpuWorker:
 
     Args:
         executor: used by the worker's thread alone from now on.
+        torch_threads: of each torch op in the worker's thread; None = as many as here.
     """
 
-    def __init__(self, executor: StepExecutor) -> None:
+    def __init__(self, executor: StepExecutor, torch_threads: int | None = None) -> None:
         self._executor = executor
         self._steps: queue.SimpleQueue[PendingStep | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
         self._current: PendingStep | None = None
-        self._thread = threading.Thread(target=self._run, name="branchline-worker", daemon=True)
-        self._thread.start()
+        self._thread = start_with_torch_threads(
+            self._run, "branchline-worker", torch_threads or torch.get_num_threads()
+        )
 
     def forward(self, plan: ScheduleBatch) -> Pending:
         """Queue a step. Raises `BackendError` after `close`."""
