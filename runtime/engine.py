@@ -11,6 +11,7 @@ import itertools
 import queue
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -48,7 +49,8 @@ class Engine:
         self.core: EngineCore = self._parts.core
         self.tokenizer = self._parts.tokenizer
         self._ids = itertools.count()
-        self._closed = False
+        # Also at exit: native kernel threads must not outlive the step that uses them.
+        self._finalizer = weakref.finalize(self, self._parts.close)
 
     # -- generation ------------------------------------------------------------------------------
 
@@ -155,9 +157,7 @@ class Engine:
 
     def close(self) -> None:
         """End all requests with an error and free the model. Safe to call twice."""
-        if not self._closed:
-            self._closed = True
-            self._parts.close()
+        self._finalizer()
 
     def __enter__(self) -> Engine:
         return self

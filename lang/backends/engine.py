@@ -54,7 +54,7 @@ class Engine(Backend):
                 hint="Install it: pip install 'branchline[runtime]'.",
             ) from error
         self._engine = runtime.Engine(model=model, **settings)
-        self._executor = Executor(self._engine.port)
+        self._executor = Executor(self._engine.core)
 
     # ---- programs
 
