@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from branchline.runtime.core.protocols import EnginePort
-from branchline.runtime.errors import BranchlineError, Cancelled, ProgramError, wrap
+from branchline.runtime.errors import BackendError, BranchlineError, Cancelled, ProgramError, wrap
 from branchline.runtime.programs.graph import RequestGraph
 from branchline.runtime.programs.intake import Prepared
 from branchline.runtime.programs.program import RunningProgram
@@ -61,6 +61,7 @@ class Executor:
         self._lock = threading.RLock()
         self._inbox: list[tuple[RunningProgram, list[Prepared] | None]] = []
         self._awake = False
+        self._closed = False
         self._dirty: list[RunningProgram] = []
         self._opened = 0
         self._wakes = 0
@@ -68,9 +69,15 @@ class Executor:
     # ---- any thread
 
     def open(self, program: OpenProgram, sink: Sink) -> ProgramSession:
-        """Start a program. `sink` is called on the loop thread. ProgramError: id in use."""
+        """Start a program. `sink` is called on the loop thread.
+
+        Raises:
+            ProgramError: the id is in use.
+            BackendError: the executor is closed.
+        """
         running = RunningProgram(self, program, sink)
         with self._lock:
+            self._check_open()
             if program.program_id in self._programs:
                 raise ProgramError(
                     "a program with this id is running",
@@ -106,25 +113,63 @@ class Executor:
         )
 
     def close(self, error: BranchlineError | None = None) -> None:
-        """End every program with `error` (default: `Cancelled`) on the loop thread, soon."""
-        self.port.call_soon(lambda: self._end_all(error))
+        """End every program with `error` (default: `Cancelled`); take nothing more.
+
+        What was sent before is taken first. Close the executor before its engine.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            self.port.call_soon(lambda: self._end_all(error))
+        except BackendError:  # the engine is closed: its loop thread runs nothing more
+            self._end_all(error)
 
     def post(self, program: RunningProgram, ops: list[Prepared] | None) -> None:
-        """Hand ops of a program to the loop; None = it was abandoned."""
+        """Hand ops of a program to the loop; None = it was abandoned.
+
+        Raises:
+            BackendError: the executor or the engine is closed.
+        """
         if ops is not None and not ops:
             return
         with self._lock:
+            if ops is not None:
+                self._check_open()
             self._inbox.append((program, ops))
-        self.wake()
+            waking = self._set_awake()
+        if waking:
+            self._call_pump()
 
     def wake(self) -> None:
-        """Have the loop look at the inbox and send events, once, soon."""
+        """Have the loop send events, once, soon. Called on the loop thread."""
         with self._lock:
-            if self._awake:
-                return
-            self._awake = True
-            self._wakes += 1
-        self.port.call_soon(self._pump)
+            waking = self._set_awake()
+        if waking:
+            try:
+                self._call_pump()
+            except BackendError:  # the engine is closing: these are the last events
+                self._pump()
+
+    def _set_awake(self) -> bool:
+        waking = not self._awake
+        self._awake = True
+        self._wakes += waking
+        return waking
+
+    def _call_pump(self) -> None:
+        try:
+            self.port.call_soon(self._pump)
+        except BackendError:
+            self._awake = False
+            raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError(
+                "the executor of programs is closed", hint="Make a new Engine.", retryable=True
+            )
 
     # ---- loop thread
 
@@ -176,6 +221,7 @@ class Executor:
                 program.discard()
 
     def _end_all(self, error: BranchlineError | None) -> None:
+        self._pump()
         for program in list(self._programs.values()):
             program.crash(error or Cancelled("the engine was closed", hint="Start a new engine."))
         self._flush()

@@ -5,8 +5,13 @@ msgpack with a schema, and carry only what is new. A program numbers its own lan
 and nodes (increasing). Ops of one lane are executed in order; lanes run independently.
 
 Rules of failure: when a node fails, `NodeFailed` is sent for it and for every later value node of
-its lane and of lanes forked from it, with the first error; nothing waits forever. `Close` is
-answered by exactly one `Closed`, after everything that was sent before has ended.
+its lane and of lanes forked from it, with the first error; nothing waits forever. Value nodes are
+generate, select and join; a failing node of another kind is named by a `NodeFailed` of its own. A
+lane forked before the failure is not touched. `Close` is answered by exactly one `Closed`, after
+everything that was sent before has ended.
+
+Rules of text: all text appended to a lane between two other ops of that lane is tokenized as one
+text; what stands before it is frozen. A lane that starts with a value gets a start token.
 """
 
 from __future__ import annotations
@@ -46,7 +51,10 @@ Part = str | VarRef | ArgRef
 
 
 class AppendText(msgspec.Struct, frozen=True, tag="text"):
-    """Append text. Special-token strings in it are plain text."""
+    """Append text. Special-token strings in it are plain text.
+
+    A `VarRef` into another lane waits until that lane has run the ops sent before this one.
+    """
 
     lane: int
     node: int
@@ -122,7 +130,10 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
-    """Wait for `children`. "append": append what each has added since its fork, in order."""
+    """Wait until `children` have run the ops sent before this one.
+
+    "append": append what each has added since its fork, in order; a failed child fails the join.
+    """
 
     lane: int
     node: int
@@ -137,14 +148,20 @@ class Drop(msgspec.Struct, frozen=True, tag="drop"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """End these lanes now: running requests are aborted, later nodes fail with `Cancelled`."""
+    """End these lanes now: running requests are aborted, later nodes fail with `Cancelled`.
+
+    Lanes already forked from them go on. A cancel is no error of the program in `Closed`.
+    """
 
     lanes: tuple[int, ...]
     reason: str = "cancelled"
 
 
 class ReadLane(msgspec.Struct, frozen=True, tag="read"):
-    """Ask for the lane's exact tokens and text, once its earlier ops are done."""
+    """Ask for the lane's exact tokens and text, once its earlier ops are done.
+
+    A failed lane answers with what it held before the failure.
+    """
 
     lane: int
     node: int
@@ -189,7 +206,8 @@ class NodeStats(msgspec.Struct, kw_only=True):
     """What one node did. Times are seconds since the program was opened.
 
     Attributes:
-        tokens: tokens the node added to its lane.
+        tokens: tokens the node added to its lane (of texts joined into one, at the first).
+        lane_tokens: tokens of the lane after the node.
         cached_tokens, forced_tokens, accepted_tokens, forwards: see `RequestMeta`.
     """
 
@@ -233,7 +251,7 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
     """A generate or select node has its value.
 
     Attributes:
-        texts: one text, or n of them.
+        texts: one text, or n of them (`meta` then counts the outputs of all).
         choices: scores of a select, in the order given.
         stats: of this and of earlier nodes not reported yet.
     """
@@ -267,7 +285,10 @@ class JoinReady(msgspec.Struct, frozen=True, tag="joined"):
 
 
 class LaneContent(msgspec.Struct, frozen=True, tag="lane"):
-    """Answer to `ReadLane`: exact ids held, and their text with template markup."""
+    """Answer to `ReadLane`: exact ids held, and their text with template markup.
+
+    A start token that the lane was given has no text.
+    """
 
     lane: int
     node: int

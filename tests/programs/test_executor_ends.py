@@ -361,3 +361,40 @@ def test_executor_takes_ops_from_many_threads() -> None:
     port.run()
     assert all(program.closed and len(program.values()) == 10 for program in programs)
     assert isinstance(executor, Executor) and port.leases == {}
+
+
+def test_ops_sent_before_the_executor_closes_are_answered_and_later_ones_refused() -> None:
+    port, executor = rig()
+    program = Program(executor)
+    program.send(text(0, "q"), gen(1, "x"))
+    executor.close()
+    with pytest.raises(BackendError, match="closed"):
+        program.send(gen(2, "y"))
+    with pytest.raises(BackendError, match="closed"):
+        Program(executor, "late")
+    port.pump()
+    assert program.failures() == {1: "Cancelled"} and program.closed
+    program.session.abandon()
+    executor.close()
+    port.run()
+    assert port.leases == {}
+
+
+def test_last_events_are_sent_when_the_engine_takes_no_more_calls() -> None:
+    port, executor = rig()
+    program, idle = Program(executor), Program(executor, "idle")
+    program.send(text(0, "q"), gen(1, "x"), Close())
+    port.pump()
+
+    def closed(fn: object) -> None:
+        raise BackendError("the engine is closed")
+
+    port.call_soon = closed  # type: ignore[method-assign,assignment]
+    port.finish("p/0/1", BackendError("the engine was closed"))
+    assert program.failures() == {1: "BackendError"} and program.closed
+    with pytest.raises(BackendError, match="closed"):
+        idle.send(gen(0, "x"))
+    with pytest.raises(BackendError, match="closed"):  # not only the first time
+        idle.send(gen(1, "y"))
+    executor.close()
+    assert idle.closed
