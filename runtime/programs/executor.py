@@ -140,7 +140,11 @@ class Executor:
             self._inbox.append((program, ops))
             waking = self._set_awake()
         if waking:
-            self._call_pump()
+            try:
+                self._call_pump()
+            except BackendError:
+                if ops is not None:  # leaving a program whose engine is closed is no failure
+                    raise
 
     def wake(self) -> None:
         """Have the loop send events, once, soon. Called on the loop thread."""
