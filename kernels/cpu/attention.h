@@ -46,6 +46,10 @@ struct Attention {
     int reach(int row, int last) const {
         return tree(row) ? seq_lens[row] : seq_lens[row] - extend_lens[row] + last;
     }
+    // Few query rows read values where they lie; for more, a copy in order pays.
+    bool values_in_place(int query_rows) const {
+        return !bf16 && d % LANES == 0 && query_rows <= 2 * MAX_STRIP;
+    }
     size_t partial_floats() const { return size_t(tile_rows()) * (d + 2); }
 };
 
@@ -143,7 +147,7 @@ static void load_keys(const Attention& a, const Unit& u, int first, int count, T
     for (int j = 0; j < count; j += LANES) {
         const int32_t* from[LANES];
         const int n = std::min(LANES, count - j);
-        for (int i = 0; i < LANES; ++i) from[i] = i < n ? k + slots[j + i] * stride : nullptr;
+        for (int i = 0; i < LANES; ++i) from[i] = i < n ? k + slots[j + i] * stride : ZERO_ROW;
         // The slots are anywhere, so the hardware cannot guess: ask for the rows that come next.
         for (int i = 0; i < n; ++i)
             for (int w = 0; w < words; w += LANES) prefetch(v + slots[j + i] * stride + w);
@@ -157,7 +161,7 @@ static void load_keys(const Attention& a, const Unit& u, int first, int count, T
         for (int j = 0; j < count; j += 2)
             interleave(v + slots[j] * stride, j + 1 < count ? v + slots[j + 1] * stride : nullptr,
                        a.d, (int32_t*)t.values + int64_t(j / 2) * wide);
-    } else {
+    } else if (!a.values_in_place(u.count * a.group())) {
         for (int j = 0; j < count; ++j)
             memcpy(t.values + int64_t(j) * wide, v + slots[j] * stride, sizeof(float) * a.d);
     }
@@ -241,11 +245,19 @@ static void attend_block(const Attention& a, const Unit& u, int block, Tile& t) 
     s.ldb = s.ldc = wide;
     s.alpha = t.alpha;
     s.beta = t.beta;
+    const bool in_place = a.values_in_place(rows);
+    const float* values = t.values;
+    if (in_place) {
+        values = (const float*)a.v_pool + u.head * a.d;
+        s.ldb = int64_t(a.hkv) * a.d;
+        s.slots = a.slot_table + int64_t(a.rows[u.row]) * a.ctx + first;
+    }
     for (int i = 0; i < a.d; i += PANEL) {
-        s.b = t.values + i;
+        s.b = values + i;
         s.c = t.state + i;
         s.width = std::min(PANEL, a.d - i);
         if (a.bf16) panel_gemm<true>(rows, s);
+        else if (in_place) panel_gemm<false, true>(rows, s);
         else panel_gemm<false>(rows, s);
     }
 }

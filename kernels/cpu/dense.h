@@ -10,7 +10,6 @@ namespace bl {
 
 constexpr int PANEL = 64;
 constexpr int MAX_STRIP = 6;
-constexpr int MAX_HEAD = 1024;  // largest head size
 
 // C[r] = alpha[r] * C[r] + beta[r] * (A B)[r], or A B where alpha is null (+ bias where given).
 struct Strip {
@@ -18,6 +17,7 @@ struct Strip {
     int64_t lda;       // in units of 4 bytes
     const void* b;     // [depth][ldb] float, or bfloat16 pairs
     int64_t ldb, depth;
+    const int32_t* slots;  // where given, row k of B is b + slots[k] * ldb instead of b + k * ldb
     float* c;
     int64_t ldc;
     const float* alpha;
@@ -26,17 +26,18 @@ struct Strip {
     int width;  // columns to store, 1..16 * V
 };
 
-template <int R, int V, bool PAIRS>
+template <int R, int V, bool PAIRS, bool SLOTS>
 static void strip_kernel(const Strip& s) {
     f32x16 acc[R][V];
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < V; ++v) acc[r][v] = set1(0.0f);
-    const int32_t* b = (const int32_t*)s.b;
+    const int32_t* base = (const int32_t*)s.b;
     const int32_t* a = (const int32_t*)s.a;
-    for (int64_t k = 0; k < s.depth; ++k, b += s.ldb) {
+    for (int64_t k = 0; k < s.depth; ++k) {
+        const int32_t* b = base + (SLOTS ? s.slots[k] : k) * s.ldb;
         i32x16 w[V];
         for (int v = 0; v < V; ++v) w[v] = loadi(b + v * LANES);
-        if (R == 1) for (int v = 0; v < V; ++v) prefetch(b + 16 * s.ldb + v * LANES);
+        if (R == 1 && !SLOTS) for (int v = 0; v < V; ++v) prefetch(b + 16 * s.ldb + v * LANES);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
             const int32_t x = a[r * s.lda + k];
@@ -60,20 +61,20 @@ static void strip_kernel(const Strip& s) {
     }
 }
 
-template <int V, bool PAIRS>
+template <int V, bool PAIRS, bool SLOTS>
 static void strip_rows(int rows, const Strip& s) {
     switch (rows) {
-        case 1: return strip_kernel<1, V, PAIRS>(s);
-        case 2: return strip_kernel<2, V, PAIRS>(s);
-        case 3: return strip_kernel<3, V, PAIRS>(s);
-        case 4: return strip_kernel<4, V, PAIRS>(s);
-        case 5: return strip_kernel<5, V, PAIRS>(s);
-        default: return strip_kernel<6, V, PAIRS>(s);
+        case 1: return strip_kernel<1, V, PAIRS, SLOTS>(s);
+        case 2: return strip_kernel<2, V, PAIRS, SLOTS>(s);
+        case 3: return strip_kernel<3, V, PAIRS, SLOTS>(s);
+        case 4: return strip_kernel<4, V, PAIRS, SLOTS>(s);
+        case 5: return strip_kernel<5, V, PAIRS, SLOTS>(s);
+        default: return strip_kernel<6, V, PAIRS, SLOTS>(s);
     }
 }
 
 // Any number of rows against one panel of at most 64 columns.
-template <bool PAIRS>
+template <bool PAIRS, bool SLOTS = false>
 static void panel_gemm(int64_t rows, Strip s) {
     const int vectors = ceil_div(s.width, LANES);
     const int64_t strips = ceil_div(rows, MAX_STRIP);
@@ -87,10 +88,10 @@ static void panel_gemm(int64_t rows, Strip s) {
             s.beta = whole.beta + first;
         }
         switch (vectors) {
-            case 1: strip_rows<1, PAIRS>(int(count), s); break;
-            case 2: strip_rows<2, PAIRS>(int(count), s); break;
-            case 3: strip_rows<3, PAIRS>(int(count), s); break;
-            default: strip_rows<4, PAIRS>(int(count), s); break;
+            case 1: strip_rows<1, PAIRS, SLOTS>(int(count), s); break;
+            case 2: strip_rows<2, PAIRS, SLOTS>(int(count), s); break;
+            case 3: strip_rows<3, PAIRS, SLOTS>(int(count), s); break;
+            default: strip_rows<4, PAIRS, SLOTS>(int(count), s); break;
         }
     }
 }

@@ -22,6 +22,7 @@ BL_INLINE int64_t group_bytes(int format, int64_t blocks) {
 
 constexpr int MAX_TILE = 12;  // rows whose accumulators fit the registers beside one block
 constexpr int CHAINS = 4;     // rows whose integer chains run side by side
+constexpr int AHEAD = 4096;   // bytes of weight to ask for before their use
 
 // Rows of a tile when m rows are cut into equal tiles; the last one may have fewer.
 BL_INLINE int32_t tile_rows(int64_t m) { return m ? ceil_div(m, ceil_div(m, MAX_TILE)) : 1; }
@@ -111,11 +112,11 @@ static void gemm_tile(const uint8_t* group, const GemmRows& a) {
                 w[i] = andi(v, low);
                 w[i + 4] = andi(shift_right4(v), low);
             }
-            if (R == 1) for (int i = 0; i < 4; ++i) prefetch(code + 2048 + 64 * i);
+            for (int i = 0; i < 4; ++i) prefetch(code + AHEAD + 64 * i);
             code += 256;
         } else {
             for (int i = 0; i < 8; ++i) w[i] = loadi(code + 64 * i);
-            if (R == 1) for (int i = 0; i < 8; ++i) prefetch(code + 2048 + 64 * i);
+            for (int i = 0; i < 8; ++i) prefetch(code + AHEAD + 64 * i);
             code += 512;
         }
         const f32x16 d = load_f16(scale);

@@ -2,6 +2,7 @@
 // Heads of one token are handled alone; a token never sees another.
 #pragma once
 #include "dense.h"
+#include "transpose.h"
 
 namespace bl {
 

@@ -4,40 +4,34 @@
 
 namespace bl {
 
-constexpr int MAX_GROUP = 64;  // query heads per KV head
+constexpr int MAX_GROUP = 64;   // query heads per KV head
+constexpr int MAX_HEAD = 1024;  // largest head size
+alignas(64) static const int32_t ZERO_ROW[MAX_HEAD] = {};
 
-// to[i * ldt + j] = from[j][at + i] for i < words; a null row gives zeros.
+// to[i * ldt + j] = from[j][at + i] for i < words.
 static void transpose16(const int32_t* const* from, int at, int words, int32_t* to, int64_t ldt) {
+    int i = 0;
 #if defined(BL_AVX512)
-    __m512i r[16], s[16];
-    const __mmask16 mask = __mmask16((1u << words) - 1);
-    for (int j = 0; j < 16; ++j)
-        r[j] = from[j] ? _mm512_maskz_loadu_epi32(mask, from[j] + at) : _mm512_setzero_si512();
-    for (int j = 0; j < 16; j += 2) {
-        s[j] = _mm512_unpacklo_epi32(r[j], r[j + 1]);
-        s[j + 1] = _mm512_unpackhi_epi32(r[j], r[j + 1]);
+    // Loads put rows 4q..4q+3 into the 128-bit quarter q, so that two rounds of shuffles are left.
+    for (; i + 4 <= words; i += 4) {
+        __m512i v[4];
+        for (int j = 0; j < 4; ++j) {
+            for (int q = 0; q < 4; ++q) {
+                const __m128i part = _mm_loadu_si128((const __m128i*)(from[4 * q + j] + at + i));
+                v[j] = q ? _mm512_mask_broadcast_i32x4(v[j], __mmask16(15 << 4 * q), part)
+                         : _mm512_castsi128_si512(part);
+            }
+        }
+        __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpacklo_epi32(v[2], v[3]);
+        __m512i c = _mm512_unpackhi_epi32(v[0], v[1]), d = _mm512_unpackhi_epi32(v[2], v[3]);
+        _mm512_storeu_si512(to + i * ldt, _mm512_unpacklo_epi64(a, b));
+        _mm512_storeu_si512(to + (i + 1) * ldt, _mm512_unpackhi_epi64(a, b));
+        _mm512_storeu_si512(to + (i + 2) * ldt, _mm512_unpacklo_epi64(c, d));
+        _mm512_storeu_si512(to + (i + 3) * ldt, _mm512_unpackhi_epi64(c, d));
     }
-    for (int j = 0; j < 16; j += 4) {
-        r[j] = _mm512_unpacklo_epi64(s[j], s[j + 2]);
-        r[j + 1] = _mm512_unpackhi_epi64(s[j], s[j + 2]);
-        r[j + 2] = _mm512_unpacklo_epi64(s[j + 1], s[j + 3]);
-        r[j + 3] = _mm512_unpackhi_epi64(s[j + 1], s[j + 3]);
-    }
-    for (int j = 0; j < 4; ++j) {  // r[4g + j] holds columns j, j+4, j+8, j+12 of rows 4g..4g+3
-        __m512i a = _mm512_shuffle_i32x4(r[j], r[j + 4], 0x88);
-        __m512i b = _mm512_shuffle_i32x4(r[j], r[j + 4], 0xdd);
-        __m512i c = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0x88);
-        __m512i d = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0xdd);
-        s[j] = _mm512_shuffle_i32x4(a, c, 0x88);
-        s[j + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
-        s[j + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
-        s[j + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
-    }
-    for (int i = 0; i < words; ++i) _mm512_storeu_si512(to + i * ldt, s[i]);
-#else
-    for (int i = 0; i < words; ++i)
-        for (int j = 0; j < 16; ++j) to[i * ldt + j] = from[j] ? from[j][at + i] : 0;
 #endif
+    for (; i < words; ++i)
+        for (int j = 0; j < 16; ++j) to[i * ldt + j] = from[j][at + i];
 }
 
 // to[i] = bfloat16 pair (first[i], second[i]); a null second gives zeros in its half.
