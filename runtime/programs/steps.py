@@ -359,7 +359,8 @@ def _complete(program: RunningProgram, lane: Lane, wait: Wait) -> None:
 
 def _mark(program: RunningProgram, lane: Lane, mark: Mark) -> bool:
     """The lane has come to where another one reads it. Must count down whatever happened."""
-    if lane.error is None:
+    # A join takes the lane's tokens; a reference only looks at a variable and must not split text.
+    if lane.error is None and isinstance(mark.wait, JoinWait):
         try:
             settle(program, lane)
         except Exception as error:

@@ -297,6 +297,16 @@ def test_reference_into_another_lane_waits_for_what_was_sent_before() -> None:
     assert port.requests[1].prompt_ids == plain(port, "q", "saw <x>")
 
 
+def test_reading_a_variable_does_not_split_the_text_of_its_lane() -> None:
+    port, executor = rig()
+    program = Program(executor)
+    program.send(text(0, "q"), gen(1, "x"), Fork(0, 2, (1,)))
+    program.send(AppendText(0, 3, (VarRef("x", 0), "a")))
+    program.send(AppendText(1, 4, (VarRef("x", 0),)), text(5, "bc"), ReadLane(0, 6), Close())
+    port.run()
+    assert list(program.lane(0).token_ids) == plain(port, "q", "<x>", "<x>abc")
+
+
 def test_join_gather_waits_for_all_children() -> None:
     port, executor = rig()
     program = Program(executor)

@@ -146,7 +146,7 @@ def answered(program: Program) -> list[int]:
     return [e.node for e in program.events if isinstance(e, (ValueReady, NodeFailed, JoinReady))]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(st.integers(0, 10**9), st.integers(1, 40), st.booleans())
 def test_lanes_hold_what_a_simple_model_says(seed: int, length: int, failing: bool) -> None:
     rng = random.Random(seed)
@@ -175,7 +175,7 @@ def _without_start(ids: list[int]) -> list[int]:
     return [token for token in ids if token != 2]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(st.integers(0, 10**9), st.integers(1, 40))
 def test_whatever_is_cancelled_or_dropped_everything_ends(seed: int, length: int) -> None:
     rng = random.Random(seed)
@@ -195,7 +195,7 @@ def test_whatever_is_cancelled_or_dropped_everything_ends(seed: int, length: int
     assert len([node for node in nodes if node in waited]) == len(waited)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 @given(st.integers(0, 10**9), st.integers(1, 30))
 def test_abandoned_at_any_moment_nothing_is_left(seed: int, length: int) -> None:
     rng = random.Random(seed)
