@@ -21,7 +21,7 @@ class InstantPort(ScriptedPort):
 
 
 def test_ten_thousand_programs_take_two_seconds_at_most() -> None:
-    """About 0.5 s on one core of a small machine; the best of three, since others may be busy."""
+    """About 0.5 s of one core; the best of three, since others may be busy."""
     best = min(_many(10_000) for _ in range(3))
     assert best < 2.0
 
@@ -29,7 +29,7 @@ def test_ten_thousand_programs_take_two_seconds_at_most() -> None:
 def _many(count: int) -> float:
     port, executor = rig(InstantPort())
     events: list[Event] = []
-    start = time.perf_counter()
+    start = time.thread_time()
     sessions = []
     for index in range(count):
         session = executor.open(OpenProgram(program_id=str(index)), events.extend)
@@ -37,14 +37,14 @@ def _many(count: int) -> float:
         sessions.append(session)
     port.run()
     assert len(events) == 2 * count and executor.stats().programs_open == 0
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def test_an_op_that_computes_nothing_takes_thirty_microseconds_at_most() -> None:
     port, executor = rig(InstantPort())
     session = executor.open(OpenProgram(program_id="p"), lambda events: None)
     count = 10_000
-    start = time.perf_counter()
+    start = time.thread_time()
     session.send([SetVariable(0, node, "x", "y") for node in range(count)])
     port.run()
-    assert (time.perf_counter() - start) / count < 30e-6
+    assert (time.thread_time() - start) / count < 30e-6
