@@ -15,9 +15,8 @@ from branchline.lang.expressions import Gen, Select
 from branchline.lang.markers import Box, reject
 from branchline.lang.program import Program
 from branchline.lang.sampling import GenOptions, SamplingOptions, check_names
-from branchline.lang.types import resolve
+from branchline.lang.types import refuse_keywords, resolve
 from branchline.runtime.programs.protocol import SelectMethod
-
 
 SELECT_METHODS: tuple[SelectMethod, ...] = (
     "token_length_normalized",
@@ -75,8 +74,7 @@ def gen(
     check_names(given, _GEN_NAMES, "gen()")
     if given.get("tools") is not None:
         raise UnsupportedFeature("gen() takes no tools", value=given["tools"], hint="Drop tools=.")
-    for key in ("json_schema", "grammar"):
-        resolve(options={key: given.get(key)})
+    refuse_keywords({key: given[key] for key in ("json_schema", "grammar") if key in given})
     if name is not None:
         reject(name, "a variable name")
     choices = given.pop("choices", None)
@@ -93,7 +91,8 @@ def gen(
         raise InvalidRequest(
             "choices_method without choices", value=method, hint="Give choices=[...] too."
         )
-    resolve(type, pattern=given.get("regex"))
+    if type is not None or "regex" in given:
+        resolve(type, pattern=given.get("regex"))
     kept = {key: _frozen(value) for key, value in given.items() if key in _GEN_KEPT}
     boxed = None if type is None or type is str else Box(type)
     return Gen(name=name, type=boxed, options=kept, append=append)
@@ -177,8 +176,6 @@ class FunctionOptions(SamplingOptions, total=False):
     num_api_spec_tokens: int | None
 
 
-
-
 @overload
 def function(func: Callable[..., Any], /) -> Program: ...
 
@@ -208,5 +205,3 @@ def function(
         return Program(func, given)
 
     return decorate if func is None else decorate(func)
-
-

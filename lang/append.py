@@ -56,6 +56,10 @@ def _append_parts(state: State, parts: tuple[protocol.Part, ...], shown: str) ->
 
 
 def _reference(state: State, node: Reference) -> None:
+    _texts(state, [node])
+
+
+def _part(state: State, node: Reference) -> protocol.Part:
     """Text a tracing run has only a name for."""
     if not state._run.tracing:
         raise ProgramError(
@@ -64,15 +68,36 @@ def _reference(state: State, node: Reference) -> None:
             hint="Do not keep values that a traced program has read.",
         )
     state._run.depends(node)
-    part = (
-        protocol.ArgRef(node.name) if node.argument else protocol.VarRef(node.name, lane=node.lane)
-    )
-    _append_parts(state, (part,), f"{{{node.name}}}")
+    if node.argument:
+        return protocol.ArgRef(node.name)
+    return protocol.VarRef(node.name, lane=node.lane)
 
 
 def _concat(state: State, node: Concat) -> None:
+    """Neighbouring texts become one op, so that a traced program has the nodes of a running one."""
+    texts: list[Text | Reference] = []
     for part in node.parts:
+        if isinstance(part, (Text, Reference)):
+            texts.append(part)
+            continue
+        _texts(state, texts)
+        texts = []
         _append_node(state, part)
+    _texts(state, texts)
+
+
+def _texts(state: State, nodes: list[Text | Reference]) -> None:
+    if all(isinstance(node, Text) for node in nodes):
+        _text(state, Text("".join(node.text for node in nodes if isinstance(node, Text))))
+        return
+    parts: list[protocol.Part] = []
+    for node in nodes:
+        if isinstance(node, Reference):
+            parts.append(_part(state, node))
+        elif node.text:
+            parts.append(node.text)
+    shown = "".join(n.text if isinstance(n, Text) else f"{{{n.name}}}" for n in nodes)
+    _append_parts(state, tuple(parts), shown)
 
 
 def _role_begin(state: State, node: RoleBegin) -> None:
@@ -114,7 +139,8 @@ def _role_turn(state: State, node: RoleTurn) -> None:
 
 
 def _program_call(state: State, node: ProgramCall) -> None:
-    program, args, kwargs = node.call.value  # type: ignore[misc]  # a Box holds any object
+    call: Any = node.call.value
+    program, args, kwargs = call
     program.run_inline(state, args, kwargs)
 
 

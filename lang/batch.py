@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from branchline.lang import runner, waiting
@@ -95,7 +96,11 @@ class _Results:
     def jobs(self) -> Iterator[Callable[[], None]]:
         """One job an item, made when it is about to start."""
         for index, make in enumerate(self.calls):
-            yield lambda index=index, make=make: self.keep(index, lambda: runner.run(make()))
+            yield partial(self.keep, index, partial(_run, make))
+
+
+def _run(make: MakeCall) -> Any:
+    return runner.run(make())
 
 
 def run_batch(calls: list[MakeCall], limits: Limits, *, asynchronous: bool) -> list[Any]:

@@ -98,7 +98,7 @@ class Forks(Sequence["State"]):
         expression = as_expression(value)
         for branch in self._branches:
             branch._check()
-        with self.parent._run.batched():
+        with self.parent._run.outbox.batched():
             for branch in self._branches:
                 append(branch, expression)
         return self
@@ -143,7 +143,7 @@ class Forks(Sequence["State"]):
         self.parent._unnamed = max(
             self.parent._unnamed, *(branch._unnamed for branch in self._branches)
         )
-        run.notify()
+        run.readers.notify()
         return Joined(self)
 
     def _gathered(self) -> dict[str, Items]:
@@ -287,5 +287,3 @@ class First(list["State"]):
 
 def _own_slots(branch: State) -> list[Slot]:
     return [piece for piece in branch._transcript.pieces if isinstance(piece, Slot)]
-
-

@@ -8,7 +8,7 @@ from it is reported to the tracer, which notes a dynamic edge. What a test answe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 from branchline.lang.expressions import Reference
@@ -88,9 +88,9 @@ class Placeholder(str):
         self.watcher.look(self.reference.nodes)
         return iter([self._derived()])
 
-    def __await__(self) -> Any:
+    def __await__(self) -> Generator[None, None, Placeholder]:
+        yield from ()
         return self
-        yield
 
     # ---- anything else
 

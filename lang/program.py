@@ -215,7 +215,7 @@ class Program:
     def _calls(
         self, items: Iterable[Any], backend: ProgramBackend | None, options: dict[str, Any]
     ) -> list[Callable[[], Call]]:
-        """For each item a function that sorts its arguments (and raises what is wrong with them)."""
+        """For each item a function that sorts its arguments, or raises what is wrong with them."""
         from branchline.lang.backends.base import resolve_backend
 
         check_names(options, RUN_NAMES, "run_batch()")

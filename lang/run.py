@@ -11,15 +11,14 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from branchline.lang import waiting
 from branchline.lang.errors import BranchlineError, Cancelled, ProgramError, from_wire
 from branchline.lang.events import StreamEvent, TextDelta, VariableReady
 from branchline.lang.lanes import Lanes
+from branchline.lang.outbox import Outbox
+from branchline.lang.readers import Readers, Ready
 from branchline.lang.types import ValueType
 from branchline.lang.variables import Slot
 from branchline.runtime.programs import protocol
@@ -27,9 +26,23 @@ from branchline.runtime.programs.protocol import Event, NodeStats, Op, OpenProgr
 
 if TYPE_CHECKING:
     from branchline.lang.expressions import Reference
-    from branchline.runtime.programs.protocol import ProgramBackend, Session
+    from branchline.runtime.programs.protocol import ProgramBackend
 
-Ready = Callable[[], bool]
+
+class _Ids:
+    """Program ids: one random part a process, and a count."""
+
+    def __init__(self) -> None:
+        self._prefix = ""
+        self._count = count()
+
+    def next(self) -> str:
+        """An id nobody else has."""
+        self._prefix = self._prefix or os.urandom(8).hex()
+        return f"{self._prefix}-{next(self._count)}"
+
+
+_ids = _Ids()
 
 
 class LaneRead:
@@ -73,11 +86,9 @@ class Run:
         self.asynchronous = asynchronous
         self.tracing = False
         self.lock = threading.Lock()
-        self._sending = threading.Lock()
         self.lanes = Lanes()
         self.failure: BranchlineError | None = None
         self.closed = False
-        self.closing = False
         self.body_ended = False
         self.ops: list[Op] = []
         self.stats: list[NodeStats] = []
@@ -86,16 +97,11 @@ class Run:
         self._reads: dict[int, LaneRead] = {}
         self._nodes = count()
         self._lane_numbers = count(1)
-        self._pending: list[Op] = []
-        self._dropped: deque[int] = deque()
-        self._hold = 0
-        self._waiters: list[tuple[Ready, Callable[[], None]]] = []
+        self.readers = Readers(self.lock)
         program = OpenProgram(
-            program_id=os.urandom(8).hex(), name=name, deadline_s=deadline_s, priority=priority
+            program_id=_ids.next(), name=name, deadline_s=deadline_s, priority=priority
         )
-        self._session: Session = backend.open(program, _sink(self))
-        self._abandon = weakref.finalize(self, self._session.abandon)
-        self._abandon.atexit = False
+        self.outbox = Outbox(self, backend.open(program, _sink(self)), self.lock)
 
     # ---- ops
 
@@ -116,18 +122,18 @@ class Run:
         Raises `ProgramError` when the program has ended.
         """
         with self.lock:
-            if self.closing and not isinstance(op, (protocol.ReadLane, protocol.Drop)):
+            if self.outbox.closing and not isinstance(op, (protocol.ReadLane, protocol.Drop)):
                 raise ProgramError(
                     "the program has ended; its state takes nothing more",
                     program=self.name,
                     hint="Do it inside the program.",
                 )
             self.ops.append(op)
-            self._pending.append(op)
-        if start and not self._hold:
-            self.flush()
+            self.outbox.put(op)
+        if start:
+            self.outbox.flush()
         if self.streaming:
-            self.notify()  # somebody may wait for this name, or for the next piece of text
+            self.readers.notify()  # somebody may wait for this name, or for the next piece of text
 
     def new_slot(self, name: str, lane: int, node: int, kind: ValueType) -> Slot:
         """The place of a value that an op about to be emitted computes."""
@@ -141,111 +147,26 @@ class Run:
         read = LaneRead()
         node = self.next_node()
         with self.lock:
-            if self.closed and not self._abandon.alive:
+            if not self.outbox.open:
                 read.failure = self.failure or Cancelled("the program was abandoned")
                 return read
             self._reads[node] = read
         self.emit(protocol.ReadLane(lane, node), start=True)
         return read
 
-    def drop(self, lane: int) -> None:
-        """Nobody holds the lane's state any more. Callable at any moment, also by the collector."""
-        self._dropped.append(lane)
-
-    @contextmanager
-    def batched(self) -> Iterator[None]:
-        """Hand over what is emitted inside as one list."""
-        self._hold += 1
-        try:
-            yield
-        finally:
-            self._hold -= 1
-            if not self._hold:
-                self.flush()
-
-    def flush(self) -> None:
-        """Hand over what is queued, in order. Never waits for another thread that is doing so.
-
-        Handing over may tokenize, so it happens outside `lock`: events are not held up by it.
-        """
-        while self._pending and self._sending.acquire(blocking=False):
-            try:
-                with self.lock:
-                    ops = self._take_pending()
-                if ops and self._abandon.alive:
-                    self._session.send(ops)
-            finally:
-                self._sending.release()
-
-    def _take_pending(self) -> list[Op]:
-        ops, self._pending = self._pending, []
-        if self._dropped and not self.closing:
-            lanes = tuple(self._dropped.popleft() for _ in range(len(self._dropped)))
-            ops.append(protocol.Drop(lanes))
-        return ops
-
     # ---- waiting
 
     def wait_until(self, ready: Ready) -> None:
         """Wait until `ready()`, which only events of this run can make true."""
-        if ready():
-            return
-        self.flush()
-        sleeper = waiting.sleeper()
-        waiter = (ready, sleeper.wake)
-        with self.lock:
-            if ready():
-                return
-            self._waiters.append(waiter)
-        try:
-            while not ready():
-                sleeper.sleep()
-        finally:
-            self._forget(waiter)
+        if not ready():
+            self.outbox.flush()
+            self.readers.wait(ready)
 
     async def arrival(self, ready: Ready) -> None:
         """Like `wait_until`, on the running event loop."""
-        if ready():
-            return
-        self.flush()
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-
-        def set_result() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        waiter = (ready, lambda: waiting.call_threadsafe(loop, set_result))
-        with self.lock:
-            if ready():
-                return
-            self._waiters.append(waiter)
-        try:
-            await future
-        finally:
-            self._forget(waiter)
-
-    def _forget(self, waiter: tuple[Ready, Callable[[], None]]) -> None:
-        with self.lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-
-    def notify(self) -> None:
-        """Wake readers whose condition came true by something other than an event."""
-        with self.lock:
-            woken = self._woken()
-        for wake in woken:
-            wake()
-
-    def _woken(self) -> list[Callable[[], None]]:
-        if not self._waiters:
-            return []
-        woken = [waiter for waiter in self._waiters if waiter[0]()]
-        if woken:
-            self._waiters = [waiter for waiter in self._waiters if waiter not in woken]
-        return [wake for _, wake in woken]
+        if not ready():
+            self.outbox.flush()
+            await self.readers.arrival(ready)
 
     # ---- events
 
@@ -255,12 +176,12 @@ class Run:
         with self.lock:
             for event in events:
                 self._take(event, cancels)
-            woken = self._woken()
+            woken = self.readers.due()
             if cancels:
                 self.ops += cancels
-                self._pending += cancels
+                self.outbox.put(*cancels)
         if cancels:
-            self.flush()
+            self.outbox.flush()
         for wake in woken:
             wake()
 
@@ -344,12 +265,12 @@ class Run:
         """End these lanes and what forked from them; their values become `Cancelled`."""
         with self.lock:
             found = self.lanes.cancel(lanes)
-            if not found or self.closing:
+            if not found or self.outbox.closing:
                 return
             op = protocol.Cancel(found, reason)
             self.ops.append(op)
-            self._pending.append(op)
-        self.flush()
+            self.outbox.put(op)
+        self.outbox.flush()
 
     def finish(self) -> None:
         """No more ops come: wait until all has run, and raise the first error."""
@@ -370,11 +291,9 @@ class Run:
     def close(self) -> None:
         """Say that no more ops come; `closed` becomes true when everything has run."""
         with self.lock:
-            if self.closing:
-                return
-            self._pending.append(protocol.Close())
-            self.closing = True
-        self.flush()
+            if not self.outbox.closing:
+                self.outbox.close()
+        self.outbox.flush()
 
     def abandon_unfinished(self) -> None:
         """Stop what has not come to its end."""
@@ -389,10 +308,9 @@ class Run:
                 if error is not None:
                     self._fail_all(error)
                 self._end_slots(reason or Cancelled("the program was stopped", program=self.name))
-            self.closing = self.closed = True
-            self._pending.clear()
-            woken = self._woken()
-        self._abandon()
+            self.closed = True
+            woken = self.readers.due()
+        self.outbox.abandon()
         for wake in woken:
             wake()
 

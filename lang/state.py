@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from branchline.lang import compat_state
 from branchline.lang.append import append
+from branchline.lang.compat_state import OldNames
 from branchline.lang.errors import (
     BranchlineError,
     NameInUse,
@@ -44,7 +44,7 @@ class LaneOrigin(NamedTuple):
     keep_errors: bool
 
 
-class State(compat_state.OldNames):
+class State(OldNames):
     """What a program sees as its first parameter.
 
     Attributes:
@@ -71,7 +71,7 @@ class State(compat_state.OldNames):
 
     def __del__(self) -> None:
         if getattr(self, "_lane", 0):
-            self._run.drop(self._lane)
+            self._run.outbox.drop(self._lane)
 
     # ---- appending
 
@@ -151,7 +151,9 @@ class State(compat_state.OldNames):
 
     def get(self, name: str, default: Any = None) -> Any:
         """Like `s[name]`, but `default` when nothing defines the name."""
-        return self[name] if name in self else default
+        if name not in self:
+            return default
+        return self[name]
 
     async def aget(self, name: str) -> Any:
         """Like `s[name]`, without blocking the event loop."""
@@ -168,7 +170,7 @@ class State(compat_state.OldNames):
     def meta(self, name: str) -> Any:
         """Counts, times and raw text of a variable (`VariableMeta`, or a list of them); waits.
 
-        Does not raise where the variable failed: `meta(name).error` says why, `.text` what there is.
+        Does not raise where the variable failed: `meta(name).error` says why.
         """
         return self._read(name, lambda variable: variable.meta())
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from branchline.lang import runner, waiting
 from branchline.lang.errors import Cancelled, ProgramError
 from branchline.lang.events import Done, StreamEvent
-from branchline.lang.state import State
 from branchline.lang.transcript import RoleMark
 from branchline.lang.variables import Slot
 
@@ -53,7 +53,7 @@ class Background:
         except BaseException as error:
             self.failure = error
         self.run.body_ended = True
-        self.run.notify()
+        self.run.readers.notify()
 
     def cancel(self) -> None:
         """Stop the program if it still runs."""
@@ -98,7 +98,7 @@ async def astream(call: Call) -> AsyncIterator[StreamEvent]:
                 await runner.drive_on_loop(call, state)
         finally:
             run.body_ended = True
-            run.notify()
+            run.readers.notify()
 
     task = asyncio.ensure_future(drive())
     try:
@@ -181,7 +181,7 @@ class LiveState:
                 yield (piece, slot.meta()) if return_meta_data else piece
             if slot.done:
                 break
-            await run.arrival(lambda: slot.done or len(slot.partial) > seen)
+            await run.arrival(partial(_has_more, slot, seen))
         if rest := _rest(slot):
             yield (rest, slot.meta()) if return_meta_data else rest
 
@@ -193,7 +193,7 @@ class LiveState:
                 seen += 1
             if slot.done:
                 break
-            self._run.wait_until(lambda: slot.done or len(slot.partial) > seen)
+            self._run.wait_until(partial(_has_more, slot, seen))
         if rest := _rest(slot):
             yield rest
 
@@ -216,7 +216,7 @@ class LiveState:
         run, pieces = self._run, self._state._transcript.pieces
         at = 0
         while True:
-            run.wait_until(lambda: len(pieces) > at or run.body_ended)
+            run.wait_until(partial(lambda at: len(pieces) > at or run.body_ended, at))
             if at == len(pieces):
                 break
             piece = pieces[at]
@@ -226,6 +226,10 @@ class LiveState:
             elif not isinstance(piece, RoleMark):
                 yield from self._pieces_of(piece)
         self._background.raise_failure()
+
+
+def _has_more(slot: Slot, seen: int) -> bool:
+    return slot.done or len(slot.partial) > seen
 
 
 def _rest(slot: Slot) -> str:

@@ -84,9 +84,7 @@ class TraceSlot(Slot):
         return super().meta()
 
     def _placeholder(self) -> Placeholder:
-        return Placeholder(
-            Reference(name=self.name, lane=self.lane, nodes=(self.node,)), self._run
-        )
+        return Placeholder(Reference(name=self.name, lane=self.lane, nodes=(self.node,)), self._run)
 
 
 class TraceRun(Run):
@@ -103,6 +101,7 @@ class TraceRun(Run):
         self._tests = 0
         self._looked: dict[int, None] = {}
         self._latest: dict[tuple[int, str], int] = {}
+        self._arguments: dict[int, str] = {}
         self._argument_nodes: dict[str, int] = {}
 
     # ---- the run
@@ -150,7 +149,10 @@ class TraceRun(Run):
         return self._tests <= PATIENCE or self._tests % 2 == 0
 
     def look(self, nodes: tuple[int, ...]) -> None:
-        self._looked.update(dict.fromkeys(nodes))
+        for node in nodes:
+            if (name := self._arguments.get(node)) is not None:
+                node = self._argument_node(name)
+            self._looked[node] = None
 
     def depends(self, reference: Reference) -> None:
         """A placeholder is appended. One that is not a variable's own text marks its node."""
@@ -162,13 +164,19 @@ class TraceRun(Run):
             self.look(reference.nodes)
 
     def argument(self, name: str) -> Placeholder:
-        """A placeholder for an argument that was not given.
-
-        Its node, which a dynamic edge can start from, is a `SetVariable` of an empty text.
+        """A placeholder for an argument that was not given. Its number is negative until it is
+        looked at, since a graph has no node for an argument.
         """
-        node = self.next_node()
-        self.builder.add(protocol.SetVariable(0, node, name, ""))
-        return Placeholder(Reference(name=name, argument=True, nodes=(node,)), self)
+        number = -1 - len(self._arguments)
+        self._arguments[number] = name
+        return Placeholder(Reference(name=name, argument=True, nodes=(number,)), self)
+
+    def _argument_node(self, name: str) -> int:
+        """A node that a dynamic edge from an argument can start from: a `SetVariable`."""
+        if name not in self._argument_nodes:
+            node = self._argument_nodes[name] = self.next_node()
+            self.builder.add(protocol.SetVariable(0, node, name, ""))
+        return self._argument_nodes[name]
 
 
 def trace(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RequestGraph:

@@ -41,7 +41,7 @@ class Transcript:
         self._base = base
         self._base_length = 0 if base is None else len(base.pieces)
         self.pieces: list[Piece] = []
-        self.role = "" if base is None else base.role
+        self.role: str = "" if base is None else base.role
 
     def all_pieces(self) -> list[Piece]:
         """Inherited pieces first."""

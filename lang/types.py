@@ -81,25 +81,22 @@ class ValueType(msgspec.Struct, frozen=True):
 TEXT = ValueType("str", None)
 
 
-def resolve(
-    wanted: object = None, *, pattern: str | None = None, options: Mapping[str, object] | None = None
-) -> ValueType:
-    """What `type=` and the constraint keywords of `gen` ask for.
+def refuse_keywords(given: Mapping[str, object]) -> None:
+    """Raise `UnsupportedConstraint` for a constraint keyword that has a value."""
+    for name, value in given.items():
+        if value is not None:
+            raise UnsupportedConstraint(
+                f"{name}= is not supported", value=value, hint=f"Supported: {_SUPPORTED}."
+            )
 
-    Args:
-        wanted: the `type` argument.
-        pattern: the `regex` argument.
-        options: other constraint keywords; each that is not None is refused by name.
+
+def resolve(wanted: object = None, *, pattern: str | None = None) -> ValueType:
+    """What the `type` and `regex` arguments of `gen` ask for.
 
     Raises:
         UnsupportedConstraint: something that cannot be enforced; names it.
         InvalidRequest: more than one constraint.
     """
-    others = {name: value for name, value in (options or {}).items() if value is not None}
-    for name, value in others.items():
-        raise UnsupportedConstraint(
-            f"{name}= is not supported", value=value, hint=f"Supported: {_SUPPORTED}."
-        )
     if pattern is None:
         return _resolve_type(wanted)
     if wanted is not None and wanted is not str:

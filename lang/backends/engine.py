@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from branchline.runtime.programs.executor import ExecutorStats
     from branchline.runtime.programs.protocol import OpenProgram, Session, Sink
 
-DEFAULT_MODEL = "smollm2-135m"
 FEATURES = frozenset(
     {"select", "roles", "fork", "tokens", "regex", "choices", "logprobs", "seed", "top_k"}
 )
@@ -25,7 +24,8 @@ class Engine(Backend):
     """The runtime in this process.
 
     Args:
-        model: a name of the catalog, or the path of a GGUF file or Hugging Face directory.
+        model: a name of the catalog, or the path of a GGUF file or Hugging Face directory; None =
+            the default model.
         sampling_defaults: weakest layer of sampling options of programs that run here.
         settings: fields of the configuration's sections, by name; an unknown one is an error.
 
@@ -36,7 +36,7 @@ class Engine(Backend):
 
     def __init__(
         self,
-        model: str = DEFAULT_MODEL,
+        model: str | None = None,
         *,
         sampling_defaults: Mapping[str, Any] | None = None,
         **settings: Any,

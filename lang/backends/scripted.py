@@ -12,7 +12,8 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -28,35 +29,20 @@ from branchline.runtime.core.outputs import (
     ScoreResult,
     TokenLogprob,
 )
+from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 
-EOS = 256
 MAX_CONTEXT = 1 << 20
 OnOutput = Callable[[Output], None]
 
 
-class ByteTokenizer:
-    """One token a byte, and an end token."""
-
-    eos_ids: frozenset[int] = frozenset({EOS})
-    bos_id: int | None = None
-    vocab_size = 257
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """UTF-8 bytes; there are no special-token strings."""
-        return list(text.encode("utf-8"))
-
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of the bytes; incomplete characters become U+FFFD."""
-        return bytes(i for i in ids if i < EOS).decode("utf-8", "replace")
-
-
 class PlainTurns:
-    """Chat turns as `<|role|>` … `<|end|>` lines."""
+    """Chat turns as `<|turn|>role` … `<|end|>`, special tokens of the byte tokenizer."""
 
     def begin(self, history: Sequence[tuple[str, str]], role: str) -> str:
         """Text that opens a turn."""
-        return f"<|{role}|>\n"
+        return f"<|turn|>{role}\n"
 
     def end(self, history: Sequence[tuple[str, str]], role: str) -> str:
         """Text that closes it."""
@@ -133,8 +119,8 @@ class ScriptedEngine:
     def __init__(
         self, reply: Callable[[str, str], str | None], loop: EventLoop, latency_s: float
     ) -> None:
-        self.tokenizer = ByteTokenizer()
-        self.turns = PlainTurns()
+        self.tokenizer: TextTokenizer = ByteTokenizer()
+        self.turns: ChatTurns = PlainTurns()
         self._reply = reply
         self._loop = loop
         self._latency_s = latency_s
@@ -164,7 +150,7 @@ class ScriptedEngine:
             share = min(1.0, (index + 1) / (deltas + 1))
             self._loop.call_at(
                 running.started + self._latency_s * share,
-                lambda piece=piece: self._send(request.id, iter((piece,))),  # type: ignore[misc]
+                partial(self._send, request.id, iter((piece,))),
             )
 
     def abort(self, request_id: str) -> None:
@@ -208,7 +194,9 @@ class ScriptedEngine:
             running.on_output(ScoreResult(request_id=request_id, token_logprobs=[], meta=meta))
             return
         for output_id in _output_ids(request):
-            running.on_output(GenerateResult(request_id=output_id, text="", token_ids=[], meta=meta))
+            running.on_output(
+                GenerateResult(request_id=output_id, text="", token_ids=[], meta=meta)
+            )
 
     def _outputs(self, request: EngineRequest, started: float) -> Iterator[Output]:
         if isinstance(request, ScoreRequest):
@@ -230,11 +218,9 @@ class ScriptedEngine:
                 error=error.to_wire() if error is not None else None,
             )
 
-    def _text(
-        self, request: GenerateRequest
-    ) -> tuple[str, FinishReason, BranchlineError | None]:
+    def _text(self, request: GenerateRequest) -> tuple[str, FinishReason, BranchlineError | None]:
         try:
-            text = self._reply(request.name, self.tokenizer.decode(request.prompt_ids))
+            text = self._reply(request.name, self._text_of(request.prompt_ids))
             if text is None:
                 raise BackendError(
                     "the mock has no reply for this variable",
@@ -257,7 +243,7 @@ class ScriptedEngine:
             if not request.lane_id:  # the same choices without their prompt: nothing to prefer
                 rows = [[-1.0] * len(ids) for ids in request.choices]
             else:
-                wanted = self._reply(request.name, self.tokenizer.decode(request.prompt_ids))
+                wanted = self._reply(request.name, self._text_of(request.prompt_ids))
                 rows = [score_row(text, texts, wanted) for text in texts]
         except Exception as failure:
             error = wrap(failure)
@@ -267,6 +253,9 @@ class ScriptedEngine:
             meta=self._meta(len(request.prompt_ids), 0, "stop", started),
             error=error.to_wire() if error is not None else None,
         )
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special=False)
 
     def _meta(self, prompt: int, output: int, reason: FinishReason, started: float) -> RequestMeta:
         spent = time.monotonic() - started
@@ -330,5 +319,3 @@ def score_row(text: str, texts: Sequence[str], wanted: str | None) -> list[float
 
 def _output_ids(request: GenerateRequest) -> list[str]:
     return [request.id, *(f"{request.id}#{index}" for index in range(1, request.sampling.n))]
-
-
