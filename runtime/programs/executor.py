@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -25,6 +26,8 @@ from branchline.runtime.programs.session import ProgramSession
 from branchline.runtime.programs.text import TextEncoder, TurnTexts
 
 logger = logging.getLogger(__name__)
+
+SLICE_S = 0.005
 
 
 class ExecutorStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,9 +52,16 @@ class Executor:
     Args:
         port: the engine's side.
         clock: monotonic seconds, the clock of request deadlines.
+        slice_s: seconds of new ops taken at once before the engine gets its turn again.
     """
 
-    def __init__(self, port: EnginePort, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        port: EnginePort,
+        clock: Callable[[], float] = time.monotonic,
+        slice_s: float = SLICE_S,
+    ) -> None:
+        self._slice_s = slice_s
         self.port = port
         self.clock = clock
         self.encoder = TextEncoder(port.tokenizer)
@@ -59,7 +69,7 @@ class Executor:
         self._programs: dict[str, RunningProgram] = {}
         # Re-entrant: collecting garbage while it is held may abandon a program.
         self._lock = threading.RLock()
-        self._inbox: list[tuple[RunningProgram, list[Prepared] | None]] = []
+        self._inbox: deque[tuple[RunningProgram, list[Prepared] | None]] = deque()
         self._awake = False
         self._closed = False
         self._dirty: list[RunningProgram] = []
@@ -200,8 +210,10 @@ class Executor:
     def _pump(self) -> None:
         with self._lock:
             self._awake = False
-            inbox, self._inbox = self._inbox, []
-        for program, ops in inbox:
+        inbox = self._inbox
+        end = time.perf_counter() + self._slice_s
+        for _ in range(len(inbox)):
+            program, ops = inbox.popleft()
             try:
                 if ops is None or program.abandoned:
                     program.discard()
@@ -209,6 +221,9 @@ class Executor:
                     program.accept(ops)
             except Exception as error:
                 self.crash(program, error)
+            if inbox and time.perf_counter() >= end:
+                self.wake()
+                break
         self._flush()
 
     def _flush(self) -> None:
@@ -225,7 +240,8 @@ class Executor:
                 program.discard()
 
     def _end_all(self, error: BranchlineError | None) -> None:
-        self._pump()
+        while self._inbox:
+            self._pump()
         for program in list(self._programs.values()):
             program.crash(error or Cancelled("the engine was closed", hint="Start a new engine."))
         self._flush()

@@ -63,9 +63,9 @@ class Program:
         return count == 1
 
 
-def rig(port: ScriptedPort | None = None) -> tuple[ScriptedPort, Executor]:
+def rig(port: ScriptedPort | None = None, slice_s: float = 10.0) -> tuple[ScriptedPort, Executor]:
     port = port or ScriptedPort()
-    return port, Executor(port, clock=port.clock)
+    return port, Executor(port, clock=port.clock, slice_s=slice_s)
 
 
 def text(node: int, content: str, lane: int = 0) -> AppendText:

@@ -231,6 +231,20 @@ def test_a_burst_wakes_the_loop_once_and_events_are_batched() -> None:
     assert all(program.closed for program in programs)
 
 
+def test_a_flood_of_programs_lets_the_engine_have_its_turns() -> None:
+    port, executor = rig(slice_s=0.0)
+    programs = [Program(executor, str(index)) for index in range(30)]
+    for program in programs:
+        program.send(text(0, "a"), gen(1, "x"), Close())
+    turns = 0
+    while len(port.requests) < 30:
+        port.turn()
+        turns += 1
+        assert len(port.requests) == turns
+    port.run()
+    assert all(program.closed for program in programs)
+
+
 def test_deltas_only_for_streaming_nodes() -> None:
     port, executor = rig()
     program = Program(executor)

@@ -167,6 +167,11 @@ class ScriptedPort:
         while self._soon:
             self._soon.popleft()()
 
+    def turn(self) -> None:
+        """Run what was called soon until now."""
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
+
     def run(self) -> None:
         """Until nothing runs."""
         self.pump()
