@@ -142,20 +142,25 @@ def build_runner(
     )
     slots = torch.from_numpy(slot_table)
     tokens = token_table(slot_table.shape[0], model.max_context)
-    graph = None
+    graphs = None
     recordable = attention.supports(replace(needs, graph=True)).ok
     if settings.graph and recordable and isinstance(ops, NativeOps):
-        graph = ModelGraph(
-            model,
-            attention,
-            pool,
-            slots,
-            tokens,
-            runner=ops.runner,
-            max_tokens=settings.max_step_tokens,
-            max_rows=settings.max_step_rows,
+        body, whole = (
+            ModelGraph(
+                model,
+                attention,
+                pool,
+                slots,
+                tokens,
+                runner=ops.runner,
+                max_tokens=settings.max_step_tokens,
+                max_rows=settings.max_step_rows,
+                head=head,
+            )
+            for head in (False, True)
         )
-    return ModelRunner(model, ops, attention, pool, slots, tokens, graph=graph)
+        graphs = body, whole
+    return ModelRunner(model, ops, attention, pool, slots, tokens, graphs=graphs)
 
 
 def build_worker(runner: ModelRunner, *, overlap: bool = True) -> Worker:

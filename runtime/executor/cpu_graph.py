@@ -28,6 +28,7 @@ class ModelGraph:
         token_table: int32 [max_rows, width], likewise.
         runner: native threads.
         max_tokens, max_rows: of a step.
+        head: record the output head too, for steps with at most `max_rows` logit rows.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class ModelGraph:
         runner: Runner,
         max_tokens: int,
         max_rows: int,
+        head: bool,
     ) -> None:
+        rows = min(max_rows, max_tokens)
         limits = GraphLimits(
             tokens=max_tokens,
-            rows=min(max_rows, max_tokens),
-            logit_rows=max_tokens,
+            rows=rows,
+            logit_rows=rows if head else max_tokens,
             tree_words=max_tokens * -(-max_tokens // 64),
         )
         self._graph = CpuGraph(runner, limits, slot_table, token_table)
@@ -76,13 +79,14 @@ class ModelGraph:
                 backend=attention,
                 plan=self._plan,
             )
-            return model.forward(batch, ops, kv_pool)
+            hidden = model.forward(batch, ops, kv_pool)
+            return model.logits(hidden, ops) if head else hidden
 
         self._graph.capture(forward)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the activations' buffers."""
+        """Bytes of the activations' buffers; resident once a step was that large."""
         return self._graph.arena_bytes
 
     def fits(self, plan: ScheduleBatch) -> bool:
@@ -97,7 +101,11 @@ class ModelGraph:
         )
 
     def replay(self, plan: ScheduleBatch) -> torch.Tensor:
-        """Run a step that fits: float32 [l, hidden], overwritten by the next replay."""
+        """Run a step that fits.
+
+        Returns:
+            float32 [l, hidden], or [l, V] with the head; overwritten by the next replay.
+        """
         t, b, n = plan.num_tokens, len(plan.rows), len(plan.logit_idx)
         self._ids[:t] = plan.input_ids
         self._positions[:t] = plan.positions

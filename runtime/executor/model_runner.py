@@ -29,7 +29,8 @@ class ModelRunner:
         slot_table: int32 [max_rows, >= max_context], written by the cache manager; never copied.
         token_table: int32 [max_rows, max_context], ids of each row; rows are filled by
             `RowInit`s and by sampling. Owned by the runner's caller, written here.
-        graph: replays steps that fit; others, or all if it is None, run eagerly.
+        graphs: (forward alone, forward and head); they replay steps that fit. Others, or all if
+            it is None, run eagerly.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class ModelRunner:
         slot_table: torch.Tensor,
         token_table: torch.Tensor,
         *,
-        graph: ModelGraph | None = None,
+        graphs: tuple[ModelGraph, ModelGraph] | None = None,
     ) -> None:
         self.model = model
         self.ops = ops
@@ -49,7 +50,7 @@ class ModelRunner:
         self.token_table = token_table
         self._attention = attention
         self._slot_table = slot_table
-        self.graph = graph
+        self.graphs = graphs
 
     @property
     def vocab_size(self) -> int:
@@ -60,22 +61,32 @@ class ModelRunner:
         """Fill rows, copy slots, run the forward.
 
         Returns:
-            float32 [l, hidden]: what `logits` takes; valid until the next `run`.
+            float32 [l, hidden]: what `logits` takes; valid until the next step.
         """
+        self._prepare(plan)
+        if plan.num_tokens == 0:
+            return torch.empty(0, self.model.spec.hidden)
+        if self.graphs is not None and self.graphs[0].fits(plan):
+            return self.graphs[0].replay(plan)
+        return self._eager(plan)
+
+    def run_to_logits(self, plan: ScheduleBatch) -> torch.Tensor:
+        """The same, output head included: float32 [l, V], valid until the next step."""
+        if self.graphs is None or not plan.num_tokens or not self.graphs[1].fits(plan):
+            return self.logits(self.run(plan))
+        self._prepare(plan)
+        return self.graphs[1].replay(plan)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Output head. [n, hidden] -> float32 [n, V]."""
+        return self.model.logits(hidden, self.ops).float()
+
+    def _prepare(self, plan: ScheduleBatch) -> None:
         for init in plan.inits:
             end = init.start + len(init.ids)
             self.token_table[init.row, init.start : end] = torch.from_numpy(init.ids)
         if plan.copies is not None:
             self.kv_pool.copy_slots(*plan.copies)
-        if plan.num_tokens == 0:
-            return torch.empty(0, self.model.spec.hidden)
-        if self.graph is not None and self.graph.fits(plan):
-            return self.graph.replay(plan)
-        return self._eager(plan)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Output head. [n, hidden] -> float32 [n, V]."""
-        return self.model.logits(hidden, self.ops).float()
 
     def _eager(self, plan: ScheduleBatch) -> torch.Tensor:
         meta = attention_meta(plan, self._slot_table)

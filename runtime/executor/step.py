@@ -27,7 +27,7 @@ class Forwarded:
 
     Attributes:
         plan: the step.
-        logits: float32 [s, V] of the sampled rows; None when s = 0.
+        logits: float32 [s, V] of the sampled rows, valid until the next forward; None when s = 0.
         scores: what the plan's `ScoreRead` asked for.
     """
 
@@ -47,21 +47,22 @@ class StepExecutor:
     def __init__(self, runner: ModelRunner, sampler: Sampler) -> None:
         self.runner = runner
         self.sampler = sampler
+        self._table = runner.token_table.numpy()
 
     def forward(self, plan: ScheduleBatch) -> Forwarded:
         """Table writes, slot copies, the forward, scores, and logits of the sampled rows."""
         runner = self.runner
+        every_row_sampled = len(plan.sample_idx) == len(plan.logit_idx)
         with torch.inference_mode():
+            if plan.score is None and every_row_sampled and len(plan.sample_idx):
+                return Forwarded(plan, runner.run_to_logits(plan), None)
             hidden = runner.run(plan)
-            scores = None
+            scores = logits = None
             if plan.score is not None and len(plan.score.logit_rows):
                 scores = read_scores(plan.score, hidden, runner.logits, runner.ops)
-            logits = None
             if len(plan.sample_idx):
-                if len(plan.sample_idx) != len(plan.logit_idx):
-                    index = torch.from_numpy(plan.sample_idx)
-                    hidden = runner.ops.gather_rows(hidden, index)
-                logits = runner.logits(hidden)
+                index = torch.from_numpy(plan.sample_idx)
+                logits = runner.logits(runner.ops.gather_rows(hidden, index))
         return Forwarded(plan, logits, scores)
 
     def finish(self, step: Forwarded, bitmask: Bitmask | None) -> ForwardOutput:
@@ -78,13 +79,12 @@ class StepExecutor:
             )
         rows = plan.rows[plan.sample_rows]
         positions = plan.seq_lens[plan.sample_rows].astype(np.int64)
-        table = self.runner.token_table
         with torch.inference_mode():
             result = self.sampler.sample(
-                step.logits, plan.sampling, positions, rows, table, bitmask
+                step.logits, plan.sampling, positions, rows, self.runner.token_table, bitmask
             )
-            table[torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(positions)] = result.ids
-            ids = result.ids.cpu().numpy()
+            ids = result.ids.numpy()
+        self._table[rows, positions] = ids
         return ForwardOutput(
             token_ids=ids.reshape(-1, 1),
             num_new=np.ones(len(ids), dtype=np.int32),

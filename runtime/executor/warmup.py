@@ -36,4 +36,6 @@ def warm_up(runner: ModelRunner, sizes: tuple[int, ...] = (1, 16)) -> None:
     """Run a step of each size (tokens), head included. The slot table's row 0 must be all zero."""
     with torch.inference_mode():
         for size in sizes:
-            runner.logits(runner.run(idle_plan(min(size, runner.model.max_context))))
+            plan = idle_plan(min(size, runner.model.max_context))
+            runner.logits(runner.run(plan))
+            runner.run_to_logits(plan)

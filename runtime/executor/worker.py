@@ -16,7 +16,7 @@ import torch
 from branchline.runtime.core.batch import ForwardOutput, ScheduleBatch
 from branchline.runtime.core.protocols import Pending
 from branchline.runtime.errors import BackendError
-from branchline.runtime.executor.step import Forwarded, StepExecutor
+from branchline.runtime.executor.step import StepExecutor
 from branchline.runtime.executor.torch_threads import start_with_torch_threads
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ class PendingStep:
 
     def __init__(self, plan: ScheduleBatch) -> None:
         self.plan = plan
-        self.forwarded: Forwarded | None = None
         self._bitmask: Bitmask | None = None
         self._named = False
         self._may_sample = threading.Event()
@@ -142,7 +141,7 @@ class CpuWorker:
 
 
 class SyncWorker:
-    """Runs each step in the caller's thread: the forward in `forward`, the rest in `sample`.
+    """Runs each step in the caller's thread, when it is sampled.
 
     Args:
         executor: what runs the steps.
@@ -152,26 +151,18 @@ class SyncWorker:
         self._executor = executor
 
     def forward(self, plan: ScheduleBatch) -> Pending:
-        """Run the forward now; a failure is kept for `result`."""
-        step = PendingStep(plan)
-        try:
-            step.forwarded = self._executor.forward(plan)
-        except Exception as error:  # delivered by the step's result()
-            step.fail(error)
-        return step
+        """Note the step."""
+        return PendingStep(plan)
 
     def sample(self, pending: Pending, bitmask: Bitmask | None) -> None:
-        """Sample now."""
+        """Run it now, both halves; a failure is kept for `result`."""
         step = _own(pending)
-        if step.forwarded is None:
-            return
         try:
-            output = self._executor.finish(step.forwarded, bitmask)
+            output = self._executor.finish(self._executor.forward(step.plan), bitmask)
         except Exception as error:  # delivered by the step's result()
             step.fail(error)
         else:
             step.complete(output)
-        step.forwarded = None
 
     def close(self) -> None:
         """There is nothing to end."""

@@ -110,9 +110,22 @@ def test_reference_ops_agree_within_rounding(models: dict[str, Model], tmp_path:
 
 def test_a_graph_is_there_only_where_it_can_be(models: dict[str, Model], native: Ops) -> None:
     model = models["float32"]
-    assert Driver(model, native).runner.graph is not None
-    assert Driver(model, native, graph=False).runner.graph is None
-    assert Driver(model, native, attention="torch_native").runner.graph is None
+    assert Driver(model, native).runner.graphs is not None
+    assert Driver(model, native, graph=False).runner.graphs is None
+    assert Driver(model, native, attention="torch_native").runner.graphs is None
+
+
+@pytest.mark.parametrize("rows", [3, 9])
+def test_the_head_may_be_part_of_the_graph(
+    models: dict[str, Model], native: Ops, rows: int
+) -> None:
+    """Nine rows of logits are more than the graph of eight rows takes."""
+    model = models["Q4_1"]
+    ids = row_ids(model, 0, rows)
+    plan = Driver(model, native).plan([Part(0, ids, every=True)])
+    with torch.inference_mode():
+        got = Driver(model, native).runner.run_to_logits(plan)
+    assert torch.equal(got, Driver(model, native, graph=False).run(Part(0, ids, every=True)))
 
 
 def test_only_wanted_logits_are_computed(models: dict[str, Model], native: Ops) -> None:

@@ -170,12 +170,12 @@ def test_failed_sampling_is_delivered_too(driver: Driver, worker: Worker) -> Non
 def test_nan_is_reported_in_its_row_and_not_raised(
     driver: Driver, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(hidden: torch.Tensor) -> torch.Tensor:
-        logits = ModelRunner.logits(driver.runner, hidden)
+    def poisoned(plan: ScheduleBatch) -> torch.Tensor:
+        logits = ModelRunner.run_to_logits(driver.runner, plan)
         logits[1] = torch.nan
         return logits
 
-    monkeypatch.setattr(driver.runner, "logits", poisoned)
+    monkeypatch.setattr(driver.runner, "run_to_logits", poisoned)
     step = worker.forward(sampled(driver, *(Part(row, ids) for row, ids in PROMPTS.items())))
     worker.sample(step, None)
     output = step.result()
