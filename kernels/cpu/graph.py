@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from branchline.kernels.cpu.binding import Kind, NativeOp, Runner
+from branchline.kernels.cpu.memory import huge_empty
 from branchline.kernels.cpu.native_ops import NativeOpsBase, describe
 from branchline.kernels.errors import CaptureError
 from branchline.kernels.ops import AttentionMeta, Ops
@@ -103,7 +104,7 @@ class _Arena:
         if fitting:
             return self._free.pop(min(fitting, key=lambda i: self._free[i].numel()))
         self.nbytes += nbytes
-        return torch.zeros(nbytes, dtype=torch.uint8)
+        return huge_empty((nbytes,), torch.uint8).zero_()
 
     def give_back(self, buffer: torch.Tensor) -> None:
         """Make a buffer available for later ops of the capture."""

@@ -167,18 +167,22 @@ static void quant_gemm(Context& c, const Op& op, int64_t m, int64_t tile0, int64
     const int format = op.i[0];
     const int64_t n = op.i[1], k = op.i[2], blocks = k / BLOCK;
     const int64_t tile = tile_rows(m), stride = group_bytes(format, blocks);
-    for (int64_t g = group0; g < group1; ++g) {
-        const uint8_t* group = (const uint8_t*)op.p[1] + g * stride;
-        const float* bias = op.p[2] ? (const float*)op.p[2] + g * LANES : nullptr;
-        const int width = int(std::min<int64_t>(n - g * LANES, LANES));
+    // A few groups per tile: their weights stay in the first-level cache, stores run in one page.
+    const int64_t few = std::max<int64_t>(1, std::min<int64_t>(4, 32000 / stride));
+    for (int64_t g0 = group0; g0 < group1; g0 += few) {
         for (int64_t t = tile0; t < tile1; ++t) {
             const int64_t first = t * tile, at = first * blocks;
-            GemmRows a{c.codes.get<int8_t>() + first * k, c.scales.get<float>() + at,
-                       c.sums.get<float>() + at, c.offsets.get<int32_t>() + at, blocks, bias,
-                       (float*)op.p[3] + first * n + g * LANES, n, width};
             const int rows = int(std::min(tile, m - first));
-            if (format == Q4_1) gemm_rows<Q4_1>(rows, group, a);
-            else gemm_rows<Q8_0>(rows, group, a);
+            for (int64_t g = g0; g < std::min(g0 + few, group1); ++g) {
+                const uint8_t* group = (const uint8_t*)op.p[1] + g * stride;
+                const float* bias = op.p[2] ? (const float*)op.p[2] + g * LANES : nullptr;
+                GemmRows a{c.codes.get<int8_t>() + first * k, c.scales.get<float>() + at,
+                           c.sums.get<float>() + at, c.offsets.get<int32_t>() + at, blocks, bias,
+                           (float*)op.p[3] + first * n + g * LANES, n,
+                           int(std::min<int64_t>(n - g * LANES, LANES))};
+                if (format == Q4_1) gemm_rows<Q4_1>(rows, group, a);
+                else gemm_rows<Q8_0>(rows, group, a);
+            }
         }
     }
 }
