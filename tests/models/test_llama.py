@@ -164,26 +164,38 @@ def test_memory_report_counts_every_matrix_once() -> None:
     assert sum(report.kinds.values()) == report.embedding + report.attention + report.mlp
 
 
-def test_qwen3_norms_queries_and_keys(tmp_path: Path, ops: Ops) -> None:
+FAMILY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, {}),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}),
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {"head_dim": 16}),
+}
+
+
+@pytest.mark.parametrize("architecture", FAMILY)
+def test_relatives_of_llama_equal_transformers(architecture: str, tmp_path: Path, ops: Ops) -> None:
+    """Qwen2 has biases on q, k and v; Qwen3 norms q and k; both are rows of the registry."""
+    make_config, make, changes = FAMILY[architecture]
     torch.manual_seed(3)
-    config = transformers.Qwen3Config(
-        vocab_size=60,
-        hidden_size=48,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.2,
+    saved = make(
+        make_config(
+            vocab_size=60,
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            initializer_range=0.2,
+            **changes,
+        )
     )
-    saved = transformers.Qwen3ForCausalLM(config)
     for name, parameter in saved.named_parameters():
-        if "norm" in name:
-            torch.nn.init.normal_(parameter, 1.0, 0.3)
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)
     saved.save_pretrained(tmp_path)
     ids = [3, 50, 7, 7, 21, 9]
-    driver = Driver(load_tiny(tmp_path, ops), ops)
-    got = driver.logprobs(Part(0, ids, every=True))
+    model = load_tiny(tmp_path, ops)
+    assert model.spec.architecture == architecture
+    got = Driver(model, ops).logprobs(Part(0, ids, every=True))
     expected = reference_logprobs(reference_model(tmp_path), ids)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
