@@ -167,7 +167,9 @@ class Committer:
             tokens = request.ids[segment.start + 1 : segment.start + 1 + count].tolist()
             for offset, token in enumerate(tokens):
                 if segment.start + offset >= known:
-                    request.progress.prompt_logprobs.append(_entry(token, scores, start + offset, top_k))
+                    request.progress.prompt_logprobs.append(
+                        _entry(token, scores, start + offset, top_k)
+                    )
             return
         assert request.score is not None
         values = scores.chosen[start : start + count]

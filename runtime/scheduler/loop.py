@@ -47,6 +47,7 @@ class Loop:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closed = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._audited = 0.0
 
@@ -60,9 +61,10 @@ class Loop:
         Raises:
             BackendError: the loop is closed.
         """
-        if self._closed:
-            raise BackendError("the engine is closed", hint="Make a new Engine.")
-        self._inbox.append(fn)
+        with self._lock:  # or a function could be posted after the last look at the inbox
+            if self._closed:
+                raise BackendError("the engine is closed", hint="Make a new Engine.")
+            self._inbox.append(fn)
         if not self._wake.is_set():
             self._wake.set()
 
@@ -73,9 +75,10 @@ class Loop:
 
     def close(self, timeout_s: float = 30.0) -> None:
         """End every request with an error, then the thread. Safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         self._wake.set()
         if not self.on_thread:
             self._thread.join(timeout_s)

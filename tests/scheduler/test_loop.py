@@ -1,0 +1,127 @@
+"""The loop thread: order, failures, deadlines, closing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from branchline.runtime.errors import BackendError, BranchlineError
+from branchline.runtime.scheduler.loop import Loop
+
+
+class Steps:
+    """Counts its turns; `work` says how many more have something to do."""
+
+    def __init__(self) -> None:
+        self.work = 0
+        self.turns = 0
+        self.audits = 0
+        self.deadline: float | None = None
+        self.broken = False
+        self.failures: list[BranchlineError] = []
+
+    @property
+    def next_deadline(self) -> float | None:
+        return self.deadline
+
+    def step(self) -> bool:
+        self.turns += 1
+        if self.broken:
+            self.broken = False
+            raise RuntimeError("a bug")
+        self.work -= 1
+        return self.work > 0
+
+    def audit(self) -> int:
+        self.audits += 1
+        return 0
+
+    def fail_all(self, error: BranchlineError) -> None:
+        self.failures.append(error)
+
+
+def eventually(condition: object, timeout_s: float = 5.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.002)
+
+
+def test_posted_functions_run_in_order_on_one_thread_and_failures_do_not_stop_it() -> None:
+    loop = Loop(Steps())
+    loop.start()
+    seen: list[int] = []
+    threads: set[int] = set()
+
+    def note(i: int) -> None:
+        threads.add(threading.get_ident())
+        seen.append(i)
+        if i == 5:
+            raise ValueError("posted by a careless caller")
+
+    for i in range(100):
+        loop.call_soon(lambda i=i: note(i))  # type: ignore[misc]
+    eventually(lambda: len(seen) == 100)
+    assert seen == list(range(100)) and len(threads) == 1
+    loop.close()
+
+
+def test_an_idle_loop_sleeps_and_audits() -> None:
+    steps = Steps()
+    loop = Loop(steps)
+    loop.start()
+    eventually(lambda: steps.audits == 1)
+    turns = steps.turns
+    time.sleep(0.1)
+    assert steps.turns - turns <= 2, "an idle loop must not spin"
+    steps.work = 50
+    loop.call_soon(lambda: None)
+    eventually(lambda: steps.turns - turns >= 50)
+    loop.close()
+
+
+def test_a_deadline_wakes_an_idle_loop() -> None:
+    steps = Steps()
+    loop = Loop(steps)
+    loop.start()
+    eventually(lambda: steps.audits == 1)
+    start = time.monotonic()
+
+    def set_deadline() -> None:
+        steps.deadline = start + 0.1
+
+    loop.call_soon(set_deadline)
+    turns = steps.turns
+    eventually(lambda: time.monotonic() > start + 0.15 and steps.turns > turns + 1)
+    steps.deadline = None
+    loop.close()
+
+
+def test_a_failing_step_ends_the_requests_and_not_the_loop() -> None:
+    steps = Steps()
+    loop = Loop(steps)
+    loop.start()
+    steps.broken = True
+    loop.call_soon(lambda: None)
+    eventually(lambda: len(steps.failures) == 1)
+    assert "a bug" in str(steps.failures[0]) and steps.failures[0].retryable
+    seen: list[int] = []
+    loop.call_soon(lambda: seen.append(1))
+    eventually(lambda: seen == [1])
+    loop.close()
+
+
+def test_after_close_everything_is_told_and_nothing_is_taken() -> None:
+    steps = Steps()
+    loop = Loop(steps)
+    loop.start()
+    ran: list[int] = []
+    loop.call_soon(lambda: ran.append(1))
+    loop.close()
+    loop.close()
+    assert ran == [1]
+    assert "closed" in str(steps.failures[-1])
+    with pytest.raises(BackendError, match="closed"):
+        loop.call_soon(lambda: None)
