@@ -4,29 +4,28 @@
 with a type or a regex can only write what matches; the value that comes back has that type.
 """
 
+from typing import Literal
+
 import branchline as bl
 
-REVIEW = "The soup was cold and the waiter forgot us twice."
 
-
-@bl.function
-def judge(s: bl.State, review: str) -> str:
-    """Classify a review, then describe it in two typed fields."""
-    s += "Review: The best cake in town!\nOpinion: positive\n\n"
-    s += "Review: We waited an hour for dry chicken.\nOpinion: negative\n\n"
-    s += f"Review: {review}\nOpinion:"
-    s += bl.select("opinion", [" positive", " negative", " mixed"])
-    s += "\nStars (1 to 5): " + bl.gen("stars", regex="[1-5]", temperature=0.0)
-    s += "\nVisited on: 2026-" + bl.gen("day", regex=r"(0[1-9]|1[0-2])-[0-2][1-9]", temperature=0.0)
-    return s["opinion"].strip()
+@bl.function(temperature=0.0)
+def describe(s: bl.State, thing: str) -> str:
+    """Sort a thing, then fill in two typed fields."""
+    s += "melon: fruit, size: medium, danger: 1/10\nhorse: animal, size: large, danger: 4/10\n"
+    s += "spoon: object, size: small, danger: 1/10\nwolf: animal, size: large, danger: 8/10\n"
+    s += f"{thing}:" + bl.select("kind", [" animal", " fruit", " object"])
+    s += ", size: " + bl.gen("size", Literal["small", "medium", "large"])
+    s += ", danger:" + bl.gen("danger", regex=" ([1-9]|10)/10")
+    return s["kind"].strip()
 
 
 def main() -> list[bl.State]:
-    """Print the opinion and how sure the model is."""
-    state = judge.run(review=REVIEW)
-    for choice in state.meta("opinion").choices:
-        print(f"{choice.text.strip():<10}{choice.probability:6.1%}")
-    print("stars:", state["stars"], " day:", state["day"])
+    """Print how sure the model is of each choice, and the typed values."""
+    state = describe.run(thing="tiger")
+    for choice in state.meta("kind").choices:
+        print(f"{choice.text.strip():<8}{choice.probability:6.1%}")
+    print(f"size: {state['size']}, danger:{state['danger']}")
     return [state]
 
 

@@ -6,32 +6,30 @@ variables back to the parent as lists.
 
 import branchline as bl
 
-ANGLES = ("sleep", "food", "exercise")
+TOPICS = ("sleep", "food", "exercise")
 
 
-@bl.function
+@bl.function(temperature=0.0)
 def advice(s: bl.State, who: str) -> str:
-    """Collect one tip for each angle in parallel, then sum up."""
+    """One tip for each topic in parallel, then a summary that has read them all."""
     s += bl.system("You give short, practical advice.")
-    s += bl.user(f"Help {who} to stay healthy. Give one tip at a time.")
-    with s.fork(len(ANGLES)) as branches:
-        for branch, angle in zip(branches, ANGLES, strict=True):
+    s += bl.user(f"How can {who} stay healthy? Give tips about sleep, food and exercise.")
+    with s.fork(len(TOPICS)) as branches:
+        for branch, topic in zip(branches, TOPICS, strict=True):
             branch += bl.assistant(
-                f"A tip about {angle}: "
-                + bl.gen("tip", max_tokens=32, stop=["\n"], temperature=0.0)
+                f"My tip about {topic} is to" + bl.gen("tip", max_tokens=32, stop=[".", "\n"])
             )
-    tips = "\n".join(f"- {tip.strip()}" for tip in s["tip"])
-    s += bl.user(f"These are your tips:\n{tips}\nSay the most important one again.")
-    s += bl.assistant(bl.gen("summary", max_tokens=40, temperature=0.0))
+    s += bl.user(f"So I should{', and'.join(s['tip'])}. Sum up in one sentence.")
+    s += bl.assistant("Remember to" + bl.gen("summary", max_tokens=32, stop=[".", "\n"]))
     return s["summary"]
 
 
 def main() -> list[bl.State]:
     """Print the tips of all branches and the summary."""
     state = advice.run(who="a student")
-    for angle, tip in zip(ANGLES, state["tip"], strict=True):
-        print(f"{angle}: {tip.strip()}")
-    print("summary:", state["summary"])
+    for topic, tip in zip(TOPICS, state["tip"], strict=True):
+        print(f"{topic:<10}{tip.strip()}")
+    print(f"{'summary':<10}{state['summary'].strip()}")
     return [state]
 
 

@@ -6,16 +6,16 @@
 
 import branchline as bl
 
-WORDS = ("water", "house", "bread", "night", "friend", "window")
+COUNTRIES = ("France", "Japan", "Italy", "Norway", "Kenya", "Greece")
 
 
 @bl.function(temperature=0.0)
-def translate(s: bl.State, word: str) -> str:
-    """One English word in French, after worked examples."""
-    s += "English: dog\nFrench: chien\n\nEnglish: sun\nFrench: soleil\n\nEnglish: tree\n"
-    s += "French: arbre\n\nEnglish: milk\nFrench: lait\n\n"
-    s += f"English: {word}\nFrench:" + bl.gen("french", max_tokens=8, stop="\n")
-    return s["french"].strip()
+def capital(s: bl.State, country: str) -> str:
+    """The capital of a country, after worked examples that all items share."""
+    s += "Country: Spain\nCapital: Madrid\n\nCountry: Egypt\nCapital: Cairo\n\n"
+    s += f"Country: Peru\nCapital: Lima\n\nCountry: {country}\nCapital:"
+    s += bl.gen("capital", max_tokens=8, stop="\n")
+    return s["capital"].strip()
 
 
 @bl.function
@@ -26,11 +26,12 @@ def story(s: bl.State, about: str) -> None:
 
 
 def main() -> list[bl.State]:
-    """Translate the words together, then stream a story."""
-    states = translate.run_batch([{"word": word} for word in WORDS], on_error="return")
-    for word, state in zip(WORDS, states, strict=True):
-        print(f"{word:<8}{state.result if isinstance(state, bl.State) else state}")
-    for event in story.stream(about="a lighthouse"):
+    """Ask for all capitals together, then stream a story."""
+    items = [{"country": country} for country in COUNTRIES]
+    states = capital.run_batch(items, on_error="return")
+    for country, state in zip(COUNTRIES, states, strict=True):
+        print(f"{country:<8}{state.result if isinstance(state, bl.State) else state}")
+    for event in story.stream(about="a cat and a mouse"):
         if isinstance(event, bl.TextDelta):
             print(event.text, end="", flush=True)
         elif isinstance(event, bl.Done):

@@ -11,22 +11,23 @@ import branchline as bl
 
 
 @bl.function(temperature=0.0)
-def debate(s: bl.State, claim: str) -> str:
+def debate(s: bl.State, topic: str) -> str:
     """Two views in parallel, then a verdict."""
-    s += f"Claim: {claim}\n"
+    s += f"Notes on {topic}.\n"
     with s.fork(2) as views:
-        for view, side in zip(views, ("For", "Against"), strict=True):
-            view += f"{side}: " + bl.gen("view", max_tokens=24, stop="\n")
-    s += f"For: {s['view'][0]}\nAgainst: {s['view'][1]}\nThe claim is"
-    s += bl.select("verdict", [" true", " false", " unclear"])
+        for view, side in zip(views, ("good", "bad"), strict=True):
+            view += f"One {side} thing about {topic} is that"
+            view += bl.gen("view", max_tokens=24, stop=[".", "\n"])
+    s += f"It is good that{s['view'][0]}. It is bad that{s['view'][1]}.\nSo {topic} is"
+    s += bl.select("verdict", [" a good idea", " a bad idea", " neither good nor bad"])
     return s["verdict"].strip()
 
 
 def main() -> list[bl.State]:
     """Print the graph as Mermaid text, run it, and write the page of the run."""
-    graph = debate.trace(claim="Tea is better than coffee.")
+    graph = debate.trace(topic="homework")
     print(graph.to_mermaid())
-    state = debate.run(claim="Tea is better than coffee.")
+    state = debate.run(topic="homework")
     page = Path(tempfile.gettempdir()) / "branchline-debate.html"
     state.graph.to_html(page)
     print(f"verdict: {state.result}; the run is drawn in {page}")

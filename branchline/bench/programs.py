@@ -18,7 +18,8 @@ from branchline.runtime.bench.environment import header
 from branchline.runtime.bench.measure import Series, json_line, repeat
 from branchline.runtime.bench.report import Column, table
 from branchline.runtime.errors import InvalidRequest
-from branchline.runtime.programs.graph import RequestGraph
+from branchline.runtime.programs.graph import GraphNode, RequestGraph
+from branchline.runtime.programs.protocol import AppendText
 
 COLUMNS = (
     Column("program"),
@@ -29,7 +30,8 @@ COLUMNS = (
     Column("tokens", right=True),
     Column("forced", right=True),
     Column("steps / token", right=True),
-    Column("reused", right=True),
+    Column("cached prompt", right=True),
+    Column("of reusable", right=True),
 )
 
 
@@ -44,22 +46,32 @@ class Reuse:
 def reuse(graph: RequestGraph) -> Reuse:
     """Count over the value nodes of one run, in their order.
 
-    A token can be reused when an earlier value node had it before or as its output; the last token
-    of a generation is not computed until something follows it, so it does not count.
+    A token can be reused when an earlier value node had it before or as its output, in its own
+    lane or with the same texts before it in another one. The last token of a generation is not
+    computed until something follows it, so it does not count at its end.
     """
-    tokens = {node.id: node.stats.tokens if node.stats else 0 for node in graph.nodes}
-    computed: dict[int, int] = {}
+    nodes = {node.id: node for node in graph.nodes}
+    computed: dict[tuple[object, ...], int] = {}
     cached = possible = 0
     for node in graph.nodes:
         if node.kind not in ("generate", "select") or node.stats is None:
             continue
-        before = graph.prefix_nodes(node.id)
-        before = before[:-1] if before and before[-1] == node.id else before
-        possible += sum(computed.get(item, 0) for item in before)
+        path: tuple[object, ...] = ()
+        for item in [nodes[other] for other in graph.prefix_nodes(node.id) if other != node.id]:
+            path = (*path, _content(item))
+            possible += computed.get(path, 0)
+            computed[path] = item.stats.tokens if item.stats else 0
         cached += node.stats.cached_tokens
-        computed.update((item, tokens[item]) for item in before)
-        computed[node.id] = max(tokens[node.id] - (node.kind == "generate"), 0)
+        last = node.kind == "generate"
+        computed.setdefault((*path, _content(node)), max(node.stats.tokens - last, 0))
     return Reuse(cached, possible)
+
+
+def _content(node: GraphNode) -> object:
+    """What decides the tokens of a node, whatever its lane and number."""
+    if isinstance(node.op, AppendText):
+        return node.op.parts
+    return node.values if node.values else (node.kind, getattr(node.op, "role", node.id))
 
 
 def _measure(engine: bl.Engine, shape: Shape, at_once: int, repeats: int) -> Series:
@@ -91,7 +103,9 @@ def _measure(engine: bl.Engine, shape: Shape, at_once: int, repeats: int) -> Ser
         "forced_tok": sum(state.usage.forced_tokens for state in states),
         "steps": statistics.median(steps[1:]),
         "cached_tok": sum(item.cached for item in found),
-        "reusable_tok": possible,
+        "prompt_tok": sum(state.usage.prompt_tokens for state in states),
+        # Between programs more can be shared than one graph knows of.
+        "reusable_tok": possible if at_once == 1 else None,
     }
     return series
 
@@ -108,7 +122,8 @@ def _row(series: Series) -> list[str]:
         str(extra["out_tok"]),
         str(extra["forced_tok"]),
         f"{extra['steps'] / extra['out_tok']:.2f}" if extra["out_tok"] else "-",
-        f"{cached / possible:.0%}" if possible else f"{cached} tok",
+        f"{cached / extra['prompt_tok']:.0%}",
+        f"{cached / possible:.0%}" if possible else "-",
     ]
 
 

@@ -24,6 +24,9 @@ JSON_RECORD = (
 )
 
 
+ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth")
+
+
 def words(count: int, seed: int) -> str:
     """`count` words drawn with `seed`."""
     rng, known = random.Random(seed), _VOCABULARY.split()
@@ -40,10 +43,15 @@ def tree_of_thought(s: bl.State, seed: int) -> str:
     """Three plans, each checked twice and judged, then one answer."""
     s += f"Question: {words(60, seed)}?\n"
     with s.fork(3) as plans:
-        for plan in plans:
-            plan += "Plan:" + fixed("plan", 48)
-            with plan.fork(2) as checks:
-                checks += "\nCheck:" + fixed("check", 32)
+        pairs = []
+        for plan, word in zip(plans, ORDINALS, strict=False):
+            plan += f"{word} plan:" + fixed("plan", 48)
+            pairs.append(plan.fork(2))
+            for check, other in zip(pairs[-1], ORDINALS, strict=False):
+                check += f"\n{other} check:" + fixed("check", 32)
+        # Everything above runs at once; only now does the program wait for a value.
+        for plan, pair in zip(plans, pairs, strict=True):
+            pair.join()
             plan += f"\nChecks: {' / '.join(plan['check'])}\nVerdict:" + fixed("verdict", 8)
     s += f"Verdicts: {' / '.join(s['verdict'])}\nAnswer:" + fixed("answer", 32)
     return s["answer"]
@@ -124,7 +132,8 @@ def multi_chain(s: bl.State, seed: int) -> str:
     """Five chains of thought at once, then one answer that reads them all."""
     s += f"Question: {words(40, seed)}?\n"
     with s.fork(5) as chains:
-        chains += "Reasoning:" + fixed("chain", 64)
+        for chain, word in zip(chains, ORDINALS, strict=True):
+            chain += f"{word} thought:" + fixed("chain", 64)
     s += "\n".join(s["chain"]) + "\nAnswer:" + fixed("answer", 32)
     return s["answer"]
 

@@ -24,6 +24,7 @@ from branchline.runtime.errors import InvalidRequest
 
 MAX_ROWS = 4
 MAX_LINES = 14
+BATCH_LINES = 2
 
 
 def example_names(only: list[str]) -> list[str]:
@@ -99,9 +100,10 @@ def _table(states: list[bl.State]) -> Table:
         table.add_column(title, justify="right", footer=str(sum(counts)), no_wrap=True)
     table.add_column("ms", justify="right", no_wrap=True)
     for state, usage in list(zip(states, usages, strict=True))[:MAX_ROWS]:
+        text = program_text(state.graph)
         table.add_row(
             state.graph.name,
-            _short(program_text(state.graph)),
+            _short(text) if len(states) == 1 else _tail(text),
             str(usage.prompt_tokens),
             str(usage.cached_tokens),
             str(usage.forced_tokens),
@@ -128,6 +130,14 @@ def _short(text: Text) -> Text:
         return text
     kept = Text("\n").join(lines[:MAX_LINES])
     return kept.append(f"\n… {len(lines) - MAX_LINES} more lines", style="dim italic")
+
+
+def _tail(text: Text) -> Text:
+    """The end: programs of a batch begin with the same text."""
+    lines = text.split("\n")
+    if len(lines) <= BATCH_LINES:
+        return text
+    return Text("… ", style="dim").append_text(Text("\n").join(lines[-BATCH_LINES:]))
 
 
 def _seconds(begin: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import branchline as bl
 from branchline.cli.options import engine_settings
+from branchline.lang.program import Program
 from branchline.runtime.errors import InvalidRequest, UnsupportedFeature
 
 
@@ -46,7 +47,7 @@ def make_backend(arguments: argparse.Namespace) -> Any:
     return endpoint(arguments.endpoint)
 
 
-def find_program(place: str) -> Any:
+def find_program(place: str) -> Program:
     """The program named by FILE or FILE:FUNCTION.
 
     Raises:
@@ -74,34 +75,30 @@ def find_program(place: str) -> Any:
 
 
 def _is_program(value: object, module: ModuleType) -> bool:
-    if not isinstance(value, bl.Function):
-        return False
     # A program imported from elsewhere is a part, not what the file is for.
-    return getattr(value, "__module__", None) in (module.__name__, None)
+    return isinstance(value, Program) and value.func.__module__ == module.__name__
 
 
 def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InvalidRequest("this is not a Python file", value=path, hint="Name a .py file.")
     module = importlib.util.module_from_spec(spec)
     # As `python FILE` does: the file's neighbours can be imported.
     sys.path.insert(0, str(path.parent.resolve()))
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def program_arguments(program: Any, given: list[str]) -> dict[str, Any]:
+def program_arguments(program: Program, given: list[str]) -> dict[str, Any]:
     """NAME=VALUE texts as the program's arguments, each with the type that it is annotated with.
 
     Raises:
         InvalidRequest: no "=", an unknown or missing name, or a value that is not JSON.
     """
-    parameters = dict(list(inspect.signature(program).parameters.items()))
-    first = next(iter(parameters), None)
-    if first is not None:
-        del parameters[first]
+    parameters = program.signature.parameters
     values: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")

@@ -47,14 +47,15 @@ def usable_cores() -> int:
 
 
 def header(info: dict[str, Any]) -> str:
-    """Two lines for the top of a report. info: what `Engine.info()` returned."""
+    """Lines for the top of a report. info: what `Engine.info()` returned."""
     machine = cpu()
     found = versions()
     first = f"{machine['model']}, {machine['cores']} cores ({' '.join(machine['flags']) or '-'})"
     parts = [f"branchline {found['branchline']}", f"Python {found['python']}"]
     parts.append(f"torch {found['torch']}")
-    for key in ("model", "dtype", "quantization", "threads", "kernels"):
-        value = info.get(key)
-        if value is not None and not isinstance(value, dict | list):
-            parts.append(f"{key} {value}")
-    return f"{first}\n{', '.join(parts)}"
+    parts.append(f"model {info['model']}")
+    settings = info["settings"]
+    parts += [f"{key} {settings[key]}" for key in ("dtype", "quantization", "threads")]
+    lines = [first, ", ".join(parts)]
+    lines += [f"  {item['setting']}: {item['value']} ({item['why']})" for item in info["decisions"]]
+    return "\n".join(lines)

@@ -52,14 +52,14 @@ def generate(engine: Engine, ids: list[list[int]], lengths: list[int]) -> list[G
 
 def run_workload(engine: Engine, workload: Workload, repeats: int) -> Series:
     """Warm up once, time `repeats` runs; `extra` holds tokens and rates."""
-    context = int(engine.info().get("context_length") or 0)
+    context = int(engine.info()["max_context"])
 
     def run(round_: int) -> list[GenerateResult]:
         return generate(engine, *workload.make(round_))
 
     ids, lengths = workload.make(0)
     longest = max(len(prompt) + out for prompt, out in zip(ids, lengths, strict=True))
-    if context and longest > context:
+    if longest > context:
         series = Series(workload.name)
         series.extra["skipped"] = f"{longest} tokens, the context holds {context}"
         return series

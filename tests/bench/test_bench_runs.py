@@ -56,7 +56,8 @@ def test_program_shapes_report_tokens_and_reuse(name: str, default_model: Path) 
     one, two = last_lines(stream, 2)
     assert (one["at_once"], two["at_once"]) == (1, 2)
     assert one["out_tok"] == SHAPES[name].total or not SHAPES[name].total
-    assert one["cached_tok"] <= one["reusable_tok"]
+    assert one["cached_tok"] >= 0.95 * one["reusable_tok"]
+    assert two["steps"] <= 1.5 * one["steps"] + 4
 
 
 def test_unknown_shape_names_the_known_ones() -> None:

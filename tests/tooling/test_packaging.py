@@ -180,7 +180,7 @@ def test_public_names_are_sorted_and_there() -> None:
 
 DOCUMENTED = """
 Engine Mock State TextDelta VariableReady Done RequestGraph
-function gen select system user assistant tool fork match regex choices set_default_backend
+function gen select system user assistant tool fork regex choices set_default_backend
 system_begin system_end user_begin user_end assistant_begin assistant_end
 gen_int gen_string flush_cache
 BranchlineError ProgramError BackendError ConstraintError UnsupportedConstraint TruncatedError
