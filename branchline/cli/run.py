@@ -61,7 +61,9 @@ def find_program(place: str) -> Program:
         hint = "Use branchline run FILE.py or FILE.py:FUNCTION."
         raise InvalidRequest("there is no such file", value=place, hint=hint)
     module = _load(path)
-    programs = {key: value for key, value in vars(module).items() if _is_program(value, module)}
+    programs: dict[str, Program] = {
+        key: value for key, value in vars(module).items() if _is_program(value, module)
+    }
     known = ", ".join(programs) or "none"
     if name:
         if name not in programs:
