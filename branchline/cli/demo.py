@@ -54,12 +54,9 @@ def demo(arguments: argparse.Namespace) -> int:
         engine = bl.Engine(**engine_settings(arguments))
     info = engine.info()
     console.print(f"[bold]branchline[/] on {info['model']}, ready in {_seconds(begin)}")
-    console.print(
-        Text.assemble(
-            "given text ", ("dim", GIVEN), ", written by the model ", ("green", GENERATED),
-            ", chosen by select ", ("cyan", CHOSEN),
-        )
-    )  # fmt: skip
+    legend = [("given text", GIVEN), ("written by the model", GENERATED)]
+    legend.append(("chosen by select", CHOSEN))
+    console.print(Text(" · ").join(Text(*item) for item in legend))
     begin = time.perf_counter()
     try:
         with engine:
@@ -67,7 +64,7 @@ def demo(arguments: argparse.Namespace) -> int:
                 _show_example(console, name)
     finally:
         engine.close()
-    console.print(f"{len(names)} examples in {_seconds(begin)}")
+    console.print(f"\nthe tour took {_seconds(begin)}")
     return 0
 
 
