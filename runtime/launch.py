@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.dispatch import make_ops
+from branchline.kernels.ops import Ops
 from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.engine_core import EngineCore
@@ -67,7 +69,7 @@ class Assembly:
     outputs: OutputProcessor
     worker: Worker
     grammars: GrammarService
-    checkpoint: Checkpoint
+    ops: Ops
     decisions: list[Decision] = field(default_factory=list)
 
     def close(self) -> None:
@@ -76,7 +78,8 @@ class Assembly:
         self.worker.close()
         self.outputs.close()
         self.grammars.close()
-        self.checkpoint.close()
+        if isinstance(self.ops, NativeOps):
+            self.ops.runner.close()
 
 
 def assemble(settings: dict[str, Any]) -> Assembly:
@@ -92,6 +95,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
     checkpoint = open_checkpoint(path, "dummy" if config.model.load_format == "dummy" else "auto")
     tokenizer = Tokenizer(checkpoint.tokenizer_source)
     model, ops = _load(config, checkpoint, decisions)
+    checkpoint.close()
     sizing = _size(config, model, decisions)
     max_step_tokens = config.scheduler.max_step_tokens or CPU_STEP_TOKENS
     max_running = min(config.scheduler.max_running_requests, max(1, max_step_tokens // 2))
@@ -150,12 +154,12 @@ def assemble(settings: dict[str, Any]) -> Assembly:
     core.loop.start()
     for decision in decisions:
         logger.info("%s = %s: %s", decision.setting, decision.value, decision.why)
-    return Assembly(config, core, tokenizer, outputs, worker, grammars, checkpoint, decisions)
+    return Assembly(config, core, tokenizer, outputs, worker, grammars, ops, decisions)
 
 
 def _load(
     config: EngineConfig, checkpoint: Checkpoint, decisions: list[Decision]
-) -> tuple[Model, Any]:
+) -> tuple[Model, Ops]:
     limit = checkpoint.spec.max_context
     context = config.model.context_length
     if context is not None and context > limit:
