@@ -145,7 +145,7 @@ class Runner {
         const bool quantized = op.i[0] == Q4_1 || op.i[0] == Q8_0;
         const int64_t groups = ceil_div(op.i[1], quantized ? LANES : PANEL);
         // Rows in blocks that stay in the second-level cache; columns so that threads end together.
-        const int64_t block = std::max<int64_t>(48, 400000 / op.i[2] / 12 * 12);
+        const int64_t block = std::max<int64_t>(48, 400000 / op.i[2] / 16 * 16);
         const int64_t row_blocks = ceil_div(m, block), want = context_.threads > 1 ? 6 * context_.threads : 1;
         const int64_t column_blocks = std::min(groups, std::max<int64_t>(1, ceil_div(want, row_blocks)));
         Stage s{&op, MAIN, m, uint32_t(row_blocks * column_blocks),

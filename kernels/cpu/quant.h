@@ -20,7 +20,7 @@ BL_INLINE int64_t group_bytes(int format, int64_t blocks) {
     return (size + 63) / 64 * 64;
 }
 
-constexpr int MAX_TILE = 12;  // rows whose accumulators fit the registers beside one block
+constexpr int MAX_TILE = 16;  // rows whose accumulators fit the registers beside one block
 constexpr int CHAINS = 4;     // rows whose integer chains run side by side
 constexpr int AHEAD = 4096;   // bytes of weight to ask for before their use
 
@@ -157,7 +157,11 @@ static void gemm_rows(int rows, const uint8_t* group, const GemmRows& a) {
         case 9: return gemm_tile<9, FORMAT>(group, a);
         case 10: return gemm_tile<10, FORMAT>(group, a);
         case 11: return gemm_tile<11, FORMAT>(group, a);
-        default: return gemm_tile<12, FORMAT>(group, a);
+        case 12: return gemm_tile<12, FORMAT>(group, a);
+        case 13: return gemm_tile<13, FORMAT>(group, a);
+        case 14: return gemm_tile<14, FORMAT>(group, a);
+        case 15: return gemm_tile<15, FORMAT>(group, a);
+        default: return gemm_tile<16, FORMAT>(group, a);
     }
 }
 
