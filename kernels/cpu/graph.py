@@ -201,6 +201,7 @@ class CpuGraph:
         self.arena_bytes = 0
         self._ops: Any = None
         self._keep: RecordingOps | None = None
+        self._traced_outputs: tuple[torch.Tensor, ...] = ()
 
     def capture(
         self, forward: Callable[[Ops, GraphInputs], torch.Tensor | tuple[torch.Tensor, ...]]
