@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Unpack, overload
 
 from branchline.lang.compat import modern_gen_options
-from branchline.lang.constraints import checked_choices
+from branchline.lang.constraints import checked_choices, regex
 from branchline.lang.errors import InvalidRequest, UnsupportedFeature
 from branchline.lang.expressions import Gen, Select
 from branchline.lang.markers import Box, reject
@@ -76,7 +76,7 @@ def gen(
         raise UnsupportedFeature("gen() takes no tools", value=given["tools"], hint="Drop tools=.")
     refuse_keywords({key: given[key] for key in ("json_schema", "grammar") if key in given})
     if name is not None:
-        reject(name, "a variable name")
+        name = reject(name, "a variable name")
     choices = given.pop("choices", None)
     method = given.pop("choices_method", None)
     if choices is not None:
@@ -91,6 +91,8 @@ def gen(
         raise InvalidRequest(
             "choices_method without choices", value=method, hint="Give choices=[...] too."
         )
+    if given.get("regex") is not None:
+        given["regex"] = regex(given["regex"]).pattern
     if type is not None or "regex" in given:
         resolve(type, pattern=given.get("regex"))
     kept = {key: _frozen(value) for key, value in given.items() if key in _GEN_KEPT}
@@ -164,8 +166,8 @@ def _select(
 
 def _frozen(value: object) -> object:
     """The caller may go on changing its list."""
-    if isinstance(value, (list, set)):
-        return tuple(value)
+    if isinstance(value, (list, tuple, set)):
+        return list(value)
     return dict(value) if isinstance(value, dict) else value
 
 

@@ -68,6 +68,8 @@ def _part(state: State, node: Reference) -> protocol.Part:
             hint="Do not keep values that a traced program has read.",
         )
     state._run.depends(node)
+    if not node.exact:
+        return f"{{{node.name}}}"  # what Python made of it cannot be referred to
     if node.argument:
         return protocol.ArgRef(node.name)
     return protocol.VarRef(node.name, lane=node.lane)

@@ -36,9 +36,10 @@ def regex(pattern: str) -> Regex:
         raise UnsupportedConstraint(
             "a regex must be a str", value=pattern, hint="Give the pattern as text."
         )
+    pattern = reject(pattern, "a regex")
     if not pattern:
         raise InvalidRequest("an empty regex allows no output", value=pattern, hint="Drop it.")
-    return Regex(reject(pattern, "a regex"))
+    return Regex(pattern)
 
 
 def choices(items: Iterable[str]) -> Choices:
@@ -69,7 +70,7 @@ def checked_choices(items: Iterable[str]) -> tuple[str, ...]:
             )
         if not text:
             raise InvalidRequest("a choice is empty", value=repr(texts), hint="Drop it.")
-        reject(text, "a choice")
+    texts = tuple(reject(text, "a choice") for text in texts)
     if len(set(texts)) != len(texts):
         twice = next(text for text in texts if texts.count(text) > 1)
         raise InvalidRequest("a choice is given twice", value=twice, hint="Drop one of them.")

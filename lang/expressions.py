@@ -128,7 +128,7 @@ def as_expression(value: object) -> Node:
     Raises `ProgramError` for anything that is neither text nor an expression.
     """
     if isinstance(value, str):
-        return _from_text(value)
+        return _from_text(str.__str__(value))  # a placeholder's own methods are of no use here
     if isinstance(value, Expression):
         return value  # type: ignore[return-value]  # Node lists every subclass
     if isinstance(value, (list, tuple)):
@@ -159,9 +159,14 @@ def _from_text(text: str) -> Node:
     if not pieces:
         return Text("")
     nodes = tuple(
-        Text(str(piece)) if isinstance(piece, str) else _decoder().decode(piece) for piece in pieces
+        Text(piece) if isinstance(piece, str) else decode(piece) for piece in pieces
     )
     return nodes[0] if len(nodes) == 1 else Concat(parts=nodes)
+
+
+def decode(payload: bytes) -> Node:
+    """The expression that a marker carries."""
+    return _decoder().decode(payload)
 
 
 def _encode_box(value: object) -> object:

@@ -37,6 +37,8 @@ def fork(state: State, n: int = 1, *, on_error: Literal["cancel", "keep"] = "can
     """
     from branchline.lang.state import LaneOrigin, State
 
+    if state._run.tracing and isinstance(n, str):
+        n = n.__index__()  # a value that is not known yet counts as 1
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_BRANCHES:
         raise InvalidRequest(
             "fork needs a number of branches", value=n, hint=f"Give 1 to {MAX_BRANCHES}."

@@ -16,6 +16,8 @@ import os
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from contextvars import ContextVar
 from functools import cache
 
 from branchline.lang.errors import ProgramError
@@ -64,9 +66,20 @@ def split(text: str) -> list[str | bytes]:
     return pieces
 
 
+stand_in: ContextVar[Callable[[bytes], str] | None] = ContextVar("stand_in", default=None)
+"""While a program is traced: the plain text to take in the place of an unknown value's marker."""
+
+
 def reject(text: str, where: str) -> str:
-    """Return `text`; raise `ProgramError` when it holds an expression, which `where` cannot."""
+    """Return `text`; raise `ProgramError` when it holds an expression, which `where` cannot.
+
+    In a program that is being traced, values that are not known yet are replaced by a stand-in.
+    """
     if present(text):
+        replace = stand_in.get()
+        if replace is not None:
+            pieces = split(str.__str__(text))
+            return "".join(p if isinstance(p, str) else replace(p) for p in pieces)
         raise ProgramError(
             f"an expression was formatted into {where}, which takes plain text only",
             hint="Expressions in f-strings can only be appended: s += f'... {gen(...)} ...'.",

@@ -56,6 +56,9 @@ class Placeholder(str):
     def __radd__(self, other: Any) -> Any:
         return str(other) + str.__str__(self) if isinstance(other, str) else self._derived(other)
 
+    def __rmod__(self, other: Any) -> Any:
+        return other % str.__str__(self) if isinstance(other, str) else self._derived(other)
+
     # ---- tests
 
     def __bool__(self) -> bool:
@@ -114,7 +117,7 @@ class Placeholder(str):
         return self._derived(*others)
 
     __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _operate
-    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _operate
+    __floordiv__ = __rfloordiv__ = __mod__ = __pow__ = __rpow__ = _operate
     __neg__ = __pos__ = __abs__ = __round__ = _operate
 
     def _method(self, name: str) -> Callable[..., Any]:

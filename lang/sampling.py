@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar
 import msgspec
 
 from branchline.lang.errors import InvalidOption, InvalidRequest
-from branchline.lang.markers import reject
+from branchline.lang.markers import present, reject, stand_in
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 
 
@@ -76,12 +76,16 @@ def build(layers: Iterable[Options], constraint: Constraint | None) -> SamplingP
     merged: dict[str, Any] = {}
     for layer in layers:
         merged.update((name, value) for name, value in layer.items() if name in SAMPLING_NAMES)
+    if stand_in.get() is not None:
+        merged = {name: value for name, value in merged.items() if not _unknown(name, value)}
     for name in ("stop", "stop_token_ids"):
         if name in merged:
             merged[name] = _as_tuple(merged[name])
-    for text in merged.get("stop", ()):
-        if isinstance(text, str):
-            reject(text, "a stop string")
+    if isinstance(merged.get("stop"), tuple):
+        merged["stop"] = tuple(
+            reject(text, "a stop string") if isinstance(text, str) else text
+            for text in merged["stop"]
+        )
     try:
         params = msgspec.convert(merged, SamplingParams)
     except msgspec.ValidationError as error:
@@ -94,6 +98,14 @@ def build(layers: Iterable[Options], constraint: Constraint | None) -> SamplingP
     if constraint is not None:
         params = msgspec.structs.replace(params, constraint=constraint)
     return params.validate()
+
+
+def _unknown(name: str, value: object) -> bool:
+    """A traced program gives a number that is not known yet; asking for it marks the node."""
+    if isinstance(value, str) and name not in ("stop", "stop_regex") and present(value):
+        reject(value, name)
+        return True
+    return False
 
 
 def _as_tuple(value: object) -> object:

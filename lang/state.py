@@ -102,6 +102,7 @@ class State(OldNames):
     def set(self, name: str, value: object) -> None:
         """Define a variable. A variable set before may be set again; a generated one may not."""
         self._check()
+        name = reject(name, "a variable name")
         if not isinstance(self._variables.get(name), Constant):
             self._check_free(name)
         text = reject(str(value), f"the value of {name!r}")
@@ -286,7 +287,6 @@ class State(OldNames):
             raise ProgramError(
                 "a variable needs a name that is a non-empty str", value=repr(name), hint="Name it."
             )
-        reject(name, "a variable name")
         if name not in self._variables:
             return
         if name in self._inherited and self._lane:

@@ -7,11 +7,13 @@ on such a value ends: after 16 tests the answers alternate.
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from branchline.lang import markers
 from branchline.lang.errors import ProgramError
-from branchline.lang.expressions import Reference
+from branchline.lang.expressions import Reference, decode
 from branchline.lang.placeholders import Placeholder
 from branchline.lang.run import LaneRead, Run
 from branchline.lang.state import State
@@ -123,7 +125,7 @@ class TraceRun(Run):
     def read_lane(self, lane: int) -> LaneRead:
         """The text of a lane depends on all values so far."""
         read = LaneRead()
-        nodes = tuple(self.slots)
+        nodes = (self._number("text"), *self.slots)
         text = Placeholder(Reference(name="text", lane=lane, nodes=nodes, exact=False), self)
         read.content = protocol.LaneContent(lane, -1, (), text)
         self.look(nodes)
@@ -154,6 +156,18 @@ class TraceRun(Run):
                 node = self._argument_node(name)
             self._looked[node] = None
 
+    def stand_in(self, payload: bytes) -> str:
+        """Plain text for a value that went where a graph can hold no reference."""
+        node = decode(payload)
+        if not isinstance(node, Reference):
+            raise ProgramError(
+                "an expression was formatted into something that takes plain text only",
+                program=self.name,
+                hint="Expressions in f-strings can only be appended.",
+            )
+        self.look(node.nodes)
+        return f"{{{node.name}}}" if not node.lane else f"{{{node.name} of lane {node.lane}}}"
+
     def depends(self, reference: Reference) -> None:
         """A placeholder is appended. One that is not a variable's own text marks its node."""
         exact = reference.exact and (
@@ -167,12 +181,17 @@ class TraceRun(Run):
         """A placeholder for an argument that was not given. Its number is negative until it is
         looked at, since a graph has no node for an argument.
         """
+        return Placeholder(
+            Reference(name=name, argument=True, nodes=(self._number(name),)), self
+        )
+
+    def _number(self, name: str) -> int:
         number = -1 - len(self._arguments)
         self._arguments[number] = name
-        return Placeholder(Reference(name=name, argument=True, nodes=(number,)), self)
+        return number
 
     def _argument_node(self, name: str) -> int:
-        """A node that a dynamic edge from an argument can start from: a `SetVariable`."""
+        """A node that a dynamic edge from something unknown can start from: a `SetVariable`."""
         if name not in self._argument_nodes:
             node = self._argument_nodes[name] = self.next_node()
             self.builder.add(protocol.SetVariable(0, node, name, ""))
@@ -198,12 +217,18 @@ def trace(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Re
             bound.arguments[name] = run.argument(name)
     bound = program.signature.bind(*bound.args, **bound.kwargs)
     state = State(run, defaults=(program.defaults,))
+    context = contextvars.copy_context()
+    context.run(markers.stand_in.set, run.stand_in)
+    context.run(_run_body, program, state, bound)
+    graph = run.finish_trace()
+    run.abandon()
+    return graph
+
+
+def _run_body(program: Program, state: State, bound: inspect.BoundArguments) -> None:
     if program.asynchronous:
         from branchline.lang.runner import run_coroutine
 
         run_coroutine(lambda: program.func(state, *bound.args, **bound.kwargs))
     else:
         program.func(state, *bound.args, **bound.kwargs)
-    graph = run.finish_trace()
-    run.abandon()
-    return graph
