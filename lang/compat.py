@@ -64,6 +64,7 @@ def modern_gen_options(type: Any, options: dict[str, Any]) -> tuple[Any, dict[st
     if (wanted or top) and options.get("logprobs") is None:
         options["logprobs"] = top or 0
     options.pop("return_text_in_logprobs", None)  # texts of tokens are always at hand
-    if (options.pop("logprob_start_len", None) or -1) >= 0:
+    start = options.pop("logprob_start_len", None)
+    if start is not None and start >= 0:
         raise UnsupportedFeature("gen() gives no log-probabilities of the prompt", hint="Drop it.")
     return type, options

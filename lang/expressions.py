@@ -158,9 +158,7 @@ def _from_text(text: str) -> Node:
     pieces = markers.split(text)
     if not pieces:
         return Text("")
-    nodes = tuple(
-        Text(piece) if isinstance(piece, str) else decode(piece) for piece in pieces
-    )
+    nodes = tuple(Text(piece) if isinstance(piece, str) else decode(piece) for piece in pieces)
     return nodes[0] if len(nodes) == 1 else Concat(parts=nodes)
 
 

@@ -7,7 +7,7 @@ not wait either: the parent's lists fill as the branches finish, and reading one
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 from branchline.lang.append import append
 from branchline.lang.errors import BranchlineError, InvalidRequest, NameInUse, ProgramError
@@ -37,12 +37,7 @@ def fork(state: State, n: int = 1, *, on_error: Literal["cancel", "keep"] = "can
     """
     from branchline.lang.state import LaneOrigin, State
 
-    if state._run.tracing and isinstance(n, str):
-        n = n.__index__()  # a value that is not known yet counts as 1
-    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_BRANCHES:
-        raise InvalidRequest(
-            "fork needs a number of branches", value=n, hint=f"Give 1 to {MAX_BRANCHES}."
-        )
+    n = _branch_count(state, n)
     if on_error not in ("cancel", "keep"):
         raise InvalidRequest("unknown on_error", value=on_error, hint="Use 'cancel' or 'keep'.")
     state._check()
@@ -65,6 +60,16 @@ def fork(state: State, n: int = 1, *, on_error: Literal["cancel", "keep"] = "can
         for lane in lanes
     ]
     return Forks(state, branches, keep_errors=keep)
+
+
+def _branch_count(state: State, n: object) -> int:
+    if state._run.tracing and isinstance(n, SupportsIndex):
+        n = n.__index__()  # a value that is not known yet counts as 1
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_BRANCHES:
+        raise InvalidRequest(
+            "fork needs a number of branches", value=n, hint=f"Give 1 to {MAX_BRANCHES}."
+        )
+    return n
 
 
 class Forks(Sequence["State"]):

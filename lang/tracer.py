@@ -181,9 +181,7 @@ class TraceRun(Run):
         """A placeholder for an argument that was not given. Its number is negative until it is
         looked at, since a graph has no node for an argument.
         """
-        return Placeholder(
-            Reference(name=name, argument=True, nodes=(self._number(name),)), self
-        )
+        return Placeholder(Reference(name=name, argument=True, nodes=(self._number(name),)), self)
 
     def _number(self, name: str) -> int:
         number = -1 - len(self._arguments)

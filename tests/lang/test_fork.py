@@ -277,7 +277,7 @@ def test_forks_inside_a_turn() -> None:
 
 def test_dropped_branches_free_their_lanes() -> None:
     def body(s: bl.State) -> Any:
-        for number in range(50):
+        for _ in range(50):
             branch = s.copy()
             branch += bl.gen("x")
             branch["x"]

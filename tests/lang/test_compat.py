@@ -1,0 +1,152 @@
+"""Programs written for SGLang's language run under `import branchline as sgl`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import branchline as sgl
+from branchline.lang.errors import InvalidRequest
+
+
+@sgl.function
+def multi_turn_question(s: Any, question_1: str, question_2: str) -> None:
+    s += sgl.system("You are a helpful assistant.")
+    s += sgl.user(question_1)
+    s += sgl.assistant(sgl.gen("answer_1", max_tokens=256))
+    s += sgl.user(question_2)
+    s += sgl.assistant_begin() + sgl.gen("answer_2", max_tokens=256) + sgl.assistant_end()
+
+
+QUESTIONS = {"question_1": "What?", "question_2": "Why?"}
+REPLIES = {"answer_1": "first answer", "answer_2": "second answer here"}
+
+
+@pytest.fixture(autouse=True)
+def default_backend() -> Any:
+    sgl.set_default_backend(sgl.Mock(REPLIES))
+    yield
+    sgl.set_default_backend(None)
+
+
+def test_run_and_read() -> None:
+    state = multi_turn_question.run(**QUESTIONS, temperature=0.1)
+    assert state["answer_1"] == "first answer"
+    assert [m["role"] for m in state.messages()][-1] == "assistant"
+    assert state.get_meta_info("answer_2")["output_tokens"] == 18
+    assert state.error() is None
+    assert state.get_var("answer_2") == REPLIES["answer_2"]
+    state.sync()
+    assert state.ret_value is None
+    assert list(state.text_iter("answer_1")) == ["first answer"]
+
+
+def test_run_batch() -> None:
+    states = multi_turn_question.run_batch([QUESTIONS] * 2, num_threads="auto", progress_bar=False)
+    assert [state["answer_2"] for state in states] == [REPLIES["answer_2"]] * 2
+
+
+def test_streaming_by_text_iter() -> None:
+    state = multi_turn_question.run(**QUESTIONS, stream=True)
+    pieces = list(state.text_iter("answer_2"))
+    assert len(pieces) > 1
+    assert "".join(pieces) == REPLIES["answer_2"]
+    assert "second answer here" in "".join(state.text_iter())
+    assert state["answer_1"] == "first answer"
+    assert state.error() is None
+    assert "first answer" in state.text()
+
+
+def test_streaming_by_text_async_iter() -> None:
+    async def collect() -> Any:
+        state = multi_turn_question.run(**QUESTIONS, stream=True)
+        plain = [piece async for piece in state.text_async_iter("answer_2")]
+        state = multi_turn_question.run(**QUESTIONS, stream=True)
+        with_meta = [
+            pair async for pair in state.text_async_iter("answer_2", return_meta_data=True)
+        ]
+        everything = [piece async for piece in state.text_async_iter()]
+        return plain, with_meta, everything
+
+    plain, with_meta, everything = asyncio.run(collect())
+    assert "".join(plain) == "".join(piece for piece, _ in with_meta) == REPLIES["answer_2"]
+    assert "first answer" in "".join(everything)
+
+
+def test_choices_and_their_methods() -> None:
+    @sgl.function
+    def tool_use(s: Any, question: str) -> None:
+        s += "To answer this question: " + question + ", "
+        s += "I need to use a " + sgl.gen("tool", choices=["calculator", "web browser"]) + ". "
+        s += sgl.gen(
+            "answer_1",
+            choices=["first answer", "x"],
+            choices_method=sgl.unconditional_likelihood_normalized,
+        )
+        s += sgl.select("kind", ["a", "b"], choices_method=sgl.greedy_token_selection)
+
+    state = tool_use.run(question="2 + 2")
+    assert state["tool"] in ("calculator", "web browser")
+    assert state["answer_1"] == "first answer"
+    assert sgl.token_length_normalized == "token_length_normalized"
+
+
+def test_fork_and_join() -> None:
+    @sgl.function
+    def tips(s: Any) -> None:
+        s += "Two tips: "
+        forks = s.fork(2)
+        for i, f in enumerate(forks):
+            f += f"Tip {i}: "
+            f += sgl.gen("answer_1", stop=["\n\n"])
+        s += "1:" + forks[0]["answer_1"] + "\n2:" + forks[1]["answer_1"] + "\n"
+        s += "In summary" + sgl.gen("answer_2")
+
+    assert "1:first answer" in tips.run().text()
+
+
+def test_typed_and_regex_gens() -> None:
+    @sgl.function
+    def typed(s: Any) -> None:
+        s += sgl.gen("a", dtype=int)  # type: ignore[call-arg]
+        s += sgl.gen_int("b", max_tokens=4) + sgl.gen_string("c") + sgl.gen("d", 64)
+        s += sgl.gen("e", regex=r"((25[0-5]|2[0-4]\d|[01]?\d\d?).){3}(25[0-5]|2[0-4]\d|[01]?\d\d?)")
+        s += sgl.gen("f", return_logprob=True, top_logprobs_num=0)  # type: ignore[call-arg]
+
+    mock = sgl.Mock({"a": 1, "b": 22, "c": "x", "d": "y", "e": "127.0.0.1", "f": "z"})
+    state = typed.run(backend=mock)
+    assert [state[name] for name in "abcdef"] == [1, 22, "x", "y", "127.0.0.1", "z"]
+    assert len(state.meta("f").logprobs) == 1
+
+
+def test_scopes_and_set_variables() -> None:
+    @sgl.function
+    def scoped(s: Any) -> None:
+        with s.var_scope("whole"):
+            s += "<" + sgl.gen("answer_1") + ">"
+        s.set_var("mine", 3)
+        with s.user():
+            s += "hi"
+        s += sgl.user_begin() + "x" + sgl.user_end() + sgl.system_begin() + "y" + sgl.system_end()
+
+    state = scoped.run()
+    assert (state["whole"], state["mine"]) == ("<first answer>", 3)
+
+
+def test_backend_functions() -> None:
+    sgl.flush_cache()
+    assert sgl.get_server_info()["model"] == "mock"
+    assert issubclass(sgl.Runtime, sgl.Engine)
+
+
+def test_options_that_cannot_be_kept_are_refused() -> None:
+    with pytest.raises(sgl.UnsupportedFeature):
+        sgl.gen("x", logprob_start_len=0)  # type: ignore[call-arg]
+    with pytest.raises(InvalidRequest):
+        sgl.gen("x", 5, max_tokens=3)
+    with pytest.raises(InvalidRequest):
+        sgl.gen("x", int, dtype=str)  # type: ignore[call-arg]
+    with pytest.raises(sgl.UnsupportedFeature):
+        multi_turn_question.run_batch([QUESTIONS], generator_style=True)
