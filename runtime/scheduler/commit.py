@@ -69,7 +69,8 @@ class Committer:
             if segment.request.finish is None and output.scores is not None:
                 self._read_scores(segment, output.scores, span.start, span.count)
         for segment in plan.segments:
-            if segment.request.finish is None and segment.count > 1:
+            prompt = segment.start < segment.request.prompt_len
+            if segment.request.finish is None and segment.count > 1 and prompt:
                 self._planner.share(segment.request, _shareable(segment.request))
         ids = output.token_ids[:, 0].tolist()
         bad = set(output.bad_rows)
@@ -145,7 +146,45 @@ class Committer:
         self._stats.sampled_tokens += 1
         if logprob is not None:
             request.progress.logprobs.append(logprob)
-        stopped = self._outbox.push(request)
+        self._grown(request)
+
+    def force(self, request: Request) -> None:
+        """Append what the constraint forces next, without a forward for each id.
+
+        The ids run as part of the request's next step. They are the ones that constrained decoding
+        would have taken (`TokenMatcher.forced_tokens`). Requests that want log-probabilities take
+        every id the slow way, since each needs its own logits.
+        """
+        matcher = request.matcher
+        if matcher is None or request.sampling.logprobs is not None or matcher.is_terminated():
+            return
+        for token_id in matcher.forced_tokens():
+            if request.length >= request.max_len or not matcher.accept(token_id):
+                break
+            request.append(token_id)
+            request.progress.forced_tokens += 1
+            self._stats.sampled_tokens += 1
+        request.sampled_len = max(request.sampled_len, request.length)
+
+    def begin(self, request: Request) -> bool:
+        """Before a constrained request waits: what is forced from the start, or its whole output;
+        False when that has ended it."""
+        self.force(request)
+        if request.matcher is None or (
+            request.output_len == 0 and not request.matcher.is_terminated()
+        ):
+            return True
+        request.times.first_token = time.monotonic()
+        self._check_end(request)
+        return request.finish is None
+
+    def _grown(self, request: Request) -> None:
+        """Ids were added: what they force, and whether they end the output."""
+        self.force(request)
+        self._check_end(request)
+
+    def _check_end(self, request: Request) -> None:
+        stopped = self._outbox.push(request) if request.output_len else False
         if stopped:
             self.end(request, "stop")
         elif request.matcher is not None and request.matcher.is_terminated():

@@ -36,6 +36,10 @@ class Planner:
     Args:
         max_running: rows in one step at most.
         max_step_tokens: tokens in one step at most.
+
+    Attributes:
+        running: requests that hold a row, oldest admission first.
+        constrained: how many of them have a matcher.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Planner:
         self._max_step_tokens = max_step_tokens
         self._reserve_share = 0.5
         self.prefixes = PrefixesInFlight()
+        self.constrained = 0
 
     def plan(self) -> tuple[list[Segment], list[RowInit]]:
         """Segments of the next step and rows to fill first; empty when there is nothing to do."""
@@ -74,11 +79,13 @@ class Planner:
             if request not in self.running or not _wants_decode(request) or budget == 0:
                 continue
             start = request.planned_len
-            if not self._make_room(request, start + 1):
+            count = min(request.pending_len, budget)  # more than 1 after forced tokens
+            if not self._make_room(request, start + count):
                 continue
-            segments.append(Segment(request, start, 1, sample=True))
-            _advance(request, 1, sample=True)
-            budget -= 1
+            sample = count == request.pending_len
+            segments.append(Segment(request, start, count, sample))
+            _advance(request, count, sample=sample)
+            budget -= count
         return budget
 
     def _continue_prefill(self, segments: list[Segment], budget: int) -> int:
@@ -179,6 +186,7 @@ class Planner:
             self._waiting.inserted(ids, namespace, old, computed_len)
         self.prefixes.discard(request)
         self.running.pop(request, None)
+        self.constrained -= request.matcher is not None
         request.row, request.handle = -1, None
 
     def share(self, request: Request, computed_len: int) -> None:
@@ -227,6 +235,7 @@ class Planner:
         self._cache.attach(row, handle)
         self._waiting.admitted(request)
         self.running[request] = None
+        self.constrained += request.matcher is not None
         request.row, request.handle = row, handle
         request.planned_len = request.computed_len = cached_len
         request.sampled_len = request.length
@@ -263,7 +272,7 @@ def _wants_decode(request: Request) -> bool:
     return (
         request.finish is None
         and request.score is None
-        and request.pending_len == 1
+        and request.pending_len > 0
         and request.status is Status.DECODE
         and request.sampled_len < request.max_len
     )

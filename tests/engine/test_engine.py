@@ -174,6 +174,23 @@ def test_constraints_hold_and_end_by_themselves(engine: Engine) -> None:
         engine.generate(PROMPTS[0], constraint=Constraint(kind="regex", text="(?=a)b"))
 
 
+def test_forced_tokens_save_forwards_and_change_nothing(engine: Engine) -> None:
+    schema = Constraint(
+        kind="json_schema",
+        text='{"type": "object", "properties": {"first_name": {"enum": ["Ada", "Alan"]}, '
+        '"occupation": {"enum": ["mathematician", "engineer"]}}, '
+        '"required": ["first_name", "occupation"], "additionalProperties": false}',
+    )
+    fast = engine.generate(PROMPTS[0], temperature=0.0, max_tokens=60, constraint=schema)
+    slow = engine.generate(
+        PROMPTS[0], temperature=0.0, max_tokens=60, constraint=schema, logprobs=0
+    )
+    assert fast.token_ids == slow.token_ids and fast.text == slow.text
+    assert fast.meta.finish_reason == "constraint"
+    assert fast.meta.forced_tokens > 0 and slow.meta.forced_tokens == 0
+    assert fast.meta.forwards < 0.6 * slow.meta.forwards
+
+
 def test_a_deadline_ends_with_its_own_error(engine: Engine) -> None:
     with pytest.raises(DeadlineExceeded):
         engine.generate(PROMPTS[0], max_tokens=4000, ignore_eos=True, deadline_s=0.2)

@@ -2,30 +2,95 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from branchline.runtime.config.sections import SchedulerSection
 from branchline.runtime.core.messages import GenerateRequest, ScoreRequest
 from branchline.runtime.core.request import Request
-from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.intake import Bounds, Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
 from tests.support.hash_model import VOCAB, HashWorker
 
 
-class NoGrammars:
-    """Grammars of a scheduler whose requests have no constraints."""
+class TableMatcher:
+    """Allows at each place what a table of id tuples says; the last place has ended.
 
-    def request(self, constraint: Any, ready: Any) -> None:
-        raise AssertionError("a constraint was asked for")
+    Args:
+        table: allowed ids by place; None = every id.
+        forcing: report single choices as forced.
+    """
 
-    def fill(self, matchers: Any, count: int) -> None:
-        raise AssertionError("a mask was asked for")
+    def __init__(self, table: list[tuple[int, ...] | None], *, forcing: bool) -> None:
+        self.table = table
+        self.forcing = forcing
+        self.place = 0
+
+    def accept(self, token_id: int) -> bool:
+        options = self.table[self.place] if self.place < len(self.table) else ()
+        if options is not None and token_id not in options:
+            return False
+        self.place += 1
+        return True
+
+    def fill(self, bitmask: np.ndarray, row: int) -> bool:
+        options = self.table[self.place]
+        if options is None:
+            return False
+        bitmask[row] = 0
+        for token in options:
+            bitmask[row, token >> 5] |= np.int32(np.uint32(1 << (token & 31)).view(np.int32))
+        return True
+
+    def rollback(self, num_tokens: int) -> None:
+        self.place -= num_tokens
+
+    def is_terminated(self) -> bool:
+        return self.place == len(self.table)
+
+    def is_accepting(self) -> bool:
+        return self.is_terminated()
+
+    def forced_tokens(self) -> list[int]:
+        if not self.forcing:
+            return []
+        found = []
+        for options in self.table[self.place :]:
+            if options is None or len(options) != 1:
+                break
+            found.append(options[0])
+        return found
+
+    def fork(self) -> TableMatcher:
+        copy = TableMatcher(self.table, forcing=self.forcing)
+        copy.place = self.place
+        return copy
+
+
+class TableGrammars:
+    """Reads a constraint's text as JSON: a list of lists of ids, null for "every id"."""
+
+    def __init__(self, *, forcing: bool) -> None:
+        self.forcing = forcing
+
+    def request(self, constraint: Constraint, ready: Any) -> None:
+        table = [None if row is None else tuple(row) for row in json.loads(constraint.text)]
+        ready(TableMatcher(table, forcing=self.forcing))
+
+    def fill(self, matchers: Any, count: int) -> np.ndarray:
+        bitmask = np.full((count, (VOCAB + 31) // 32), -1, dtype=np.int32)
+        for row, matcher in enumerate(matchers):
+            if matcher is not None:
+                matcher.fill(bitmask, row)
+        return bitmask
 
     def failure(self, matcher: Any) -> str:
-        raise AssertionError("there is no matcher")
+        return ""
 
 
 @dataclass
@@ -63,6 +128,7 @@ class Bench:
         eos: frozenset[int] = frozenset(),
         lazy: bool = True,
         prefix_cache: bool = True,
+        forcing: bool = True,
         fail_steps: frozenset[int] = frozenset(),
         **settings: Any,
     ) -> None:
@@ -86,7 +152,7 @@ class Bench:
             max_step_tokens=step_tokens,
             max_running=section.max_running_requests,
             eos_ids=eos,
-            grammars=NoGrammars(),
+            grammars=TableGrammars(forcing=forcing),
             call_soon=lambda fn: fn(),
         )
         self.out.scheduler = self.scheduler

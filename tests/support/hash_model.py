@@ -31,9 +31,16 @@ def score(total: int, token: int) -> float:
     return -float((total * 31 + token * 7919) % 1009) / 100.0
 
 
-def best(total: int) -> int:
-    """The greedy next id."""
-    return (total * 65539 + 17) % VOCAB
+def best(total: int, allowed: Sequence[int] | None = None) -> int:
+    """The greedy next id, of those allowed."""
+    if allowed is None or len(allowed) == VOCAB:
+        return (total * 65539 + 17) % VOCAB
+    return max(allowed, key=lambda token: ((total * 131 + token * 8191) % 65521, token))
+
+
+def allowed_ids(words: np.ndarray) -> list[int]:
+    """Ids whose bit is set."""
+    return [i for i in range(VOCAB) if int(words[i >> 5]) >> (i & 31) & 1]
 
 
 def checksum(ids: Sequence[int]) -> int:
@@ -75,6 +82,7 @@ class _Step:
         self.output: ForwardOutput | None = None
         self.error: Exception | None = None
         self.sampled = False
+        self.bitmask: np.ndarray | None = None
 
     def result(self) -> ForwardOutput:
         self.worker.run_until(self)
@@ -124,9 +132,10 @@ class HashWorker:
         self._queue.append(step)
         return step
 
-    def sample(self, pending: Pending, bitmask: object) -> None:
+    def sample(self, pending: Pending, bitmask: np.ndarray | None) -> None:
         assert isinstance(pending, _Step)
         pending.sampled = True
+        pending.bitmask = bitmask
         if not self.lazy:
             self.run_until(pending)
 
@@ -144,9 +153,9 @@ class HashWorker:
             if number in self.fail_steps:
                 step.error = RuntimeError(f"injected failure of step {number}")
                 continue
-            step.output = self._run(step.plan)
+            step.output = self._run(step.plan, step.bitmask)
 
-    def _run(self, plan: ScheduleBatch) -> ForwardOutput:
+    def _run(self, plan: ScheduleBatch, bitmask: np.ndarray | None) -> ForwardOutput:
         for init in plan.inits:
             self.tokens[init.row, init.start : init.start + len(init.ids)] = init.ids
         self.forwarded_tokens += plan.num_tokens
@@ -155,7 +164,11 @@ class HashWorker:
         for i, row in enumerate(plan.rows.tolist()):
             self._run_row(plan, i, row, totals)
         wanted = totals[plan.logit_idx]
-        ids = np.array([best(int(wanted[j])) for j in plan.sample_idx], dtype=np.int32)
+        chosen = [
+            best(int(wanted[j]), None if bitmask is None else allowed_ids(bitmask[i]))
+            for i, j in enumerate(plan.sample_idx)
+        ]
+        ids = np.array(chosen, dtype=np.int32)
         for token, index in zip(ids.tolist(), plan.sample_rows.tolist(), strict=True):
             self.tokens[plan.rows[index], plan.seq_lens[index]] = token
         return ForwardOutput(
