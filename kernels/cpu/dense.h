@@ -3,6 +3,9 @@
 // float32 panel: [K][64]. bfloat16 panel: [K / 2][64][2], K padded with a zero to an even number.
 // One output element is a chain of fused multiply-adds over k in order (bfloat16: over pairs of k,
 // the machine's dot instruction where it has one), so it does not depend on the number of rows.
+//
+// One thread, Sapphire Rapids: float32 145 to 179 GFLOP/s of 215; bfloat16 90 of 107 (its dot
+// instruction is slow there; on Zen 4 it is the faster one); one row 28 GB/s from the third level.
 #pragma once
 #include "context.h"
 

@@ -10,7 +10,10 @@
 
 namespace bl {
 
-enum Kind { RESOLVE, EMBED, RMS, ADD_RMS, LINEAR, ROPE, ATTENTION, SILU_MUL, ADD, GATHER, BITMASK, ARGMAX, LOGSUMEXP };
+enum Kind {
+    RESOLVE, EMBED, RMS, ADD_RMS, LINEAR, ROPE, ATTENTION, SILU_MUL, ADD, GATHER, BITMASK, ARGMAX,
+    LOGSUMEXP
+};
 enum Phase { MAIN = 0, QUANTIZE = 1, ROUND = 2, THEN_QUANTIZE = 4, THEN_ROUND = 8 };
 
 static int32_t width_of(const Op& op) { return op.kind == EMBED ? op.i[1] : op.i[0]; }
@@ -26,8 +29,8 @@ static void row_op(Context& c, const Stage& s, int64_t t) {
             rms_row(x, nullptr, (const float*)op.p[1], out = (float*)op.p[2] + t * h, h, op.f[0]);
             break;
         case ADD_RMS:
-            rms_row(x, (float*)op.p[1] + t * h, (const float*)op.p[2], out = (float*)op.p[3] + t * h,
-                    h, op.f[0]);
+            out = (float*)op.p[3] + t * h;
+            rms_row(x, (float*)op.p[1] + t * h, (const float*)op.p[2], out, h, op.f[0]);
             break;
         case SILU_MUL:
             silu_row((const float*)op.p[0] + 2 * t * h, out = (float*)op.p[1] + t * h, h);
@@ -41,7 +44,7 @@ static void row_op(Context& c, const Stage& s, int64_t t) {
         case ROPE: return rope_token(op, t);
         case BITMASK:
             if (((const uint8_t*)op.p[2])[t])
-                mask_row((float*)op.p[0] + t * h, (const uint32_t*)op.p[1] + t * ceil_div(h, 32), h);
+                mask_row((float*)x, (const uint32_t*)op.p[1] + t * ceil_div(h, 32), h);
             return;
         case ARGMAX: ((int32_t*)op.p[1])[t] = argmax_row(x, h); return;
         case LOGSUMEXP: ((float*)op.p[1])[t] = logsumexp_row(x, h); return;
@@ -103,7 +106,8 @@ class Runner {
 
     void push(const Op& op, int phase, int32_t row_count, int64_t work_per_row) {
         Stage s{&op, phase, row_count, 0, {1, 1, 1}};
-        const int64_t parts = std::min<int64_t>(4 * context_.threads, row_count * work_per_row / 4096 + 1);
+        const int64_t work = row_count * work_per_row;
+        const int64_t parts = std::min<int64_t>(4 * context_.threads, work / 4096 + 1);
         s.chunks = uint32_t(std::min<int64_t>(row_count, context_.threads > 1 ? parts : 1));
         stages_.push_back(s);
     }
@@ -112,7 +116,10 @@ class Runner {
         if (op.kind == ATTENTION) return add_attention(op);
         if (op.kind == LINEAR) return add_linear(op);
         int phase = MAIN;
-        const void* out = op.kind == RMS ? op.p[2] : op.kind == ADD_RMS ? op.p[3] : op.kind == SILU_MUL ? op.p[1] : nullptr;
+        const void* out = op.kind == RMS        ? op.p[2]
+                          : op.kind == ADD_RMS  ? op.p[3]
+                          : op.kind == SILU_MUL ? op.p[1]
+                                                : nullptr;
         if (out && next && next->kind == LINEAR && next->p[0] == out && next->dim == op.dim) {
             const int input = input_phase(*next);
             if (input != MAIN) {
@@ -121,7 +128,8 @@ class Runner {
                 prepared_ = true;
             }
         }
-        push(op, phase, op.kind == RESOLVE ? 1 : rows(op), width_of(op) * (op.kind == ROPE ? 500 : 4));
+        const int64_t work = width_of(op) * (op.kind == ROPE ? 500 : 4);
+        push(op, phase, op.kind == RESOLVE ? 1 : rows(op), work);
     }
 
     void reserve_input(const Op& op) {
@@ -146,8 +154,10 @@ class Runner {
         const int64_t groups = ceil_div(op.i[1], quantized ? LANES : PANEL);
         // Rows in blocks that stay in the second-level cache; columns so that threads end together.
         const int64_t block = std::max<int64_t>(48, 400000 / op.i[2] / 16 * 16);
-        const int64_t row_blocks = ceil_div(m, block), want = context_.threads > 1 ? 6 * context_.threads : 1;
-        const int64_t column_blocks = std::min(groups, std::max<int64_t>(1, ceil_div(want, row_blocks)));
+        const int64_t row_blocks = ceil_div(m, block);
+        const int64_t want = context_.threads > 1 ? 6 * context_.threads : 1;
+        const int64_t per_block = std::max<int64_t>(1, ceil_div(want, row_blocks));
+        const int64_t column_blocks = std::min(groups, per_block);
         Stage s{&op, MAIN, m, uint32_t(row_blocks * column_blocks),
                 {int32_t(row_blocks), int32_t(column_blocks), 1}};
         stages_.push_back(s);

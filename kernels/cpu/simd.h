@@ -62,7 +62,9 @@ BL_INLINE i32x16 shift_right4(i32x16 a) { return _mm512_srli_epi16(a, 4); }
 BL_INLINE f32x16 load_f16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 }
-BL_INLINE void store_i8(int8_t* p, i32x16 v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(v)); }
+BL_INLINE void store_i8(int8_t* p, i32x16 v) {
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(v));
+}
 // Lanes where a < b take x, the others y.
 BL_INLINE f32x16 select_lt(f32x16 a, f32x16 b, f32x16 x, f32x16 y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
@@ -167,8 +169,8 @@ BL_INLINE i32x16 dot4(i32x16 acc, i32x16 w, int32_t a) {
 #else
     int8_t b[4];
     memcpy(b, &a, 4);
-    i32x16 byte0 = w & 255, byte1 = (w >> 8) & 255, byte2 = (w >> 16) & 255, byte3 = (w >> 24) & 255;
-    return acc + byte0 * b[0] + byte1 * b[1] + byte2 * b[2] + byte3 * b[3];
+    for (int i = 0; i < 4; ++i) acc += ((w >> (8 * i)) & 255) * b[i];
+    return acc;
 #endif
 }
 
@@ -260,8 +262,10 @@ BL_INLINE f32x16 dot2(f32x16 acc, i32x16 w, int32_t a) {
 #if defined(BL_BF16)
     return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(a));
 #else
-    f32x16 odd = fma(as_float(andi(w, set1i(int32_t(0xffff0000u)))), set1(from_bf16(uint16_t(uint32_t(a) >> 16))), acc);
-    return fma(as_float(shift_left(w, 16)), set1(from_bf16(uint16_t(a))), odd);
+    const f32x16 low = set1(from_bf16(uint16_t(a)));
+    const f32x16 high = set1(from_bf16(uint16_t(uint32_t(a) >> 16)));
+    acc = fma(as_float(andi(w, set1i(int32_t(0xffff0000u)))), high, acc);
+    return fma(as_float(shift_left(w, 16)), low, acc);
 #endif
 }
 
