@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from branchline.lang import names
 from branchline.lang.errors import ProgramError, UnsupportedConstraint
 from branchline.lang.expressions import (
     Concat,
@@ -159,7 +160,7 @@ def _gen(state: State, node: Gen) -> None:
     sampling = build((*state._defaults, options), kind.constraint)
     if sampling.logprobs is not None:
         state._need("logprobs", "log-probabilities")
-    name = state._claim(node.name, append=node.append)
+    name = names.claim(state, node.name, append=node.append)
     slot = _new_slot(state, name, kind, append=node.append)
     run.emit(
         protocol.Generate(
@@ -177,7 +178,7 @@ def _gen(state: State, node: Gen) -> None:
 def _select(state: State, node: Select) -> None:
     run = state._run
     state._need("select", "select")
-    name = state._claim(node.name, append=node.append)
+    name = names.claim(state, node.name, append=node.append)
     slot = _new_slot(state, name, TEXT, append=node.append)
     run.emit(
         protocol.Select(
@@ -197,7 +198,7 @@ def _select(state: State, node: Select) -> None:
 def _new_slot(state: State, name: str, kind: Any, *, append: bool) -> Slot:
     run = state._run
     slot = run.new_slot(name, state._lane, run.next_node(), kind)
-    state._define(name, slot, append=append)
+    names.define(state, name, slot, append=append)
     state._transcript.pieces.append(slot)
     return slot
 

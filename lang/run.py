@@ -90,6 +90,7 @@ class Run:
         self.failure: BranchlineError | None = None
         self.closed = False
         self.body_ended = False
+        self.task: object = None
         self.ops: list[Op] = []
         self.stats: list[NodeStats] = []
         self.slots: dict[int, Slot] = {}
@@ -108,6 +109,10 @@ class Run:
     def next_node(self) -> int:
         """A new node number."""
         return next(self._nodes)
+
+    def progress(self) -> int:
+        """A number that grows with everything that is appended or computed."""
+        return len(self.ops) + sum(slot.done for slot in self.slots.values())
 
     def new_lanes(self, parent: int, size: int, *, keep_errors: bool) -> tuple[int, ...]:
         """Numbers of `size` lanes that fork from `parent` as one group."""
@@ -132,7 +137,7 @@ class Run:
             self.outbox.put(op)
         if start:
             self.outbox.flush()
-        if self.streaming:
+        if self.streaming or self.asynchronous:
             self.readers.notify()  # somebody may wait for this name, or for the next piece of text
 
     def new_slot(self, name: str, lane: int, node: int, kind: ValueType) -> Slot:

@@ -65,9 +65,13 @@ def drive(call: Call, state: State) -> State:
 
 async def adrive(call: Call, state: State) -> State:
     """Run an async program on an open state."""
+    import asyncio
+
+    state._run.task = asyncio.current_task()
     try:
         with using(call.backend):
             state.result = await call.body(state)
+        state._run.body_ended = True
         await state._run.afinish()
     except BaseException as error:
         state._run.abandon(error if isinstance(error, BranchlineError) else None)

@@ -8,23 +8,23 @@ more frees its lane.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from branchline.lang import names
 from branchline.lang.append import append
 from branchline.lang.compat_state import OldNames
 from branchline.lang.errors import (
     BranchlineError,
-    NameInUse,
     ProgramError,
-    UnknownVariable,
     UnsupportedFeature,
 )
 from branchline.lang.expressions import Expression, RoleBegin, RoleEnd
 from branchline.lang.markers import reject
 from branchline.lang.run import LaneRead, Run
 from branchline.lang.transcript import Message, Transcript
-from branchline.lang.variables import Constant, Items, Slot, Span, Usage, Variable, usage_of
+from branchline.lang.variables import Constant, Slot, Span, Usage, Variable, usage_of
 from branchline.runtime.programs import protocol
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from branchline.runtime.programs.graph import RequestGraph
 
 T = TypeVar("T")
+
+UNDEFINED_WAIT_S = 2.0
+"""How long a task waits for another one to define a variable while nothing else happens."""
 
 
 class LaneOrigin(NamedTuple):
@@ -104,7 +107,7 @@ class State(OldNames):
         self._check()
         name = reject(name, "a variable name")
         if not isinstance(self._variables.get(name), Constant):
-            self._check_free(name)
+            names.check_free(self, name)
         text = reject(str(value), f"the value of {name!r}")
         self._variables[name] = Constant(value)
         self._run.emit(protocol.SetVariable(self._lane, self._run.next_node(), name, text))
@@ -134,7 +137,7 @@ class State(OldNames):
         Raises `NameInUse` when `y` stands for something else.
         """
         self._check()
-        self._check_free(name)
+        names.check_free(self, name)
         pieces = self._transcript.pieces
         begin, end = len(pieces), -1
         self._variables[name] = Span(
@@ -221,24 +224,35 @@ class State(OldNames):
         return use(variable)
 
     async def _aread(self, name: str, use: Callable[[Variable], T]) -> T:
+        if name not in self._variables and self._run.asynchronous:
+            await self._definition(name)
         variable = self._find(name)
         await self._run.arrival(variable.ready)
         return use(variable)
 
+    async def _definition(self, name: str) -> None:
+        """Another task of the program may define `name` yet: wait for it, but not for ever.
+
+        The program's own task would wait for itself. Gives up when the function has ended, or when
+        nothing was appended or computed for `UNDEFINED_WAIT_S`.
+        """
+        import asyncio
+
+        run = self._run
+        if asyncio.current_task() is run.task:
+            return
+        progress = -1
+        while name not in self and not run.body_ended and run.progress() != progress:
+            progress = run.progress()
+            ready = partial(_defined_or_over, self, name)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(run.arrival(ready), UNDEFINED_WAIT_S)
+
     def _find(self, name: str) -> Variable:
         variable = self._variables.get(name)
         if variable is None:
-            raise self._unknown(name)
+            raise names.unknown(self, name)
         return variable
-
-    def _unknown(self, name: str) -> UnknownVariable:
-        known = ", ".join(self._variables) or "none yet"
-        return UnknownVariable(
-            f"nothing defines variable {name!r}",
-            program=self._run.name,
-            variable=str(name),
-            hint=f"Known variables: {known}.",
-        )
 
     def _content(self) -> protocol.LaneContent:
         read = self._run.read_lane(self._lane)
@@ -279,51 +293,7 @@ class State(OldNames):
                 hint="Append to the parent, or join later.",
             )
         if error is not None:
-            raise error
-
-    def _check_free(self, name: str) -> None:
-        """Raise when `name` cannot be defined here."""
-        if not isinstance(name, str) or not name:
-            raise ProgramError(
-                "a variable needs a name that is a non-empty str", value=repr(name), hint="Name it."
-            )
-        if name not in self._variables:
-            return
-        if name in self._inherited and self._lane:
-            raise NameInUse(
-                f"branch variable {name!r} shadows the parent's",
-                program=self._run.name,
-                variable=name,
-                hint="Give the branch's variable another name.",
-            )
-        raise NameInUse(
-            f"variable {name!r} is defined already",
-            program=self._run.name,
-            variable=name,
-            hint="Use another name, or append=True in both places to make it a list.",
-        )
-
-    def _claim(self, name: str | None, *, append: bool) -> str:
-        """The name an expression gets; raises when it is taken."""
-        if name is None:
-            name = f"_{self._unnamed}"
-            while name in self._variables:
-                self._unnamed += 1
-                name = f"_{self._unnamed}"
-            self._unnamed += 1
-            return name
-        if append and isinstance(self._variables.get(name), Items):
-            return name
-        self._check_free(name)
-        return name
-
-    def _define(self, name: str, variable: Variable, *, append: bool) -> None:
-        if not append:
-            self._variables[name] = variable
-            return
-        known = self._variables.get(name)
-        items = known.items if isinstance(known, Items) else []
-        self._variables[name] = Items([*items, variable])
+            raise error.with_traceback(None)  # else it grows with every attempt
 
     def _need(self, feature: str, what: str) -> None:
         """Raise `UnsupportedFeature` when the backend lacks `feature`."""
@@ -377,6 +347,10 @@ class _Turn:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._state += RoleEnd(self._role)
+
+
+def _defined_or_over(state: State, name: str) -> bool:
+    return name in state or state._run.body_ended
 
 
 def _content(read: LaneRead) -> protocol.LaneContent:

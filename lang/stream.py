@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from branchline.lang import runner, waiting
+from branchline.lang import names, runner, waiting
 from branchline.lang.errors import Cancelled, ProgramError
 from branchline.lang.events import Done, StreamEvent
 from branchline.lang.transcript import RoleMark
@@ -210,7 +210,7 @@ class LiveState:
         run.wait_until(lambda: name in state or run.body_ended)
         if name not in state:
             self._background.raise_failure()
-            raise state._unknown(name)
+            raise names.unknown(state, name)
 
     def _all_text(self) -> Iterator[str]:
         run, pieces = self._run, self._state._transcript.pieces

@@ -104,13 +104,11 @@ class Slot:
         return self.failure
 
     def text(self) -> str:
-        if self.failure is not None:
-            raise self.failure
+        self._raise()
         return self.texts[0]
 
     def value(self) -> Any:
-        if self.failure is not None:
-            raise self.failure
+        self._raise()
         if self.type is TEXT and len(self.texts) == 1:
             return self.texts[0]
         cut = self.request is not None and self.request.finish_reason not in ("stop", "constraint")
@@ -119,6 +117,10 @@ class Slot:
         except BranchlineError as error:
             raise error.located(program=self.program, variable=self.name) from None
         return values[0] if len(values) == 1 else values
+
+    def _raise(self) -> None:
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)  # else it grows with every reader
 
     def meta(self) -> VariableMeta:
         counts = msgspec.structs.asdict(self.request) if self.request is not None else {}

@@ -4,7 +4,7 @@ heavy half, and only when an `Engine` is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from branchline.lang.backends.base import Backend
@@ -68,17 +68,27 @@ class Engine(Backend):
 
     # ---- single requests, as the runtime's engine has them
 
-    def generate(self, prompt: str | Sequence[int], **options: Any) -> Any:
-        """Continue one prompt; see `runtime.engine.Engine.generate`."""
-        return self._engine.generate(prompt, **options)
+    def generate(self, prompts: Any, sampling: Any = None, **options: Any) -> Any:
+        """Continue one prompt or many; see `runtime.engine.Engine.generate`."""
+        return self._engine.generate(prompts, sampling, **options)
 
-    async def agenerate(self, prompt: str | Sequence[int], **options: Any) -> Any:
-        """Like `generate`, on the running event loop."""
-        return await self._engine.agenerate(prompt, **options)
+    async def agenerate(
+        self, prompt: str | Sequence[int], sampling: Any = None, **options: Any
+    ) -> Any:
+        """Like `generate` for one prompt, on the running event loop."""
+        return await self._engine.agenerate(prompt, sampling, **options)
 
-    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Any]:
+    def stream(
+        self, prompt: str | Sequence[int], sampling: Any = None, **options: Any
+    ) -> Iterator[Any]:
         """Like `generate`, piece by piece."""
-        return self._engine.stream(prompt, **options)
+        return self._engine.stream(prompt, sampling, **options)
+
+    def astream(
+        self, prompt: str | Sequence[int], sampling: Any = None, **options: Any
+    ) -> AsyncIterator[Any]:
+        """Like `stream`, on the running event loop."""
+        return self._engine.astream(prompt, sampling, **options)
 
     def score(self, prompt: str | Sequence[int], choices: Sequence[Any], **options: Any) -> Any:
         """Log-probabilities of each choice's tokens after one prompt."""

@@ -255,7 +255,9 @@ class ScriptedEngine:
         )
 
     def _text_of(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special=False)
+        """Text with turn markup, without the start token that an empty lane begins with."""
+        begin = 1 if ids and ids[0] == self.tokenizer.bos_id else 0
+        return self.tokenizer.decode(ids[begin:], skip_special=False)
 
     def _meta(self, prompt: int, output: int, reason: FinishReason, started: float) -> RequestMeta:
         spent = time.monotonic() - started

@@ -178,6 +178,36 @@ def test_async_reads_meta_and_unknown_names() -> None:
         program.run(backend=bl.Mock(["a"]))
 
 
+def test_a_task_waits_for_what_another_task_defines() -> None:
+    @bl.function
+    async def program(s: bl.State) -> Any:
+        async def reader() -> Any:
+            return await s.aget("x")
+
+        async def writes(state: bl.State) -> None:
+            await asyncio.sleep(0.02)
+            state += bl.gen("x")
+
+        value, _ = await asyncio.gather(reader(), writes(s))
+        return value
+
+    assert program.run(backend=bl.Mock("a")).result == "a"
+
+
+def test_a_task_that_waits_for_what_nothing_defines_gets_a_key_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("branchline.lang.state.UNDEFINED_WAIT_S", 0.05)
+
+    @bl.function
+    async def program(s: bl.State) -> None:
+        s += bl.gen("x")
+        await asyncio.gather(asyncio.ensure_future(s.aget("nope")))
+
+    with pytest.raises(KeyError, match="Known variables: x"):
+        program.run(backend=bl.Mock("a", latency_s=0.1))
+
+
 def test_inline_calls_of_async_programs() -> None:
     @bl.function
     async def outer(s: bl.State) -> Any:
