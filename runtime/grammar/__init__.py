@@ -1,1 +1,1 @@
-"""."""
+"""Constraints become grammars, grammars become matchers, matchers fill token masks."""

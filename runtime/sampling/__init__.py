@@ -1,1 +1,1 @@
-"""."""
+"""From logits to token ids: penalties, truncations, seeds, log-probabilities."""

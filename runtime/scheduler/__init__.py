@@ -1,1 +1,1 @@
-"""."""
+"""Which requests run in the next step, and what becomes of its result."""
