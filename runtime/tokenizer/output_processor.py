@@ -110,7 +110,8 @@ class OutputProcessor:
         start = stream.shown
         ids = request.ids[request.prompt_len + start : request.length].tolist()
         stream.shown += len(ids)
-        logprobs = request.progress.logprobs[start : stream.shown] if request.progress.logprobs else []
+        found = request.progress.logprobs
+        logprobs = found[start : stream.shown] if found else []
         if stream.offloaded:
             self._side.put(lambda: self._push_aside(request, stream, ids, logprobs))
             return False
