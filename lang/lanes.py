@@ -35,13 +35,18 @@ class Lanes:
 
     def __init__(self) -> None:
         self.any_failed = False
+        self._next = 1
         self.errors: dict[int, BranchlineError] = {}
         self.cancelled: set[int] = set()
         self._groups: dict[int, Group] = {}
         self._children: dict[int, list[int]] = {}
 
-    def add(self, parent: int, members: tuple[int, ...], *, keep_errors: bool) -> None:
-        """New lanes forked from `parent`. They share the fate of a parent that has ended."""
+    def add(self, parent: int, size: int, *, keep_errors: bool) -> tuple[int, ...]:
+        """Numbers of `size` new lanes forked from `parent`; they share the fate of one that has
+        ended.
+        """
+        members = tuple(range(self._next, self._next + size))
+        self._next += size
         group = Group(parent, members, keep_errors)
         for lane in members:
             self._groups[lane] = group
@@ -50,6 +55,7 @@ class Lanes:
             if parent in self.errors:
                 self.errors[lane] = self.errors[parent]
         self._children.setdefault(parent, []).extend(members)
+        return members
 
     def fail(self, lane: int, error: BranchlineError) -> Verdict:
         """`lane` has failed with `error`."""

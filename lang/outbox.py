@@ -9,13 +9,20 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from branchline.lang.errors import BackendError
 from branchline.runtime.programs.protocol import Close, Drop, Op
 
 if TYPE_CHECKING:
     from branchline.runtime.programs.protocol import Session
+
+
+def _let_go(session: Session) -> None:
+    """Abandon a session; a backend that is closed has forgotten it already."""
+    with suppress(BackendError):
+        session.abandon()
 
 
 class Outbox:
@@ -34,7 +41,7 @@ class Outbox:
         self._pending: list[Op] = []
         self._dropped: deque[int] = deque()
         self._hold = 0
-        self._abandon = weakref.finalize(owner, session.abandon)
+        self._abandon = weakref.finalize(owner, _let_go, session)
         self._abandon.atexit = False
 
     @property

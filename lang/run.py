@@ -68,6 +68,11 @@ class Run:
         streaming: ask for text deltas and keep public events in `events`.
         asynchronous: the program is an `async def`.
         deadline_s, priority: of the whole program.
+
+    Attributes:
+        function_ended: an async program's function has returned; nothing more will be defined.
+        body_ended: a program that runs in the background has come to its end.
+        task: an async program's own task.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Run:
         self.lanes = Lanes()
         self.failure: BranchlineError | None = None
         self.closed = False
+        self.function_ended = False
         self.body_ended = False
         self.task: object = None
         self.ops: list[Op] = []
@@ -97,7 +103,6 @@ class Run:
         self.events: deque[StreamEvent] = deque()
         self._reads: dict[int, LaneRead] = {}
         self._nodes = count()
-        self._lane_numbers = count(1)
         self.readers = Readers(self.lock)
         program = OpenProgram(
             program_id=_ids.next(), name=name, deadline_s=deadline_s, priority=priority
@@ -116,10 +121,8 @@ class Run:
 
     def new_lanes(self, parent: int, size: int, *, keep_errors: bool) -> tuple[int, ...]:
         """Numbers of `size` lanes that fork from `parent` as one group."""
-        numbers = tuple(next(self._lane_numbers) for _ in range(size))
         with self.lock:
-            self.lanes.add(parent, numbers, keep_errors=keep_errors)
-        return numbers
+            return self.lanes.add(parent, size, keep_errors=keep_errors)
 
     def emit(self, op: Op, *, start: bool = False) -> None:
         """Queue an op; with `start`, hand over what is queued, since something can begin to run.
@@ -152,7 +155,7 @@ class Run:
         read = LaneRead()
         node = self.next_node()
         with self.lock:
-            if not self.outbox.open:
+            if not self.outbox.open or (self.closed and self.failure is not None):
                 read.failure = self.failure or Cancelled("the program was abandoned")
                 return read
             self._reads[node] = read
@@ -204,7 +207,10 @@ class Run:
             self.stats += event.stats
             self._take_final_error(event.error)
             self.closed = True
-            self._end_slots(self.failure or Cancelled("the program ended", program=self.name))
+            error = self.failure or Cancelled("the program ended", program=self.name)
+            self._end_slots(error)
+            if event.error is not None:
+                self._end_reads(error)
 
     def _take_delta(self, event: protocol.TextDelta) -> None:
         slot = self.slots.get(event.node)
@@ -257,6 +263,8 @@ class Run:
     def _end_slots(self, error: BranchlineError) -> None:
         for slot in self.slots.values():
             slot.fail(error)
+
+    def _end_reads(self, error: BranchlineError) -> None:
         for read in self._reads.values():
             read.failure = read.failure or error
         self._reads.clear()
@@ -309,10 +317,11 @@ class Run:
         """Stop everything now. What has no value yet fails with `error` or `Cancelled`."""
         with self.lock:
             if not self.closed:
-                reason = error or self.failure
                 if error is not None:
                     self._fail_all(error)
-                self._end_slots(reason or Cancelled("the program was stopped", program=self.name))
+                reason = self.failure or Cancelled("the program was stopped", program=self.name)
+                self._end_slots(reason)
+            self._end_reads(self.failure or Cancelled("the program was stopped"))
             self.closed = True
             woken = self.readers.due()
         self.outbox.abandon()

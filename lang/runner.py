@@ -71,7 +71,7 @@ async def adrive(call: Call, state: State) -> State:
     try:
         with using(call.backend):
             state.result = await call.body(state)
-        state._run.body_ended = True
+        state._run.function_ended = True
         await state._run.afinish()
     except BaseException as error:
         state._run.abandon(error if isinstance(error, BranchlineError) else None)

@@ -242,7 +242,7 @@ class State(OldNames):
         if asyncio.current_task() is run.task:
             return
         progress = -1
-        while name not in self and not run.body_ended and run.progress() != progress:
+        while name not in self and not run.function_ended and run.progress() != progress:
             progress = run.progress()
             ready = partial(_defined_or_over, self, name)
             with suppress(TimeoutError):
@@ -350,7 +350,7 @@ class _Turn:
 
 
 def _defined_or_over(state: State, name: str) -> bool:
-    return name in state or state._run.body_ended
+    return name in state or state._run.function_ended
 
 
 def _content(read: LaneRead) -> protocol.LaneContent:

@@ -55,11 +55,14 @@ class Engine(Backend):
             ) from error
         self._engine = runtime.Engine(model=model, **settings)
         self._executor = Executor(self._engine.core)
+        self._closed = False
 
     # ---- programs
 
     def open(self, program: OpenProgram, sink: Sink) -> Session:
         """Start a program; see `ProgramBackend`."""
+        if self._closed:
+            raise BackendError("the engine is closed", hint="Make a new Engine.")
         return self._executor.open(program, sink)
 
     def stats(self) -> ExecutorStats:
@@ -108,8 +111,10 @@ class Engine(Backend):
 
     def close(self) -> None:
         """End all programs and free the model. May be called again."""
-        self._executor.close()
-        self._engine.close()
+        if not self._closed:
+            self._closed = True
+            self._executor.close()
+            self._engine.close()
 
 
 class Runtime(Engine):

@@ -50,20 +50,25 @@ class PlainTurns:
 
 
 class EventLoop:
-    """A thread that runs callbacks in order, and later ones at their time. Starts when needed."""
+    """A thread that runs callbacks in order, and later ones at their time.
+
+    It starts when it is needed, and again after it was stopped, so that nobody waits in vain.
+    """
 
     def __init__(self) -> None:
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._lock = threading.RLock()  # collecting garbage may post while it is held
+        self._running = False
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Any thread."""
-        self._inbox.put(callback)
-        if self._thread is None:
-            self._start()
+        with self._lock:
+            self._inbox.put(callback)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="branchline-mock", daemon=True).start()
 
     def call_at(self, moment: float, callback: Callable[[], None]) -> None:
         """Loop thread only; `moment` on the monotonic clock."""
@@ -71,15 +76,9 @@ class EventLoop:
 
     def stop(self) -> None:
         """End the thread once it has run what is queued."""
-        self._inbox.put(None)
-
-    def _start(self) -> None:
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="branchline-mock", daemon=True
-                )
-                self._thread.start()
+            if self._running:
+                self._inbox.put(None)
 
     def _run(self) -> None:
         while True:
@@ -93,9 +92,15 @@ class EventLoop:
                 callback = self._inbox.get(timeout=timeout)
             except Empty:
                 continue
-            if callback is None:
+            if callback is not None:
+                callback()
+            elif self._may_end():
                 return
-            callback()
+
+    def _may_end(self) -> bool:
+        with self._lock:
+            self._running = not self._inbox.empty()
+            return not self._running
 
 
 class _Running(NamedTuple):

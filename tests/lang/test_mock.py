@@ -156,6 +156,19 @@ def test_closing_ends_programs_and_refuses_new_ones() -> None:
     mock.close()
 
 
+def test_after_closing_values_stay_and_texts_are_an_error_and_nothing_hangs() -> None:
+    @bl.function
+    def program(s: bl.State) -> None:
+        s += "a" + bl.gen("x")
+
+    mock = bl.Mock("b")
+    state = program.run(backend=mock)
+    mock.close()
+    assert state["x"] == "b"
+    with pytest.raises(BackendError, match="closed"):
+        state.text()
+
+
 def test_a_mock_that_nobody_holds_ends_its_thread() -> None:
     def names() -> int:
         return sum(thread.name == "branchline-mock" for thread in threading.enumerate())
