@@ -1,4 +1,4 @@
-"""`branchline bench programs`: seven program shapes, one at a time and many at once.
+"""`branchline bench programs`: program shapes, one at a time and many at once.
 
 Beside the time it reports what a program costs the model: engine steps per generated token (a step
 serves all requests in it, so below 1 when branches run together), and how many of the tokens whose
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 import branchline as bl
-from branchline.bench.shapes import SHAPES, Shape
+from branchline.bench.shapes import PLAIN_TOKENS, PLAIN_WORDS, SHAPES, Shape, plain, words
 from branchline.runtime.bench.environment import header
 from branchline.runtime.bench.measure import Series, json_line, repeat
 from branchline.runtime.bench.report import Column, table
@@ -110,6 +110,34 @@ def _measure(engine: bl.Engine, shape: Shape, at_once: int, repeats: int) -> Ser
     return series
 
 
+def executor_overhead(engine: bl.Engine, at_once: int, repeats: int) -> dict[str, Any]:
+    """The same work as programs and as bare requests to the engine; what the programs add."""
+    run_batch: Any = plain.run_batch
+
+    def seeds(round_: int) -> list[int]:
+        return [1000 * round_ + number for number in range(at_once)]
+
+    def as_programs(round_: int) -> None:
+        run_batch([{"seed": seed} for seed in seeds(round_)], backend=engine)
+
+    def as_requests(round_: int) -> None:
+        texts: Any = [words(PLAIN_WORDS, seed) for seed in seeds(round_)]
+        engine.generate(texts, max_tokens=PLAIN_TOKENS, temperature=0.0, ignore_eos=True)
+
+    both = [
+        repeat(name, run, repeats=repeats, before=engine.flush_cache)
+        for name, run in (("programs", as_programs), ("requests", as_requests))
+    ]
+    return {
+        "at_once": at_once,
+        "s_programs": both[0].median_s,
+        "s_requests": both[1].median_s,
+        "cpu_s_programs": both[0].median_cpu_s,
+        "cpu_s_requests": both[1].median_cpu_s,
+        "overhead": both[0].median_cpu_s / both[1].median_cpu_s - 1.0,
+    }
+
+
 def _row(series: Series) -> list[str]:
     extra = series.extra
     cached, possible = extra["cached_tok"], extra["reusable_tok"]
@@ -148,19 +176,26 @@ def programs(
         if name not in SHAPES:
             hint = f"Known: {', '.join(SHAPES)}."
             raise InvalidRequest("not a program shape", value=name, hint=hint)
+    selected = names or list(SHAPES)
     engine = bl.Engine(**settings)
     found: list[Series] = []
     try:
         info = engine.info()
         print(header(info), file=stream)
-        for shape in [SHAPES[name] for name in names or SHAPES]:
+        for shape in [SHAPES[name] for name in selected]:
             for count in dict.fromkeys((1, at_once)):
                 found.append(_measure(engine, shape, count, repeats))
             print(f"  {shape.name} done", file=sys.stderr)
+        overhead = executor_overhead(engine, at_once, repeats) if "plain" in selected else {}
     finally:
         engine.close()
     table(f"programs, median of {repeats}", COLUMNS, [_row(item) for item in found], stream)
+    if overhead:
+        shown = f"{overhead['overhead']:+.1%} CPU time beside bare requests to the engine"
+        print(f"the same work as {at_once} plain programs costs {shown}", file=stream)
     for item in found:
         line = {"s": item.median_s, "all_s": item.wall, "cpu_s": item.median_cpu_s, **item.extra}
         print(json_line(model=str(info.get("model")), work=item.name, **line), file=stream)
+    if overhead:
+        print(json_line(model=str(info.get("model")), work="overhead", **overhead), file=stream)
     return found

@@ -1,4 +1,4 @@
-"""Seven shapes of programs, as users write them, with fixed lengths so that times compare.
+"""Shapes of programs, as users write them, with fixed lengths so that times compare.
 
 Texts are words drawn from seeds: the same number gives the same program. Every `gen` is greedy and
 ignores the end of sequence, except under a constraint.
@@ -138,6 +138,16 @@ def multi_chain(s: bl.State, seed: int) -> str:
     return s["answer"]
 
 
+PLAIN_WORDS, PLAIN_TOKENS = 100, 64
+
+
+@bl.function
+def plain(s: bl.State, seed: int) -> str:
+    """One prompt and one answer: what a program costs beside the same request without one."""
+    s += words(PLAIN_WORDS, seed) + fixed("answer", PLAIN_TOKENS)
+    return s["answer"]
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A program and the tokens it generates: one after another on its longest path, and in all.
@@ -161,5 +171,6 @@ SHAPES = {
         Shape("chat", chat, 192, 192),
         Shape("classification", classification, 0, 0),
         Shape("multi_chain", multi_chain, 96, 352),
+        Shape("plain", plain, PLAIN_TOKENS, PLAIN_TOKENS),
     )
 }

@@ -60,6 +60,16 @@ def test_program_shapes_report_tokens_and_reuse(name: str, default_model: Path) 
     assert two["steps"] <= 1.5 * one["steps"] + 4
 
 
+def test_overhead_compares_programs_with_bare_requests(default_model: Path) -> None:
+    stream = io.StringIO()
+    settings = {"model": str(default_model)}
+    programs(settings, names=["plain"], at_once=2, repeats=1, stream=stream)
+    (line,) = last_lines(stream, 1)
+    assert line["work"] == "overhead"
+    assert line["at_once"] == 2
+    assert line["overhead"] < 1.0
+
+
 def test_unknown_shape_names_the_known_ones() -> None:
     with pytest.raises(InvalidRequest, match="multi_chain"):
         programs({}, names=["nothing"])
