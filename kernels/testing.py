@@ -64,7 +64,7 @@ def random_step(
     Args:
         lens: lengths of each row.
         seed: of the placement and of the tree masks.
-        trees: draft-tree tokens of each row; each tree token sees itself and random others.
+        trees: draft-tree tokens of each row; each sees itself and random earlier ones.
     """
     gen = torch.Generator().manual_seed(seed)
     b, ctx = len(lens), max(length for length, _ in lens) + 3
@@ -101,7 +101,7 @@ def _random_trees(
         offsets.append(len(words))
         for x in range(n):
             seen = torch.randint(0, 2, (n,), generator=gen).tolist()
-            seen[x] = 1
+            seen[x:] = [1] + [0] * (n - x - 1)
             bits = sum(bit << y for y, bit in enumerate(seen))
             for w in range((n + 63) // 64):
                 word = bits >> (64 * w) & (2**64 - 1)

@@ -91,3 +91,36 @@ def test_tree_with_causal_mask_equals_no_tree(native: NativeOps) -> None:
     k, v = torch.randn(2, step.num_slots, 2, 32).unbind(0)
     plain = native.paged_attention(q, k, v, step.meta, 0.2)
     assert torch.equal(native.paged_attention(q, k, v, tree, 0.2), plain)
+
+
+@pytest.mark.parametrize("pool", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("prefix", [3, 127, 300])
+def test_a_tree_token_equals_its_path_run_alone(
+    native: NativeOps, pool: torch.dtype, prefix: int
+) -> None:
+    """Same bits as if the tokens that it sees stood right behind the prefix, one after another."""
+    torch.manual_seed(prefix)
+    plain, nodes = 2, 150
+    length = prefix + plain + nodes
+    step = random_step([(length, plain + nodes)], seed=prefix, trees=[nodes])
+    meta = step.meta
+    assert meta.tree_words is not None and meta.tree_offsets is not None
+    q = torch.randn(plain + nodes, 6, 64)
+    k, v = (torch.randn(step.num_slots, 2, 64).to(pool) for _ in range(2))
+    whole = native.paged_attention(q, k, v, meta, 0.125)
+    base, row = prefix + plain, int(meta.rows[0])
+    start, width = int(meta.tree_offsets[0]), (nodes + 63) // 64
+    for node in (0, 1, 63, 64, 149):
+        words = meta.tree_words[start + node * width : start + (node + 1) * width].tolist()
+        seen = [y for y in range(nodes) if words[y // 64] >> (y % 64) & 1]
+        table = meta.slot_table.clone()
+        table[row, base : base + len(seen)] = meta.slot_table[row, [base + y for y in seen]]
+        alone = meta.__class__(
+            rows=meta.rows,
+            slot_table=table,
+            seq_lens=torch.tensor([base + len(seen)], dtype=torch.int32),
+            extend_lens=torch.tensor([1], dtype=torch.int32),
+            extend_start=torch.tensor([0, 1], dtype=torch.int32),
+        )
+        got = native.paged_attention(q[plain + node :][:1], k, v, alone, 0.125)
+        assert torch.equal(got, whole[plain + node :][:1]), node
