@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 GIVEN = "dim"
 GENERATED = "green"
 CHOSEN = "cyan"
+FORCED = "magenta"
+CACHED = "yellow"
 FAILED = "red"
 ROLE = "bold blue"
+MAX_SNIPPET = 32
 
 
 def run_in_terminal(
@@ -104,12 +107,14 @@ def _add_slot(text: Text, slot: Slot) -> None:
 
 
 def nodes_table(graph: RequestGraph) -> Table:
-    """One line a node that did something: tokens and time."""
+    """One line a node that did something: tokens and time. Turn marks are left out."""
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for title in ("node", "what", "cached", "forced", "generated", "tokens", "ms"):
-        table.add_column(title, justify="left" if title in ("node", "what") else "right")
+    for title in ("node", "lane", "what", "text"):
+        table.add_column(title, no_wrap=True)
+    for title in ("tokens", "cached", "forced", "generated", "ms"):
+        table.add_column(title, justify="right")
     for node in graph.nodes:
-        if node.stats is not None and node.kind in ("append", "role", "generate", "select", "join"):
+        if node.stats is not None and node.kind in ("append", "generate", "select", "join"):
             table.add_row(*_row(node))
     return table
 
@@ -122,13 +127,22 @@ def _row(node: GraphNode) -> tuple[RenderableType, ...]:
     made = stats.tokens - stats.forced_tokens if node.kind == "generate" else 0
     return (
         str(node.id),
+        str(node.op.lane),
         Text(f"{node.kind} {name}".strip(), style=style),
-        _count(stats.cached_tokens),
-        _count(stats.forced_tokens),
-        _count(made),
+        Text(_snippet(node), style=style),
         _count(stats.tokens),
+        Text(_count(stats.cached_tokens), style=CACHED),
+        Text(_count(stats.forced_tokens), style=FORCED),
+        Text(_count(made), style=GENERATED),
         f"{1e3 * (stats.end_s - stats.start_s):.1f}",
     )
+
+
+def _snippet(node: GraphNode) -> str:
+    parts = getattr(node.op, "parts", ())
+    text = node.values[0] if node.values else "".join(p for p in parts if isinstance(p, str))
+    text = text.replace("\n", "⏎")
+    return text if len(text) <= MAX_SNIPPET else text[: MAX_SNIPPET - 1] + "…"
 
 
 def _count(number: int) -> str:
