@@ -32,7 +32,7 @@ FORCED = "magenta"
 CACHED = "yellow"
 FAILED = "red"
 ROLE = "bold blue"
-MAX_SNIPPET = 32
+MAX_SNIPPET = 24
 
 
 def run_in_terminal(
@@ -112,7 +112,7 @@ def nodes_table(graph: RequestGraph) -> Table:
     for title in ("node", "lane", "what", "text"):
         table.add_column(title, no_wrap=True)
     for title in ("tokens", "cached", "forced", "generated", "ms"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True, min_width=max(6, len(title)))
     for node in graph.nodes:
         if node.stats is not None and node.kind in ("append", "generate", "select", "join"):
             table.add_row(*_row(node))
