@@ -61,37 +61,77 @@ struct Attention {
     size_t partial_floats() const { return size_t(tile_rows()) * (d + 2); }
 };
 
-// Cuts a step's attention into units. Splits by key block only where units are few.
+constexpr int MATES = 8;  // rows of a trunk in one tile: enough to pay for its keys, few enough
+                          // that the threads share the work
+
+// Blocks of keys at the start of two rows of one token each that are the same slots.
+static int trunk_blocks(const Attention& a, int row, int other) {
+    const int most = std::min(a.seq_lens[row], a.seq_lens[other]) / KEYS;
+    const int32_t *x = a.slots(row), *y = a.slots(other);
+    int blocks = 0;
+    while (blocks < most && !memcmp(x + blocks * KEYS, y + blocks * KEYS, KEYS * sizeof(int32_t)))
+        ++blocks;
+    return blocks;
+}
+
+// Rows from `row` on that share a trunk with it; sets its blocks. 1 when it has no mates.
+static int count_mates(const Attention& a, int rows, int row, int& blocks) {
+    auto lone = [&](int r) { return a.extend_lens[r] == 1 && a.tree(r) == 0; };
+    int count = 1;
+    blocks = a.seq_lens[row] / KEYS;
+    while (count < MATES && row + count < rows && lone(row) && lone(row + count)) {
+        const int same = trunk_blocks(a, row, row + count);
+        if (same == 0 || 2 * same < blocks) break;  // a mate must not cost the others their trunk
+        blocks = std::min(blocks, same);
+        ++count;
+    }
+    return count;
+}
+
+// Units of queries [first, first + count) of one row.
+static void plan_tile(Plan& plan, const Attention& a, int r, int first, int count, bool split) {
+    const bool tree = first >= a.plain(r);
+    const int reach = a.reach(r, first + count);
+    const int blocks = tree ? reach / KEYS : ceil_div(reach, KEYS);
+    for (int h = 0; h < a.hkv; ++h) {
+        if (!split || blocks < 2 || tree) {
+            plan.units.push_back({r, h, first, count, -1, blocks, 0, 0});
+            continue;
+        }
+        for (int b = 0; b < blocks; ++b)
+            plan.units.push_back({r, h, first, count, b, blocks, plan.partials, plan.joins_used});
+        plan.partials += blocks;
+        ++plan.joins_used;
+    }
+}
+
+// Cuts a step's attention into units. Splits by key block only where units are few; rows that
+// decode behind the same trunk (branches of a fork, programs with one prompt) read it together.
 static void plan_attention(Context& c, const Op& op) {
     Attention a(op);
     Plan& plan = c.plan;
     plan.units.clear();
     plan.partials = plan.joins_used = 0;
-    const int tokens = a.tile_tokens();
+    const int tokens = a.tile_tokens(), rows = int(c.dims[1]);
     int64_t whole = 0;
-    for (int r = 0; r < c.dims[1]; ++r)
-        whole += int64_t(ceil_div(a.extend_lens[r], tokens)) * a.hkv;
+    for (int r = 0; r < rows; ++r) whole += int64_t(ceil_div(a.extend_lens[r], tokens)) * a.hkv;
     const bool split = whole < 4 * c.threads && c.threads > 1;
-    for (int pass = 0; pass < 2; ++pass) {  // chunks are taken from the end: longest rows last
-        for (int r = 0; r < c.dims[1]; ++r) {
-            if ((a.extend_lens[r] > 1) != (pass == 1)) continue;
-            for (int first = 0, count = 0; first < a.extend_lens[r]; first += count) {
-                const bool tree = first >= a.plain(r);  // no tile holds both kinds of tokens
-                count = std::min(tokens, (tree ? a.extend_lens[r] : a.plain(r)) - first);
-                const int reach = a.reach(r, first + count);
-                const int blocks = tree ? reach / KEYS : ceil_div(reach, KEYS);
-                for (int h = 0; h < a.hkv; ++h) {
-                    if (!split || blocks < 2 || tree) {
-                        plan.units.push_back({r, h, first, count, -1, blocks, 0, 0});
-                        continue;
-                    }
-                    for (int b = 0; b < blocks; ++b)
-                        plan.units.push_back(
-                            {r, h, first, count, b, blocks, plan.partials, plan.joins_used});
-                    plan.partials += blocks;
-                    ++plan.joins_used;
-                }
-            }
+    for (int r = 0, mates = 1; r < rows; r += mates) {  // chunks are taken from the end:
+        mates = 1;                                      // longest rows last
+        if (a.extend_lens[r] > 1) continue;
+        int blocks = 0;
+        if (!split) mates = std::min(count_mates(a, rows, r, blocks), a.tile_tokens());
+        if (mates == 1) plan_tile(plan, a, r, 0, a.extend_lens[r], split);
+        else
+            for (int h = 0; h < a.hkv; ++h)
+                plan.units.push_back({r, h, 0, mates, -1, blocks, 0, 0, true});
+    }
+    for (int r = 0; r < rows; ++r) {
+        if (a.extend_lens[r] <= 1) continue;
+        for (int first = 0, count = 0; first < a.extend_lens[r]; first += count) {
+            const bool tree = first >= a.plain(r);  // no tile holds both kinds of tokens
+            count = std::min(tokens, (tree ? a.extend_lens[r] : a.plain(r)) - first);
+            plan_tile(plan, a, r, first, count, split);
         }
     }
     if (size_t(plan.joins_used) > plan.join_capacity) {
@@ -126,6 +166,16 @@ struct Tile {
         l = p; p += rows;
         alpha = p; p += rows;
         beta = p;
+    }
+    // The tile as one that begins with its query token x.
+    Tile from_query(const Attention& a, int x) const {
+        Tile t = *this;
+        const int64_t row = int64_t(x) * a.group();
+        t.q += row * (a.bf16 ? a.d / 2 : a.d);
+        t.state += row * a.padded();
+        t.m += row;
+        t.l += row;
+        return t;
     }
 };
 
@@ -291,12 +341,7 @@ static void attend_path(const Attention& a, const Unit& u, int x, Tile& whole) {
     Unit one = u;
     one.first = u.first + x;
     one.count = 1;
-    Tile t = whole;
-    const int row = x * group;
-    t.q += int64_t(row) * (a.bf16 ? a.d / 2 : a.d);
-    t.state += int64_t(row) * a.padded();
-    t.m += row;
-    t.l += row;
+    Tile t = whole.from_query(a, x);
     int32_t slots[KEYS];
     int next = u.blocks * KEYS, count = 0;
     auto flush = [&] {
@@ -314,6 +359,15 @@ static void attend_path(const Attention& a, const Unit& u, int x, Tile& whole) {
         if (count == KEYS) flush();
     }
     if (count) flush();
+}
+
+// The keys that a row of a trunk has to itself.
+static void attend_own(const Attention& a, const Unit& u, int x, Tile& whole) {
+    Unit one = u;
+    one.row = u.row + x;
+    one.count = 1;
+    Tile t = whole.from_query(a, x);
+    for (int b = u.blocks; b < ceil_div(a.seq_lens[one.row], KEYS); ++b) attend_block(a, one, b, t);
 }
 
 static void clear_state(int rows, int wide, Tile& t) {
@@ -365,8 +419,10 @@ static void attention_unit(Context& c, const Op& op, const Unit& u, int worker) 
     clear_state(rows, wide, t);
     if (u.block < 0) {
         for (int b = 0; b < u.blocks; ++b) attend_block(a, u, b, t);
-        if (u.first >= a.plain(u.row))
-            for (int x = 0; x < u.count; ++x) attend_path(a, u, x, t);
+        for (int x = 0; x < u.count; ++x) {
+            if (u.mates) attend_own(a, u, x, t);
+            else if (u.first >= a.plain(u.row)) attend_path(a, u, x, t);
+        }
         return store_output(a, u, t);
     }
     attend_block(a, u, u.block, t);

@@ -38,8 +38,11 @@ class Buffer {
 
 // One tile of attention work: queries [first, first + count) of a row, one KV head, and either all
 // key blocks (block < 0) or a single one whose partial result is merged by the last to finish.
+// With mates, the queries are those of `count` rows of one token each, from `row` on, whose first
+// `blocks` blocks of keys are the same slots; the rest of its keys each row has to itself.
 struct Unit {
     int32_t row, head, first, count, block, blocks, partial, join;
+    bool mates = false;
 };
 
 struct Plan {
@@ -47,7 +50,7 @@ struct Plan {
     std::vector<Unit> units;
     std::unique_ptr<std::atomic<int32_t>[]> joins;
     size_t join_capacity = 0;
-    int partials = 0, joins_used = 0, max_queries = 0;
+    int partials = 0, joins_used = 0;
 };
 
 struct Context {

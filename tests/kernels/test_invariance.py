@@ -124,3 +124,36 @@ def test_a_tree_token_equals_its_path_run_alone(
         )
         got = native.paged_attention(q[plain + node :][:1], k, v, alone, 0.125)
         assert torch.equal(got, whole[plain + node :][:1]), node
+
+
+@pytest.mark.parametrize("pool", [torch.float32, torch.bfloat16])
+def test_rows_that_read_a_trunk_together_equal_each_alone(
+    native: NativeOps, pool: torch.dtype
+) -> None:
+    """Decode rows whose first keys lie in the same slots share their loads, not their results."""
+    torch.manual_seed(1)
+    lens = [400, 391, 700, 129, 256, 384, 640, 640, 500, 130, 64, 900, 901]
+    trunks = [384, 384, 384, 128, 128, 256, 0, 640, 384, 0, 0, 896, 896]
+    step = random_step([(n, 1) for n in lens])
+    meta = step.meta
+    table = meta.slot_table.clone()
+    source = meta.slot_table[int(meta.rows[lens.index(900)])]
+    for row, trunk in zip(meta.rows.tolist(), trunks, strict=True):
+        table[row, :trunk] = source[:trunk]
+    q = torch.randn(len(lens), 6, 64)
+    k, v = (torch.randn(step.num_slots, 2, 64).to(pool) for _ in range(2))
+
+    def attend(rows: slice) -> torch.Tensor:
+        count = len(lens[rows])
+        part = meta.__class__(
+            rows=meta.rows[rows],
+            slot_table=table,
+            seq_lens=meta.seq_lens[rows],
+            extend_lens=meta.extend_lens[rows],
+            extend_start=torch.arange(count + 1, dtype=torch.int32),
+        )
+        return native.paged_attention(q[rows], k, v, part, 0.125)
+
+    together = attend(slice(None))
+    for i in range(len(lens)):
+        assert torch.equal(together[i : i + 1], attend(slice(i, i + 1))), i
