@@ -84,8 +84,10 @@ class Loop:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while not self._closed:
+        while True:
             self._wake.clear()
+            if self._closed:  # looked at after clearing, or the closing wake-up could be lost
+                break
             self._drain()
             try:
                 busy = self._steps.step()

@@ -125,3 +125,14 @@ def test_after_close_everything_is_told_and_nothing_is_taken() -> None:
     assert "closed" in str(steps.failures[-1])
     with pytest.raises(BackendError, match="closed"):
         loop.call_soon(lambda: None)
+
+
+def test_closing_is_quick_however_busy_the_loop_is() -> None:
+    for _ in range(200):
+        steps = Steps()
+        steps.deadline = time.monotonic()  # an idle loop that wakes all the time
+        loop = Loop(steps)
+        loop.start()
+        start = time.monotonic()
+        loop.close()
+        assert time.monotonic() - start < 5.0
