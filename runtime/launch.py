@@ -123,7 +123,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
     worker = build_worker(runner, overlap=config.scheduler.overlap)
     vocab_size = model.spec.vocab_size
     grammars = GrammarService(
-        lambda: _grammar_backend(tokenizer, vocab_size),
+        lambda: _grammar_backend(tokenizer, vocab_size, config),
         vocab_size=vocab_size,
         limit_s=config.grammar.grammar_timeout_s,
     )
@@ -214,11 +214,17 @@ def _kv_dtype(config: EngineConfig) -> Any:
     return config.model.kv_dtype
 
 
-def _grammar_backend(tokenizer: Tokenizer, vocab_size: int) -> GrammarBackend:
+def _grammar_backend(tokenizer: Tokenizer, vocab_size: int, config: EngineConfig) -> GrammarBackend:
     # Imported here: an engine that constrains nothing does not load it.
-    from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
+    from branchline.runtime.grammar.backends import GrammarBackends
+    from branchline.runtime.grammar.limits import Limits
 
-    return LLGuidanceBackend(tokenizer, vocab_size=vocab_size)
+    return GrammarBackends(
+        tokenizer,
+        vocab_size=vocab_size,
+        setting=config.grammar.grammar_backend,
+        limits=Limits(compile_s=config.grammar.grammar_timeout_s),
+    )
 
 
 def _template(config: EngineConfig, tokenizer: Tokenizer) -> ChatTemplate:

@@ -24,7 +24,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "device": ("auto", "cpu"),
     "eviction": ("lru", "lfu", "fifo", "priority"),
     "policy": ("lpm", "fcfs", "priority"),
-    "grammar_backend": ("auto", "llguidance"),
+    "grammar_backend": ("auto", "llguidance", "xgrammar", "outlines"),
 }
 _POSITIVE = (
     "context_length",

@@ -66,7 +66,11 @@ class SchedulerSection:
 class GrammarSection:
     """Constrained output."""
 
-    grammar_backend: str = setting("auto", '"auto" or "llguidance"')
+    grammar_backend: str = setting(
+        "auto",
+        'who enforces constraints: "auto" (by what each needs), "llguidance", "xgrammar" or '
+        '"outlines"; one that cannot enforce a constraint exactly refuses it',
+    )
     grammar_timeout_s: float = setting(10.0, "seconds a constraint may take to compile")
 
 

@@ -8,7 +8,8 @@ import msgspec
 
 from branchline.runtime.errors import InvalidRequest
 
-ConstraintKind = Literal["regex", "choices", "lark", "json_schema"]
+ConstraintKind = Literal["regex", "choices", "lark", "ebnf", "json_schema", "structural_tag"]
+Whitespace = Literal["fixed", "compact", "flexible"]
 
 MAX_N = 128
 MAX_STOPS = 64
@@ -22,10 +23,14 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kind: how `text` is read.
         text: a pattern, a grammar, or a JSON document (an array of strings for "choices").
+        whitespace: where JSON may hold some: "fixed" = as `json.dumps` writes it, "compact" = none,
+            "flexible" = a bounded run between any two tokens. Other kinds of constraint spell out
+            their own.
     """
 
     kind: ConstraintKind
     text: str
+    whitespace: Whitespace = "fixed"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

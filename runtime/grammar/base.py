@@ -5,8 +5,8 @@ Knows no engine; the matcher's own contract is `core.protocols.TokenMatcher`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,27 @@ from branchline.runtime.core.sampling_params import Constraint
 
 Bitmask = np.ndarray[tuple[int, int], np.dtype[np.int32]]
 NeedMask = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+class Refusal(NamedTuple):
+    """A backend that was not taken, and why."""
+
+    backend: str
+    why: str
+
+
+class Choice(NamedTuple):
+    """Which backend enforces a constraint.
+
+    Attributes:
+        backend: its name.
+        why: one clause.
+        refused: those that were considered before it, in order.
+    """
+
+    backend: str
+    why: str
+    refused: tuple[Refusal, ...] = ()
 
 
 class GrammarTokenizer(Protocol):
@@ -36,6 +57,14 @@ class CompiledGrammar(Protocol):
 
     @property
     def constraint(self) -> Constraint: ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """What keeping it costs, about."""
+
+    @property
+    def choice(self) -> Choice:
+        """Why this backend."""
 
     def matcher(self) -> TokenMatcher:
         """A matcher at the start; microseconds."""
@@ -69,3 +98,21 @@ class GrammarBackend(Protocol):
 
     def failure(self, matcher: TokenMatcher) -> str:
         """Why a matcher can go no further ("" = it can): an engine limit was hit."""
+
+    def close(self) -> None:
+        """Free what is not memory of this process; compiles under way may fail."""
+
+
+def only(words: np.ndarray[tuple[int], np.dtype[np.int32]], ids: Iterable[int]) -> None:
+    """Set the bits of `ids` and clear all others. words: int32 [ceil(V / 32)], written."""
+    words[:] = 0
+    bits = words.view(np.uint32)
+    for token in ids:
+        bits[token >> 5] |= np.uint32(1 << (token & 31))
+
+
+def ids_of(words: np.ndarray[tuple[int], np.dtype[np.int32]], vocab_size: int) -> list[int]:
+    """Ids below `vocab_size` whose bit is set. words: int32 [ceil(V / 32)]."""
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:vocab_size]
+    found: list[int] = np.flatnonzero(bits).tolist()
+    return found

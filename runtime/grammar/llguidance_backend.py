@@ -9,28 +9,39 @@ sampled from. End ids are handled here: the engine never consumes one.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import llguidance
 import numpy as np
 
 from branchline.runtime.core.protocols import TokenMatcher
-from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.core.sampling_params import Constraint, Whitespace
 from branchline.runtime.errors import ConstraintError, InvalidRequest, UnsupportedConstraint
-from branchline.runtime.grammar.base import Bitmask, GrammarTokenizer, NeedMask
+from branchline.runtime.grammar.base import (
+    Bitmask,
+    Choice,
+    GrammarTokenizer,
+    NeedMask,
+    ids_of,
+    only,
+)
+from branchline.runtime.grammar.choices import read_choices
+from branchline.runtime.grammar.limits import (
+    DEFAULT_LIMITS,
+    Limits,
+    check_document,
+    check_repeats,
+    check_text,
+    is_cheap,
+)
 from branchline.runtime.grammar.regex_dialect import literal, to_automaton_regex
 
-MAX_TEXT_BYTES = 64 * 1024
-"""Longest pattern, grammar, schema or list of choices."""
+TryFirst = Callable[[Constraint], str]
+"""Compiles a constraint elsewhere, within limits, and returns its `engine_grammar`."""
 
-MAX_CHOICES = 4096
+_GRAMMAR_BYTES = 256 * 1024
+"""About what a compiled grammar holds beside its text (measured: 0.2 MB, with matchers 0.26)."""
 
-_JSON_OPTIONS = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "lenient": False,
-}
 _NO_FORCED: tuple[int, ...] = ()
 
 
@@ -41,6 +52,8 @@ class LLGuidanceBackend:
         tokenizer: see `GrammarTokenizer`.
         vocab_size: number of logits, when the model has more than the tokenizer has ids.
         threads: for `fill_masks`.
+        limits: see `Limits`.
+        try_first: asked before anything that may be expensive is compiled in this process.
 
     Raises:
         UnsupportedConstraint: the tokenizer has no end id.
@@ -54,6 +67,8 @@ class LLGuidanceBackend:
         *,
         vocab_size: int | None = None,
         threads: int = 2,
+        limits: Limits = DEFAULT_LIMITS,
+        try_first: TryFirst | None = None,
     ) -> None:
         if not tokenizer.eos_ids:
             raise UnsupportedConstraint(
@@ -68,17 +83,46 @@ class LLGuidanceBackend:
             eos_token=sorted(self.eos_ids),
         )
         self._executor = llguidance.LLExecutor(threads)
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+        self._bounds = limits
+        self._try_first = try_first
+        self._limits = llguidance.LLParserLimits(
+            max_items_in_row=2_000,
+            initial_lexer_fuel=1_000_000,  # about 20 ms
+            step_lexer_fuel=200_000,  # about 15 ms for each token
+            step_max_items=50_000,
+            max_lexer_states=50_000,  # 1 to 2 kB each
+            max_grammar_size=500_000,
+            verbose_errors=False,
+        )
 
     def compile(self, constraint: Constraint) -> LLGuidanceGrammar:
         """See `GrammarBackend.compile`."""
-        grammar = _engine_grammar(constraint)
+        check_text(constraint, self._bounds)
+        if self._try_first is None or is_cheap(constraint):
+            grammar = engine_grammar(constraint, self._bounds)
+        else:
+            grammar = self._try_first(constraint)
+        return self.load(constraint, grammar)
+
+    def load(self, constraint: Constraint, grammar: str) -> LLGuidanceGrammar:
+        """Compile what `engine_grammar` made of a constraint, up to its first mask.
+
+        Raises:
+            UnsupportedConstraint: it cannot be enforced exactly.
+        """
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise UnsupportedConstraint(
                 f"{constraint.kind}: {_first_lines(matcher.get_error())}",
                 value=constraint.text,
                 hint="Rewrite the constraint without it.",
+            )
+        warnings = matcher.get_grammar_warnings()
+        if warnings:
+            raise UnsupportedConstraint(
+                f"{constraint.kind}: not all of it would be enforced: {'; '.join(warnings)[:300]}",
+                value=constraint.text,
+                hint="Rewrite the constraint without that.",
             )
         allowed = _mask_ids(matcher, self.vocab_size)
         if not allowed or (allowed <= self.eos_ids and not matcher.is_accepting()):
@@ -87,7 +131,9 @@ class LLGuidanceBackend:
                 value=constraint.text,
                 hint="Allow at least one text.",
             )
-        return LLGuidanceGrammar(constraint, matcher, self.eos_ids, allowed <= self.eos_ids)
+        memory = _GRAMMAR_BYTES + 8 * len(grammar)
+        only_empty = allowed <= self.eos_ids
+        return LLGuidanceGrammar(constraint, matcher, self.eos_ids, only_empty, memory)
 
     def fill_masks(self, matchers: Sequence[TokenMatcher | None], bitmask: Bitmask) -> NeedMask:
         """See `GrammarBackend.fill_masks`."""
@@ -117,7 +163,10 @@ class LLGuidanceBackend:
         """See `GrammarBackend.failure`."""
         if not isinstance(matcher, LLGuidanceMatcher):
             raise TypeError(f"{type(matcher).__name__} is not a matcher of this backend")
-        return _first_lines(matcher.engine.get_error())
+        return matcher.fault or _first_lines(matcher.engine.get_error())
+
+    def close(self) -> None:
+        """See `GrammarBackend.close`; there is nothing to free."""
 
 
 class LLGuidanceGrammar:
@@ -129,8 +178,11 @@ class LLGuidanceGrammar:
         engine: llguidance.LLMatcher,
         eos_ids: frozenset[int],
         only_empty: bool,
+        memory_bytes: int,
     ) -> None:
         self.constraint = constraint
+        self.memory_bytes = memory_bytes
+        self.choice = Choice(LLGuidanceBackend.name, "asked for")
         self._engine = engine
         self._eos_ids = eos_ids
         self._only_empty = only_empty
@@ -147,12 +199,13 @@ class LLGuidanceMatcher:
     they might be cut otherwise, and an output would depend on who asked when.
     """
 
-    __slots__ = ("_ended", "_eos_ids", "_forced", "_history", "_only_empty", "engine")
+    __slots__ = ("_ended", "_eos_ids", "_forced", "_history", "_only_empty", "engine", "fault")
 
     def __init__(
         self, engine: llguidance.LLMatcher, eos_ids: frozenset[int], only_empty: bool
     ) -> None:
         self.engine = engine
+        self.fault = ""  # why it was given up, when not by the engine
         self._eos_ids = eos_ids
         self._only_empty = only_empty  # no text but the empty one matches
         self._ended = False
@@ -161,6 +214,7 @@ class LLGuidanceMatcher:
 
     def accept(self, token_id: int) -> bool:
         """See `TokenMatcher.accept`. An end id is allowed where the text is complete."""
+        self._check()
         if self._ended:
             return False
         if token_id in self._eos_ids:
@@ -185,17 +239,17 @@ class LLGuidanceMatcher:
         if not self.fill_known(bitmask, row):
             target = bitmask[row]
             self.engine.unsafe_compute_mask_ptr(target.ctypes.data, target.size * 4)
-            self._check()
+        self._check()
         return True
 
     def fill_known(self, bitmask: Bitmask, row: int) -> bool:
         """Fill the row if that takes no engine: an ended, failed or forced matcher."""
-        if self.engine.is_error():
+        if self.fault or self.engine.is_error():
             bitmask[row] = 0
         elif self._ended:
-            _only(bitmask[row], tuple(self._eos_ids))
+            only(bitmask[row], self._eos_ids)
         elif forced := self._ahead():
-            _only(bitmask[row], forced[:1])
+            only(bitmask[row], forced[:1])
         else:
             return False
         return True
@@ -218,19 +272,20 @@ class LLGuidanceMatcher:
         """See `TokenMatcher.is_terminated`."""
         if self._ended or (self._only_empty and not self._history):
             return True
-        return self.engine.is_stopped() and not self.engine.is_error()
+        return self.engine.is_stopped() and not self.fault and not self.engine.is_error()
 
     def is_accepting(self) -> bool:
         """See `TokenMatcher.is_accepting`."""
-        return not self.engine.is_error() and self.engine.is_accepting()
+        return not self.fault and not self.engine.is_error() and self.engine.is_accepting()
 
     def forced_tokens(self) -> list[int]:
         """See `TokenMatcher.forced_tokens`."""
-        return [] if self._ended else list(self._ahead())
+        return [] if self._ended or self.fault else list(self._ahead())
 
     def fork(self) -> LLGuidanceMatcher:
         """An independent matcher at the same place."""
         twin = LLGuidanceMatcher(self.engine.deep_copy(), self._eos_ids, self._only_empty)
+        twin.fault = self.fault
         twin._ended = self._ended
         twin._forced = self._forced
         twin._history = self._history.copy()
@@ -243,10 +298,10 @@ class LLGuidanceMatcher:
         return self._forced
 
     def _check(self) -> None:
-        if self.engine.is_error():
+        if self.fault or self.engine.is_error():
+            why = self.fault or _first_lines(self.engine.get_error())
             raise ConstraintError(
-                f"the grammar engine gave up: {_first_lines(self.engine.get_error())}",
-                hint="Simplify the constraint.",
+                f"the grammar engine gave up: {why}", hint="Simplify the constraint."
             )
 
 
@@ -265,56 +320,37 @@ class _EngineTokenizer:
         return self._encode(text if isinstance(text, str) else text.decode())
 
 
-def _engine_grammar(constraint: Constraint) -> str:
+def engine_grammar(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> str:
+    """A constraint in the engine's own form.
+
+    Raises:
+        InvalidRequest: it is malformed or a bound is exceeded.
+        UnsupportedConstraint: it cannot be enforced exactly; names what.
+    """
+    check_text(constraint, limits)
     text = constraint.text
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            "a constraint holds half a surrogate pair, which no UTF-8 text can hold",
-            value=f"{constraint.kind}, character {error.start}",
-            hint="Use whole characters.",
-        ) from error
-    if size > MAX_TEXT_BYTES:
-        raise InvalidRequest(
-            f"a {constraint.kind} constraint is too large",
-            value=f"{size} bytes",
-            hint=f"Use at most {MAX_TEXT_BYTES} bytes.",
-        )
     match constraint.kind:
         case "regex":
             pattern = to_automaton_regex(text)
+            check_repeats("regex", pattern, limits)
             return str(llguidance.LLMatcher.grammar_from_regex(pattern))
         case "choices":
-            pattern = "|".join(literal(choice) for choice in _read_choices(text))
+            pattern = "|".join(literal(choice) for choice in read_choices(text, limits))
             return str(llguidance.LLMatcher.grammar_from_regex(f"(?:{pattern})"))
         case "lark":
             return str(llguidance.LLMatcher.grammar_from_lark(text))
         case "json_schema":
-            return _json_grammar(text)
+            return schema_to_grammar(text, constraint.whitespace, limits)
+        case _:
+            raise UnsupportedConstraint(
+                f"{constraint.kind}: llguidance does not read it",
+                value=text,
+                hint="Use the backend xgrammar.",
+            )
 
 
-def _read_choices(text: str) -> list[str]:
-    try:
-        choices = json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(
-            f"choices: not JSON ({error})", value=text, hint="Give a JSON array of strings."
-        ) from error
-    if (
-        not isinstance(choices, list)
-        or not 1 <= len(choices) <= MAX_CHOICES
-        or not all(isinstance(choice, str) for choice in choices)
-    ):
-        raise InvalidRequest(
-            "choices: not a list of texts",
-            value=text,
-            hint=f"Give a JSON array of 1 to {MAX_CHOICES} strings.",
-        )
-    return list(dict.fromkeys(choices))
-
-
-def _json_grammar(text: str) -> str:
+def schema_to_grammar(text: str, whitespace: Whitespace, limits: Limits) -> str:
+    """A JSON schema document in the engine's own form. Raises as `engine_grammar`."""
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -325,8 +361,11 @@ def _json_grammar(text: str) -> str:
         raise InvalidRequest(
             "json_schema: a schema is an object", value=text, hint="Give a JSON Schema document."
         )
+    check_document("json_schema", schema, limits)
     try:
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(
+            text, overrides=json_options(whitespace, limits)
+        )
     except ValueError as error:
         raise UnsupportedConstraint(
             f"json_schema: {error}", value=text, hint="Rewrite the schema without it."
@@ -334,20 +373,24 @@ def _json_grammar(text: str) -> str:
     return str(grammar)
 
 
-def _only(words: np.ndarray[tuple[int], np.dtype[np.int32]], ids: Sequence[int]) -> None:
-    """Set the bits of `ids` and clear all others."""
-    words[:] = 0
-    bits = words.view(np.uint32)
-    for token in ids:
-        bits[token >> 5] |= np.uint32(1 << (token & 31))
+def json_options(whitespace: Whitespace, limits: Limits = DEFAULT_LIMITS) -> dict[str, object]:
+    """The engine's options for JSON: nothing ignored, white space as asked for."""
+    if whitespace == "flexible":
+        run = rf"[ \n\t\r]{{1,{limits.whitespace_run}}}"
+        return {"lenient": False, "whitespace_pattern": run}
+    spaced = " " if whitespace == "fixed" else ""
+    return {
+        "lenient": False,
+        "whitespace_flexible": False,
+        "item_separator": f",{spaced}",
+        "key_separator": f":{spaced}",
+    }
 
 
 def _mask_ids(engine: llguidance.LLMatcher, vocab_size: int) -> frozenset[int]:
     """Ids that may come first; none when the engine gave up."""
-    bits = np.frombuffer(engine.compute_bitmask(), dtype=np.uint8)
-    if engine.is_error():
-        return frozenset()
-    return frozenset(np.flatnonzero(np.unpackbits(bits, bitorder="little")[:vocab_size]).tolist())
+    words = np.frombuffer(engine.compute_bitmask(), dtype=np.int32)
+    return frozenset() if engine.is_error() else frozenset(ids_of(words, vocab_size))
 
 
 def _first_lines(message: str, limit: int = 300) -> str:

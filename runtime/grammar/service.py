@@ -14,7 +14,7 @@ import numpy as np
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import BackendError, BranchlineError, wrap
-from branchline.runtime.grammar.base import Bitmask, GrammarBackend
+from branchline.runtime.grammar.base import Bitmask, Choice, GrammarBackend
 from branchline.runtime.grammar.manager import GrammarManager, Outcome
 
 Ready = Callable[[TokenMatcher | BranchlineError], None]
@@ -66,6 +66,15 @@ class GrammarService:
     def failure(self, matcher: TokenMatcher) -> str:
         """Why a matcher can go no further; "" = it can."""
         return "" if self._manager is None else self._manager.failure(matcher)
+
+    def choice(self, constraint: Constraint) -> Choice | None:
+        """Which backend enforces a constraint and why; None when that is not known (any more)."""
+        outcome = None if self._manager is None else self._manager.try_get(constraint)
+        return None if outcome is None or isinstance(outcome, BranchlineError) else outcome.choice
+
+    def stats(self) -> dict[str, int]:
+        """How much is kept and under way; empty before the first constraint."""
+        return {} if self._manager is None else self._manager.stats()
 
     def close(self) -> None:
         """Tell those who wait; take no more."""

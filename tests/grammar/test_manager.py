@@ -12,7 +12,7 @@ import pytest
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import BackendError, BranchlineError, UnsupportedConstraint
-from branchline.runtime.grammar.base import Bitmask, CompiledGrammar, NeedMask
+from branchline.runtime.grammar.base import Bitmask, Choice, CompiledGrammar, NeedMask
 from branchline.runtime.grammar.manager import GrammarManager, Outcome
 
 
@@ -21,6 +21,8 @@ class Compiled:
 
     def __init__(self, constraint: Constraint) -> None:
         self.constraint = constraint
+        self.memory_bytes = 1_000_000
+        self.choice = Choice("scripted", "the only one")
 
     def matcher(self) -> TokenMatcher:
         raise AssertionError("not asked for here")
@@ -34,6 +36,7 @@ class ScriptedBackend:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.calls: list[str] = []
+        self.closed = False
 
     def compile(self, constraint: Constraint) -> CompiledGrammar:
         self.calls.append(constraint.text)
@@ -49,6 +52,9 @@ class ScriptedBackend:
 
     def failure(self, matcher: TokenMatcher) -> str:
         return ""
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class Reader:
@@ -113,7 +119,7 @@ def test_failures_are_kept_and_each_reader_gets_its_own(
 
 
 def test_least_recently_used_grammars_go_first(backend: ScriptedBackend) -> None:
-    manager, reader = GrammarManager(backend, workers=1, cache_size=2), Reader()
+    manager, reader = GrammarManager(backend, workers=1, cache_bytes=2_500_000), Reader()
     backend.go.set()
     for text in ("a", "b"):
         manager.request(regex(text), reader)
@@ -149,6 +155,7 @@ def test_closing_tells_those_who_wait(backend: ScriptedBackend) -> None:
     manager.request(regex("a"), reader)
     manager.request(regex("b"), reader)
     manager.close()
+    assert backend.closed
     assert all(isinstance(outcome, BackendError) for outcome in reader.wait(2))
     manager.request(regex("c"), reader)
     assert isinstance(reader.wait(1)[2], BackendError)

@@ -1,0 +1,192 @@
+"""Every bound on constraints, in one table. Invariant: what passes costs a bounded amount.
+
+A bound that is exceeded is reported by name, with the value found and the most that is allowed.
+Knows no backend; looks at texts only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from branchline.runtime.core.sampling_params import Constraint, ConstraintKind
+from branchline.runtime.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The most of everything.
+
+    Attributes:
+        pattern_bytes: a regex, Lark or EBNF text.
+        document_bytes: a JSON schema, structural tag or list of choices.
+        depth: containers within containers in such a document; groups within groups of a pattern.
+        json_values: values in such a document.
+        enum_values: choices, or values of one `enum`.
+        rules: rules of an EBNF or Lark text.
+        repeat: the bound of one repetition.
+        repeat_product: the product of the bounds of repetitions within each other.
+        whitespace_run: white space between two JSON tokens, where it is flexible.
+        compile_s: seconds of wall time for a compile in a worker.
+        worker_bytes: memory a worker may take for one compile.
+        compiled_bytes: a compiled grammar.
+        cache_bytes: all grammars kept for later requests.
+        mask_s: seconds of CPU time for the mask of one token.
+        worker_idle_s: seconds after which a worker without work ends.
+    """
+
+    pattern_bytes: int = 64 * 1024
+    document_bytes: int = 256 * 1024
+    depth: int = 64
+    json_values: int = 20_000
+    enum_values: int = 10_000
+    rules: int = 2_000
+    repeat: int = 100_000
+    repeat_product: int = 200_000
+    whitespace_run: int = 20
+    compile_s: float = 10.0
+    worker_bytes: int = 512 * 1024 * 1024
+    compiled_bytes: int = 64 * 1024 * 1024
+    cache_bytes: int = 256 * 1024 * 1024
+    mask_s: float = 0.5
+    worker_idle_s: float = 120.0
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Every bound by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+DEFAULT_LIMITS = Limits()
+
+_DOCUMENTS: tuple[ConstraintKind, ...] = ("json_schema", "structural_tag", "choices")
+_CHEAP_BYTES = 4096
+_CHEAP_PRODUCT = 10_000
+_LARGE_NUMBER = re.compile(r"[0-9]{5}")
+_BOUNDED_REPEAT = re.compile(r"\{ *([0-9]*) *,? *([0-9]*) *\}")
+
+
+def exceeded(kind: str, name: str, what: str, found: object, most: object) -> InvalidRequest:
+    """The error for a bound that was passed. `name`: the field of `Limits`."""
+    return InvalidRequest(
+        f"{kind}: {what} beyond the limit {name}",
+        value=found,
+        hint=f"Use at most {most}.",
+    )
+
+
+def check_text(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Check size and encoding, before anything reads the text.
+
+    Raises:
+        InvalidRequest: it is too large, or no UTF-8 text.
+    """
+    kind, text = constraint.kind, constraint.text
+    name = "document_bytes" if kind in _DOCUMENTS else "pattern_bytes"
+    most: int = getattr(limits, name)
+    if len(text) > most:  # before encoding: a text may be very large
+        raise exceeded(kind, name, "too large,", f"{len(text)} characters", f"{most} bytes")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            "a constraint holds half a surrogate pair, which no UTF-8 text can hold",
+            value=f"{kind}, character {error.start}",
+            hint="Use whole characters.",
+        ) from error
+    if size > most:
+        raise exceeded(kind, name, "too large,", f"{size} bytes", f"{most} bytes")
+
+
+def check_document(kind: ConstraintKind, document: Any, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Check depth, number of values, and enums of a parsed JSON document.
+
+    Raises:
+        InvalidRequest: a bound is exceeded.
+    """
+    values = 0
+    todo: list[tuple[Any, int]] = [(document, 1)]
+    while todo:
+        value, depth = todo.pop()
+        values += 1
+        if not isinstance(value, Mapping | list):
+            continue
+        if depth > limits.depth:
+            raise exceeded(kind, "depth", "nested", f"{depth} levels", limits.depth)
+        if values + len(value) > limits.json_values:
+            raise exceeded(
+                kind, "json_values", "values", f"more than {limits.json_values}", limits.json_values
+            )
+        if isinstance(value, Mapping):
+            enum = value.get("enum")
+            if isinstance(enum, list) and len(enum) > limits.enum_values:
+                raise exceeded(
+                    kind, "enum_values", "values of an enum", len(enum), limits.enum_values
+                )
+            todo += [(item, depth + 1) for item in value.values()]
+        else:
+            todo += [(item, depth + 1) for item in value]
+
+
+def check_repeats(kind: ConstraintKind, pattern: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Check the bounds of repetitions within each other.
+
+    Args:
+        pattern: in the syntax that `regex_dialect.to_automaton_regex` writes.
+
+    Raises:
+        InvalidRequest: the product of nested bounds is too large.
+    """
+    found = repeat_product(pattern)
+    if found > limits.repeat_product:
+        raise exceeded(
+            kind, "repeat_product", "repetitions of repetitions", found, limits.repeat_product
+        )
+
+
+def repeat_product(pattern: str) -> int:
+    """Largest product of the bounds of repetitions that hold each other; `*` and `+` count 1."""
+    groups: list[int] = []  # largest product so far in each open group
+    best = last = 1  # of the current group; of the item just read
+    at = 0
+    while at < len(pattern):
+        char = pattern[at]
+        if char == "\\":
+            end = pattern.find("}", at) if pattern[at + 2 : at + 3] == "{" else at + 1
+            at, last = max(end, at + 1), 1
+        elif char == "[":
+            at, last = pattern.find("]", at), 1
+        elif char == "(":
+            groups.append(best)
+            best = 1
+        elif char == ")":
+            last, best = best, max(best, groups.pop())
+        elif char == "{":
+            end = pattern.find("}", at)
+            bounds = [int(bound) for bound in pattern[at + 1 : end].split(",") if bound]
+            last *= max(*bounds, 1)
+            best = max(best, last)
+            at = end
+        elif char not in "*+?|":
+            last = 1
+        at += 1
+    return best
+
+
+def is_cheap(constraint: Constraint) -> bool:
+    """True for constraints whose compile is surely short, so that none need be tried in a worker.
+
+    Short texts in a dialect that is compiled lazily, without large numbers and with small bounds:
+    bounds are what makes a short text expensive, and nested they are worth the product of all at
+    most.
+    """
+    text = constraint.text
+    if constraint.kind in ("ebnf", "structural_tag"):
+        return False
+    if len(text) > _CHEAP_BYTES or _LARGE_NUMBER.search(text) is not None:
+        return False
+    product = 1
+    for low, high in _BOUNDED_REPEAT.findall(text):
+        product *= max(int(high or 0), int(low or 0), 1)
+    return product <= _CHEAP_PRODUCT

@@ -1,0 +1,154 @@
+r"""Patterns as grammar trees. Invariant: a tree matches what the pattern matches as a whole.
+
+Reads only what `regex_dialect.to_automaton_regex` writes, so that every class and escape has one
+meaning. Properties (`\p{L}` …) become ranges of code points by Python's own Unicode tables.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import unicodedata
+
+from branchline.runtime.errors import UnsupportedConstraint
+from branchline.runtime.grammar.ebnf import ANY, Alt, Chars, Node, Ranges, Repeat, Seq, Text
+from branchline.runtime.grammar.ebnf import complement as all_but
+from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits, check_repeats, exceeded
+from branchline.runtime.grammar.regex_dialect import to_automaton_regex
+
+_NO_NEWLINE = all_but(((10, 10),))
+
+
+def pattern_tree(pattern: str, limits: Limits = DEFAULT_LIMITS) -> Node:
+    """Tree of a Python pattern.
+
+    Raises:
+        InvalidRequest, UnsupportedConstraint: as `to_automaton_regex`, for a bound that is
+            exceeded, and for ignored case.
+    """
+    return _Parser(pattern, limits).run()
+
+
+class _Parser:
+    def __init__(self, pattern: str, limits: Limits) -> None:
+        self._pattern = pattern
+        self._text = to_automaton_regex(pattern)
+        check_repeats("regex", self._text, limits)
+        self._most_groups = limits.depth
+        self._at = 0
+        self._dots = [_NO_NEWLINE]
+
+    def run(self) -> Node:
+        node = self._alternatives()
+        assert self._at == len(self._text), "the rewritten pattern has an unmatched group end"
+        return node
+
+    def _peek(self) -> str:
+        return self._text[self._at : self._at + 1]
+
+    def _until(self, end: str) -> str:
+        """Text up to `end`, which is passed."""
+        start, self._at = self._at, self._text.index(end, self._at) + 1
+        return self._text[start : self._at - 1]
+
+    def _alternatives(self) -> Node:
+        parts = [self._sequence()]
+        while self._peek() == "|":
+            self._at += 1
+            parts.append(self._sequence())
+        return parts[0] if len(parts) == 1 else Alt(tuple(parts))
+
+    def _sequence(self) -> Node:
+        parts: list[Node] = []
+        while self._peek() not in ("", "|", ")"):
+            node = self._repeated(self._item())
+            if isinstance(node, Text) and parts and isinstance(parts[-1], Text):
+                node = Text(parts.pop().value + node.value)  # type: ignore[union-attr]
+            parts.append(node)
+        return parts[0] if len(parts) == 1 else Seq(tuple(parts))
+
+    def _repeated(self, node: Node) -> Node:
+        char = self._peek()
+        if char in ("*", "+", "?"):
+            self._at += 1
+            return Repeat(node, int(char == "+"), 1 if char == "?" else None)
+        if char == "{":
+            self._at += 1
+            low, _, high = self._until("}").partition(",")
+            return Repeat(node, int(low), int(high) if high else None)
+        return node
+
+    def _item(self) -> Node:
+        char = self._peek()
+        self._at += 1
+        if char == "(":
+            return self._group()
+        if char == ".":
+            return Chars(self._dots[-1])
+        if char == "[":
+            return Chars(self._class())
+        if char == "\\":
+            self._at += 2  # x{
+            return Text(chr(int(self._until("}"), 16)))
+        return Text(char)
+
+    def _group(self) -> Node:
+        self._at += 1  # ?
+        on, _, off = self._until(":").partition("-")
+        if "i" in on:
+            raise UnsupportedConstraint(
+                "regex: flag 'i' cannot be enforced by this backend",
+                value=self._pattern,
+                hint="Write both cases.",
+            )
+        dot = ANY if "s" in on else _NO_NEWLINE if "s" in off else self._dots[-1]
+        self._dots.append(dot)
+        if len(self._dots) > self._most_groups + 1:
+            found = f"more than {self._most_groups} levels"
+            raise exceeded("regex", "depth", "groups", found, self._most_groups)
+        node = self._alternatives()
+        self._dots.pop()
+        self._at += 1  # )
+        return node
+
+    def _class(self) -> Ranges:
+        """Items up to the closing bracket; a class may hold classes."""
+        negated = self._peek() == "^"
+        self._at += negated
+        found: list[tuple[int, int]] = []
+        while self._peek() != "]":
+            if self._peek() == "[":
+                self._at += 1
+                found += self._class()
+            elif self._text.startswith(("\\p{", "\\P{"), self._at):
+                inverse = self._text[self._at + 1] == "P"
+                self._at += 3
+                ranges = category(self._until("}"))
+                found += all_but(ranges) if inverse else ranges
+            else:
+                low = high = self._class_char()
+                if self._peek() == "-":
+                    self._at += 1
+                    high = self._class_char()
+                found.append((low, high))
+        self._at += 1
+        outside = all_but(tuple(found))
+        return outside if negated else all_but(outside)
+
+    def _class_char(self) -> int:
+        if self._peek() == "\\":
+            self._at += 3  # \x{
+            return int(self._until("}"), 16)
+        self._at += 1
+        return ord(self._text[self._at - 1])
+
+
+@functools.lru_cache(maxsize=16)
+def category(name: str) -> Ranges:
+    """Characters whose Unicode category begins with `name`, such as "L" or "Nd"."""
+    codes = (code for code in range(0x110000) if unicodedata.category(chr(code)).startswith(name))
+    ranges: list[tuple[int, int]] = []
+    for _, run in itertools.groupby(enumerate(codes), key=lambda pair: pair[1] - pair[0]):
+        block = [code for _, code in run]
+        ranges.append((block[0], block[-1]))
+    return tuple(ranges)

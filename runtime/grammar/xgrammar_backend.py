@@ -1,0 +1,257 @@
+"""Grammar backend on xgrammar (pushdown automata over a token mask cache).
+
+Invariant: the engine is given only grammars written by `ebnf` and structural tags checked by
+`structural_tag`, since it ignores or misreads much of what users write; and nothing is compiled in
+this process, since a compile cannot be stopped: a worker does it and sends the result. The package
+is optional and loaded when a backend is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.errors import UnsupportedConstraint
+from branchline.runtime.grammar import ebnf
+from branchline.runtime.grammar.base import Bitmask, Choice, GrammarTokenizer, NeedMask, only
+from branchline.runtime.grammar.canonical import Canonical
+from branchline.runtime.grammar.choices import read_choices
+from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits, check_text
+from branchline.runtime.grammar.regex_tree import pattern_tree
+from branchline.runtime.grammar.schema_tree import schema_rules
+from branchline.runtime.grammar.state_matcher import EngineState, StateMatcher, Words
+from branchline.runtime.grammar.structural_tag import engine_tag
+
+Compile = Callable[[str], bytes]
+"""A source (`engine_source`) to a serialized grammar; raises as `GrammarBackend.compile`."""
+
+
+def engine_source(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> str:
+    """What a worker compiles: "e" and a grammar, or "t" and a structural tag.
+
+    Raises:
+        InvalidRequest, UnsupportedConstraint: see `GrammarBackend.compile`.
+    """
+    check_text(constraint, limits)
+    text = constraint.text
+    match constraint.kind:
+        case "ebnf":
+            return "e" + ebnf.write(ebnf.read(text, limits))
+        case "regex":
+            rules = ebnf.checked({"root": pattern_tree(text, limits)}, "regex")
+            return "e" + ebnf.write(rules)
+        case "choices":
+            return "e" + ebnf.write(ebnf.alternatives(read_choices(text, limits)))
+        case "json_schema":
+            return "e" + ebnf.write(schema_rules(text, constraint.whitespace, limits))
+        case "structural_tag":
+            return "t" + engine_tag(text, constraint.whitespace, limits)
+        case "lark":
+            raise UnsupportedConstraint(
+                "lark: xgrammar does not read it as written",
+                value=text,
+                hint="Use the backend llguidance.",
+            )
+
+
+def vocabulary(tokenizer: GrammarTokenizer) -> list[bytes]:
+    """Token bytes by id; special ids are empty, which the engine never allows."""
+    barred = tokenizer.special_ids | tokenizer.eos_ids
+    return [
+        b"" if i in barred else bytes(token) for i, token in enumerate(tokenizer.all_token_bytes())
+    ]
+
+
+def load() -> Any:
+    """The package.
+
+    Raises:
+        UnsupportedConstraint: it is not installed.
+    """
+    try:
+        return importlib.import_module("xgrammar")
+    except ImportError as error:
+        raise UnsupportedConstraint(
+            f"the grammar backend xgrammar cannot be loaded ({error})",
+            hint="Install branchline[grammars].",
+        ) from error
+
+
+class XGrammarBackend:
+    """Compiles constraints for one tokenizer.
+
+    Args:
+        tokenizer: see `GrammarTokenizer`.
+        compile_source: where sources are compiled; in an engine, a worker.
+        vocab_size: number of logits, when the model has more than the tokenizer has ids.
+        threads: for `fill_masks`.
+        limits: see `Limits`.
+
+    Raises:
+        UnsupportedConstraint: the package is not installed.
+    """
+
+    name = "xgrammar"
+
+    def __init__(
+        self,
+        tokenizer: GrammarTokenizer,
+        compile_source: Compile,
+        *,
+        vocab_size: int | None = None,
+        threads: int = 2,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._engine = load()
+        self.vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
+        self.eos_ids = frozenset(tokenizer.eos_ids)
+        self._limits = limits
+        self._compile_source = compile_source
+        self._canonical = Canonical(tokenizer)
+        # The engine sets bits beyond the last token where much is allowed.
+        pieces = vocabulary(tokenizer)
+        usable = [token for token, piece in enumerate(pieces) if piece]
+        self._usable = np.zeros(-(-self.vocab_size // 32), dtype=np.int32)
+        only(self._usable, [*usable, *self.eos_ids])
+        self._info = self._engine.TokenizerInfo(
+            pieces,
+            self._engine.VocabType.RAW,
+            vocab_size=self.vocab_size,
+            stop_token_ids=sorted(self.eos_ids),
+        )
+        self._batch = self._engine.BatchGrammarMatcher(max_threads=threads)
+
+    def compile(self, constraint: Constraint) -> XGrammarGrammar:
+        """See `GrammarBackend.compile`."""
+        serialized = self._compile_source(engine_source(constraint, self._limits))
+        compiled = self._engine.CompiledGrammar.deserialize_json(serialized.decode(), self._info)
+        grammar = XGrammarGrammar(constraint, compiled, self, int(compiled.memory_size_bytes))
+        first = np.zeros(-(-self.vocab_size // 32), dtype=np.int32)
+        grammar.matcher().compute(first)
+        if not first.any():
+            raise UnsupportedConstraint(
+                f"{constraint.kind}: no text satisfies the constraint",
+                value=constraint.text,
+                hint="Allow at least one text.",
+            )
+        return grammar
+
+    def start(self, compiled: Any) -> StateMatcher:
+        """A matcher at the start of a compiled grammar."""
+        state = _State(self._engine.GrammarMatcher(compiled), self._canonical, self._usable)
+        return StateMatcher(state, self.eos_ids, self.vocab_size)
+
+    def fill_masks(self, matchers: Sequence[TokenMatcher | None], bitmask: Bitmask) -> NeedMask:
+        """See `GrammarBackend.fill_masks`."""
+        need = np.zeros(len(matchers), dtype=np.bool_)
+        handles: list[Any] = []
+        rows: list[int] = []
+        for row, matcher in enumerate(matchers):
+            if matcher is None:
+                continue
+            if not isinstance(matcher, StateMatcher) or not isinstance(matcher.state, _State):
+                raise TypeError(f"{type(matcher).__name__} is not a matcher of this backend")
+            need[row] = True
+            if not matcher.fill_known(bitmask, row):
+                handles.append(matcher.state.engine)
+                rows.append(row)
+        if rows:
+            bitmask[rows] = -1  # a row in which all is allowed is not written
+            self._batch.batch_fill_next_token_bitmask(handles, bitmask, rows)
+            bitmask[rows] &= self._usable
+        return need
+
+    def failure(self, matcher: TokenMatcher) -> str:
+        """See `GrammarBackend.failure`."""
+        return matcher.fault if isinstance(matcher, StateMatcher) else ""
+
+    def close(self) -> None:
+        """See `GrammarBackend.close`; there is nothing to free."""
+
+
+class XGrammarGrammar:
+    """A compiled constraint."""
+
+    def __init__(
+        self, constraint: Constraint, compiled: Any, backend: XGrammarBackend, memory_bytes: int
+    ) -> None:
+        self.constraint = constraint
+        self.memory_bytes = memory_bytes
+        self.choice = Choice(backend.name, "asked for")
+        self._compiled = compiled
+        self._backend = backend
+
+    def matcher(self) -> StateMatcher:
+        """A matcher at the start."""
+        return self._backend.start(self._compiled)
+
+
+class _State:
+    """See `EngineState`."""
+
+    backend = "xgrammar"
+    __slots__ = ("_canonical", "_usable", "engine")
+
+    def __init__(self, engine: Any, canonical: Canonical, usable: Words) -> None:
+        self.engine = engine
+        self._canonical = canonical
+        self._usable = usable
+
+    def accept(self, token_id: int) -> bool:
+        return bool(self.engine.accept_token(token_id))
+
+    def rollback(self, num_tokens: int) -> None:
+        self.engine.rollback(num_tokens)
+
+    def fork(self) -> EngineState:
+        return _State(self.engine.fork(), self._canonical, self._usable)
+
+    def is_completed(self) -> bool:
+        return bool(self.engine.is_completed())
+
+    def fill(self, words: Words) -> None:
+        words[:] = -1
+        self.engine.fill_next_token_bitmask(words.reshape(1, -1), 0)
+        words &= self._usable
+
+    def forced(self) -> tuple[int, ...]:
+        try:
+            text = self.engine.find_jump_forward_string().encode()
+        except UnicodeDecodeError as error:  # forced up to the middle of a character
+            text = error.object[: error.start]
+        return self._canonical.tokens(text)
+
+
+def compiler(engine: Any, tokens: Sequence[bytes], eos: Sequence[int], vocab_size: int) -> Compile:
+    """Compiles in this process: what a worker runs.
+
+    Args:
+        engine: the package's native module.
+        tokens: see `vocabulary`.
+    """
+    info = engine.TokenizerInfo(list(tokens), 0, vocab_size, list(eos), False)
+    made = engine.GrammarCompiler(info, 1, False, 0)
+
+    def compile_source(source: str) -> bytes:
+        try:
+            if source[0] == "e":
+                compiled = made.compile_grammar_from_strings(source[1:], "root")
+            else:
+                compiled = made.compile_structural_tag(source[1:])
+        except RuntimeError as error:
+            raise UnsupportedConstraint(
+                f"xgrammar: {_without_place(str(error))}", hint="Rewrite the constraint."
+            ) from error
+        return str(compiled.serialize_json()).encode()
+
+    return compile_source
+
+
+def _without_place(message: str) -> str:
+    """The last part of an engine's message: the rest names its own files."""
+    return message.splitlines()[-1].split(": ", 1)[-1][:300] if message else "no reason given"
