@@ -103,6 +103,7 @@ class Scheduler:
             InvalidRequest: it cannot be run.
             QueueFull: too many wait.
         """
+        start = time.thread_time()
         if len(self._requests) >= self._settings.max_queued_requests:
             raise QueueFull(
                 f"{len(self._requests)} requests wait or run already",
@@ -118,6 +119,7 @@ class Scheduler:
             if deadline is not None:
                 heapq.heappush(self._deadlines, (deadline, request.id))
             self._admit_or_compile(request)
+        self.stats.intake_s += time.thread_time() - start
         return requests
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
@@ -153,35 +155,23 @@ class Scheduler:
 
     def step(self) -> bool:
         """One turn; False when there was nothing to do (and nothing is in flight)."""
-        clock = time.perf_counter
         had_inflight = bool(self._inflight)
         self._expire()
         if had_inflight and self._planner.constrained:
             self._commit_oldest()
-        t0 = clock()
+        start = time.thread_time()
         plan = self._plan()
-        t1 = clock()
+        self.stats.plan_s += time.thread_time() - start
         pending = self._worker.forward(plan.batch) if plan is not None else None
-        t2 = clock()
-        self.stats.plan_s += t2 - t0
         while self._inflight:
             self._commit_oldest()
-        t3 = clock()
         if plan is not None and pending is not None:
-            matchers = [
-                r.matcher if r.finish is None else None
-                for r in (plan.segments[i].request for i in plan.batch.sample_rows.tolist())
-            ]
-            constrained = any(matcher is not None for matcher in matchers)
-            bitmask = self._grammars.fill(matchers, len(matchers)) if constrained else None
-            self._worker.sample(pending, bitmask)
+            self._worker.sample(pending, self._mask(plan))
             self._inflight.append((plan, pending))
             self.stats.steps += 1
             self.stats.step_tokens += plan.batch.num_tokens
-            self.stats.mask_s += clock() - t3
             if not self._settings.overlap:
                 self._commit_oldest()
-        self.stats.intake_s += t1 - t0
         return plan is not None or had_inflight
 
     def audit(self) -> int:
@@ -204,6 +194,17 @@ class Scheduler:
         segments, inits = self._planner.plan()
         return self._builder.build(segments, inits) if segments else None
 
+    def _mask(self, plan: StepPlan) -> Bitmask | None:
+        """What each sampled row may take; None when nothing is forbidden."""
+        start = time.thread_time()
+        requests = [plan.segments[index].request for index in plan.batch.sample_rows.tolist()]
+        matchers = [r.matcher if r.finish is None else None for r in requests]
+        if all(matcher is None for matcher in matchers):
+            return None
+        bitmask = self._grammars.fill(matchers, len(matchers))
+        self.stats.mask_s += time.thread_time() - start
+        return bitmask
+
     def _commit_oldest(self) -> None:
         plan, pending = self._inflight.popleft()
         start = time.perf_counter()
@@ -218,10 +219,10 @@ class Scheduler:
             )
             self._committer.fail(plan, failure)
             return
-        waited = time.perf_counter()
-        self.stats.wait_s += waited - start
+        self.stats.wait_s += time.perf_counter() - start
+        begin = time.thread_time()
         self._committer.commit(plan, output)
-        self.stats.commit_s += time.perf_counter() - waited
+        self.stats.commit_s += time.thread_time() - begin
 
     def _admit_or_compile(self, request: Request) -> None:
         constraint = request.sampling.constraint

@@ -1,4 +1,4 @@
-"""Counters of the scheduler, cumulative since start. Seconds are of `time.perf_counter`."""
+"""Counters of the scheduler, cumulative since start."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ class SchedulerStats:
         finished, aborted, failed: requests by how they ended.
         retractions: times a running request gave its memory back.
         held_back: times a request waited for a prefix in flight.
-        intake_s, plan_s, mask_s, wait_s, commit_s: CPU-side phases of the loop; `wait_s` is time
-            spent waiting for the worker.
+        intake_s, plan_s, mask_s, commit_s: CPU seconds of the loop thread in each phase (commit
+            includes what readers do with the results).
+        wait_s: seconds the loop thread waited for the worker.
     """
 
     steps: int = 0
