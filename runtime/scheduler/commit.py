@@ -133,6 +133,10 @@ class Committer:
             token_id in sampling.stop_token_ids
         )
         if request.matcher is not None and not request.matcher.accept(token_id):
+            if request.matcher.is_accepting():
+                request.sampled_len = request.length
+                self.end(request, "constraint")
+                return
             error = BackendError(
                 "the constraint refused a token that its own mask allowed", value=token_id
             )

@@ -197,8 +197,8 @@ class Scheduler:
     def _mask(self, plan: StepPlan) -> Bitmask | None:
         """What each sampled row may take; None when nothing is forbidden."""
         start = time.thread_time()
-        requests = [plan.segments[index].request for index in plan.batch.sample_rows.tolist()]
-        matchers = [r.matcher if r.finish is None else None for r in requests]
+        rows = plan.batch.sample_rows.tolist()
+        matchers = [_masked(plan.segments[index].request) for index in rows]
         if all(matcher is None for matcher in matchers):
             return None
         bitmask = self._grammars.fill(matchers, len(matchers))
@@ -257,6 +257,21 @@ class Scheduler:
         if len(self._deadlines) > 2 * len(self._requests) + 64:
             self._deadlines = [item for item in self._deadlines if item[1] in self._requests]
             heapq.heapify(self._deadlines)
+
+
+def _masked(request: Request) -> TokenMatcher | None:
+    """The matcher whose mask the request's next id must obey; None where every id may come.
+
+    Where the output is complete as it stands there is no mask: the model goes on with it, or shows
+    by any other id that it would not, and the output ends there (`Committer`). A mask would leave
+    it the choice between going on and an end-of-sequence id, which it rarely means: "4 legs" would
+    become "4000".
+    """
+    matcher = request.matcher
+    if matcher is None or request.finish is not None:
+        return None
+    complete = request.output_len >= request.sampling.min_tokens and matcher.is_accepting()
+    return None if complete else matcher
 
 
 def _suppress_ids(eos_ids: frozenset[int]) -> Callable[[Request], tuple[int, ...]]:

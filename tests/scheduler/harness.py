@@ -24,11 +24,15 @@ class TableMatcher:
     Args:
         table: allowed ids by place; None = every id.
         forcing: report single choices as forced.
+        enough: places after which the output is complete, though it may go on; None = all.
     """
 
-    def __init__(self, table: list[tuple[int, ...] | None], *, forcing: bool) -> None:
+    def __init__(
+        self, table: list[tuple[int, ...] | None], *, forcing: bool, enough: int | None = None
+    ) -> None:
         self.table = table
         self.forcing = forcing
+        self.enough = len(table) if enough is None else enough
         self.place = 0
 
     def accept(self, token_id: int) -> bool:
@@ -54,33 +58,37 @@ class TableMatcher:
         return self.place == len(self.table)
 
     def is_accepting(self) -> bool:
-        return self.is_terminated()
+        return self.place >= self.enough
 
     def forced_tokens(self) -> list[int]:
         if not self.forcing:
             return []
         found = []
         for options in self.table[self.place :]:
-            if options is None or len(options) != 1:
+            complete = self.place + len(found) >= self.enough
+            if options is None or len(options) != 1 or complete:
                 break
             found.append(options[0])
         return found
 
     def fork(self) -> TableMatcher:
-        copy = TableMatcher(self.table, forcing=self.forcing)
+        copy = TableMatcher(self.table, forcing=self.forcing, enough=self.enough)
         copy.place = self.place
         return copy
 
 
 class TableGrammars:
-    """Reads a constraint's text as JSON: a list of lists of ids, null for "every id"."""
+    """Reads a constraint's text as JSON: a list of lists of ids, null for "every id"; or an object
+    with such "rows" and how many are "enough"."""
 
     def __init__(self, *, forcing: bool) -> None:
         self.forcing = forcing
 
     def request(self, constraint: Constraint, ready: Any) -> None:
-        table = [None if row is None else tuple(row) for row in json.loads(constraint.text)]
-        ready(TableMatcher(table, forcing=self.forcing))
+        read = json.loads(constraint.text)
+        rows, enough = (read["rows"], read["enough"]) if isinstance(read, dict) else (read, None)
+        table = [None if row is None else tuple(row) for row in rows]
+        ready(TableMatcher(table, forcing=self.forcing, enough=enough))
 
     def fill(self, matchers: Any, count: int) -> np.ndarray:
         bitmask = np.full((count, (VOCAB + 31) // 32), -1, dtype=np.int32)

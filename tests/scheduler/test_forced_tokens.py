@@ -120,3 +120,21 @@ def test_logprobs_of_every_token_turn_forcing_off() -> None:
     done = bench.out.done["a"]
     assert done.output_ids() == expected([1], table)
     assert [e.token_id for e in done.progress.logprobs] == done.output_ids()
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_complete_output_ends_where_the_model_would_not_go_on_with_it(overlap: bool) -> None:
+    prompt = [1, 2, 3]
+    first = expected(prompt, [[5, 6]])
+    wanted = best(checksum(prompt + first))
+    for options, count in (([wanted, (wanted + 1) % VOCAB], 2), ([(wanted + 1) % VOCAB], 1)):
+        text = json.dumps({"rows": [[5, 6], options], "enough": 1})
+        bench = Bench(overlap=overlap)
+        bench.submit("a", prompt, 20, constraint=Constraint(kind="lark", text=text))
+        bench.run()
+        assert bench.output("a") == [*first, wanted][:count]
+        assert bench.out.done["a"].finish == "constraint"
+        held = Bench(overlap=overlap)
+        held.submit("a", prompt, 20, constraint=Constraint(kind="lark", text=text), min_tokens=2)
+        held.run()
+        assert len(held.output("a")) == 2, "min_tokens keeps the mask on"
