@@ -32,6 +32,8 @@ from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend, LLG
 from branchline.runtime.grammar.state_matcher import StateMatcher
 from branchline.runtime.grammar.worker import WorkerPool, job_for
 
+MOST_STRIKES = 3
+
 
 class ChosenGrammar(NamedTuple):
     """A compiled grammar with the choice that led to it."""
@@ -93,7 +95,7 @@ class GrammarBackends:
             "outlines": self._outlines,
         }
         self._installed = installed()
-        self._slow = False
+        self._slow: set[str] = set()  # backends whose last masks took long
         if setting in ("auto", "llguidance"):
             self._backend("llguidance")
 
@@ -119,14 +121,17 @@ class GrammarBackends:
         need = np.zeros(len(matchers), dtype=np.bool_)
         for backend, mine in self._shares(matchers):
             begun = time.monotonic()
-            if self._slow:
-                self._fill_each(backend, mine, bitmask)
+            if backend.name in self._slow:
+                self._slow.discard(backend.name)
+                if self._fill_each(backend, mine, bitmask):
+                    self._slow.add(backend.name)
                 need |= np.array([matcher is not None for matcher in mine])
             else:
                 need |= backend.fill_masks(mine, bitmask)
                 # Who it was is found at the next step, row by row: wall time of a batch on a
                 # busy machine blames nobody.
-                self._slow = time.monotonic() - begun > self._limits.mask_s
+                if time.monotonic() - begun > self._limits.mask_s / 2:
+                    self._slow.add(backend.name)
         return need
 
     def failure(self, matcher: TokenMatcher) -> str:
@@ -168,8 +173,8 @@ class GrammarBackends:
 
     def _fill_each(
         self, backend: GrammarBackend, matchers: list[TokenMatcher | None], bitmask: Bitmask
-    ) -> None:
-        """Row by row, on this thread, whose CPU time says what each costs."""
+    ) -> bool:
+        """Row by row, on this thread, whose CPU time says what each costs. True: still slow."""
         slow = False
         for row, matcher in enumerate(matchers):
             if not isinstance(matcher, LLGuidanceMatcher | StateMatcher):
@@ -184,13 +189,15 @@ class GrammarBackends:
                 backend.fill_masks(alone, bitmask)
             took = time.thread_time() - begun
             if took > self._limits.mask_s:
+                matcher.strikes += 1 if took < 4 * self._limits.mask_s else MOST_STRIKES
+            if matcher.strikes >= MOST_STRIKES and not matcher.fault:
                 matcher.fault = (
                     f"the mask of one token took {took:.2f} s (limit mask_s "
                     f"{self._limits.mask_s:g})"
                 )
                 bitmask[row] = 0
             slow = slow or took > self._limits.mask_s / 4
-        self._slow = slow
+        return slow
 
     def _owner(self, matcher: TokenMatcher) -> GrammarBackend:
         if isinstance(matcher, LLGuidanceMatcher):

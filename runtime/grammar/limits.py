@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from branchline.runtime.core.sampling_params import Constraint, ConstraintKind
-from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.errors import InvalidRequest, UnsupportedConstraint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +31,10 @@ class Limits:
         whitespace_run: white space between two JSON tokens, where it is flexible.
         compile_s: seconds of wall time for a compile in a worker.
         worker_bytes: memory a worker may take for one compile.
-        compiled_bytes: a compiled grammar.
+        compiled_bytes: a compiled grammar, as a worker sends it.
         cache_bytes: all grammars kept for later requests.
-        mask_s: seconds of CPU time for the mask of one token.
+        mask_s: seconds of CPU time for the mask of one token; a request is failed at the third
+            that takes longer, or at the first that takes four times as long.
         worker_idle_s: seconds after which a worker without work ends.
     """
 
@@ -50,7 +51,7 @@ class Limits:
     worker_bytes: int = 512 * 1024 * 1024
     compiled_bytes: int = 64 * 1024 * 1024
     cache_bytes: int = 256 * 1024 * 1024
-    mask_s: float = 0.5
+    mask_s: float = 0.2
     worker_idle_s: float = 120.0
 
     def as_dict(self) -> dict[str, int | float]:
@@ -119,6 +120,8 @@ def check_document(kind: ConstraintKind, document: Any, limits: Limits = DEFAULT
                 kind, "json_values", "values", f"more than {limits.json_values}", limits.json_values
             )
         if isinstance(value, Mapping):
+            for pattern in _patterns(value):
+                check_repeats(kind, pattern, limits)
             enum = value.get("enum")
             if isinstance(enum, list) and len(enum) > limits.enum_values:
                 raise exceeded(
@@ -133,7 +136,8 @@ def check_repeats(kind: ConstraintKind, pattern: str, limits: Limits = DEFAULT_L
     """Check the bounds of repetitions within each other.
 
     Args:
-        pattern: in the syntax that `regex_dialect.to_automaton_regex` writes.
+        pattern: a pattern of any dialect, or a text that holds some. In the syntax that
+            `regex_dialect.to_automaton_regex` writes nothing is overlooked.
 
     Raises:
         InvalidRequest: the product of nested bounds is too large.
@@ -147,31 +151,62 @@ def check_repeats(kind: ConstraintKind, pattern: str, limits: Limits = DEFAULT_L
 
 def repeat_product(pattern: str) -> int:
     """Largest product of the bounds of repetitions that hold each other; `*` and `+` count 1."""
+    if pattern.count("{") < 2:
+        return max(_highest(pattern, pattern.find("{")), 1) if "{" in pattern else 1
     groups: list[int] = []  # largest product so far in each open group
     best = last = 1  # of the current group; of the item just read
     at = 0
     while at < len(pattern):
         char = pattern[at]
         if char == "\\":
-            end = pattern.find("}", at) if pattern[at + 2 : at + 3] == "{" else at + 1
-            at, last = max(end, at + 1), 1
+            named = pattern[at + 1 : at + 2] in "xpPuN" and pattern[at + 2 : at + 3] == "{"
+            at, last = max(pattern.find("}", at) if named else 0, at + 1), 1
         elif char == "[":
-            at, last = pattern.find("]", at), 1
+            at, last = max(pattern.find("]", at), at), 1
         elif char == "(":
             groups.append(best)
             best = 1
         elif char == ")":
-            last, best = best, max(best, groups.pop())
+            last, best = best, max(best, groups.pop() if groups else 1)
         elif char == "{":
-            end = pattern.find("}", at)
-            bounds = [int(bound) for bound in pattern[at + 1 : end].split(",") if bound]
-            last *= max(*bounds, 1)
+            last *= max(_highest(pattern, at), 1)
             best = max(best, last)
-            at = end
+            at = max(pattern.find("}", at), at)
         elif char not in "*+?|":
             last = 1
         at += 1
     return best
+
+
+def _highest(pattern: str, at: int) -> int:
+    """The highest bound of the repetition at a brace; 0 when it is no repetition."""
+    found = _BOUNDED_REPEAT.match(pattern, at)
+    return max((int(bound) for bound in found.groups() if bound), default=0) if found else 0
+
+
+def _patterns(schema: Mapping[str, Any]) -> list[str]:
+    """Patterns of a schema, as far as this is one."""
+    by_name = schema.get("patternProperties")
+    found = list(by_name) if isinstance(by_name, Mapping) else []
+    pattern = schema.get("pattern")
+    return [*found, pattern] if isinstance(pattern, str) else found
+
+
+def check_mask_time(
+    constraint: Constraint, seconds: float, limits: Limits = DEFAULT_LIMITS
+) -> None:
+    """Check what the first mask took.
+
+    Raises:
+        UnsupportedConstraint: too long: every request with this constraint would hold up others.
+    """
+    if seconds > limits.mask_s:
+        raise UnsupportedConstraint(
+            f"{constraint.kind}: the first mask takes {seconds:.2f} s (limit mask_s "
+            f"{limits.mask_s:g})",
+            value=constraint.text,
+            hint="Simplify it.",
+        )
 
 
 def is_cheap(constraint: Constraint) -> bool:

@@ -9,6 +9,7 @@ sampled from. End ids are handled here: the engine never consumes one.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 
 import llguidance
@@ -30,6 +31,7 @@ from branchline.runtime.grammar.limits import (
     DEFAULT_LIMITS,
     Limits,
     check_document,
+    check_mask_time,
     check_repeats,
     check_text,
     is_cheap,
@@ -86,10 +88,10 @@ class LLGuidanceBackend:
         self._bounds = limits
         self._try_first = try_first
         self._limits = llguidance.LLParserLimits(
-            max_items_in_row=2_000,
+            max_items_in_row=10_000,  # about as many properties may come next
             initial_lexer_fuel=1_000_000,  # about 20 ms
             step_lexer_fuel=200_000,  # about 15 ms for each token
-            step_max_items=50_000,
+            step_max_items=20_000,
             max_lexer_states=50_000,  # 1 to 2 kB each
             max_grammar_size=500_000,
             verbose_errors=False,
@@ -131,6 +133,9 @@ class LLGuidanceBackend:
                 value=constraint.text,
                 hint="Allow at least one text.",
             )
+        begun = time.thread_time()
+        matcher.deep_copy().compute_bitmask()  # as every request will begin
+        check_mask_time(constraint, time.thread_time() - begun, self._bounds)
         memory = _GRAMMAR_BYTES + 8 * len(grammar)
         only_empty = allowed <= self.eos_ids
         return LLGuidanceGrammar(constraint, matcher, self.eos_ids, only_empty, memory)
@@ -199,13 +204,23 @@ class LLGuidanceMatcher:
     they might be cut otherwise, and an output would depend on who asked when.
     """
 
-    __slots__ = ("_ended", "_eos_ids", "_forced", "_history", "_only_empty", "engine", "fault")
+    __slots__ = (
+        "_ended",
+        "_eos_ids",
+        "_forced",
+        "_history",
+        "_only_empty",
+        "engine",
+        "fault",
+        "strikes",
+    )
 
     def __init__(
         self, engine: llguidance.LLMatcher, eos_ids: frozenset[int], only_empty: bool
     ) -> None:
         self.engine = engine
         self.fault = ""  # why it was given up, when not by the engine
+        self.strikes = 0  # masks that took too long
         self._eos_ids = eos_ids
         self._only_empty = only_empty  # no text but the empty one matches
         self._ended = False
@@ -213,9 +228,11 @@ class LLGuidanceMatcher:
         self._history: list[tuple[int, ...] | None] = []
 
     def accept(self, token_id: int) -> bool:
-        """See `TokenMatcher.accept`. An end id is allowed where the text is complete."""
-        self._check()
-        if self._ended:
+        """See `TokenMatcher.accept`. An end id is allowed where the text is complete.
+
+        False, too, when the engine has given up: see `GrammarBackend.failure`.
+        """
+        if self._ended or self.fault:
             return False
         if token_id in self._eos_ids:
             self._ended = self.is_accepting()
@@ -224,7 +241,6 @@ class LLGuidanceMatcher:
         if forced and token_id != forced[0]:
             return False
         if self.engine.is_stopped() or self.engine.try_consume_tokens([token_id]) != 1:
-            self._check()
             return False
         self._history.append(self._forced)
         self._forced = forced[1:] or None
@@ -286,6 +302,7 @@ class LLGuidanceMatcher:
         """An independent matcher at the same place."""
         twin = LLGuidanceMatcher(self.engine.deep_copy(), self._eos_ids, self._only_empty)
         twin.fault = self.fault
+        twin.strikes = self.strikes
         twin._ended = self._ended
         twin._forced = self._forced
         twin._history = self._history.copy()
@@ -338,6 +355,7 @@ def engine_grammar(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> s
             pattern = "|".join(literal(choice) for choice in read_choices(text, limits))
             return str(llguidance.LLMatcher.grammar_from_regex(f"(?:{pattern})"))
         case "lark":
+            check_repeats("lark", text, limits)
             return str(llguidance.LLMatcher.grammar_from_lark(text))
         case "json_schema":
             return schema_to_grammar(text, constraint.whitespace, limits)

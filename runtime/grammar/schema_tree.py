@@ -134,7 +134,7 @@ class _Builder:
         self._schema = schema
         self._limits = limits
         self._rules: dict[str, Node] = {}
-        self._named: dict[str, str] = {}  # pointer -> rule
+        self._named: set[str] = set()  # pointers that are rules
         spaces: dict[Whitespace, tuple[Node, Node]] = {
             "fixed": (Text(" "), _EMPTY),
             "compact": (_EMPTY, _EMPTY),
@@ -148,7 +148,8 @@ class _Builder:
 
     def rules(self) -> dict[str, Node]:
         root = self._reference("#", "#")
-        return {"root": root, **_BASE, **self._rules}
+        pointers = {name: node for name, node in self._rules.items() if name in self._named}
+        return {**pointers, "root": root, **_BASE, **self._rules}  # those that say where come first
 
     def _refuse(self, keyword: str, path: str) -> NoReturn:
         raise UnsupportedConstraint(
@@ -176,10 +177,10 @@ class _Builder:
                     value=pointer,
                     hint="Correct the $ref.",
                 ) from error
-            name = self._named[pointer] = f"at{len(self._named)}"
-            self._rules[name] = _EMPTY
-            self._rules[name] = self._value(target, pointer)
-        return Ref(self._named[pointer])
+            self._named.add(pointer)
+            self._rules[pointer] = _EMPTY
+            self._rules[pointer] = self._value(target, pointer)
+        return Ref(pointer)
 
     def _value(self, schema: Any, path: str) -> Node:
         if schema is True or schema == {}:

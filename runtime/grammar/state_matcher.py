@@ -59,11 +59,13 @@ class StateMatcher:
         "_words",
         "fault",
         "state",
+        "strikes",
     )
 
     def __init__(self, state: EngineState, eos_ids: frozenset[int], vocab_size: int) -> None:
         self.state = state
-        self.fault = ""
+        self.fault = ""  # why it was given up
+        self.strikes = 0  # masks that took too long
         self._eos_ids = eos_ids
         self._words = -(-vocab_size // 32)
         self._ended = False
@@ -79,12 +81,9 @@ class StateMatcher:
     def accept(self, token_id: int) -> bool:
         """See `TokenMatcher.accept`. An end id is allowed where the text is complete.
 
-        Raises:
-            ConstraintError: the engine gave up.
+        False, too, when the matcher was given up: see `GrammarBackend.failure`.
         """
-        if self.fault:
-            raise ConstraintError(self.fault, hint="Simplify the constraint.")
-        if self._ended:
+        if self._ended or self.fault:
             return False
         if token_id in self._eos_ids:
             self._ended = self.state.is_completed()
@@ -171,6 +170,7 @@ class StateMatcher:
         """An independent matcher at the same place."""
         twin = StateMatcher(self.state.fork(), self._eos_ids, 32 * self._words)
         twin.fault = self.fault
+        twin.strikes = self.strikes
         twin._ended = self._ended
         twin._forced = self._forced
         twin._history = self._history.copy()

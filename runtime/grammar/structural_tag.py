@@ -3,7 +3,8 @@
 A structural tag is JSON: free text in which certain tags begin structured parts, and ways to
 compose them. What is inside a tag (a schema, a pattern, a grammar) is rewritten as a grammar by our
 own readers, which refuse by name what they do not cover; what the engine would read in its own way
-never reaches it. The older form (`structures` and `triggers`) becomes the newer one.
+never reaches it. The older form (`structures` and `triggers`) becomes the newer one. Triggered tags
+of which there must be at least one begin with a tag, not with free text.
 """
 
 from __future__ import annotations

@@ -169,7 +169,12 @@ class _Process:
         self.kill()
         # A file, not a pipe: nobody need read it, and its end says why a process ended.
         said = tempfile.TemporaryFile()  # noqa: SIM115
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "RAYON_NUM_THREADS": "1",
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "branchline.runtime.grammar.worker_main"],
             stdin=subprocess.PIPE,

@@ -7,6 +7,7 @@ a grammar is refused. Run as `python -m branchline.runtime.grammar.worker_main` 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import resource
@@ -208,15 +209,16 @@ def main() -> None:
     source, out = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # whatever an engine prints is no answer
     os.nice(10)
+    importlib.import_module("branchline.runtime.grammar.llguidance_backend")
     hello = msgspec.msgpack.decode(_message(source), type=Hello)
     compilers = _Compilers(hello)
     decoder = msgspec.msgpack.Decoder(Job)
-    if sys.platform == "linux":
-        _limit_memory(hello.limits.worker_bytes)
     _send(out, Answer())
     while select.select([source], [], [], hello.limits.worker_idle_s)[0]:
         job = decoder.decode(_message(source))
-        _send(out, _answer(compilers, job, 8 * hello.limits.compiled_bytes))
+        if sys.platform == "linux":
+            _limit_memory(hello.limits.worker_bytes)
+        _send(out, _answer(compilers, job, hello.limits.compiled_bytes))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ is optional and loaded when a backend is made.
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from branchline.runtime.grammar import ebnf
 from branchline.runtime.grammar.base import Bitmask, Choice, GrammarTokenizer, NeedMask, only
 from branchline.runtime.grammar.canonical import Canonical
 from branchline.runtime.grammar.choices import read_choices
-from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits, check_text
+from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits, check_mask_time, check_text
 from branchline.runtime.grammar.regex_tree import pattern_tree
 from branchline.runtime.grammar.schema_tree import schema_rules
 from branchline.runtime.grammar.state_matcher import EngineState, StateMatcher, Words
@@ -132,7 +133,9 @@ class XGrammarBackend:
         compiled = self._engine.CompiledGrammar.deserialize_json(serialized.decode(), self._info)
         grammar = XGrammarGrammar(constraint, compiled, self, int(compiled.memory_size_bytes))
         first = np.zeros(-(-self.vocab_size // 32), dtype=np.int32)
+        begun = time.thread_time()
         grammar.matcher().compute(first)
+        check_mask_time(constraint, time.thread_time() - begun, self._limits)
         if not first.any():
             raise UnsupportedConstraint(
                 f"{constraint.kind}: no text satisfies the constraint",

@@ -147,8 +147,9 @@ def test_a_failed_matcher_gets_an_empty_mask_and_harms_no_other() -> None:
     assert need.tolist() == [True, True, False]
     assert not mask[1].any() and (mask[2] == -1).all()
     assert np.flatnonzero(np.unpackbits(mask[0].view(np.uint8), bitorder="little")).tolist() == [98]
+    assert not sick.accept(ord("a"))
     with pytest.raises(ConstraintError):
-        sick.accept(ord("a"))
+        sick.fill(mask, 0)
     assert not sick.is_accepting() and not sick.is_terminated()
 
 

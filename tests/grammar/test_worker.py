@@ -1,0 +1,169 @@
+"""Compile workers: they answer, are killed, run out of memory, crash, idle out, and close."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import msgspec
+import psutil
+import pytest
+
+from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.errors import BackendError, InvalidRequest, UnsupportedConstraint
+from branchline.runtime.grammar.limits import Limits
+from branchline.runtime.grammar.worker import WorkerPool, job_for
+from branchline.runtime.grammar.worker_protocol import Job
+
+
+class ByteVocabulary:
+    """256 bytes and an end id."""
+
+    vocab_size = 257
+    eos_ids = frozenset({256})
+    special_ids: frozenset[int] = frozenset()
+
+    def all_token_bytes(self) -> list[bytes]:
+        return [*(bytes([i]) for i in range(256)), b"<eos>"]
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+class EveryPair(ByteVocabulary):
+    """All pairs of lower-case letters, too, so that automata get large."""
+
+    def all_token_bytes(self) -> list[bytes]:
+        letters = [bytes([i]) for i in range(97, 123)]
+        return [*super().all_token_bytes(), *(a + b for a in letters for b in letters)]
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    made = WorkerPool(ByteVocabulary(), vocab_size=257, size=1, limits=Limits(compile_s=5.0))
+    yield made
+    made.close()
+
+
+def regex(text: str) -> Job:
+    return job_for("llguidance", Constraint(kind="regex", text=text))
+
+
+def ebnf(text: str) -> Job:
+    return job_for("xgrammar", Constraint(kind="ebnf", text="e" + text))
+
+
+def test_jobs_of_every_backend_and_errors_that_keep_their_type(pool: WorkerPool) -> None:
+    assert b"grammars" in pool.compile(regex("a+"))
+    assert b"__VERSION__" in pool.compile(ebnf('root ::= "a"'))
+    assert len(pool.compile(job_for("outlines", Constraint(kind="regex", text="ab")))) > 20
+    with pytest.raises(InvalidRequest, match="not closed"):
+        pool.compile(regex("(a"))
+    with pytest.raises(UnsupportedConstraint, match="lookahead"):
+        pool.compile(regex("(?=a)b"))
+    with pytest.raises(UnsupportedConstraint, match="xgrammar"):
+        pool.compile(ebnf("root ::= x"))
+    assert (pool.started, pool.killed) == (1, 0)
+
+
+def test_a_compile_that_takes_too_long_is_killed_and_the_next_one_works() -> None:
+    pool = WorkerPool(EveryPair(), vocab_size=933, size=1, limits=Limits(compile_s=0.5))
+    try:
+        begun = time.monotonic()
+        with pytest.raises(UnsupportedConstraint, match="limit compile_s"):
+            pool.compile(job_for("outlines", Constraint(kind="regex", text="(.*a.{14}){3}")))
+        assert time.monotonic() - begun < 20
+        assert b"grammars" in pool.compile(regex("a+"))
+        assert (pool.started, pool.killed) == (2, 1)
+    finally:
+        pool.close()
+
+
+def test_a_compile_that_takes_too_much_memory_ends_alone() -> None:
+    limits = Limits(compile_s=60.0, worker_bytes=64 << 20)
+    pool = WorkerPool(EveryPair(), vocab_size=933, size=1, limits=limits)
+    try:
+        with pytest.raises(UnsupportedConstraint, match="limit worker_bytes"):
+            pool.compile(job_for("outlines", Constraint(kind="regex", text="(.*a.{14}){3}")))
+        assert b"grammars" in pool.compile(regex("a+"))
+    finally:
+        pool.close()
+
+
+def test_a_result_that_is_too_large_is_refused() -> None:
+    limits = Limits(compiled_bytes=1000)
+    pool = WorkerPool(ByteVocabulary(), vocab_size=257, size=1, limits=limits)
+    try:
+        with pytest.raises(UnsupportedConstraint, match="limit compiled_bytes"):
+            pool.compile(ebnf("root ::= [a-z]{1,100}"))
+    finally:
+        pool.close()
+
+
+def test_a_worker_without_work_ends_and_another_one_starts() -> None:
+    limits = Limits(worker_idle_s=0.1)
+    pool = WorkerPool(ByteVocabulary(), vocab_size=257, size=1, limits=limits)
+    try:
+        pool.compile(regex("a+"))
+        for _ in range(200):
+            if not [one for one in psutil.Process().children() if one.status() != "zombie"]:
+                break
+            time.sleep(0.02)
+        else:
+            raise AssertionError("the worker did not end")
+        pool.compile(regex("b+"))
+        assert (pool.started, pool.killed) == (2, 0)
+    finally:
+        pool.close()
+
+
+def test_more_callers_than_workers_take_turns(pool: WorkerPool) -> None:
+    done: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda i=i: done.append(pool.compile(regex(f"a{i}"))))  # type: ignore[misc]
+        for i in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(done) == 6 and pool.started == 1
+
+
+def test_closing_ends_processes_and_calls() -> None:
+    pool = WorkerPool(EveryPair(), vocab_size=933, size=1, limits=Limits(compile_s=60.0))
+    pool.compile(regex("a+"))
+    failed: list[Exception] = []
+
+    def call() -> None:
+        try:
+            pool.compile(job_for("outlines", Constraint(kind="regex", text="(.*a.{14}){3}")))
+        except BackendError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    time.sleep(0.3)
+    children = psutil.Process().children()
+    pool.close()
+    thread.join(20)
+    assert not thread.is_alive() and len(failed) == 1
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert gone and not alive
+    with pytest.raises(BackendError, match="closed"):
+        pool.compile(regex("a"))
+
+
+def test_what_an_engine_prints_is_a_refusal(pool: WorkerPool) -> None:
+    """xgrammar says on stderr alone that it ignores a part of a schema."""
+    tag = {
+        "type": "structural_tag",
+        "format": {
+            "type": "json_schema",
+            "json_schema": {"type": "string", "pattern": "a", "maxLength": 3},
+        },
+    }
+    text = "t" + msgspec.json.encode(tag).decode()
+    with pytest.raises(UnsupportedConstraint, match="would not enforce all of it"):
+        pool.compile(job_for("xgrammar", Constraint(kind="structural_tag", text=text)))
