@@ -5,17 +5,20 @@ Everything here only builds values; nothing runs before a program does.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterable
 from typing import Any, Unpack, overload
 
 from branchline.lang.compat import modern_gen_options
-from branchline.lang.constraints import checked_choices, regex
+from branchline.lang.constraints import checked_choices, lark, regex
 from branchline.lang.errors import InvalidRequest, UnsupportedFeature
 from branchline.lang.expressions import Gen, Select
+from branchline.lang.grammar import Grammar, JsonSchema, schema_text
 from branchline.lang.markers import Box, reject
 from branchline.lang.program import Program
+from branchline.lang.refusals import describe
 from branchline.lang.sampling import GenOptions, SamplingOptions, check_names
-from branchline.lang.types import refuse_keywords, resolve
+from branchline.lang.types import resolve
 from branchline.runtime.programs.protocol import SelectMethod
 
 SELECT_METHODS: tuple[SelectMethod, ...] = (
@@ -31,7 +34,7 @@ class AllGenOptions(GenOptions, total=False):
 
     regex: str | None
     json_schema: object
-    grammar: object
+    grammar: Grammar | str | None
     choices: Iterable[str] | None
     choices_method: SelectMethod
     tools: object
@@ -39,7 +42,7 @@ class AllGenOptions(GenOptions, total=False):
 
 
 _GEN_NAMES = frozenset(AllGenOptions.__annotations__)
-_GEN_KEPT = frozenset(GenOptions.__annotations__) | {"regex"}
+_GEN_KEPT = frozenset(GenOptions.__annotations__)
 
 
 def gen(
@@ -53,15 +56,16 @@ def gen(
 
     Args:
         name: variable; None = `_0`, `_1`, …
-        type: `str`, `int`, `float`, `bool`, `Literal[...]`, an `Enum`, `regex(...)` or
-            `choices([...])`; the value is an instance of it.
+        type: a Python type, a JSON Schema (`dict`) or a constraint (`regex`, `choices`, `lark`,
+            `ebnf`, `structural_tag`, `seq`, …); the value is an instance of it. `str`, numbers,
+            `bool`, dates, `UUID`, `Literal` and `Enum` are plain text; all else is JSON.
         append: the variable is a list and this adds an item.
         options: how to sample (`max_tokens=128, min_tokens=0, n=1, stop=None, stop_token_ids=None,
             stop_regex=None, temperature=1.0, top_p=1.0, top_k=-1, min_p=0.0, frequency_penalty=0.0,
             presence_penalty=0.0, repetition_penalty=1.0, logit_bias=None, seed=None,
-            logprobs=None, ignore_eos=False`), a constraint instead of `type` (`regex=`, or
-            `choices=` and `choices_method=`, which is `select`), and how to run (`adapter=None,
-            deadline_s=None, priority=0`).
+            logprobs=None, ignore_eos=False`), a constraint instead of `type` (`regex=`,
+            `json_schema=`, `grammar=`, or `choices=` and `choices_method=`, which is `select`),
+            and how to run (`adapter=None, deadline_s=None, priority=0`).
 
     Raises:
         InvalidOption: a keyword that does not exist.
@@ -74,30 +78,59 @@ def gen(
     check_names(given, _GEN_NAMES, "gen()")
     if given.get("tools") is not None:
         raise UnsupportedFeature("gen() takes no tools", value=given["tools"], hint="Drop tools=.")
-    refuse_keywords({key: given[key] for key in ("json_schema", "grammar") if key in given})
+    type = _one_constraint(type, given)
     if name is not None:
         name = reject(name, "a variable name")
     choices = given.pop("choices", None)
     method = given.pop("choices_method", None)
     if choices is not None:
-        if type is not None or given.get("regex") is not None:
-            raise InvalidRequest(
-                "a gen takes one constraint; choices and another one were given",
-                value=type if type is not None else given["regex"],
-                hint="Drop one of them.",
-            )
+        if type is not None:
+            raise _two_constraints("choices", type)
         return _select(name, choices, method, given, append=append)
     if method is not None:
         raise InvalidRequest(
             "choices_method without choices", value=method, hint="Give choices=[...] too."
         )
-    if given.get("regex") is not None:
-        given["regex"] = regex(given["regex"]).pattern
-    if type is not None or "regex" in given:
-        resolve(type, pattern=given.get("regex"))
+    if type is not None:
+        resolve(type)
     kept = {key: _frozen(value) for key, value in given.items() if key in _GEN_KEPT}
     boxed = None if type is None or type is str else Box(type)
     return Gen(name=name, type=boxed, options=kept, append=append)
+
+
+def _one_constraint(type: Any, given: dict[str, Any]) -> Any:
+    """What constrains a `gen`, as something `type` takes; takes the keywords out of `given`."""
+    found = [] if type is None else [type]
+    for name, read in _CONSTRAINTS.items():
+        value = given.pop(name, None)
+        if value is None:
+            continue
+        if found and found != [str]:
+            raise _two_constraints(name, found[0])
+        found = [read(value)]
+    wanted = found[0] if found else None
+    return JsonSchema(schema_text(wanted)) if isinstance(wanted, (dict, bool)) else wanted
+
+
+def _grammar(value: object) -> object:
+    return value if isinstance(value, Grammar) else lark(value)  # type: ignore[arg-type]
+
+
+_CONSTRAINTS: dict[str, Callable[[Any], object]] = {
+    "regex": regex,
+    "json_schema": lambda schema: (
+        schema if isinstance(schema, builtins.type) else JsonSchema(schema_text(schema))
+    ),
+    "grammar": _grammar,
+}
+
+
+def _two_constraints(name: str, other: object) -> InvalidRequest:
+    return InvalidRequest(
+        f"a gen takes one constraint; {name} and another one were given",
+        value=describe(other),
+        hint="Drop one of them.",
+    )
 
 
 def select(

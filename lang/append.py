@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from branchline.lang import names
-from branchline.lang.errors import ProgramError, UnsupportedConstraint
+from branchline.lang.errors import NameInUse, ProgramError, UnsupportedConstraint
 from branchline.lang.expressions import (
     Concat,
     Gen,
@@ -23,7 +23,7 @@ from branchline.lang.expressions import (
 from branchline.lang.sampling import build
 from branchline.lang.transcript import RoleMark
 from branchline.lang.types import TEXT, resolve
-from branchline.lang.variables import Slot
+from branchline.lang.variables import Captured, Slot
 from branchline.runtime.programs import protocol
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _program_call(state: State, node: ProgramCall) -> None:
 def _gen(state: State, node: Gen) -> None:
     run = state._run
     options = node.options
-    kind = resolve(None if node.type is None else node.type.value, pattern=options.get("regex"))
+    kind = resolve(None if node.type is None else node.type.value)
     if kind.constraint is not None and kind.constraint.kind not in run.backend.features:
         raise UnsupportedConstraint(
             f"backend {run.backend.name!r} cannot enforce a {kind.constraint.kind} constraint",
@@ -161,7 +161,17 @@ def _gen(state: State, node: Gen) -> None:
     if sampling.logprobs is not None:
         state._need("logprobs", "log-probabilities")
     name = names.claim(state, node.name, append=node.append)
+    if name in kind.captures:
+        raise NameInUse(
+            f"a capture has the name of its variable, {name!r}",
+            program=run.name,
+            variable=name,
+            hint="Give the capture another name.",
+        )
+    captures = [names.claim(state, each, append=node.append) for each in kind.captures]
     slot = _new_slot(state, name, kind, append=node.append)
+    for each in captures:
+        names.define(state, each, Captured(slot, each), append=node.append)
     run.emit(
         protocol.Generate(
             lane=state._lane,

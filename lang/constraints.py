@@ -1,30 +1,34 @@
-"""Constraint objects a program can give as a `type`: `regex(p)` and `choices([...])`.
+"""The constraints a program can give as a `type`, and how they are composed.
 
-They only carry what was asked for; `types.resolve` turns them into what a backend enforces.
+They only build nodes of `grammar`; `types.resolve` turns those into what a backend enforces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import msgspec
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from branchline.lang.errors import InvalidRequest, UnsupportedConstraint
+from branchline.lang.grammar import (
+    Capture,
+    Choices,
+    Ebnf,
+    Grammar,
+    Lark,
+    Optional,
+    Regex,
+    Repeat,
+    Seq,
+    StructuralTag,
+    Until,
+    as_grammar,
+    capture_names,
+    schema_text,
+)
 from branchline.lang.markers import reject
 
 MAX_CHOICES = 4096
-
-
-class Regex(msgspec.Struct, frozen=True):
-    """Output that matches a pattern as a whole. The value is the text."""
-
-    pattern: str
-
-
-class Choices(msgspec.Struct, frozen=True):
-    """Output that is one of some texts, sampled under a mask. The value is the text."""
-
-    items: tuple[str, ...]
+MAX_REPEAT = 10_000
 
 
 def regex(pattern: str) -> Regex:
@@ -75,3 +79,96 @@ def checked_choices(items: Iterable[str]) -> tuple[str, ...]:
         twice = next(text for text in texts if texts.count(text) > 1)
         raise InvalidRequest("a choice is given twice", value=twice, hint="Drop one of them.")
     return texts
+
+
+def seq(*parts: object) -> Seq:
+    """One after the other: texts (matched as they are), types and constraints.
+
+    The value is the whole text; `capture` the parts you want.
+
+    Raises:
+        InvalidRequest: nothing is given.
+        UnsupportedConstraint: a part is neither text, type nor constraint.
+    """
+    if not parts:
+        raise InvalidRequest("seq is empty", value="()", hint="Give at least one part.")
+    found: list[Grammar] = []
+    for part in map(as_grammar, parts):
+        found += part.parts if isinstance(part, Seq) else (part,)
+    made = Seq(tuple(found))
+    capture_names(made)
+    return made
+
+
+def optional(part: object) -> Optional:
+    """`part` or nothing. The value is None for nothing. Raises as `seq`."""
+    return Optional(as_grammar(part))
+
+
+def repeat(part: object, low: int = 0, high: int | None = None) -> Repeat:
+    """`part` at least `low` times and at most `high` times (None = any number).
+
+    The value is the list of the parts' values.
+
+    Raises:
+        InvalidRequest: the bounds are no bounds.
+        UnsupportedConstraint: `part` is neither text, type nor constraint.
+    """
+    for bound in (low, low if high is None else high):
+        if not isinstance(bound, int) or isinstance(bound, bool) or not 0 <= bound <= MAX_REPEAT:
+            raise InvalidRequest(
+                "a bound of repeat is out of range", value=bound, hint=f"Use 0 to {MAX_REPEAT}."
+            )
+    if high is not None and (high < low or high == 0):
+        raise InvalidRequest(
+            "repeat allows nothing", value=f"{low}, {high}", hint="Use 0 <= low <= high, high > 0."
+        )
+    return Repeat(as_grammar(part), low, high)
+
+
+def capture(name: str, part: object) -> Capture:
+    """The same as `part`; its value becomes the variable `name` too (a list inside `repeat`; None
+    where it was not part of the text).
+
+    Raises:
+        InvalidRequest: the name is empty or used twice.
+        UnsupportedConstraint: `part` is neither text, type nor constraint.
+    """
+    name = reject(name, "the name of a capture")
+    if not name:
+        raise InvalidRequest("a capture has no name", value=repr(name), hint="Name it.")
+    made = Capture(name, as_grammar(part))
+    capture_names(made)
+    return made
+
+
+def until(stop: str) -> Until:
+    """Any text up to and including the first `stop`; the value is the text before it."""
+    if not isinstance(stop, str) or not stop:
+        raise InvalidRequest("until takes a text", value=repr(stop), hint="Give what ends it.")
+    return Until(reject(stop, "until"))
+
+
+def lark(text: str) -> Lark:
+    """Output must be a text of a grammar in Lark's notation (start rule `start`).
+
+    The `lark` package's syntax: rules, terminals, templates, `%import common`, `%ignore`. What the
+    engine cannot do is refused by name when the grammar is used. Raises `InvalidRequest` for "".
+    """
+    return Lark(_grammar_text(text, "lark"))
+
+
+def ebnf(text: str) -> Ebnf:
+    """Output must be a text of a grammar in GBNF notation (start rule `root`)."""
+    return Ebnf(_grammar_text(text, "ebnf"))
+
+
+def structural_tag(tag: Mapping[str, Any]) -> StructuralTag:
+    """Output is free text in which tagged parts must match what belongs to their tag."""
+    return StructuralTag(schema_text(dict(tag)))
+
+
+def _grammar_text(text: object, where: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidRequest(f"{where} takes the text of a grammar", value=text, hint="Give one.")
+    return reject(text, "a grammar")

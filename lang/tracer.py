@@ -32,8 +32,8 @@ PATIENCE = 16
 MAX_TESTS = 10_000
 
 ALL_FEATURES = frozenset(
-    {"select", "roles", "fork", "tokens", "regex", "choices", "json_schema", "lark", "logprobs"}
-    | {"seed", "adapter", "top_k"}
+    {"select", "roles", "fork", "tokens", "regex", "choices", "json_schema", "lark", "ebnf"}
+    | {"structural_tag", "logprobs", "seed", "adapter", "top_k"}
 )
 
 
@@ -74,7 +74,13 @@ class TraceSlot(Slot):
         self.done = True
 
     def value(self) -> Any:
-        return self._placeholder()
+        constraint = self.type.constraint
+        if constraint is None or constraint.kind in ("regex", "choices"):
+            return self._placeholder()
+        return self._placeholder(exact=False)  # an instance reads otherwise than its text
+
+    def captured(self, name: str) -> Any:
+        return self._placeholder(exact=False)
 
     def text(self) -> str:
         return self._placeholder()
@@ -85,8 +91,9 @@ class TraceSlot(Slot):
         self._run.look((self.node,))
         return super().meta()
 
-    def _placeholder(self) -> Placeholder:
-        return Placeholder(Reference(name=self.name, lane=self.lane, nodes=(self.node,)), self._run)
+    def _placeholder(self, *, exact: bool = True) -> Placeholder:
+        reference = Reference(name=self.name, lane=self.lane, nodes=(self.node,), exact=exact)
+        return Placeholder(reference, self._run)
 
 
 class TraceRun(Run):

@@ -1,33 +1,47 @@
-"""From a Python type to what an output must match, and from the text back to an instance.
+"""From a type or constraint to what an output must match, and from the text back to an instance.
 
-Invariant: a text that matches a `ValueType`'s constraint can be parsed by it. Numbers are bounded,
-so that no model can go on writing digits for ever. Knows nothing of states or backends.
+Invariant: a text that matches a `ValueType`'s constraint can be parsed by it. Scalars at the top
+are plain text; everything else that is a Python type is JSON. Knows nothing of states or backends.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from branchline.lang.constraints import Choices, Regex, checked_choices, regex
+from branchline.lang import compose, rematch
+from branchline.lang.constraints import checked_choices
 from branchline.lang.errors import (
     ConstraintError,
-    InvalidRequest,
     TruncatedError,
     UnsupportedConstraint,
 )
+from branchline.lang.grammar import (
+    Choices,
+    Ebnf,
+    Grammar,
+    JsonSchema,
+    Lark,
+    Regex,
+    StructuralTag,
+    Typed,
+    capture_names,
+    schema_text,
+)
+from branchline.lang.json_types import ANY, JsonType
+from branchline.lang.plain import plain
+from branchline.lang.refusals import describe
+from branchline.lang.schemas import document
 from branchline.runtime.core.sampling_params import Constraint
 
-INT_PATTERN = r"-?(0|[1-9][0-9]{0,17})"
-"""At most 18 digits: always within a signed 64-bit integer."""
-FLOAT_PATTERN = r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][-+]?[0-9]{1,2})?"
-BOOL_PATTERN = r"[Tt]rue|[Ff]alse"
-"""Both spellings, so that JSON-like and Python-like prompts each get the likelier one."""
+REMEMBERED = 1024
+"""Types whose constraint is kept."""
 
 
 class ValueType(msgspec.Struct, frozen=True):
@@ -38,12 +52,18 @@ class ValueType(msgspec.Struct, frozen=True):
         constraint: None = any text.
         parse: the instance of a complete text; raises ValueError or KeyError when it is not one.
         complete: whether a text that was cut is complete all the same; None = `parse` tells.
+        json: how the value is written, when it is JSON.
+        captures: names of the captures inside; True for those that are lists.
+        find: the captures' values in a complete text; raises ValueError.
     """
 
     name: str
     constraint: Constraint | None
     parse: Callable[[str], Any] | None = None
     complete: Callable[[str], bool] | None = None
+    json: JsonType | None = None
+    captures: dict[str, bool] = {}
+    find: Callable[[str], dict[str, Any]] | None = None
 
     def value(self, text: str, *, truncated: bool) -> Any:
         """The instance of `text`.
@@ -57,15 +77,21 @@ class ValueType(msgspec.Struct, frozen=True):
         """
         if truncated and self.complete is not None and not self.complete(text):
             raise self._truncated(text)
-        if self.parse is None:
-            return text
+        return text if self.parse is None else self._read(self.parse, text, truncated)
+
+    def captured(self, text: str, *, truncated: bool) -> dict[str, Any]:
+        """The captures' values in `text`. Raises as `value`."""
+        return {} if self.find is None else self._read(self.find, text, truncated)
+
+    def _read(self, parse: Callable[[str], Any], text: str, truncated: bool) -> Any:
         try:
-            return self.parse(text)
+            return parse(text)
         except (ValueError, KeyError) as error:
             if truncated:
                 raise self._truncated(text) from error
+            why = f": {error}" if self.json is not None else ""
             raise ConstraintError(
-                f"the output is not a {self.name}",
+                f"the output is not a {self.name}{why}",
                 value=text,
                 hint="The backend did not enforce the type; the text is in meta(...).text.",
             ) from error
@@ -81,60 +107,97 @@ class ValueType(msgspec.Struct, frozen=True):
 TEXT = ValueType("str", None)
 
 
-def refuse_keywords(given: Mapping[str, object]) -> None:
-    """Raise `UnsupportedConstraint` for a constraint keyword that has a value."""
-    for name, value in given.items():
-        if value is not None:
-            raise UnsupportedConstraint(
-                f"{name}= is not supported", value=value, hint=f"Supported: {_SUPPORTED}."
-            )
+def resolve(wanted: object = None) -> ValueType:
+    """What a type or constraint asks of an output; None = any text.
 
-
-def resolve(wanted: object = None, *, pattern: str | None = None) -> ValueType:
-    """What the `type` and `regex` arguments of `gen` ask for.
-
-    Raises:
-        UnsupportedConstraint: something that cannot be enforced; names it.
-        InvalidRequest: more than one constraint.
+    Raises `UnsupportedConstraint` for something that cannot be enforced; names it.
     """
-    if pattern is None:
-        return _resolve_type(wanted)
-    if wanted is not None and wanted is not str:
-        raise InvalidRequest(
-            "a gen takes one constraint; both type and regex were given",
-            value=f"type={_describe(wanted)}, regex={pattern!r}",
-            hint="Drop one of them.",
-        )
-    return _resolve_type(regex(pattern))
-
-
-_SUPPORTED = "str, int, float, bool, Literal, Enum, regex and choices"
-
-
-def _resolve_type(wanted: object) -> ValueType:
     if wanted is None or wanted is str:
         return TEXT
-    if wanted is int:
-        return _from_pattern("int", INT_PATTERN, _strict_int)
-    if wanted is float:
-        return _from_pattern("float", FLOAT_PATTERN, _strict_float)
-    if wanted is bool:
-        return _from_pattern("bool", BOOL_PATTERN, _parse_bool)
-    if isinstance(wanted, Regex):
-        return ValueType(
-            f"match of {wanted.pattern!r}",
-            Constraint(kind="regex", text=wanted.pattern),
-            complete=partial(_matches, wanted.pattern),
-        )
-    if isinstance(wanted, Choices):
-        return _one_of("choice", {item: item for item in wanted.items})
+    try:
+        hash(wanted)
+    except TypeError:  # metadata of an Annotated, say
+        return _read(wanted)
+    return _remembered(wanted)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _remembered(wanted: object) -> ValueType:
+    return _read(wanted)
+
+
+def _read(wanted: object) -> ValueType:
+    if isinstance(wanted, Typed):
+        return resolve(wanted.type.value)
+    if isinstance(wanted, Grammar):
+        return _from_grammar(wanted)
+    if isinstance(wanted, dict):
+        return _from_grammar(JsonSchema(schema_text(wanted)))
+    form = plain(wanted)
+    if form is not None:
+        return _from_pattern(describe(wanted), form.pattern, form.parse)
     if get_origin(wanted) is Literal:
-        return _one_of(_describe(wanted), _by_text(wanted, get_args(wanted)))
+        return _one_of(describe(wanted), _by_text(wanted, get_args(wanted)))
     if isinstance(wanted, type) and issubclass(wanted, Enum):
         return _one_of(wanted.__name__, _by_text(wanted, tuple(wanted)))
-    raise UnsupportedConstraint(
-        "this type cannot be generated", value=_describe(wanted), hint=f"Supported: {_SUPPORTED}."
+    found = document(wanted)
+    text = msgspec.json.encode(found.schema).decode()
+    return ValueType(
+        describe(wanted),
+        Constraint(kind="json_schema", text=text),
+        lambda text: found.root.decode(load_json(text)),
+        json=found.root,
     )
+
+
+def _from_grammar(node: Grammar) -> ValueType:
+    match node:
+        case Regex(pattern=pattern):
+            return ValueType(
+                f"match of {pattern!r}",
+                Constraint(kind="regex", text=pattern),
+                complete=partial(_matches, pattern),
+            )
+        case Choices(items=items):
+            return _one_of("choice", {item: item for item in items})
+        case JsonSchema(text=text):
+            constraint = Constraint(kind="json_schema", text=text)
+            return ValueType("JSON value of the schema", constraint, load_json, json=ANY)
+        case Lark(text=text):
+            constraint = Constraint(kind="lark", text=compose.lark_text(text))
+            return ValueType("text of the grammar", constraint, complete=_never)
+        case Ebnf(text=text):
+            constraint = Constraint(kind="ebnf", text=text)
+            return ValueType("text of the grammar", constraint, complete=_never)
+        case StructuralTag(text=text):
+            constraint = Constraint(kind="structural_tag", text=text)
+            return ValueType("text of the structural tag", constraint, complete=_never)
+    return _composed(node)
+
+
+def _composed(node: Grammar) -> ValueType:
+    names = capture_names(node)
+    constraint = Constraint(kind="lark", text=compose.to_lark(node, resolve))
+    return ValueType(
+        "text of the composition",
+        constraint,
+        lambda text: rematch.read(node, text, resolve).value,
+        captures=names,
+        find=lambda text: rematch.captures(node, text, resolve),
+    )
+
+
+def load_json(text: str) -> Any:
+    """`json.loads`; every failure is a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _never(text: str) -> bool:
+    """A context-free text that was cut is not known to be complete."""
+    return False
 
 
 def _from_pattern(name: str, pattern: str, parse: Callable[[str], Any]) -> ValueType:
@@ -154,17 +217,17 @@ def _by_text(wanted: object, values: tuple[object, ...]) -> dict[str, object]:
         text = str(value.value) if isinstance(value, Enum) else str(value)
         if not text:
             raise UnsupportedConstraint(
-                "a value of the type has no text", value=_describe(wanted), hint="Give it one."
+                "a value of the type has no text", value=describe(wanted), hint="Give it one."
             )
         if text in by_text:
             raise UnsupportedConstraint(
                 f"two values of the type read {text!r}",
-                value=_describe(wanted),
+                value=describe(wanted),
                 hint="Give them different texts.",
             )
         by_text[text] = value
     if not by_text:
-        raise UnsupportedConstraint("the type has no values", value=_describe(wanted))
+        raise UnsupportedConstraint("the type has no values", value=describe(wanted))
     return by_text
 
 
@@ -174,24 +237,3 @@ def _matches(pattern: str, text: str) -> bool:
         return re.fullmatch(pattern, text) is not None
     except re.error:
         return False
-
-
-def _strict_int(text: str) -> int:
-    """`int` also reads blanks and underscores; an output never has them."""
-    if text != text.strip() or "_" in text:
-        raise ValueError(text)
-    return int(text)
-
-
-def _strict_float(text: str) -> float:
-    if text != text.strip() or "_" in text:
-        raise ValueError(text)
-    return float(text)
-
-
-def _parse_bool(text: str) -> bool:
-    return {"true": True, "false": False}[text.lower()]
-
-
-def _describe(wanted: object) -> str:
-    return wanted.__name__ if isinstance(wanted, type) else str(wanted)

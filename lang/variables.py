@@ -63,6 +63,7 @@ class Slot:
     """
 
     __slots__ = (
+        "_found",
         "choices",
         "done",
         "failure",
@@ -90,6 +91,7 @@ class Slot:
         self.logprobs: tuple[TokenLogprob, ...] = ()
         self.choices: tuple[ChoiceScore, ...] = ()
         self.failure: BranchlineError | None = None
+        self._found: dict[str, dict[str, Any]] = {}
 
     def fail(self, error: BranchlineError) -> None:
         """End without a value; the first outcome stays."""
@@ -111,9 +113,23 @@ class Slot:
         self._raise()
         if self.type is TEXT and len(self.texts) == 1:
             return self.texts[0]
+        return self._each(self.type.value)
+
+    def captured(self, name: str) -> Any:
+        """The value of a capture inside; raises as `value`."""
+        self._raise()
+        return self._each(lambda text, *, truncated: self._captures(text, truncated)[name])
+
+    def _captures(self, text: str, truncated: bool) -> dict[str, Any]:
+        if text not in self._found:
+            self._found[text] = self.type.captured(text, truncated=truncated)
+        return self._found[text]
+
+    def _each(self, read: Callable[..., Any]) -> Any:
+        """What `read` makes of the text, or of each of n texts."""
         cut = self.request is not None and self.request.finish_reason not in ("stop", "constraint")
         try:
-            values = [self.type.value(text, truncated=cut) for text in self.texts]
+            values = [read(text, truncated=cut) for text in self.texts]
         except BranchlineError as error:
             raise error.located(program=self.program, variable=self.name) from None
         return values[0] if len(values) == 1 else values
@@ -135,6 +151,31 @@ class Slot:
             choices=self.choices,
             error=self.failure,
         )
+
+
+class Captured:
+    """A part of a generated text that a `capture` names."""
+
+    __slots__ = ("_name", "_slot")
+
+    def __init__(self, slot: Slot, name: str) -> None:
+        self._slot = slot
+        self._name = name
+
+    def ready(self) -> bool:
+        return self._slot.ready()
+
+    def error(self) -> BranchlineError | None:
+        return self._slot.error()
+
+    def value(self) -> Any:
+        return self._slot.captured(self._name)
+
+    def text(self) -> str:
+        return str(self.value())
+
+    def meta(self) -> VariableMeta:
+        return self._slot.meta()
 
 
 class Constant:

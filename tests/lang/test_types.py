@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import branchline as bl
-from branchline.lang import types
+from branchline.lang import plain, types
 from branchline.lang.errors import ConstraintError, InvalidRequest
 
 
@@ -23,9 +23,9 @@ class Colour(enum.Enum):
 @pytest.mark.parametrize(
     ("wanted", "pattern", "convert"),
     [
-        (int, types.INT_PATTERN, int),
-        (float, types.FLOAT_PATTERN, float),
-        (bool, types.BOOL_PATTERN, lambda text: text.lower() == "true"),
+        (int, plain.INT_PATTERN, int),
+        (float, plain.FLOAT_PATTERN, float),
+        (bool, plain.BOOL_PATTERN, lambda text: text.lower() == "true"),
     ],
 )
 def test_whatever_a_pattern_allows_reads_back(wanted: type, pattern: str, convert: Any) -> None:
@@ -41,8 +41,8 @@ def test_whatever_a_pattern_allows_reads_back(wanted: type, pattern: str, conver
 
 @pytest.mark.parametrize("text", ["0", "-1", "123456789012345678"])
 def test_integers_fit_64_bits(text: str) -> None:
-    assert re.fullmatch(types.INT_PATTERN, text)
-    assert not re.fullmatch(types.INT_PATTERN, "1" * 19)
+    assert re.fullmatch(plain.INT_PATTERN, text)
+    assert not re.fullmatch(plain.INT_PATTERN, "1" * 19)
 
 
 @pytest.mark.parametrize(
@@ -71,17 +71,11 @@ def test_a_variable_is_an_instance_of_its_type(wanted: Any, reply: str, value: A
     assert type(result) is type(value)
 
 
-@pytest.mark.parametrize("wanted", [list[int], dict, {"type": "object"}, int | None, object(), set])
+@pytest.mark.parametrize("wanted", [object(), set, frozenset[int], complex])
 def test_a_type_that_cannot_be_enforced_is_refused_by_name(wanted: Any) -> None:
     with pytest.raises(bl.UnsupportedConstraint) as caught:
         bl.gen("x", wanted)
     assert (wanted.__name__ if isinstance(wanted, type) else str(wanted)) in str(caught.value)
-
-
-@pytest.mark.parametrize("keyword", ["json_schema", "grammar"])
-def test_a_constraint_keyword_that_is_not_there_yet_is_refused_by_name(keyword: str) -> None:
-    with pytest.raises(bl.UnsupportedConstraint, match=keyword):
-        bl.gen("x", **{keyword: "{}"})  # type: ignore[arg-type]
 
 
 def test_values_that_read_the_same_are_refused() -> None:
@@ -95,6 +89,10 @@ def test_values_that_read_the_same_are_refused() -> None:
         lambda: bl.gen("x", int, regex="a"),
         lambda: bl.gen("x", int, choices=["a"]),
         lambda: bl.gen("x", regex="a", choices=["a"]),
+        lambda: bl.gen("x", int, json_schema={}),
+        lambda: bl.gen("x", regex="a", grammar='start: "a"'),
+        lambda: bl.gen("x", json_schema="{"),
+        lambda: bl.gen("x", json_schema="3"),
         lambda: bl.gen("x", choices=[]),
         lambda: bl.gen("x", choices=["a", ""]),
         lambda: bl.gen("x", choices=["a", "a"]),
