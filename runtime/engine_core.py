@@ -27,6 +27,8 @@ class EngineCore:
         describe: facts for `info` that only the assembly knows.
     """
 
+    heals = True
+
     def __init__(
         self,
         scheduler: Scheduler,

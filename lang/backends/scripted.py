@@ -18,6 +18,7 @@ from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
+from branchline.lang import matching
 from branchline.lang.errors import BackendError, BranchlineError, ConstraintError, wrap
 from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import (
@@ -119,6 +120,7 @@ class ScriptedEngine:
     """
 
     model_name = "mock"
+    heals = False
     max_context = MAX_CONTEXT
 
     def __init__(
@@ -295,13 +297,17 @@ def cut(text: str, sampling: SamplingParams) -> tuple[str, FinishReason]:
 
 
 def check_constraint(text: str, constraint: Constraint, name: str) -> None:
-    """Raise `ConstraintError` when a reply is not what a real engine could have written."""
+    """Raise `ConstraintError` when a reply is not what a real engine could have written.
+
+    Without the packages of the grammar engine, of JSON and grammars only the value is checked, when
+    it is read.
+    """
     if constraint.kind == "choices":
         fits = text in json.loads(constraint.text)
     elif constraint.kind == "regex":
         fits = re.fullmatch(constraint.text, text) is not None
     else:
-        fits = True
+        fits = not matching.installed() or matching.engine_match(constraint, text).status == "full"
     if not fits:
         raise ConstraintError(
             f"the mock's reply does not match the {constraint.kind} constraint",

@@ -98,12 +98,17 @@ class EnginePort(Protocol):
     """What the executor of programs needs of an engine. `MockEngine` and `Engine` both give it.
 
     All calls except `call_soon` are made on the engine's loop thread; so are all callbacks.
+
+    Attributes:
+        heals: constrained outputs may begin with text taken back from the prompt (token healing);
+            False where answers are scripted.
     """
 
     tokenizer: TextTokenizer
     turns: ChatTurns
     model_name: str
     max_context: int
+    heals: bool
 
     def call_soon(self, fn: Callable[[], None]) -> None:
         """Run `fn` on the loop thread, soon, in order; callable from any thread, never blocks."""

@@ -44,8 +44,11 @@ def _finish_generate(program: RunningProgram, lane: Lane, run: GenerateRun) -> N
         elif error is not None:
             program.fail(lane, op.node, op.name, error, first.text, meta)
         return
+    before = len(lane.ids)
+    if run.seam is not None:
+        lane.ids.pop()  # the first of the result's ids stand for its text, too
     _extend(program, lane, op.name, first.text, first.token_ids)
-    program.report(_stats(program, run, op.node, meta, len(first.token_ids), lane))
+    program.report(_stats(program, run, op.node, meta, len(lane.ids) - before, lane))
     program.emit(
         ValueReady(
             lane=lane.id,
@@ -111,7 +114,7 @@ def _extend(
     lane.texts.append(text)
     lane.add_content(text)
     lane.variables[name] = text
-    lane.tail_generated = True
+    lane.tail_generated, lane.tail_literal = True, False
     program.hold(lane)
 
 

@@ -63,6 +63,7 @@ class Lane:
         waiting: what the lane waits for; None = can run.
         error: wire form of the error that ended it.
         tail_generated: the last ids came from a generate node.
+        tail_literal: the last ids came from text that the program appended.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class Lane:
         "queue",
         "role",
         "tail_generated",
+        "tail_literal",
         "texts",
         "variables",
         "waiting",
@@ -102,6 +104,7 @@ class Lane:
         self.dropped = False
         self.leased = False
         self.tail_generated = False
+        self.tail_literal = False
         self.fork_point = ForkPoint()
 
     def start(self, start_ids: Ids) -> None:
@@ -111,14 +114,20 @@ class Lane:
             if self.fork_point.ids == 0:
                 self.fork_point = self.fork_point._replace(ids=len(start_ids))
 
-    def append(self, text: str, ids: Sequence[int], encoder: TextEncoder) -> None:
-        """Append a piece; the tokenizer's leading ids come before the first one."""
+    def append(
+        self, text: str, ids: Sequence[int], encoder: TextEncoder, *, literal: bool = False
+    ) -> None:
+        """Append a piece; the tokenizer's leading ids come before the first one.
+
+        Args:
+            literal: it is text of the program, not markup.
+        """
         if not self.ids and ids and (leading := encoder.leading_ids) and ids[0] != leading[0]:
             self.start(leading)
         self.ids.extend(ids)
         if text:
             self.texts.append(text)
-        self.tail_generated = False
+        self.tail_generated, self.tail_literal = False, literal and bool(ids)
 
     def add_content(self, text: str) -> None:
         """Count text as part of the open turn, if there is one."""
@@ -149,7 +158,7 @@ class Lane:
         child.variables = self.variables.copy()
         child.history = self.history.copy()
         child.role, child.content = self.role, self.content.copy()
-        child.tail_generated = self.tail_generated
+        child.tail_generated, child.tail_literal = self.tail_generated, self.tail_literal
         child.fork_point = ForkPoint(
             len(self.ids), len(self.texts), len(self.history), len(self.content), self.role
         )

@@ -24,6 +24,7 @@ from branchline.runtime.errors import (
     DeadlineExceeded,
     from_wire,
 )
+from branchline.runtime.programs.healing import Seam, strip
 from branchline.runtime.programs.protocol import Generate
 
 if TYPE_CHECKING:
@@ -33,18 +34,30 @@ if TYPE_CHECKING:
 
 
 class GenerateRun:
-    """A generate node between its submission and its last final output."""
+    """A generate node between its submission and its last final output.
 
-    __slots__ = ("lane", "op", "program", "request_id", "results", "start")
+    Attributes:
+        seam: the prompt's last token, if it was taken back; readers never see its text again.
+    """
+
+    __slots__ = ("_hidden", "lane", "op", "program", "request_id", "results", "seam", "start")
 
     def __init__(
-        self, program: RunningProgram, lane: Lane, op: Generate, request_id: str, start: float
+        self,
+        program: RunningProgram,
+        lane: Lane,
+        op: Generate,
+        request_id: str,
+        start: float,
+        seam: Seam | None = None,
     ) -> None:
         self.program = program
         self.lane = lane
         self.op = op
         self.request_id = request_id
         self.start = start
+        self.seam = seam
+        self._hidden = 0 if seam is None else len(seam.text)
         self.results: dict[str, GenerateResult] = {}
 
     @property
@@ -55,7 +68,8 @@ class GenerateRun:
     def on_output(self, output: Output) -> None:
         """The engine's callback. With n > 1 only the first sequence is streamed."""
         if isinstance(output, GenerateResult):
-            self.results[output.request_id] = output
+            result = output if self.seam is None else strip(output, self.seam)
+            self.results[output.request_id] = result
             if len(self.results) >= self.op.sampling.n:
                 self.program.run_ended(self)
         elif (
@@ -64,7 +78,10 @@ class GenerateRun:
             and output.text
             and output.request_id == self.request_id
         ):
-            self.program.emit_delta(self, output.text)
+            text = output.text[self._hidden :]
+            self._hidden = max(0, self._hidden - len(output.text))
+            if text:
+                self.program.emit_delta(self, text)
 
     def ordered(self) -> list[GenerateResult]:
         """Results in the order `id`, `id#1`, …"""

@@ -21,6 +21,7 @@ from branchline.runtime.errors import (
     from_wire,
     wrap,
 )
+from branchline.runtime.programs.healing import find_seam
 from branchline.runtime.programs.intake import LaneOp, SelectChoices, TextPiece
 from branchline.runtime.programs.lane import Lane
 from branchline.runtime.programs.protocol import (
@@ -85,7 +86,8 @@ def settle(program: RunningProgram, lane: Lane) -> None:
     if lane.pending:
         text = "".join(lane.pending)
         lane.pending = []
-        _append(program, lane, lane.pending_node, text, program.encoder.encode(text))
+        ids = program.encoder.encode(text)
+        _append(program, lane, lane.pending_node, text, ids, literal=True)
 
 
 def finish_wait(program: RunningProgram, lane: Lane, wait: Wait) -> None:
@@ -97,9 +99,17 @@ def finish_wait(program: RunningProgram, lane: Lane, wait: Wait) -> None:
         program.fail(lane, wait.node, "", wrap(error))
 
 
-def _append(program: RunningProgram, lane: Lane, node: int, text: str, ids: Sequence[int]) -> None:
+def _append(
+    program: RunningProgram,
+    lane: Lane,
+    node: int,
+    text: str,
+    ids: Sequence[int],
+    *,
+    literal: bool = False,
+) -> None:
     before = len(lane.ids)
-    lane.append(text, ids, program.encoder)
+    lane.append(text, ids, program.encoder, literal=literal)
     now = program.now()
     program.report(
         NodeStats(
@@ -129,7 +139,7 @@ def _skip(program: RunningProgram, lane: Lane, step: LaneOp) -> bool:
 
 def _text_piece(program: RunningProgram, lane: Lane, step: TextPiece) -> bool:
     lane.add_content(step.text)
-    _append(program, lane, step.node, step.text, step.ids)
+    _append(program, lane, step.node, step.text, step.ids, literal=True)
     return True
 
 
@@ -213,6 +223,10 @@ def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
     if sampling.max_tokens is None:
         room = max(1, program.port.max_context - len(prompt))
         sampling = msgspec.structs.replace(sampling, max_tokens=room)
+    seam = find_seam(lane, sampling, program.port.tokenizer) if program.port.heals else None
+    if seam is not None:
+        prompt.pop()
+        sampling = seam.sampling
     start = program.now()
     request = GenerateRequest(
         id=f"{lane.key}/{op.node}",
@@ -226,7 +240,7 @@ def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
         lane_id=lane.key,
         name=op.name,
     )
-    run = GenerateRun(program, lane, op, request.id, start)
+    run = GenerateRun(program, lane, op, request.id, start, seam)
     lane.waiting = run
     try:
         program.port.submit(request, run.on_output)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.engine import Engine
 from branchline.runtime.programs.executor import Executor
 from branchline.runtime.programs.protocol import (
@@ -118,3 +118,30 @@ def test_cancelled_and_abandoned_programs_leave_nothing(engine: Engine) -> None:
     assert info["scheduler"]["unfinished"] == 0 and info["cache"]["leases"] == 0
     assert info["cache"]["violations"] == 0 and executor.stats().programs_open == 0
     executor.close()
+
+
+CAPITALS = {
+    "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo",
+    "China": "Beijing", "Russia": "Moscow", "Egypt": "Cairo", "Greece": "Athens", "Cuba": "Havana",
+}  # fmt: skip
+
+
+def test_healing_finds_the_answer_behind_a_trailing_space(engine: Engine) -> None:
+    names = "|".join(CAPITALS.values())
+    sampling = SamplingParams(
+        temperature=0.0, max_tokens=8, constraint=Constraint(kind="regex", text=names)
+    )
+    executor = Executor(engine.core)
+    right = 0
+    for number, (country, capital) in enumerate(CAPITALS.items()):
+        program = Live(executor, f"heal{number}")
+        prompt = f"The capital of {country} is "
+        program.send(text(0, prompt), gen(1, "x", sampling=sampling), ReadLane(0, 2))
+        program.finish()
+        value = program.values()["x"]
+        assert value in CAPITALS.values(), "the value begins behind the prompt's space"
+        assert program.lane(0).text == prompt + value
+        ids = list(program.lane(0).token_ids)
+        assert engine.tokenizer.decode(ids) == prompt + value
+        right += value == capital
+    assert right >= 9

@@ -115,6 +115,7 @@ class ScriptedPort:
         self.tokenizer = tokenizer or ChunkTokenizer()
         self.turns = SimpleTurns()
         self.model_name = "scripted"
+        self.heals = False
         self.max_context = max_context
         self.reply = reply
         self.scorer = scorer

@@ -1,0 +1,78 @@
+"""Token healing: the seam between prompt text and a constrained output is tokenized as one.
+
+A prompt that ends in "is " has spent the space that the model would have written as part of its
+next token (" Paris"); a mask that starts behind the space then leaves it next to none of its
+probability. So the prompt's last token is taken back and its text becomes what the output must
+begin with. Law: the lane's text is the same as without healing, and the value does not contain the
+text taken back; only the ids at the seam change. Done outside of chat turns, for constraints that
+can be given a literal beginning, and only to a token of text that the lane itself appended.
+(Token healing: Lundberg, "The Art of Prompt Design", 2023.)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from branchline.runtime.core.outputs import GenerateResult
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+
+if TYPE_CHECKING:
+    from branchline.runtime.core.protocols import TextTokenizer
+    from branchline.runtime.programs.lane import Lane
+
+
+class Seam(msgspec.Struct, frozen=True):
+    """What was taken back.
+
+    Attributes:
+        token_id: the prompt's last token.
+        text: its text, which the output begins with.
+        sampling: the node's parameters with the constraint that begins with `text`.
+    """
+
+    token_id: int
+    text: str
+    sampling: SamplingParams
+
+
+def find_seam(lane: Lane, sampling: SamplingParams, tokenizer: TextTokenizer) -> Seam | None:
+    """The seam to heal before a generate node, if there is one."""
+    own = len(lane.ids) > max(1, lane.fork_point.ids)
+    if sampling.constraint is None or not (lane.tail_literal and lane.role is None and own):
+        return None
+    token_id = lane.ids[-1]
+    text = tokenizer.decode([token_id], skip_special=False)
+    if not text or "\N{REPLACEMENT CHARACTER}" in text:
+        return None  # part of a character: it has no text of its own
+    if sampling.stop_regex is not None or any(stop[0] in text for stop in sampling.stop):
+        return None  # the text taken back could be mistaken for a stop
+    constraint = _beginning_with(text, sampling.constraint)
+    if constraint is None:
+        return None
+    max_tokens = None if sampling.max_tokens is None else sampling.max_tokens + 1
+    healed = msgspec.structs.replace(sampling, constraint=constraint, max_tokens=max_tokens)
+    return Seam(token_id, text, healed)
+
+
+def strip(result: GenerateResult, seam: Seam) -> GenerateResult:
+    """The result without the text taken back. One that ended before it was written out again has
+    no text of its own, and its only id is the token taken back."""
+    if result.text.startswith(seam.text):
+        return msgspec.structs.replace(result, text=result.text[len(seam.text) :])
+    return msgspec.structs.replace(result, text="", token_ids=[seam.token_id], logprobs=[])
+
+
+def _beginning_with(text: str, constraint: Constraint) -> Constraint | None:
+    """`constraint` behind a literal text; None where that cannot be written."""
+    if constraint.kind == "regex":
+        if constraint.text.startswith("(?") and not constraint.text.startswith("(?:"):
+            return None  # flags must stand at the very beginning
+        pattern = f"{re.escape(text)}(?:{constraint.text.removeprefix('^')})"
+        return msgspec.structs.replace(constraint, text=pattern)
+    if constraint.kind == "choices":
+        choices = [text + choice for choice in msgspec.json.decode(constraint.text, type=list[str])]
+        return msgspec.structs.replace(constraint, text=msgspec.json.encode(choices).decode())
+    return None

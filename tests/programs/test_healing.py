@@ -1,0 +1,130 @@
+"""The seam before a constrained output: same text, no trace in the value, better ids."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from branchline.runtime.core.messages import GenerateRequest
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.programs.protocol import (
+    BeginRole,
+    Close,
+    Fork,
+    Join,
+    ReadLane,
+    TextDelta,
+    ValueReady,
+)
+from tests.programs.helpers import Program as Opened
+from tests.programs.helpers import gen, plain, rig, text
+from tests.support.scripted_port import ScriptedPort
+
+DIGITS = Constraint(kind="regex", text="[0-9]+")
+
+
+def healing_port(reply: str) -> ScriptedPort:
+    port = ScriptedPort(lambda request: reply, sync=True)
+    port.heals = True
+    return port
+
+
+def constrained(constraint: Constraint = DIGITS, **more: object) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=8, constraint=constraint, **more)  # type: ignore[arg-type]
+
+
+def run(port: ScriptedPort, *ops: object) -> tuple[Opened, GenerateRequest]:
+    _, executor = rig(port)
+    program = Opened(executor)
+    program.send(*ops, Close())  # type: ignore[arg-type]
+    port.pump()
+    assert program.closed
+    request = port.requests[0]
+    assert isinstance(request, GenerateRequest)
+    return program, request
+
+
+def test_the_last_prompt_token_moves_into_the_constraint_and_out_of_the_value() -> None:
+    port = healing_port(" 42")
+    program, request = run(
+        port, text(0, "it is "), gen(1, "n", sampling=constrained()), ReadLane(0, 2)
+    )
+    assert request.prompt_ids == plain(port, "it", " ", "is")
+    assert request.sampling.constraint is not None
+    pattern = request.sampling.constraint.text
+    assert re.fullmatch(pattern, " 42") and not re.fullmatch(pattern, "42")
+    assert request.sampling.max_tokens == 9
+    assert program.values() == {"n": "42"}
+    lane = program.lane(0)
+    assert lane.text == "it is 42"
+    assert list(lane.token_ids) == plain(port, "it is", " 42")
+
+
+def test_choices_are_healed_too() -> None:
+    port = healing_port(" red")
+    colours = Constraint(kind="choices", text='["red", "blue"]')
+    program, request = run(port, text(0, "a "), gen(1, "c", sampling=constrained(colours)))
+    assert request.sampling.constraint == Constraint(kind="choices", text='[" red"," blue"]')
+    assert program.values() == {"c": "red"}
+
+
+def test_streamed_text_never_shows_what_was_taken_back() -> None:
+    port = ScriptedPort(lambda request: " 4217")
+    port.heals = True
+    _, executor = rig(port)
+    program = Opened(executor)
+    program.send(text(0, "it is "), gen(1, "n", sampling=constrained(), stream=True), Close())
+    port.pump()
+    (request_id,) = port.running
+    for piece in (" ", "42", "17"):
+        port.delta(request_id, piece)
+    port.finish(request_id)
+    port.pump()
+    assert [event.text for event in program.all(TextDelta)] == ["42", "17"]
+    assert program.values() == {"n": "4217"}
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        [text(0, "x "), gen(1, "n")],
+        [text(0, "x "), gen(1, "n", sampling=constrained(stop=(" ",)))],
+        [text(0, "x "), gen(1, "n", sampling=constrained(stop_regex="a"))],
+        [BeginRole(0, 0, "user"), text(1, "x "), gen(2, "n", sampling=constrained())],
+        [text(0, "x"), gen(1, "n", sampling=constrained())],
+        [text(0, "x "), gen(1, "n", sampling=constrained(Constraint(kind="regex", text="(?i)a")))],
+    ],
+    ids=["free", "stop", "stop_regex", "chat turn", "one token", "flags"],
+)
+def test_where_there_is_nothing_to_heal_the_prompt_stays(ops: list[object]) -> None:
+    port = healing_port("7")
+    program, request = run(port, *ops)
+    sent = next(op for op in ops if hasattr(op, "sampling")).sampling  # type: ignore[attr-defined]
+    assert request.sampling == sent
+    assert program.values() == {"n": "7"}
+
+
+def test_tokens_of_the_parent_and_generated_ones_are_not_taken_back() -> None:
+    port = healing_port("7")
+    program, _ = run(
+        port,
+        text(0, "x "),
+        Fork(0, 1, (1,)),
+        gen(2, "a", lane=1, sampling=constrained()),
+        gen(3, "b", lane=1, sampling=constrained()),
+        Join(0, 4, (1,), "append"),
+        ReadLane(0, 5),
+    )
+    prompts = [r.prompt_ids for r in port.requests]
+    assert prompts == [plain(port, "x "), plain(port, "x ", "7")]
+    assert program.lane(0).text == "x 77"
+
+
+def test_an_output_that_never_got_past_the_seam_leaves_the_lane_as_it_was() -> None:
+    port = healing_port("")
+    program, _ = run(port, text(0, "it "), gen(1, "n", sampling=constrained()), ReadLane(0, 2))
+    assert program.values() == {"n": ""}
+    assert program.lane(0).text == "it "
+    assert list(program.lane(0).token_ids) == plain(port, "it ")
+    assert program.all(ValueReady)[0].texts == ("",)
