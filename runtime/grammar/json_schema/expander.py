@@ -1,0 +1,480 @@
+"""From subschemas to sets of values, one level at a time.
+
+Invariant: `sets` is exact: a value of the type is in one of the sets iff the schema holds (does not
+hold) for it, where what is inside containers is left to states. So recursion in a schema is
+recursion among states, and complement goes down with the flag of a literal (as in alternating tree
+automata: Muller and Schupp, "Alternating automata on infinite trees", 1987). Knows no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from branchline.runtime.errors import UnsupportedConstraint
+from branchline.runtime.grammar.json_schema.containers import (
+    CONTAINER_KEYWORDS,
+    dependent_names,
+    present,
+)
+from branchline.runtime.grammar.json_schema.document import Document, Node, malformed, unsupported
+from branchline.runtime.grammar.json_schema.factors import (
+    Factor,
+    Union,
+    listing,
+    mapping,
+    names,
+)
+from branchline.runtime.grammar.json_schema.languages import Language, Languages
+from branchline.runtime.grammar.json_schema.scalars import SCALAR_KEYWORDS, Maker, type_factor
+from branchline.runtime.grammar.json_schema.sets import (
+    ANYTHING,
+    KINDS,
+    Arrays,
+    Booleans,
+    Kind,
+    Objects,
+    State,
+    Texts,
+    Values,
+    everything,
+    item_state,
+    listed,
+    meet,
+)
+
+_EMPTINESS_DEPTH = 4
+_MOST_ABSORBED = 60
+_REFUSED = {
+    "$dynamicRef": "its meaning depends on the way to it",
+    "$recursiveRef": "its meaning depends on the way to it",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How much may be spent on one schema.
+
+    Attributes:
+        variants: sets in one union.
+        steps: intersections.
+        states: different states inside containers.
+        symbols: rules and terminals of the grammar.
+    """
+
+    variants: int = 400
+    steps: int = 60_000
+    states: int = 6_000
+    symbols: int = 20_000
+
+
+class Expander:
+    """Expands the subschemas of a document; a `factors.Context`.
+
+    Args:
+        document: the schema.
+        effort: what may be spent.
+    """
+
+    def __init__(self, document: Document, effort: Effort) -> None:
+        self.document = document
+        self.languages = Languages()
+        self._effort = effort
+        self._steps = 0
+        self._nothing: State = frozenset({(document.node(False, "#", "").number, True)})
+        self._sets: dict[tuple[int, bool, Kind], Union] = {}
+        self._of_state: dict[tuple[State, Kind], Union] = {}
+        self._empty: dict[tuple[State, int], bool] = {}
+        self._open: set[tuple[int, bool, Kind]] = set()
+        self._open_factors: set[tuple[int, bool, Kind]] = set()
+
+    def nothing(self) -> State:
+        """See `Context.nothing`."""
+        return self._nothing
+
+    def state(self, node: Node, holds: bool = True) -> State:
+        """See `Context.state`."""
+        seen = set()
+        while True:
+            schema = node.schema
+            assert isinstance(schema, dict)
+            meaning = [key for key in schema if key in _MEANT and self.document.knows(key)]
+            if node.number in seen:
+                raise malformed(node.path, "a $ref that leads to itself")
+            seen.add(node.number)
+            if "$ref" in schema and (meaning == ["$ref"] or self._lonely_ref(schema)):
+                node = self.document.resolve(node, schema["$ref"])
+            elif meaning == ["not"]:
+                node, holds = self.document.child(node, "not"), not holds
+            elif not meaning:
+                return ANYTHING if holds else self._nothing
+            else:
+                return frozenset({(node.number, holds)})
+
+    def _lonely_ref(self, schema: dict[str, Any]) -> bool:
+        return self.document.declared and self.document.draft <= 7 and "$ref" in schema
+
+    def sets(self, node: Node, holds: bool, kind: Kind) -> Union:
+        """See `Context.sets`."""
+        key = (node.number, holds, kind)
+        found = self._sets.get(key)
+        if found is None:
+            if key in self._open:
+                raise malformed(node.path, "a $ref that leads to itself")
+            self._open.add(key)
+            try:
+                found = self._sets[key] = self._expand(node, holds, kind)
+            finally:
+                self._open.discard(key)
+        return found
+
+    def of_state(self, state: State, kind: Kind) -> Union:
+        """Values of a type in a state."""
+        key = (state, kind)
+        found = self._of_state.get(key)
+        if found is None:
+            factors = []
+            for index, holds in sorted(state):
+                node = self.document.at(index)
+                if holds:
+                    factors.extend(self.factors(node, kind))
+                else:
+                    factors.append(_one(self, node, kind, "not", holds=False))
+            path = self.document.at(min(state)[0]).path if state else "#"
+            found = self._of_state[key] = self._all(factors, kind, path)
+        return found
+
+    def text_language(self, state: State) -> Language:
+        """See `Context.text_language`."""
+        texts = self.of_state(state, "string")
+        return self.languages.any([one.language for one in texts if isinstance(one, Texts)])
+
+    def _expand(self, node: Node, holds: bool, kind: Kind) -> Union:
+        factors = self.factors(node, kind)
+        if holds:
+            return self._all(factors, kind, node.path)
+        return self.either([factor.no() for factor in factors])
+
+    def _all(self, factors: Sequence[Factor], kind: Kind, path: str) -> Union:
+        result: Union = [everything(self.languages, kind)]
+        for factor in sorted(factors, key=lambda factor: factor.within is not None):
+            if factor.within is not None:
+                result = factor.within(result)
+            else:
+                result = self.both(result, factor.yes(), factor.keyword, path)
+            if not result:
+                break
+        return result
+
+    def factors(self, node: Node, kind: Kind) -> list[Factor]:
+        """All that must hold for a schema to hold, those of `allOf` and `$ref` among them."""
+        key = (node.number, True, kind)
+        if key in self._open_factors:
+            raise malformed(node.path, "a $ref that leads to itself")
+        self._open_factors.add(key)
+        try:
+            return self._factors(node, kind)
+        finally:
+            self._open_factors.discard(key)
+
+    def _factors(self, node: Node, kind: Kind) -> list[Factor]:
+        schema = node.schema
+        assert isinstance(schema, dict)
+        if "$ref" in schema and self._lonely_ref(schema):
+            schema = {"$ref": schema["$ref"]}
+        factors: list[Factor] = []
+        if "type" in schema:
+            factors.append(type_factor(self, node, kind))
+            if not factors[0].yes():
+                return factors
+        makers: dict[Maker, None] = {}
+        for keyword in schema:
+            if not self.document.knows(keyword):
+                continue
+            if keyword in _REFUSED:
+                raise unsupported(keyword, node.path, _REFUSED[keyword])
+            if keyword in _ALL_MAKERS:
+                makers[_ALL_MAKERS[keyword]] = None
+        for maker in sorted(makers, key=lambda maker: _ORDER[maker]):
+            factor = maker(self, node, kind)
+            if factor is not None:
+                factors.append(factor)
+        for keyword, apply in _APPLICATORS.items():
+            if keyword in schema and self.document.knows(keyword):
+                factors.extend(apply(self, node, kind))
+        return factors
+
+    def both(self, left: Union, right: Union, keyword: str, path: str) -> Union:
+        """See `Context.both`."""
+        if len(left) * len(right) > 1:
+            self._steps += len(left) * len(right)
+        if self._steps > self._effort.steps:
+            raise unsupported(keyword, path, f"it takes over {self._effort.steps} combinations")
+        found: dict[Values, None] = {}
+        for one in left:
+            for other in right:
+                common = meet(self.languages, one, other)
+                if common is not None and not self._surely_empty(common, _EMPTINESS_DEPTH):
+                    found[common] = None
+        result = self.either([list(found)])
+        if len(result) > self._effort.variants:
+            raise unsupported(
+                keyword, path, f"it has over {self._effort.variants} variants side by side"
+            )
+        return result
+
+    def either(self, unions: Sequence[Union]) -> Union:
+        """See `Context.either`."""
+        found = list(dict.fromkeys(one for union in unions for one in union))
+        if len(found) < 2:
+            return found
+        texts = [one for one in found if isinstance(one, Texts)]
+        if texts:
+            return [self._any_text(texts)]
+        flags = [one for one in found if isinstance(one, Booleans)]
+        if flags:
+            return [Booleans(frozenset().union(*(one.values for one in flags)))]
+        return _absorb(self.languages, found)
+
+    def _any_text(self, texts: Sequence[Texts]) -> Texts:
+        words: set[str] = set()
+        for one in texts:
+            if one.words is None:
+                return Texts(self.languages.any([text.language for text in texts]))
+            words |= one.words
+        return listed(self.languages, frozenset(words))
+
+    def is_empty(self, state: State, depth: int = _EMPTINESS_DEPTH) -> bool:
+        """Whether surely no value is in a state; looks only so many containers deep."""
+        if self._nothing <= state:
+            return True
+        if not state or depth <= 0:
+            return False
+        key = (state, depth)
+        found = self._empty.get(key)
+        if found is None:
+            self._empty[key] = False  # met again further down: not known to be empty
+            try:
+                found = not any(
+                    not self._surely_empty(one, depth - 1)
+                    for kind in KINDS
+                    for one in self.of_state(state, kind)
+                )
+            except UnsupportedConstraint:
+                found = False
+            self._empty[key] = found
+        return found
+
+    def _surely_empty(self, values: Values, depth: int) -> bool:
+        if isinstance(values, Arrays):
+            least = min(values.least, len(values.prefix) + 1)
+            if any(self.is_empty(item_state(values, at), depth) for at in range(least)):
+                return True
+            return any(one.least and self.is_empty(one.state, depth) for one in values.contains)
+        if isinstance(values, Objects):
+            for clause in values.clauses:
+                if len(clause) == 1:
+                    ((name, has),) = clause
+                    if has and self.is_empty(self.value_state(values, name), depth):
+                        return True
+            return any(self.is_empty(state, depth) for _, state in values.some)
+        return False
+
+    def value_state(self, objects: Objects, name: str) -> State:
+        """What the value of a name is in."""
+        state = ANYTHING
+        for own, one in objects.properties:
+            if own == name:
+                state |= one
+        for which, one in objects.rules:
+            if not one <= state and which.has(self.languages, name):
+                state |= one
+        return self._nothing if self._nothing <= state else state
+
+
+def _absorb(languages: Languages, found: list[Values]) -> list[Values]:
+    """Leave out sets that lie in others, where that is cheap to see."""
+    if len(found) > _MOST_ABSORBED:
+        return found
+    kept: list[Values] = []
+    for one in found:
+        if any(meet(languages, one, other) == one for other in kept):
+            continue
+        kept = [other for other in kept if meet(languages, other, one) != other]
+        kept.append(one)
+    return kept
+
+
+def _all_of(context: Expander, node: Node, kind: Kind) -> list[Factor]:
+    found = []
+    for one in _branches(context, node, "allOf"):
+        found.extend(context.factors(one, kind))
+    return found
+
+
+def _one(context: Expander, node: Node, kind: Kind, keyword: str, holds: bool = True) -> Factor:
+    return Factor(
+        keyword,
+        lambda: context.sets(node, holds, kind),
+        lambda: context.sets(node, not holds, kind),
+    )
+
+
+def _branches(context: Expander, node: Node, keyword: str) -> list[Node]:
+    assert isinstance(node.schema, dict)
+    found = listing(node.schema[keyword], node, keyword)
+    return [context.document.child(node, keyword, index) for index in range(len(found))]
+
+
+def _reference(context: Expander, node: Node, kind: Kind) -> list[Factor]:
+    assert isinstance(node.schema, dict)
+    return context.factors(context.document.resolve(node, node.schema["$ref"]), kind)
+
+
+def _negation(context: Expander, node: Node, kind: Kind) -> list[Factor]:
+    return [_one(context, context.document.child(node, "not"), kind, "not", holds=False)]
+
+
+def _meet_all(
+    context: Expander, unions: list[Callable[[], Union]], kind: Kind, keyword: str, path: str
+) -> Union:
+    result: Union = [everything(context.languages, kind)]
+    for union in unions:
+        if not result:
+            break
+        result = context.both(result, union(), keyword, path)
+    return result
+
+
+def _any_of(context: Expander, node: Node, kind: Kind) -> list[Factor]:
+    branches = [_one(context, one, kind, "anyOf") for one in _branches(context, node, "anyOf")]
+
+    def within(inside: Union) -> Union:
+        options = [context.both(inside, one.yes(), "anyOf", node.path) for one in branches]
+        return context.either(options)
+
+    return [
+        Factor(
+            "anyOf",
+            lambda: context.either([one.yes() for one in branches]),
+            lambda: _meet_all(context, [one.no for one in branches], kind, "anyOf", node.path),
+            within,
+        )
+    ]
+
+
+def _one_of(context: Expander, node: Node, kind: Kind) -> list[Factor]:
+    branches = [_one(context, one, kind, "oneOf") for one in _branches(context, node, "oneOf")]
+
+    def both(left: Union, right: Union) -> Union:
+        return context.both(left, right, "oneOf", node.path)
+
+    def within(inside: Union) -> Union:
+        options = [both(inside, one.yes()) for one in branches]
+        found = []
+        for at, option in enumerate(options):
+            for other, branch in enumerate(branches):
+                if other != at and option and both(option, options[other]):
+                    option = both(option, branch.no())
+            found.append(option)
+        return context.either(found)
+
+    def no() -> Union:
+        options = [one.yes() for one in branches]
+        none = _meet_all(context, [one.no for one in branches], kind, "oneOf", node.path)
+        pairs = [
+            both(option, other) for at, option in enumerate(options) for other in options[at + 1 :]
+        ]
+        return context.either([none, *pairs])
+
+    every: Union = [everything(context.languages, kind)]
+    return [Factor("oneOf", lambda: within(every), no, within)]
+
+
+def _condition(context: Expander, node: Node, kind: Kind) -> list[Factor]:
+    assert isinstance(node.schema, dict)
+    test = context.document.child(node, "if")
+    cases = [
+        _one(context, context.document.child(node, keyword), kind, keyword)
+        if keyword in node.schema
+        else None
+        for keyword in ("then", "else")
+    ]
+    if cases == [None, None]:
+        return []
+
+    def all_cases(within: Union, holds: bool) -> Union:
+        found = []
+        for case, passes in zip(cases, (True, False), strict=True):
+            inside = context.both(within, context.sets(test, passes, kind), "if", node.path)
+            if case is not None and inside:
+                result = case.yes() if holds else case.no()
+                found.append(context.both(inside, result, "if", node.path))
+            elif holds:
+                found.append(inside)
+        return context.either(found)
+
+    every: Union = [everything(context.languages, kind)]
+    return [
+        Factor(
+            "if",
+            lambda: all_cases(every, True),
+            lambda: all_cases(every, False),
+            lambda inside: all_cases(inside, True),
+        )
+    ]
+
+
+def _dependencies(context: Expander, node: Node, kind: Kind) -> list[Factor]:
+    assert isinstance(node.schema, dict)
+    if kind != "object":
+        return []
+    factors = []
+    wanted: dict[str, list[str]] = {}
+    for keyword in ("dependentSchemas", "dependencies"):
+        found = mapping(node.schema.get(keyword, {}), node, keyword)
+        for name, value in found.items():
+            if isinstance(value, list | str) and keyword == "dependencies":
+                others = [value] if isinstance(value, str) else value
+                wanted[name] = names(others, node, keyword)
+                continue
+            inner = context.document.child(node, keyword, name)
+            factors.append(_dependent(context, inner, name, keyword, node.path))
+    return [*factors, *([dependent_names("dependencies", wanted)] if wanted else [])]
+
+
+def _dependent(context: Expander, inner: Node, name: str, keyword: str, path: str) -> Factor:
+    has: Union = [present(name, True)]
+
+    def yes() -> Union:
+        kept = context.both(has, context.sets(inner, True, "object"), keyword, path)
+        return [present(name, False), *kept]
+
+    def no() -> Union:
+        return context.both(has, context.sets(inner, False, "object"), keyword, path)
+
+    return Factor(keyword, yes, no)
+
+
+def _no_dependencies(context: Expander, node: Node, kind: Kind) -> list[Factor]:
+    """`dependencies` beside `dependentSchemas`: done there."""
+    assert isinstance(node.schema, dict)
+    return [] if "dependentSchemas" in node.schema else _dependencies(context, node, kind)
+
+
+_APPLICATORS: dict[str, Callable[[Expander, Node, Kind], list[Factor]]] = {
+    "$ref": _reference,
+    "allOf": _all_of,
+    "dependentSchemas": _dependencies,
+    "dependencies": _no_dependencies,
+    "if": _condition,
+    "not": _negation,
+    "oneOf": _one_of,
+    "anyOf": _any_of,
+}
+_ALL_MAKERS: dict[str, Maker] = {**SCALAR_KEYWORDS, **CONTAINER_KEYWORDS}
+_ORDER: dict[Maker, int] = {maker: at for at, maker in enumerate(_ALL_MAKERS.values())}
+_MEANT = frozenset({"type", *_ALL_MAKERS, *_APPLICATORS, "then", "else", *_REFUSED})
+ENFORCED = tuple(sorted(_MEANT - set(_REFUSED)))
+REFUSED = dict(_REFUSED)

@@ -1,0 +1,288 @@
+"""Objects as rules. Invariant: each name of a shape at most once; no choice leads to a dead end.
+
+Where a count, a dependency between names or a witness must be kept, the rules carry a number
+(the engine's parametric rules), else they are a plain chain.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from branchline.runtime.grammar.json_schema.clauses import close, last_name, settle
+from branchline.runtime.grammar.json_schema.document import unsupported
+from branchline.runtime.grammar.json_schema.lark import (
+    Register,
+    one_of,
+    repeated,
+    stepped,
+    when,
+)
+from branchline.runtime.grammar.json_schema.sets import Clause, State, Texts
+from branchline.runtime.grammar.json_schema.shapes import Region, Shape
+
+if TYPE_CHECKING:
+    from branchline.runtime.grammar.json_schema.printer import Printer
+
+_MOST_COUNT = 4095
+_MOST_ANY_ORDER = 56
+
+
+class _Plan(NamedTuple):
+    """A shape without what cannot be. Required names are not counted in `least` and `most`."""
+
+    names: tuple[tuple[str, State, bool], ...]
+    regions: tuple[Region, ...]
+    witnesses: tuple[tuple[Region, ...], ...]
+    clauses: frozenset[Clause]
+    least: int
+    most: int | None
+
+    @property
+    def optional(self) -> int:
+        """Names that may be left out."""
+        return sum(not required for _, _, required in self.names)
+
+
+class ObjectPrinter:
+    """Writes the objects of a printer's grammar."""
+
+    def __init__(self, printer: Printer) -> None:
+        self._printer = printer
+        self._plans: dict[Shape, _Plan] = {}
+
+    def has_values(self, shape: Shape) -> bool:
+        """Whether an object can have the shape, as far as its parts are known to have values."""
+        return self._plan(shape) is not None
+
+    def _plan(self, shape: Shape) -> _Plan | None:
+        has = self._printer.has_values
+        order = [name for name, _ in shape.names]
+        absent = frozenset(name for name, state in shape.names if not has(state))
+        clauses = shape.clauses
+        while True:
+            settled = settle(clauses, absent)
+            if settled is None:
+                return None
+            closed = close(settled.open, order)
+            if closed is None:
+                why = "its names depend on each other in too many ways"
+                raise unsupported("dependencies", "#", why)
+            if all(len(clause) > 1 for clause in closed):
+                break
+            clauses |= closed
+        names = tuple(
+            (name, state, name in settled.present)
+            for name, state in shape.names
+            if name not in settled.absent
+        )
+        regions = tuple(region for region in shape.regions if has(region[1]))
+        witnesses = tuple(
+            tuple(region for region in one if has(region[1])) for one in shape.witnesses
+        )
+        if not all(witnesses):
+            return None
+        fixed = sum(required for _, _, required in names) + len(witnesses)
+        optional = len(names) + len(witnesses) - fixed
+        least = max(shape.least - fixed, 0)
+        most = None if shape.most is None else shape.most - fixed
+        if (most is not None and most < 0) or (not regions and least > optional):
+            return None
+        if most is not None and not regions and most >= optional:
+            most = None
+        return _Plan(names, regions, witnesses, closed, least, most)
+
+    def options(self, shape: Shape) -> list[str]:
+        """Rule bodies of a shape with values."""
+        plan = self._plan(shape)
+        if plan is None:
+            return []
+        grammar = self._printer.grammar
+        if max(plan.least, plan.most or 0) > _MOST_COUNT:
+            if plan.most is None or plan.least > _MOST_COUNT:
+                raise unsupported("minProperties", "#", f"it is more than {_MOST_COUNT}")
+            raise unsupported("maxProperties", "#", f"it is more than {_MOST_COUNT}")
+        counted = plan.least > 0 or plan.most is not None or plan.clauses or plan.witnesses
+        any_order = (
+            grammar.layout.any_order
+            and len(plan.names) + bool(plan.regions) > 1
+            and len(plan.names) <= _MOST_ANY_ORDER
+        )
+        if not plan.names and plan.regions and not plan.witnesses:
+            return [f"{grammar.open_object} {self._map(plan)}"]
+        if any_order:
+            return [f"{grammar.open_object} {_Loose(self._printer, plan).start()}"]
+        if counted:
+            return [f"{grammar.open_object} {_Counted(self._printer, plan).start()}"]
+        return [f"{grammar.open_object} {self._chain(plan)}"]
+
+    def _map(self, plan: _Plan) -> str:
+        """Any names, none of them listed."""
+        grammar = self._printer.grammar
+        pair = self._pairs(plan.regions)
+        least, most = max(plan.least - 1, 0), None if plan.most is None else plan.most - 1
+        if most is not None and most < 0:
+            return grammar.close_object
+        rest = repeated(f"{grammar.comma} {pair}", least, most)
+        some = f"{pair} {rest} {grammar.close_object}"
+        return grammar.rule([*([grammar.close_object] if plan.least == 0 else []), some])
+
+    def _pairs(self, regions: tuple[Region, ...]) -> str:
+        options = [f"{key} {value}" for key, value in pairs_of(self._printer, regions)]
+        return self._printer.grammar.rule(options)
+
+    def _chain(self, plan: _Plan) -> str:
+        """Names in order, each required or not, then others."""
+        grammar = self._printer.grammar
+        after, first = grammar.close_object, [grammar.close_object]
+        if plan.regions:
+            pair = self._pairs(plan.regions)
+            after = f"({grammar.comma} {pair})* {grammar.close_object}"
+            first.append(f"{pair} {after}")
+        for name, state, required in reversed(plan.names):
+            pair = f"{self._printer.key(name)} {self._printer.symbol(state)}"
+            if not required and len(after) > _LONG:
+                after = grammar.rule([after])
+            first = [f"{pair} {after}", *([] if required else first)]
+            if len(first) > 2:
+                first = [first[0], grammar.rule(first[1:])]
+            if required:
+                after = f"{grammar.comma} {pair} {after}"
+            else:
+                after = grammar.rule([f"{grammar.comma} {pair} {after}", after])
+        return first[0] if len(first) == 1 else grammar.rule(first)
+
+
+_LONG = 60
+
+
+def pairs_of(printer: Printer, regions: tuple[Region, ...]) -> list[tuple[str, str]]:
+    """(key, value) symbols of each region."""
+    return [(printer.keys(Texts(language)), printer.symbol(state)) for language, state in regions]
+
+
+class _Numbered:
+    """What both kinds of rules that carry a number share."""
+
+    def __init__(self, printer: Printer, plan: _Plan) -> None:
+        self._printer = printer
+        self._grammar = printer.grammar
+        self._plan = plan
+        self._register = Register()
+        self._bits: dict[str, int] = {}
+        self._extra = pairs_of(printer, plan.regions)
+        self._witnesses = [pairs_of(printer, one) for one in plan.witnesses]
+        self._seen = [self._bit() for _ in plan.witnesses]
+        self._count = ""
+        if plan.least or plan.most is not None:
+            field = self._register.field(max(plan.least, plan.most or 0))
+            self._count = field if field is not None else self._full()
+
+    def _full(self) -> str:
+        raise unsupported("dependencies", "#", "too many names depend on each other")
+
+    def _bit(self) -> int:
+        bit = self._register.bit()
+        if bit is None:
+            self._full()
+        return bit or 0
+
+    def _has(self, name: str, has: bool) -> str:
+        return f"bit_{'set' if has else 'clear'}({self._bits[name]})"
+
+    def _room(self) -> list[str]:
+        return [] if self._plan.most is None else [f"lt({self._count}, {self._plan.most})"]
+
+    def _counted(self) -> list[str]:
+        return [f"incr({self._count})"] if self._count else []
+
+    def _end(self) -> list[str]:
+        enough = [f"ge({self._count}, {self._plan.least})"] if self._plan.least else []
+        return [*enough, *(f"bit_set({bit})" for bit in self._seen)]
+
+    def _others(self, comma: tuple[str, ...], target: str) -> list[str]:
+        """Options for names outside the list."""
+        options = []
+        for bit, pairs in zip(self._seen, self._witnesses, strict=True):
+            for pair in pairs:
+                text = stepped(self._grammar, [*comma, *pair], target, [f"set_bit({bit})"])
+                options.append(text + when([f"bit_clear({bit})"]))
+        for pair in self._extra:
+            text = stepped(self._grammar, [*comma, *pair], target, self._counted())
+            options.append(text + when(self._room()))
+        return options
+
+
+class _Counted(_Numbered):
+    """Names in order."""
+
+    def start(self) -> str:
+        """The reference that begins the object's inside."""
+        plan, grammar = self._plan, self._grammar
+        for name in dict.fromkeys(name for clause in plan.clauses for name, _ in clause):
+            self._bits[name] = self._bit()
+        last = grammar.new_rule()
+        end = f"{grammar.close_object}{when(self._end())}"
+        grammar.define(last, [*self._others((grammar.comma,), last), end], counting=True)
+        first = grammar.rule([*self._others((), last), end], counting=True)
+        order = [name for name, _, _ in plan.names]
+        left = 0
+        for name, state, required in reversed(plan.names):
+            pair = [self._printer.key(name), self._printer.symbol(state)]
+            changes = [f"set_bit({self._bits[name]})"] if name in self._bits else []
+            changes += [] if required else self._counted()
+            with_it = stepped(grammar, pair, last, changes)
+            room = [] if required else self._room()
+            take = when([*room, *self._decided(order, name, True)])
+            skip = self._decided(order, name, False)
+            if plan.least > left and not plan.regions:
+                skip.append(f"ge({self._count}, {plan.least - left})")
+            rest = [] if required else [f"{last}::_{when(skip)}"]
+            first_rest = [] if required else [f"{first}::_{when(skip)}"]
+            first = grammar.rule([f"{with_it}{take}", *first_rest], counting=True)
+            last = grammar.rule([f"{grammar.comma} {with_it}{take}", *rest], counting=True)
+            left += not required
+        return f"{first}::0"
+
+    def _decided(self, order: list[str], name: str, has: bool) -> list[str]:
+        """What must hold of the names before for this one to be taken, or left out."""
+        conditions = []
+        for clause in self._plan.clauses:
+            if (name, has) in clause or last_name(clause, order) != name:
+                continue
+            others = sorted(literal for literal in clause if literal[0] != name)
+            conditions.append(one_of([self._has(*literal) for literal in others]))
+        return conditions
+
+
+class _Loose(_Numbered):
+    """Names in any order."""
+
+    def start(self) -> str:
+        """The reference that begins the object's inside."""
+        plan, grammar = self._plan, self._grammar
+        for name, _, _ in plan.names:
+            self._bits[name] = self._bit()
+        end = [self._has(name, True) for name, _, required in plan.names if required]
+        end += self._end()
+        end += [
+            one_of([self._has(*literal) for literal in sorted(clause)])
+            for clause in sorted(plan.clauses, key=sorted)
+        ]
+        last = grammar.new_rule()
+        rest, first = [], []
+        for name, state, required in plan.names:
+            pair = [self._printer.key(name), self._printer.symbol(state)]
+            changes = [f"set_bit({self._bits[name]})", *([] if required else self._counted())]
+            with_it = stepped(grammar, pair, last, changes)
+            take = [self._has(name, False), *([] if required else self._room())]
+            for clause in plan.clauses:
+                if (name, False) in clause and not any(has for _, has in clause):
+                    others = sorted(literal for literal in clause if literal[0] != name)
+                    take.append(one_of([self._has(*literal) for literal in others]))
+            first.append(f"{with_it}{when(take)}")
+            rest.append(f"{grammar.comma} {with_it}{when(take)}")
+        close_it = f"{grammar.close_object}{when(end)}"
+        rest += [*self._others((grammar.comma,), last), close_it]
+        grammar.define(last, rest, counting=True)
+        first += [*self._others((), last), close_it]
+        return f"{grammar.rule(first, counting=True)}::0"
