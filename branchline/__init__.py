@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from branchline.lang.events import Done, TextDelta, VariableReady
     from branchline.lang.expressions import Expression
     from branchline.lang.fork import Forks, fork
+    from branchline.lang.matching import Match, match
     from branchline.lang.program import Program
     from branchline.lang.roles import (
         assistant,
@@ -79,6 +80,7 @@ _MODULES = {
     "InvalidRequest ProgramError TruncatedError UnsupportedConstraint UnsupportedFeature",
     "lang.events": "Done TextDelta VariableReady",
     "lang.expressions": "Expression",
+    "lang.matching": "Match match",
     "lang.fork": "Forks fork",
     "lang.program": "Program",
     "lang.roles": "assistant assistant_begin assistant_end system system_begin system_end tool "
@@ -99,6 +101,7 @@ __all__ = [
     "Expression",
     "Forks",
     "InvalidRequest",
+    "Match",
     "Mock",
     "Program",
     "ProgramError",
@@ -125,6 +128,7 @@ __all__ = [
     "get_server_info",
     "greedy_token_selection",
     "lark",
+    "match",
     "optional",
     "regex",
     "repeat",
