@@ -26,7 +26,10 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class VariableReady:
-    """Variable `name` has its value.
+    """Variable `name` has its value, or a part of it.
+
+    While JSON is streamed, every field and item has an event of its own as soon as it ends
+    (`person.name`, `items[0]`, `table["any key"]`), before what it is part of.
 
     Attributes:
         value: the typed value; None when the text cannot be read as the type (then `error` says

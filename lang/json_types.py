@@ -37,9 +37,9 @@ class JsonType:
         """The instance of a JSON value; raises `Mismatch`. The base takes any value as it is."""
         return value
 
-    def child(self, key: str | int) -> JsonType:
-        """The type of a member (by name) or an item (by index)."""
-        return ANY
+    def child(self, key: str | int) -> JsonType | None:
+        """The type of a member (by name) or an item (by index); None when it has no such part."""
+        return None
 
     def wrong(self, value: Any, path: str) -> Mismatch:
         """The error for a value that is not of the type."""
@@ -48,7 +48,14 @@ class JsonType:
         return Mismatch(f"{path or 'the value'} is not a {self.name}: {shown}")
 
 
-ANY = JsonType("JSON value", {})
+class Anything(JsonType):
+    """Any JSON value."""
+
+    def child(self, key: str | int) -> JsonType | None:
+        return self
+
+
+ANY = Anything("JSON value", {})
 
 
 class Scalar(JsonType):
@@ -115,8 +122,8 @@ class Array(JsonType):
         twin.schema.update(bounds)
         return twin
 
-    def child(self, key: str | int) -> JsonType:
-        return self._item
+    def child(self, key: str | int) -> JsonType | None:
+        return self._item if isinstance(key, int) else None
 
     def decode(self, value: Any, path: str = "") -> Any:
         if not isinstance(value, list) or not within(value, self.schema):
@@ -135,8 +142,8 @@ class FixedArray(JsonType):
         super().__init__(name, schema)
         self._items = tuple(items)
 
-    def child(self, key: str | int) -> JsonType:
-        return self._items[key] if isinstance(key, int) and key < len(self._items) else ANY
+    def child(self, key: str | int) -> JsonType | None:
+        return self._items[key] if isinstance(key, int) and key < len(self._items) else None
 
     def decode(self, value: Any, path: str = "") -> Any:
         if not isinstance(value, list) or len(value) != len(self._items):
@@ -158,8 +165,8 @@ class Table(JsonType):
         twin.schema.update(bounds)
         return twin
 
-    def child(self, key: str | int) -> JsonType:
-        return self._item
+    def child(self, key: str | int) -> JsonType | None:
+        return self._item if isinstance(key, str) else None
 
     def decode(self, value: Any, path: str = "") -> Any:
         if not isinstance(value, dict) or not within(value, self.schema):
@@ -196,8 +203,8 @@ class Record(JsonType):
             "additionalProperties": False,
         }
 
-    def child(self, key: str | int) -> JsonType:
-        return self._fields.get(key, ANY) if isinstance(key, str) else ANY
+    def child(self, key: str | int) -> JsonType | None:
+        return self._fields.get(key) if isinstance(key, str) else None
 
     def decode(self, value: Any, path: str = "") -> Any:
         if not isinstance(value, dict):
@@ -225,14 +232,14 @@ class Foreign(JsonType):
         name: str,
         schema: dict[str, Any],
         read: Callable[[str], Any],
-        child: Callable[[str], JsonType],
+        child: Callable[[str], JsonType | None],
     ) -> None:
         super().__init__(name, schema)
         self._read = read
         self._child = child
 
-    def child(self, key: str | int) -> JsonType:
-        return self._child(key) if isinstance(key, str) else ANY
+    def child(self, key: str | int) -> JsonType | None:
+        return self._child(key) if isinstance(key, str) else None
 
     def decode(self, value: Any, path: str = "") -> Any:
         try:
@@ -248,8 +255,9 @@ class Either(JsonType):
         super().__init__(name, {"anyOf": [member.schema for member in members]})
         self._members = tuple(members)
 
-    def child(self, key: str | int) -> JsonType:
-        return Either(f"part of {self.name}", [member.child(key) for member in self._members])
+    def child(self, key: str | int) -> JsonType | None:
+        parts = [part for member in self._members if (part := member.child(key)) is not None]
+        return Either(f"part of {self.name}", parts) if len(parts) > 1 else next(iter(parts), None)
 
     def decode(self, value: Any, path: str = "") -> Any:
         for member in self._members:

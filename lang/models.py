@@ -46,7 +46,7 @@ def read_model(model: Any, path: str, reader: TypeReader) -> JsonType:
     )
 
 
-def _field(model: Any, name: str, path: str) -> JsonType:
+def _field(model: Any, name: str, path: str) -> JsonType | None:
     from branchline.lang.schemas import TypeReader
 
     for field, info in model.model_fields.items():
@@ -55,7 +55,7 @@ def _field(model: Any, name: str, path: str) -> JsonType:
                 return TypeReader().read(info.annotation, f"{path}.{field}".lstrip("."))
             except UnsupportedConstraint:
                 return ANY  # a part of a pydantic model that only pydantic can read
-    return ANY
+    return None
 
 
 def _strict(schema: Any, keys: Mapping[str, str]) -> Any:

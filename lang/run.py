@@ -11,6 +11,8 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from branchline.lang.errors import BranchlineError, Cancelled, ProgramError, fro
 from branchline.lang.events import StreamEvent, TextDelta, VariableReady
 from branchline.lang.lanes import Lanes
 from branchline.lang.outbox import Outbox
+from branchline.lang.partials import Watch
 from branchline.lang.readers import Readers, Ready
 from branchline.lang.types import ValueType
 from branchline.lang.variables import Slot
@@ -218,6 +221,7 @@ class Run:
             slot.partial.append(event.text)
             if self.streaming:
                 self.events.append(TextDelta(slot.name, event.text, event.lane))
+                self._parts(slot, event.text, event.lane)
 
     def _take_value(self, event: protocol.ValueReady) -> None:
         self.stats += event.stats
@@ -228,7 +232,21 @@ class Run:
         slot.logprobs, slot.choices = event.logprobs, event.choices
         slot.done = True
         if self.streaming:
-            self.events.append(VariableReady(slot.name, *_value_of(slot), event.lane))
+            if slot.texts:
+                seen = slot.watch.seen if slot.watch is not None else 0
+                self._parts(slot, slot.texts[0][seen:], event.lane)
+            for name in slot.type.captures:
+                found = _value_of(partial(slot.captured, name))
+                self.events.append(VariableReady(name, *found, event.lane))
+            self.events.append(VariableReady(slot.name, *_value_of(slot.value), event.lane))
+
+    def _parts(self, slot: Slot, text: str, lane: int) -> None:
+        """Report the fields and items that `text`, the next piece of a JSON value, finishes."""
+        if slot.watch is None and slot.type.json is not None:
+            slot.watch = Watch(slot.type.json)
+        if slot.watch is not None:
+            for path, value in slot.watch.feed(text):
+                self.events.append(VariableReady(slot.name + path, value, None, lane))
 
     def _take_failure(self, event: protocol.NodeFailed, cancels: list[Op]) -> None:
         error = from_wire(event.error).located(program=self.name, variable=event.name)
@@ -329,9 +347,9 @@ class Run:
             wake()
 
 
-def _value_of(slot: Slot) -> tuple[Any, BranchlineError | None]:
+def _value_of(read: Callable[[], Any]) -> tuple[Any, BranchlineError | None]:
     try:
-        return slot.value(), None
+        return read(), None
     except BranchlineError as error:
         return None, error
 

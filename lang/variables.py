@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from branchline.lang.errors import BranchlineError
+from branchline.lang.partials import Watch
 from branchline.lang.types import TEXT, ValueType
 from branchline.runtime.core.outputs import RequestMeta, TokenLogprob
 from branchline.runtime.programs.protocol import ChoiceScore
@@ -59,6 +60,7 @@ class Slot:
 
     Attributes:
         partial: pieces of streamed text so far.
+        watch: follows the parts of a JSON value that is streamed.
         failure: what went wrong; also set when the program ended without the value.
     """
 
@@ -76,6 +78,7 @@ class Slot:
         "request",
         "texts",
         "type",
+        "watch",
     )
 
     def __init__(self, name: str, lane: int, node: int, kind: ValueType, program: str) -> None:
@@ -91,6 +94,7 @@ class Slot:
         self.logprobs: tuple[TokenLogprob, ...] = ()
         self.choices: tuple[ChoiceScore, ...] = ()
         self.failure: BranchlineError | None = None
+        self.watch: Watch | None = None
         self._found: dict[str, dict[str, Any]] = {}
 
     def fail(self, error: BranchlineError) -> None:
