@@ -13,13 +13,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_files import SPEC, gguf_name, interleave, random_weights, write_gguf
 
 from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.loading.gguf import GgufCheckpoint
 from branchline.runtime.loading.gguf_header import GGML_TYPES
 from branchline.runtime.loading.load import load_into, open_checkpoint
 from branchline.runtime.loading.weight_map import expected_tensors
+from tests.loading.tiny_files import SPEC, gguf_name, interleave, random_weights, write_gguf
 
 Q = gguf.GGMLQuantizationType
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_files import SPEC, random_weights, write_config
 
 from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.loading.checkpoint import DummyCheckpoint
 from branchline.runtime.loading.load import load_into, open_checkpoint
 from branchline.runtime.loading.weight_map import expected_tensors
+from tests.loading.tiny_files import SPEC, random_weights, write_config
 
 UNTIED = dataclasses.replace(SPEC, tie_embeddings=False, raw_architecture="LlamaForCausalLM")
 

@@ -16,10 +16,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from memory_rows import FakePool, Row, array, release, start
 
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.prefix_cache import CacheHandle
+from tests.memory.memory_rows import FakePool, Row, array, release, start
 
 NAMESPACES = ("", "tenant-a", "adapter:7")
 Key = tuple[str, tuple[int, ...]]

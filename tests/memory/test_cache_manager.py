@@ -8,7 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from memory_rows import (
+
+from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.memory.prefix_cache import CacheHandle
+from branchline.runtime.memory.radix_cache import RadixCache
+from tests.memory.memory_rows import (
     FakePool,
     array,
     cache,
@@ -18,10 +22,6 @@ from memory_rows import (
     started,
     tokens,
 )
-
-from branchline.runtime.memory.cache_manager import CacheManager
-from branchline.runtime.memory.prefix_cache import CacheHandle
-from branchline.runtime.memory.radix_cache import RadixCache
 
 
 def manager(num_pages: int = 64, page_size: int = 1, **options: object) -> CacheManager:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from memory_rows import Row, array, cache, commit, release, started
 
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.radix_cache import RadixCache
 from branchline.runtime.memory.radix_tree import RadixNode
 from branchline.runtime.memory.slot_table import slot_pages
+from tests.memory.memory_rows import Row, array, cache, commit, release, started
 
 
 class Scene:

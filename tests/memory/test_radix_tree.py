@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_rows import array
 
 from branchline.runtime.memory.radix_tree import RadixNode, RadixTree
 from branchline.runtime.memory.types import ID_BYTES, Slots, encode
+from tests.memory.memory_rows import array
 
 SEQUENCES = st.lists(st.integers(0, 2), min_size=0, max_size=24)
 OPERATIONS = st.lists(

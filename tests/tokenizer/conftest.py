@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vocabularies import source_of, spaced_metadata
 
 from branchline.runtime.loading.checkpoint import TokenizerSource
 from branchline.runtime.loading.load import open_checkpoint
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 from branchline.runtime.tokenizer.tokenizer import Tokenizer
+from tests.tokenizer.vocabularies import source_of, spaced_metadata
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import PIECES, SCORES, source_of, spaced_metadata
 
 from branchline.runtime.errors import InvalidRequest, ModelLoadError
 from branchline.runtime.loading.checkpoint import TokenizerSource
@@ -20,6 +19,7 @@ from branchline.runtime.loading.gguf_tokenizer import make_source, tokenizer_fro
 from branchline.runtime.loading.hf_tokenizer import tokenizer_from_directory
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 from branchline.runtime.tokenizer.tokenizer import Tokenizer
+from tests.tokenizer.vocabularies import PIECES, SCORES, source_of, spaced_metadata
 
 ALPHABET = (
     "abcXYZ 0123456789\n\t .,'\"!?-_()[]{}<|>im_endäßéñ日本語🙂👩‍👩‍👧\u0301\u200b\xa0\r\x00ſ½٣"

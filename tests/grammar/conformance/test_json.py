@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_backends import byte_llguidance, byte_xgrammar, spells
 
 from branchline.runtime.core.sampling_params import Constraint, Whitespace
 from branchline.runtime.errors import InvalidRequest, UnsupportedConstraint
 from branchline.runtime.grammar.base import CompiledGrammar, GrammarBackend, ids_of
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS
+from tests.grammar.conformance.tiny_backends import byte_llguidance, byte_xgrammar, spells
 
 BACKENDS: dict[str, Callable[[], GrammarBackend]] = {
     "llguidance": byte_llguidance,

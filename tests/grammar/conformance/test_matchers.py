@@ -12,8 +12,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from tiny_backends import tiny_outlines, tiny_xgrammar
-from tiny_vocabulary import (
+
+from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.errors import UnsupportedConstraint
+from branchline.runtime.grammar.base import GrammarBackend
+from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
+from tests.grammar.conformance.tiny_backends import tiny_outlines, tiny_xgrammar
+from tests.grammar.conformance.tiny_vocabulary import (
     EOS,
     LONGEST,
     TOKENS,
@@ -22,12 +28,6 @@ from tiny_vocabulary import (
     language,
     prefixes,
 )
-
-from branchline.runtime.core.protocols import TokenMatcher
-from branchline.runtime.core.sampling_params import Constraint
-from branchline.runtime.errors import UnsupportedConstraint
-from branchline.runtime.grammar.base import GrammarBackend
-from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
 
 BACKENDS: dict[str, Callable[[], GrammarBackend]] = {
     "llguidance": lambda: LLGuidanceBackend(TinyTokenizer()),

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tiny_backends import byte_xgrammar, spells
 
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import InvalidRequest, UnsupportedConstraint
 from branchline.runtime.grammar.base import CompiledGrammar
+from tests.grammar.conformance.tiny_backends import byte_xgrammar, spells
 
 
 def const(value: str) -> dict[str, Any]:

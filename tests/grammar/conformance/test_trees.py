@@ -7,11 +7,11 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_backends import byte_xgrammar, spells
 
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import UnsupportedConstraint
 from branchline.runtime.grammar.ebnf import Alt, Chars, Node, Ref, Repeat, Seq, Text, write
+from tests.grammar.conformance.tiny_backends import byte_xgrammar, spells
 
 
 def words(node: Node, rules: dict[str, Node], longest: int, depth: int = 8) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from tiny_vocabulary import SPECIAL, TOKENS, TinyTokenizer
+from tests.grammar.conformance.tiny_vocabulary import SPECIAL, TOKENS, TinyTokenizer
 
 from branchline.runtime.grammar.base import CompiledGrammar, GrammarTokenizer
 from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
