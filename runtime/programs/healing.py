@@ -59,10 +59,24 @@ def find_seam(lane: Lane, sampling: SamplingParams, tokenizer: TextTokenizer) ->
 
 def strip(result: GenerateResult, seam: Seam) -> GenerateResult:
     """The result without the text taken back. One that ended before it was written out again has
-    no text of its own, and its only id is the token taken back."""
-    if result.text.startswith(seam.text):
-        return msgspec.structs.replace(result, text=result.text[len(seam.text) :])
-    return msgspec.structs.replace(result, text="", token_ids=[seam.token_id], logprobs=[])
+    no text of its own, and its only id is the token taken back.
+
+    Counts are those of the lane: the token taken back belongs to the prompt.
+    """
+    whole = result.text.startswith(seam.text)
+    ids = result.token_ids if whole else [seam.token_id]
+    meta = msgspec.structs.replace(
+        result.meta,
+        prompt_tokens=result.meta.prompt_tokens + 1,
+        output_tokens=max(0, len(ids) - 1),
+    )
+    return msgspec.structs.replace(
+        result,
+        text=result.text[len(seam.text) :] if whole else "",
+        token_ids=ids,
+        logprobs=result.logprobs if whole else [],
+        meta=meta,
+    )
 
 
 def _beginning_with(text: str, constraint: Constraint) -> Constraint | None:

@@ -57,6 +57,8 @@ def test_the_last_prompt_token_moves_into_the_constraint_and_out_of_the_value() 
     assert request.sampling.max_tokens == 9
     assert program.values() == {"n": "42"}
     lane = program.lane(0)
+    meta = program.all(ValueReady)[0].meta
+    assert (meta.output_tokens, len(lane.token_ids)) == (2, 4 + meta.output_tokens)
     assert lane.text == "it is 42"
     assert list(lane.token_ids) == plain(port, "it is", " 42")
 
