@@ -27,6 +27,7 @@ from branchline.runtime.grammar.base import (
     only,
 )
 from branchline.runtime.grammar.choices import read_choices
+from branchline.runtime.grammar.json_schema.compiler import compile_schema, layout_of
 from branchline.runtime.grammar.limits import (
     DEFAULT_LIMITS,
     Limits,
@@ -380,29 +381,8 @@ def schema_to_grammar(text: str, whitespace: Whitespace, limits: Limits) -> str:
             "json_schema: a schema is an object", value=text, hint="Give a JSON Schema document."
         )
     check_document("json_schema", schema, limits)
-    try:
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(
-            text, overrides=json_options(whitespace, limits)
-        )
-    except ValueError as error:
-        raise UnsupportedConstraint(
-            f"json_schema: {error}", value=text, hint="Rewrite the schema without it."
-        ) from error
-    return str(grammar)
-
-
-def json_options(whitespace: Whitespace, limits: Limits = DEFAULT_LIMITS) -> dict[str, object]:
-    """The engine's options for JSON: nothing ignored, white space as asked for."""
-    if whitespace == "flexible":
-        run = rf"[ \n\t\r]{{1,{limits.whitespace_run}}}"
-        return {"lenient": False, "whitespace_pattern": run}
-    spaced = " " if whitespace == "fixed" else ""
-    return {
-        "lenient": False,
-        "whitespace_flexible": False,
-        "item_separator": f",{spaced}",
-        "key_separator": f":{spaced}",
-    }
+    lark = compile_schema(text, layout=layout_of(whitespace, limits.whitespace_run))
+    return str(llguidance.LLMatcher.grammar_from_lark(lark))
 
 
 def _mask_ids(engine: llguidance.LLMatcher, vocab_size: int) -> frozenset[int]:

@@ -78,7 +78,7 @@ def test_malformed_constraints_say_what_is_wrong(
         ("lark", "begin: /a/"),
         ("json_schema", '{"type": "array", "uniqueItems": true}'),
         ("json_schema", '{"type": "no such type"}'),
-        ("json_schema", '{"if": {}, "then": {}, "x-guidance": {"lenient": true}}'),
+        ("json_schema", '{"not": {"multipleOf": 3}, "x-guidance": {"lenient": true}}'),
         ("regex", "[^\\s\\S]"),
         ("json_schema", "false"),
     ],

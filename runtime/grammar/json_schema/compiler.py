@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from branchline.runtime.core.sampling_params import Whitespace
 from branchline.runtime.errors import InvalidRequest, UnsupportedConstraint
 from branchline.runtime.grammar.json_schema.document import Document
 from branchline.runtime.grammar.json_schema.expander import ENFORCED, REFUSED, Effort, Expander
 from branchline.runtime.grammar.json_schema.formats import FORMATS, REFUSED_FORMATS
-from branchline.runtime.grammar.json_schema.lark import SPACED, Layout
+from branchline.runtime.grammar.json_schema.lark import COMPACT, SPACED, Layout
 from branchline.runtime.grammar.json_schema.printer import Printer
 
 DEFAULT_EFFORT = Effort()
@@ -48,6 +49,16 @@ def compile_schema(text: str, *, layout: Layout = SPACED, effort: Effort = DEFAU
             hint="Allow at least one value.",
         )
     return grammar
+
+
+def layout_of(whitespace: Whitespace, run: int) -> Layout:
+    """The layout for a request's white space, at most `run` characters in one place."""
+    match whitespace:
+        case "compact":
+            return COMPACT
+        case "flexible":
+            return Layout(white=run)
+    return SPACED
 
 
 class Support(NamedTuple):

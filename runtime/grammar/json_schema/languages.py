@@ -119,6 +119,7 @@ class Languages:
         self._nodes: dict[tuple[object, ...], Language] = {}
         self._derived: dict[tuple[Language, int], Language] = {}
         self._firsts: dict[Language, tuple[int, ...]] = {}
+        self.patterns: dict[str, Language] = {}  # for those who translate patterns
         self._known_empty: dict[Language, bool | None] = {}
         self._budget = budget
         self.none = self._make("none")

@@ -26,13 +26,14 @@ class Layout:
         item: what separates items and properties.
         key: what separates a name from its value.
         white: white space allowed around those and inside brackets: at most so many characters.
-        any_order: properties in any order, else in the order of the schema.
+        any_order: properties that the schema lists in any order, those it does not list after the
+            required ones; else in the order of the schema, the others at the end.
     """
 
     item: str = ", "
     key: str = ": "
     white: int = 0
-    any_order: bool = False
+    any_order: bool = True
 
     def __post_init__(self) -> None:
         if self.item.strip() != "," or self.key.strip() != ":" or self.white < 0:

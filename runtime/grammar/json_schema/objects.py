@@ -6,6 +6,7 @@ Where a count, a dependency between names or a witness must be kept, the rules c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from branchline.runtime.grammar.json_schema.clauses import close, last_name, settle
@@ -199,16 +200,16 @@ class _Numbered:
         enough = [f"ge({self._count}, {self._plan.least})"] if self._plan.least else []
         return [*enough, *(f"bit_set({bit})" for bit in self._seen)]
 
-    def _others(self, comma: tuple[str, ...], target: str) -> list[str]:
-        """Options for names outside the list."""
+    def _others(self, comma: tuple[str, ...], target: str, after: Sequence[str] = ()) -> list[str]:
+        """Options for names outside the list, where conditions hold."""
         options = []
         for bit, pairs in zip(self._seen, self._witnesses, strict=True):
             for pair in pairs:
                 text = stepped(self._grammar, [*comma, *pair], target, [f"set_bit({bit})"])
-                options.append(text + when([f"bit_clear({bit})"]))
+                options.append(text + when([*after, f"bit_clear({bit})"]))
         for pair in self._extra:
             text = stepped(self._grammar, [*comma, *pair], target, self._counted())
-            options.append(text + when(self._room()))
+            options.append(text + when([*after, *self._room()]))
         return options
 
 
@@ -263,7 +264,8 @@ class _Loose(_Numbered):
         for name, _, _ in plan.names:
             self._bits[name] = self._bit()
         end = [self._has(name, True) for name, _, required in plan.names if required]
-        end += self._end()
+        required_all = end
+        end = [*required_all, *self._end()]
         end += [
             one_of([self._has(*literal) for literal in sorted(clause)])
             for clause in sorted(plan.clauses, key=sorted)
@@ -282,7 +284,7 @@ class _Loose(_Numbered):
             first.append(f"{with_it}{when(take)}")
             rest.append(f"{grammar.comma} {with_it}{when(take)}")
         close_it = f"{grammar.close_object}{when(end)}"
-        rest += [*self._others((grammar.comma,), last), close_it]
+        rest += [*self._others((grammar.comma,), last, required_all), close_it]
         grammar.define(last, rest, counting=True)
-        first += [*self._others((), last), close_it]
+        first += [*self._others((), last, required_all), close_it]
         return f"{grammar.rule(first, counting=True)}::0"

@@ -78,11 +78,13 @@ def search_language(languages: Languages, pattern: str) -> Language:
     Raises:
         PatternError: malformed, or not a regular language in this reading.
     """
-    tree = _Parser(pattern).run()
-    everything = _Part("rep", (_Part("set", ranges=EVERY),))
-    whole = _Part("seq", (everything, tree))
-    rest = _Places(languages.every, languages.every, languages.every)
-    return _Translator(languages).run(whole, rest).start
+    found = languages.patterns.get(pattern)
+    if found is None:
+        everything = _Part("rep", (_Part("set", ranges=EVERY),))
+        whole = _Part("seq", (everything, _Parser(pattern).run()))
+        rest = _Places(languages.every, languages.every, languages.every)
+        found = languages.patterns[pattern] = _Translator(languages).run(whole, rest).start
+    return found
 
 
 class _Translator:

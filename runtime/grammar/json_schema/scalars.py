@@ -52,7 +52,7 @@ def type_factor(context: Context, node: Node, kind: Kind) -> Factor:
     types = found if isinstance(found, list) else [found]
     for name in types:
         if name not in _TYPES:
-            raise malformed(f"{node.path}/type", f"{name!r} is no type")
+            raise unsupported("type", node.path, f"{name!r} is no type")
     every = everything(context.languages, kind)
     yes: list[Values] = [every] if kind in types else []
     no: list[Values] = [] if yes else [every]

@@ -35,6 +35,7 @@ class Speller:
     def __init__(self, languages: Languages) -> None:
         self._languages = languages
         self._sets: dict[tuple[Ranges, bool], str] = {}
+        self._quoted: dict[tuple[Language, str], str] = {}
 
     def quoted(self, language: Language, after: str = "") -> str:
         """Terminal expression for the JSON strings whose value is in `language`.
@@ -46,6 +47,13 @@ class Speller:
         Raises:
             TooLarge: see there.
         """
+        key = (language, after)
+        found = self._quoted.get(key)
+        if found is None:
+            found = self._quoted[key] = self._quote(language, after)
+        return found
+
+    def _quote(self, language: Language, after: str) -> str:
         writer = _Writer(self._sets, self._languages, escapes=_few_escapes(language))
         if language.plain:
             return _regex('"' + writer.grouped(language) + '"' + after)
@@ -134,7 +142,7 @@ def _few_escapes(language: Language) -> bool:
             continue
         seen.add(node)
         stack.extend(node.parts)
-        if node.op == "set" and len(intersect_ranges(node.ranges, _LONG)) > _MOST_ESCAPES:
+        if len(node.ranges) > _MOST_ESCAPES:
             return False
     return True
 
