@@ -1,17 +1,144 @@
-"""Grammars in Lark's notation as the engine reads them."""
+"""Grammars in Lark's notation, read by the `lark` package and written for the engine.
+
+Invariant: what the written grammar allows, the grammar as given allows. Imports, templates, aliases
+and repetitions are expanded by `lark` itself; priorities only order the readings of one text, so
+they change nothing here; a terminal with lazy quantifiers ends where `lark` would end it, at its
+first match. What cannot be said is refused by name, with its line.
+"""
 
 from __future__ import annotations
 
-from branchline.lang.errors import UnsupportedConstraint
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from branchline.lang.errors import (
+    BranchlineError,
+    InvalidRequest,
+    UnsupportedConstraint,
+    UnsupportedFeature,
+)
+from branchline.runtime.grammar.regex_dialect import to_automaton_regex
+
+if TYPE_CHECKING:
+    from lark import Lark
+
+_LAZY = re.compile(r"(?<!\\)(?:\\\\)*[*+?}]\?")
+_WITHOUT_LOOKBEHIND = {
+    r"\".*?(?<!\\)(\\\\)*?\"": r'"(?:[^"\\\n]|\\.)*"',
+    r'".*?(?<!\\)(\\\\)*?"': r'"(?:[^"\\\n]|\\.)*"',
+}
+"""`common.ESCAPED_STRING` looks back; the texts it ends at are these."""
 
 
 def translate(text: str, prefix: str = "") -> str:
-    """The engine's text for a grammar.
+    """The engine's text for a grammar whose start rule is `start`.
 
-    Raises `UnsupportedConstraint` for a grammar that is part of a composition (it has a prefix).
+    Args:
+        prefix: of all names; with one, the text is part of a larger grammar.
+
+    Raises:
+        InvalidRequest: it is no grammar; says where.
+        UnsupportedConstraint: it uses what the engine cannot do; names it and its line.
+        UnsupportedFeature: the `lark` package is not installed.
     """
-    if prefix:
-        raise UnsupportedConstraint(
-            "a Lark grammar cannot be part of a composition", value=text, hint="Use it alone."
+    grammar = _read(text)
+    writer = _Writer(text, grammar, prefix)
+    return "\n".join(writer.lines()) + "\n"
+
+
+def _read(text: str) -> Lark:
+    try:
+        import lark
+    except ImportError as error:
+        raise UnsupportedFeature(
+            "grammars in Lark's notation are read by the package lark, which is not installed",
+            value=error.name,
+            hint="Install it: pip install 'branchline[runtime]'.",
+        ) from error
+    other: Any = sys.modules.get("regex", re)  # lark reads patterns with it where it is installed
+    try:
+        return lark.Lark(text, parser="earley", lexer="dynamic", maybe_placeholders=False)
+    except (lark.exceptions.LarkError, OSError, re.error, other.error, AssertionError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise InvalidRequest(
+            f"lark: {' '.join(lines)[:300]}", value=text, hint="See the documentation of Lark."
+        ) from error
+
+
+class _Writer:
+    """One grammar."""
+
+    def __init__(self, text: str, grammar: Lark, prefix: str) -> None:
+        self._text = text
+        self._grammar = grammar
+        self._prefix = prefix
+        self._upper = prefix.upper()
+        self._rules: dict[str, str] = {}
+        self._terminals: dict[str, str] = {}
+
+    def lines(self) -> list[str]:
+        """The rules, the terminals, what is ignored."""
+        terminals = {terminal.name: terminal for terminal in self._grammar.terminals}
+        for number, name in enumerate(terminals):
+            self._terminals[name] = f"{self._upper}T{number}"
+        lines = [f"{self._prefix}start: {self._rule('start')}"]
+        bodies: dict[str, list[str]] = {}
+        for rule in self._grammar.rules:
+            body = " ".join(map(self._symbol, rule.expansion)) or '""'
+            bodies.setdefault(self._rule(str(rule.origin.name)), []).append(body)
+        lines += [f"{name}: {' | '.join(found)}" for name, found in bodies.items()]
+        for name, terminal in terminals.items():
+            lines.append(f"{self._terminals[name]}: {self._terminal(terminal)}")
+        for name in self._grammar.ignore_tokens:
+            if self._prefix:
+                raise self._refused("%ignore in a part of a composition", "%ignore")
+            lines.append(f"%ignore {self._terminals[name]}")
+        return lines
+
+    def _rule(self, name: str) -> str:
+        return self._rules.setdefault(name, f"{self._prefix}r{len(self._rules)}")
+
+    def _symbol(self, symbol: Any) -> str:
+        name = str(symbol.name)
+        if not symbol.is_term:
+            return self._rule(name)
+        if name not in self._terminals:  # its texts come from Python code
+            raise self._refused(f"the terminal {name}, which has no pattern", name)
+        return self._terminals[name]
+
+    def _terminal(self, terminal: Any) -> str:
+        pattern = terminal.pattern.to_regexp()
+        known = _WITHOUT_LOOKBEHIND.get(pattern)
+        try:
+            body = f"/{to_automaton_regex(known or pattern)}/"
+        except UnsupportedConstraint as error:
+            what = error.message.partition(" at position")[0].removeprefix("regex: ")
+            raise self._refused(f"{what} in {pattern}", terminal.name, pattern) from error
+        except BranchlineError as error:
+            where = self._line(terminal.name)
+            raise InvalidRequest(
+                f"lark: {error.message} in {terminal.name}{where}", value=pattern, hint=error.hint
+            ) from error
+        if known is None and terminal.pattern.type == "re" and _LAZY.search(pattern):
+            return f"({body} & ~({body} /(?s:.+)/))"
+        return body
+
+    def _refused(self, what: str, *names: str) -> UnsupportedConstraint:
+        """The error for something that is written as one of `names`."""
+        name = names[0]
+        return UnsupportedConstraint(
+            f"lark: {what} cannot be enforced{self._line(*names)}",
+            value=name,
+            hint="Write it without.",
         )
-    return text
+
+    def _line(self, *names: str) -> str:
+        """Where one of `names` is written first, as a definition if there is one."""
+        lines = self._text.splitlines()
+        defined = re.compile(rf"[?!]*{re.escape(names[0])}\b[^:]*:")
+        for test in (defined.match, lambda line: any(name in line for name in names)):
+            for number, line in enumerate(lines, 1):
+                if test(line.strip()):
+                    return f" (line {number})"
+        return ""

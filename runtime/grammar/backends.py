@@ -20,6 +20,7 @@ from branchline.runtime.errors import UnsupportedConstraint
 from branchline.runtime.grammar.base import (
     Bitmask,
     Choice,
+    Compile,
     CompiledGrammar,
     GrammarBackend,
     GrammarTokenizer,
@@ -30,7 +31,8 @@ from branchline.runtime.grammar.choice import ABILITIES, candidates, installed
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits
 from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend, LLGuidanceMatcher
 from branchline.runtime.grammar.state_matcher import StateMatcher
-from branchline.runtime.grammar.worker import WorkerPool, job_for
+from branchline.runtime.grammar.worker import WorkerPool
+from branchline.runtime.grammar.worker_protocol import BackendName, Job
 
 MOST_STRIKES = 3
 
@@ -221,7 +223,7 @@ class GrammarBackends:
             vocab_size=self.vocab_size,
             threads=self._threads,
             limits=self._limits,
-            try_first=lambda constraint: self._work("llguidance", constraint).decode(),
+            try_first=self._worker("llguidance"),
         )
 
     def _xgrammar(self) -> GrammarBackend:
@@ -230,7 +232,7 @@ class GrammarBackends:
 
         return XGrammarBackend(
             self._tokenizer,
-            lambda source: self._work("xgrammar", Constraint(kind="ebnf", text=source)),
+            self._worker("xgrammar"),
             vocab_size=self.vocab_size,
             threads=self._threads,
             limits=self._limits,
@@ -241,10 +243,10 @@ class GrammarBackends:
 
         return OutlinesBackend(
             self._tokenizer,
-            lambda pattern: self._work("outlines", Constraint(kind="regex", text=pattern)),
+            self._worker("outlines"),
             vocab_size=self.vocab_size,
             limits=self._limits,
         )
 
-    def _work(self, backend: str, constraint: Constraint) -> bytes:
-        return self.workers.compile(job_for(backend, constraint))
+    def _worker(self, backend: BackendName) -> Compile:
+        return lambda constraint: self.workers.compile(Job(backend, constraint))

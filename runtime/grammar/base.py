@@ -5,13 +5,16 @@ Knows no engine; the matcher's own contract is `core.protocols.TokenMatcher`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint
+
+Compile = Callable[[Constraint], bytes]
+"""Compiles a constraint elsewhere, within limits; raises as `GrammarBackend.compile`."""
 
 Bitmask = np.ndarray[tuple[int, int], np.dtype[np.int32]]
 NeedMask = np.ndarray[tuple[int], np.dtype[np.bool_]]

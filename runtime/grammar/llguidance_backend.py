@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import llguidance
 import numpy as np
@@ -21,9 +21,9 @@ from branchline.runtime.errors import ConstraintError, InvalidRequest, Unsupport
 from branchline.runtime.grammar.base import (
     Bitmask,
     Choice,
+    Compile,
     GrammarTokenizer,
     NeedMask,
-    ids_of,
     only,
 )
 from branchline.runtime.grammar.choices import read_choices
@@ -39,9 +39,6 @@ from branchline.runtime.grammar.limits import (
 )
 from branchline.runtime.grammar.regex_dialect import literal, to_automaton_regex
 
-TryFirst = Callable[[Constraint], str]
-"""Compiles a constraint elsewhere, within limits, and returns its `engine_grammar`."""
-
 _GRAMMAR_BYTES = 256 * 1024
 """About what a compiled grammar holds beside its text (measured: 0.2 MB, with matchers 0.26)."""
 
@@ -56,7 +53,8 @@ class LLGuidanceBackend:
         vocab_size: number of logits, when the model has more than the tokenizer has ids.
         threads: for `fill_masks`.
         limits: see `Limits`.
-        try_first: asked before anything that may be expensive is compiled in this process.
+        try_first: asked before anything that may be expensive is compiled in this process;
+            returns its `engine_grammar`.
 
     Raises:
         UnsupportedConstraint: the tokenizer has no end id.
@@ -71,7 +69,7 @@ class LLGuidanceBackend:
         vocab_size: int | None = None,
         threads: int = 2,
         limits: Limits = DEFAULT_LIMITS,
-        try_first: TryFirst | None = None,
+        try_first: Compile | None = None,
     ) -> None:
         if not tokenizer.eos_ids:
             raise UnsupportedConstraint(
@@ -104,7 +102,7 @@ class LLGuidanceBackend:
         if self._try_first is None or is_cheap(constraint):
             grammar = engine_grammar(constraint, self._bounds)
         else:
-            grammar = self._try_first(constraint)
+            grammar = self._try_first(constraint).decode()
         return self.load(constraint, grammar)
 
     def load(self, constraint: Constraint, grammar: str) -> LLGuidanceGrammar:
@@ -127,8 +125,11 @@ class LLGuidanceBackend:
                 value=constraint.text,
                 hint="Rewrite the constraint without that.",
             )
-        allowed = _mask_ids(matcher, self.vocab_size)
-        if not allowed or (allowed <= self.eos_ids and not matcher.is_accepting()):
+        words = np.frombuffer(matcher.compute_bitmask(), dtype=np.int32).copy()
+        ends = np.zeros_like(words)
+        only(ends, self.eos_ids)
+        only_empty = not (words & ~ends).any()
+        if matcher.is_error() or (only_empty and not matcher.is_accepting()):
             raise UnsupportedConstraint(
                 f"{constraint.kind}: no text satisfies the constraint",
                 value=constraint.text,
@@ -138,7 +139,6 @@ class LLGuidanceBackend:
         matcher.deep_copy().compute_bitmask()  # as every request will begin
         check_mask_time(constraint, time.thread_time() - begun, self._bounds)
         memory = _GRAMMAR_BYTES + 8 * len(grammar)
-        only_empty = allowed <= self.eos_ids
         return LLGuidanceGrammar(constraint, matcher, self.eos_ids, only_empty, memory)
 
     def fill_masks(self, matchers: Sequence[TokenMatcher | None], bitmask: Bitmask) -> NeedMask:
@@ -383,12 +383,6 @@ def schema_to_grammar(text: str, whitespace: Whitespace, limits: Limits) -> str:
     check_document("json_schema", schema, limits)
     lark = compile_schema(text, layout=layout_of(whitespace, limits.whitespace_run))
     return str(llguidance.LLMatcher.grammar_from_lark(lark))
-
-
-def _mask_ids(engine: llguidance.LLMatcher, vocab_size: int) -> frozenset[int]:
-    """Ids that may come first; none when the engine gave up."""
-    words = np.frombuffer(engine.compute_bitmask(), dtype=np.int32)
-    return frozenset() if engine.is_error() else frozenset(ids_of(words, vocab_size))
 
 
 def _first_lines(message: str, limit: int = 300) -> str:

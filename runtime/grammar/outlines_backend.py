@@ -10,7 +10,7 @@ will be, stands for that and is thereby not part of any text.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -18,14 +18,11 @@ import numpy as np
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import UnsupportedConstraint
-from branchline.runtime.grammar.base import Bitmask, Choice, GrammarTokenizer, NeedMask
+from branchline.runtime.grammar.base import Bitmask, Choice, Compile, GrammarTokenizer, NeedMask
 from branchline.runtime.grammar.choices import read_choices
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits, check_repeats, check_text
 from branchline.runtime.grammar.regex_dialect import literal, to_automaton_regex
 from branchline.runtime.grammar.state_matcher import EngineState, StateMatcher, Words
-
-Compile = Callable[[str], bytes]
-"""A pattern to an automaton (`compile_pattern`)."""
 
 _END = "\U0010ffff"
 _Ints = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -47,7 +44,7 @@ class Automaton(msgspec.Struct, frozen=True):
 
 
 def engine_pattern(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> str:
-    """What a worker compiles.
+    """A constraint as the engine is given it.
 
     Raises:
         InvalidRequest, UnsupportedConstraint: see `GrammarBackend.compile`.
@@ -66,15 +63,17 @@ def engine_pattern(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> s
     return pattern
 
 
-def compile_pattern(pattern: str, tokens: Sequence[bytes], barred: frozenset[int]) -> bytes:
-    """Compile in this process: what a worker runs.
-
-    Args:
-        tokens: bytes of each id; those of `barred` are never allowed.
+def compile_automaton(
+    constraint: Constraint, tokenizer: GrammarTokenizer, limits: Limits = DEFAULT_LIMITS
+) -> bytes:
+    """Compile in this process to a serialized `Automaton`: what a worker runs.
 
     Raises:
-        UnsupportedConstraint: the engine cannot, or is not installed.
+        InvalidRequest, UnsupportedConstraint: see `GrammarBackend.compile`.
     """
+    pattern = engine_pattern(constraint, limits)
+    tokens = tokenizer.all_token_bytes()
+    barred = tokenizer.special_ids | tokenizer.eos_ids
     try:
         outlines_core = importlib.import_module("outlines_core")
     except ImportError as error:
@@ -136,7 +135,8 @@ class OutlinesBackend:
 
     Args:
         tokenizer: see `GrammarTokenizer`.
-        compile_pattern: where patterns are compiled; in an engine, a worker.
+        compile_elsewhere: does what `compile_automaton` does, within limits: in an engine, a
+            worker.
         vocab_size: number of logits, when the model has more than the tokenizer has ids.
         limits: see `Limits`.
     """
@@ -146,7 +146,7 @@ class OutlinesBackend:
     def __init__(
         self,
         tokenizer: GrammarTokenizer,
-        compile_pattern: Compile,
+        compile_elsewhere: Compile,
         *,
         vocab_size: int | None = None,
         limits: Limits = DEFAULT_LIMITS,
@@ -154,11 +154,12 @@ class OutlinesBackend:
         self.vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
         self.eos_ids = frozenset(tokenizer.eos_ids)
         self._limits = limits
-        self._compile_pattern = compile_pattern
+        self._compile_elsewhere = compile_elsewhere
 
     def compile(self, constraint: Constraint) -> OutlinesGrammar:
         """See `GrammarBackend.compile`."""
-        data = self._compile_pattern(engine_pattern(constraint, self._limits))
+        check_text(constraint, self._limits)
+        data = self._compile_elsewhere(constraint)
         automaton = _Arrays(msgspec.msgpack.decode(data, type=Automaton), self.vocab_size)
         if not automaton.accepting[0] and automaton.starts[1] == 0:
             raise UnsupportedConstraint(

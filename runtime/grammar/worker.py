@@ -20,12 +20,12 @@ from typing import IO
 
 import msgspec
 
-from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import BackendError, UnsupportedConstraint, from_wire
 from branchline.runtime.grammar.base import GrammarTokenizer
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits
 from branchline.runtime.grammar.worker_protocol import HEADER_BYTES, Answer, Hello, Job, framed
 
+COMMAND = ("-m", "branchline.runtime.grammar.worker_main")
 START_S = 60.0
 """A process may take this long to start."""
 
@@ -143,11 +143,6 @@ class WorkerPool:
             ) from error
 
 
-def job_for(backend: str, constraint: Constraint) -> Job:
-    """A checked job."""
-    return msgspec.convert({"backend": backend, "constraint": msgspec.to_builtins(constraint)}, Job)
-
-
 class _Process:
     """One worker process, started again when it has ended. One caller at a time."""
 
@@ -176,7 +171,7 @@ class _Process:
             "RAYON_NUM_THREADS": "1",
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "branchline.runtime.grammar.worker_main"],
+            [sys.executable, *COMMAND],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,

@@ -15,16 +15,14 @@ import select
 import sys
 import time
 import types
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from branchline.runtime.errors import BranchlineError, UnsupportedConstraint, wrap
+from branchline.runtime.grammar.base import Compile
 from branchline.runtime.grammar.worker_protocol import HEADER_BYTES, Answer, Hello, Job, framed
-
-Compile = Callable[[str], bytes]
 
 
 class VocabularyTokenizer:
@@ -68,21 +66,18 @@ class _Compilers:
         Raises:
             BranchlineError: it cannot be done.
         """
+        limits = self._hello.limits
         if job.backend == "xgrammar":
-            return self._xgrammar(job.constraint.text)
+            return self._xgrammar(job.constraint)
         if job.backend == "outlines":
-            from branchline.runtime.grammar.outlines_backend import compile_pattern
+            from branchline.runtime.grammar.outlines_backend import compile_automaton
 
-            return compile_pattern(job.constraint.text, self._hello.tokens, self._barred)
+            return compile_automaton(job.constraint, self._tokenizer, limits)
         from branchline.runtime.grammar.llguidance_backend import engine_grammar
 
-        grammar = engine_grammar(job.constraint, self._hello.limits)
+        grammar = engine_grammar(job.constraint, limits)
         self._llguidance.load(job.constraint, grammar)
         return grammar.encode()
-
-    @property
-    def _barred(self) -> frozenset[int]:
-        return self._tokenizer.eos_ids | self._tokenizer.special_ids
 
     @cached_property
     def _llguidance(self) -> Any:
@@ -97,11 +92,10 @@ class _Compilers:
 
     @cached_property
     def _xgrammar(self) -> Compile:
-        from branchline.runtime.grammar.xgrammar_backend import compiler, vocabulary
+        from branchline.runtime.grammar.xgrammar_backend import compiler
 
-        engine = _native_xgrammar()
-        eos = sorted(self._tokenizer.eos_ids)
-        return compiler(engine, vocabulary(self._tokenizer), eos, self._hello.vocab_size)
+        hello = self._hello
+        return compiler(_native_xgrammar(), self._tokenizer, hello.vocab_size, hello.limits)
 
 
 def _native_xgrammar() -> Any:

@@ -13,6 +13,7 @@ from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.grammar.limits import Limits
 
 HEADER_BYTES = 4
+BackendName = Literal["llguidance", "xgrammar", "outlines"]
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -37,10 +38,10 @@ class Job(msgspec.Struct, frozen=True):
 
     Attributes:
         backend: who compiles.
-        constraint: what; for xgrammar its text is an engine source already.
+        constraint: what.
     """
 
-    backend: Literal["llguidance", "xgrammar", "outlines"]
+    backend: BackendName
     constraint: Constraint
 
 

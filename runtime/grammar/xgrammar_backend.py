@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,14 @@ from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import UnsupportedConstraint
 from branchline.runtime.grammar import ebnf
-from branchline.runtime.grammar.base import Bitmask, Choice, GrammarTokenizer, NeedMask, only
+from branchline.runtime.grammar.base import (
+    Bitmask,
+    Choice,
+    Compile,
+    GrammarTokenizer,
+    NeedMask,
+    only,
+)
 from branchline.runtime.grammar.canonical import Canonical
 from branchline.runtime.grammar.choices import read_choices
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits, check_mask_time, check_text
@@ -28,12 +35,9 @@ from branchline.runtime.grammar.schema_tree import schema_rules
 from branchline.runtime.grammar.state_matcher import EngineState, StateMatcher, Words
 from branchline.runtime.grammar.structural_tag import engine_tag
 
-Compile = Callable[[str], bytes]
-"""A source (`engine_source`) to a serialized grammar; raises as `GrammarBackend.compile`."""
-
 
 def engine_source(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> str:
-    """What a worker compiles: "e" and a grammar, or "t" and a structural tag.
+    """A constraint in the engine's own notation: "e" and a grammar, or "t" and a structural tag.
 
     Raises:
         InvalidRequest, UnsupportedConstraint: see `GrammarBackend.compile`.
@@ -88,7 +92,7 @@ class XGrammarBackend:
 
     Args:
         tokenizer: see `GrammarTokenizer`.
-        compile_source: where sources are compiled; in an engine, a worker.
+        compile_elsewhere: does what `compiler` does, within limits: in an engine, a worker.
         vocab_size: number of logits, when the model has more than the tokenizer has ids.
         threads: for `fill_masks`.
         limits: see `Limits`.
@@ -102,7 +106,7 @@ class XGrammarBackend:
     def __init__(
         self,
         tokenizer: GrammarTokenizer,
-        compile_source: Compile,
+        compile_elsewhere: Compile,
         *,
         vocab_size: int | None = None,
         threads: int = 2,
@@ -112,7 +116,7 @@ class XGrammarBackend:
         self.vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
         self.eos_ids = frozenset(tokenizer.eos_ids)
         self._limits = limits
-        self._compile_source = compile_source
+        self._compile_elsewhere = compile_elsewhere
         self._canonical = Canonical(tokenizer)
         # The engine sets bits beyond the last token where much is allowed.
         pieces = vocabulary(tokenizer)
@@ -129,7 +133,8 @@ class XGrammarBackend:
 
     def compile(self, constraint: Constraint) -> XGrammarGrammar:
         """See `GrammarBackend.compile`."""
-        serialized = self._compile_source(engine_source(constraint, self._limits))
+        check_text(constraint, self._limits)
+        serialized = self._compile_elsewhere(constraint)
         compiled = self._engine.CompiledGrammar.deserialize_json(serialized.decode(), self._info)
         grammar = XGrammarGrammar(constraint, compiled, self, int(compiled.memory_size_bytes))
         first = np.zeros(-(-self.vocab_size // 32), dtype=np.int32)
@@ -230,17 +235,20 @@ class _State:
         return self._canonical.tokens(text)
 
 
-def compiler(engine: Any, tokens: Sequence[bytes], eos: Sequence[int], vocab_size: int) -> Compile:
-    """Compiles in this process: what a worker runs.
+def compiler(
+    engine: Any, tokenizer: GrammarTokenizer, vocab_size: int, limits: Limits = DEFAULT_LIMITS
+) -> Compile:
+    """Compiles constraints in this process to serialized grammars: what a worker runs.
 
     Args:
         engine: the package's native module.
-        tokens: see `vocabulary`.
     """
-    info = engine.TokenizerInfo(list(tokens), 0, vocab_size, list(eos), False)
+    eos = sorted(tokenizer.eos_ids)
+    info = engine.TokenizerInfo(vocabulary(tokenizer), 0, vocab_size, eos, False)
     made = engine.GrammarCompiler(info, 1, False, 0)
 
-    def compile_source(source: str) -> bytes:
+    def run(constraint: Constraint) -> bytes:
+        source = engine_source(constraint, limits)
         try:
             if source[0] == "e":
                 compiled = made.compile_grammar_from_strings(source[1:], "root")
@@ -252,7 +260,7 @@ def compiler(engine: Any, tokens: Sequence[bytes], eos: Sequence[int], vocab_siz
             ) from error
         return str(compiled.serialize_json()).encode()
 
-    return compile_source
+    return run
 
 
 def _without_place(message: str) -> str:

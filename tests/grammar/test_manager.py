@@ -11,9 +11,15 @@ import pytest
 
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint
-from branchline.runtime.errors import BackendError, BranchlineError, UnsupportedConstraint
+from branchline.runtime.errors import (
+    BackendError,
+    BranchlineError,
+    QueueFull,
+    UnsupportedConstraint,
+)
 from branchline.runtime.grammar.base import Bitmask, Choice, CompiledGrammar, NeedMask
-from branchline.runtime.grammar.manager import GrammarManager, Outcome
+from branchline.runtime.grammar.manager import MAX_WAITING, GrammarManager, Outcome
+from branchline.runtime.grammar.service import GrammarService
 
 
 class Compiled:
@@ -159,3 +165,57 @@ def test_closing_tells_those_who_wait(backend: ScriptedBackend) -> None:
     assert all(isinstance(outcome, BackendError) for outcome in reader.wait(2))
     manager.request(regex("c"), reader)
     assert isinstance(reader.wait(1)[2], BackendError)
+
+
+def test_the_service_says_who_enforces_a_constraint(backend: ScriptedBackend) -> None:
+    made = threading.Event()
+
+    def make() -> ScriptedBackend:
+        made.set()
+        return backend
+
+    service = GrammarService(make, vocab_size=32, limit_s=5.0)
+    assert service.choice(regex("a")) is None and service.stats() == {}
+    service.prepare()
+    service.prepare()
+    assert made.wait(20)
+    backend.go.set()
+    asked = threading.Event()
+    service.request(regex("a"), lambda _: asked.set())
+    service.request(regex("bad"), lambda _: None)
+    assert asked.wait(20)
+    assert service.choice(regex("a")) == Choice("scripted", "the only one")
+    assert service.choice(regex("bad")) is None
+    assert service.stats()["cached_bytes"] > 1_000_000
+    service.close()
+    assert backend.closed
+
+
+def test_long_compiles_do_not_hold_up_short_ones() -> None:
+    """Two lanes: with every long place taken, a short constraint still compiles."""
+
+    class Waiting(ScriptedBackend):
+        def compile(self, constraint: Constraint) -> CompiledGrammar:
+            return (
+                super().compile(constraint) if len(constraint.text) > 99 else Compiled(constraint)
+            )
+
+    slow = Waiting()
+    manager, reader, long = GrammarManager(slow, workers=1), Reader(), Reader()
+    for number in range(3):
+        manager.request(regex("x" * (5000 + number)), long)
+    manager.request(regex("short"), reader)
+    assert cast(Compiled, reader.wait()[0]).constraint.text == "short"
+    assert not long.outcomes
+    slow.go.set()
+    long.wait(3)
+    manager.close()
+
+
+def test_too_many_waiting_compiles_are_refused(backend: ScriptedBackend) -> None:
+    manager, reader = GrammarManager(backend, workers=1), Reader()
+    for number in range(MAX_WAITING + 1):
+        manager.request(regex(f"a{number}"), reader)
+    assert isinstance(reader.wait()[0], QueueFull) and len(reader.outcomes) == 1
+    backend.go.set()
+    manager.close()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
-from tests.grammar.conformance.tiny_vocabulary import SPECIAL, TOKENS, TinyTokenizer
-
 from branchline.runtime.grammar.base import CompiledGrammar, GrammarTokenizer
 from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
-from branchline.runtime.grammar.outlines_backend import OutlinesBackend, compile_pattern
-from branchline.runtime.grammar.xgrammar_backend import XGrammarBackend, compiler, load, vocabulary
+from branchline.runtime.grammar.outlines_backend import OutlinesBackend, compile_automaton
+from branchline.runtime.grammar.xgrammar_backend import XGrammarBackend, compiler, load
+from tests.grammar.conformance.tiny_vocabulary import TinyTokenizer
 
 
 class ByteTokenizer:
@@ -31,9 +30,7 @@ def in_process_xgrammar(tokenizer: GrammarTokenizer) -> XGrammarBackend:
     load()
     from xgrammar.base import _core
 
-    eos = sorted(tokenizer.eos_ids)
-    source = compiler(_core, vocabulary(tokenizer), eos, tokenizer.vocab_size)
-    return XGrammarBackend(tokenizer, source)
+    return XGrammarBackend(tokenizer, compiler(_core, tokenizer, tokenizer.vocab_size))
 
 
 @cache
@@ -63,6 +60,5 @@ def spells(grammar: CompiledGrammar, text: str) -> bool:
 @cache
 def tiny_outlines() -> OutlinesBackend:
     """outlines-core without a worker."""
-    return OutlinesBackend(
-        TinyTokenizer(), lambda pattern: compile_pattern(pattern, TOKENS, SPECIAL)
-    )
+    tokenizer = TinyTokenizer()
+    return OutlinesBackend(tokenizer, lambda constraint: compile_automaton(constraint, tokenizer))
