@@ -16,6 +16,20 @@ from branchline.runtime.grammar.limits import Limits
 from branchline.runtime.grammar.worker import WorkerPool
 from branchline.runtime.grammar.worker_protocol import Job
 
+_ELSEWHERE: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _workers_of_other_tests() -> None:
+    """Processes that tests of other rooms have left to their idle limit are not this test's."""
+    _ELSEWHERE.clear()
+    _ELSEWHERE.update(process.pid for process in psutil.Process().children())
+
+
+def own_children() -> list[psutil.Process]:
+    """Processes that this test has started."""
+    return [process for process in psutil.Process().children() if process.pid not in _ELSEWHERE]
+
 
 class ByteVocabulary:
     """256 bytes and an end id."""
@@ -107,7 +121,7 @@ def test_a_worker_without_work_ends_and_another_one_starts() -> None:
     try:
         pool.compile(regex("a+"))
         for _ in range(200):
-            if not [one for one in psutil.Process().children() if one.status() != "zombie"]:
+            if not [one for one in own_children() if one.status() != "zombie"]:
                 break
             time.sleep(0.02)
         else:
@@ -145,7 +159,7 @@ def test_closing_ends_processes_and_calls() -> None:
     thread = threading.Thread(target=call)
     thread.start()
     time.sleep(0.3)
-    children = psutil.Process().children()
+    children = own_children()
     pool.close()
     thread.join(20)
     assert not thread.is_alive() and len(failed) == 1
