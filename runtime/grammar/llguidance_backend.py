@@ -89,7 +89,7 @@ class LLGuidanceBackend:
         self._limits = llguidance.LLParserLimits(
             max_items_in_row=10_000,  # about as many properties may come next
             initial_lexer_fuel=1_000_000,  # about 20 ms
-            step_lexer_fuel=200_000,  # about 15 ms for each token
+            step_lexer_fuel=1_000_000,  # 200,000 end an anyOf of 500 objects, at 15 ms a mask
             step_max_items=20_000,
             max_lexer_states=50_000,  # 1 to 2 kB each
             max_grammar_size=500_000,
