@@ -1,86 +1,88 @@
-"""Each keyword against an independent validator: an instance's JSON text is accepted iff valid."""
+"""Each keyword takes what is valid and nothing else; an independent validator agrees."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-import jsonschema
 import pytest
 
-from branchline.runtime.core.sampling_params import Constraint
-from branchline.runtime.errors import UnsupportedConstraint
-from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
-from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
-
-VALUES: list[Any] = [
-    None, True, 0, 1, 3, 7, 10, 2.5, -4, "", "a", "ab", "abc", "red", "2024-02-30", "2024-02-29",
-    [], [1], [1, 2], [1, 1], ["a"], [1, "a"], {}, {"a": 1}, {"a": "x"}, {"a": 1, "b": 2}, {"b": 2},
-    {"a": 1, "c": "x"}, {"kind": "x", "x": 1}, {"kind": "y", "y": 1}, {"kind": "x", "y": 1},
-]  # fmt: skip
-
-SCHEMAS: list[Any] = [
-    {"type": "integer", "minimum": 1, "exclusiveMaximum": 10},
-    {"type": "number", "multipleOf": 0.5},
-    {"type": ["string", "null"], "maxLength": 2},
-    {"type": "string", "pattern": "^a"},
-    {"type": "string", "pattern": "b"},
-    {"type": "string", "format": "date"},
-    {"enum": [1, "red", None, [1, 2]]},
-    {"const": {"a": 1}},
-    {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
-    {"type": "array", "contains": {"type": "string"}, "maxItems": 2},
-    {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "maxItems": 2},
-    {"type": "array", "prefixItems": [{"type": "integer"}], "items": {"type": "string"}},
-    {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
-    {"type": "object", "properties": {"a": {}}, "additionalProperties": False},
-    {"type": "object", "dependentRequired": {"a": ["b"]}, "properties": {"a": {}, "b": {}}},
-    {"type": "object", "maxProperties": 1},
-    {"type": "object", "propertyNames": {"pattern": "^[ab]$"}},
-    {"not": {"type": ["integer", "string"]}},
-    {"not": {"const": 3}, "type": "integer"},
-    {"oneOf": [{"type": "integer", "minimum": 3}, {"type": "integer", "maximum": 7}]},
-    {"anyOf": [{"type": "integer"}, {"type": "string", "minLength": 2}]},
-    {"allOf": [{"type": "integer", "minimum": 1}, {"maximum": 7}]},
-    {
-        "type": "object",
-        "properties": {"kind": {"enum": ["x", "y"]}, "x": {}, "y": {}},
-        "required": ["kind"],
-        "if": {"properties": {"kind": {"const": "x"}}},
-        "then": {"required": ["x"]},
-        "else": {"required": ["y"]},
-    },
-    {"$defs": {"n": {"type": "integer"}}, "type": "array", "items": {"$ref": "#/$defs/n"}},
-]
+from branchline.runtime.grammar.json_schema.compiler import supported_keywords
+from branchline.runtime.grammar.json_schema.lark import COMPACT, Layout
+from tests.grammar.json_schema.harness import IN_ORDER, Checker, valid
+from tests.grammar.json_schema.table import FORMATS, TABLE, Row
 
 
-@pytest.fixture(scope="module")
-def backend() -> LLGuidanceBackend:
-    return LLGuidanceBackend(ByteTokenizer())
+def name(row: object) -> str | None:
+    return json.dumps(row)[:60] if isinstance(row, dict) else None
 
 
-@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:60])
-def test_text_is_accepted_exactly_when_the_validator_says_valid(
-    backend: LLGuidanceBackend, schema: Any
+@pytest.mark.parametrize("row", TABLE, ids=[json.dumps(row[0])[:70] for row in TABLE])
+def test_accepted_exactly_when_valid(row: Row) -> None:
+    schema, good, bad = row
+    checker = Checker(schema)
+    for value in good:
+        assert valid(schema, value), f"the validator refuses {value!r}"
+        assert checker.takes(value), f"refuses {value!r}"
+    for value in bad:
+        assert not valid(schema, value), f"the validator accepts {value!r}"
+        assert not checker.takes(value), f"accepts {value!r}"
+
+
+@pytest.mark.parametrize("row", FORMATS, ids=[row[0]["format"] for row in FORMATS])
+def test_formats_beyond_the_validator(row: Row) -> None:
+    schema, good, bad = row
+    checker = Checker(schema)
+    assert [value for value in good if not checker.takes(value)] == []
+    assert [value for value in bad if checker.takes(value)] == []
+
+
+def test_the_table_has_every_keyword() -> None:
+    text = json.dumps([schema for schema, _, _ in [*TABLE, *FORMATS]])
+    for support in supported_keywords():
+        if support.status == "refused":
+            continue
+        keyword = support.name.removeprefix("format: ")
+        assert f'"{keyword}"' in text or keyword in ("iri-reference", "ip-address"), keyword
+
+
+def test_properties_keep_the_order_of_the_schema_when_asked() -> None:
+    schema = {"properties": {"b": {}, "a": {}}, "required": ["a"], "type": "object"}
+    in_order, free = Checker(schema, IN_ORDER), Checker(schema)
+    assert in_order.takes({"b": 1, "a": 2, "c": 3})
+    assert not in_order.takes({"a": 2, "b": 1})
+    assert free.takes({"a": 2, "b": 1})
+    assert free.takes({"a": 2, "c": 3, "b": 1})
+    assert not free.takes({"c": 3, "a": 2}), "others come after what is required"
+
+
+def test_no_listed_name_comes_twice() -> None:
+    checker = Checker({"properties": {"a": {}, "b": {}}, "additionalProperties": False})
+    assert checker.takes_text('{"b": 1, "a": 1}')
+    assert not checker.takes_text('{"a": 1, "a": 1}')
+
+
+VALUE: Any = {"a": [1, {"b": "x"}], "c": None}
+
+
+@pytest.mark.parametrize(
+    ("layout", "texts", "others"),
+    [
+        (COMPACT, [json.dumps(VALUE, separators=(",", ":"))], [json.dumps(VALUE)]),
+        (
+            Layout(white=8),
+            [
+                json.dumps(VALUE, separators=(",", ":")),
+                json.dumps(VALUE),
+                json.dumps(VALUE, indent=2),
+            ],
+            [json.dumps(VALUE, indent=9)],
+        ),
+    ],
+)
+def test_white_space_is_what_the_layout_says(
+    layout: Layout, texts: list[str], others: list[str]
 ) -> None:
-    grammar = backend.compile(Constraint(kind="json_schema", text=json.dumps(schema)))
-    validator = jsonschema.Draft202012Validator(
-        schema, format_checker=jsonschema.FormatChecker(["date"])
-    )
-    tokenizer = ByteTokenizer()
-    valid = 0
-    for value in VALUES:
-        matcher = grammar.matcher()
-        taken = all(matcher.accept(token) for token in tokenizer.encode(json.dumps(value)))
-        expected = validator.is_valid(value)
-        assert (taken and matcher.is_accepting()) == expected, (value, expected)
-        valid += expected
-    assert 0 < valid < len(VALUES), "the values tell nothing about this schema"
-
-
-def test_what_cannot_be_enforced_is_refused_with_keyword_and_path(
-    backend: LLGuidanceBackend,
-) -> None:
-    schema = {"type": "object", "properties": {"t": {"type": "array", "uniqueItems": True}}}
-    with pytest.raises(UnsupportedConstraint, match=r"uniqueItems at #/properties/t"):
-        backend.compile(Constraint(kind="json_schema", text=json.dumps(schema)))
+    checker = Checker({"type": "object", "properties": {"a": {}}}, layout)
+    assert all(checker.takes_text(text) for text in texts)
+    assert not any(checker.takes_text(text) for text in others)

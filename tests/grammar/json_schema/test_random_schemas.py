@@ -1,0 +1,126 @@
+"""Random schemas: a value is accepted exactly when an independent validator says it is valid."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from branchline.runtime.errors import UnsupportedConstraint
+from tests.grammar.json_schema.harness import IN_ORDER, Checker, has_twice, valid
+
+NAMES = ("a", "b", "c", "x-1")
+PATTERNS = ("^a", "b$", "^[ab]*$", "a|x", "^x-", "^.{1,2}$", "^(?!a)", "[^a]")
+numbers = st.sampled_from((-3, -1, 0, 1, 2, 3, 5, 10, 100, 0.5, 1.5, -0.25))
+scalars = st.one_of(
+    numbers,
+    st.sampled_from(("", "a", "b", "ab", "aab", "x-1", "é", '"', "zz9")),
+    st.sampled_from((True, False, None)),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+names = st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True)
+types = st.sampled_from(("null", "boolean", "integer", "number", "string", "array", "object"))
+counts = st.integers(0, 3)
+FINITE = {"enum": [1, "a", None, True]}
+
+
+def keywords(inner: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
+    """What may stand beside each keyword's name."""
+    several = st.lists(inner, min_size=1, max_size=3)
+    of_names = st.dictionaries(st.sampled_from(NAMES), inner, min_size=1, max_size=3)
+    return {
+        "type": st.one_of(types, st.lists(types, min_size=1, max_size=3, unique=True)),
+        "enum": st.lists(values, min_size=1, max_size=3),
+        "const": values,
+        "minimum": numbers,
+        "maximum": numbers,
+        "exclusiveMinimum": numbers,
+        "exclusiveMaximum": numbers,
+        "multipleOf": st.sampled_from((1, 2, 5, 0.5, 3, 0.25)),
+        "minLength": counts,
+        "maxLength": counts,
+        "pattern": st.sampled_from(PATTERNS),
+        "properties": of_names,
+        "patternProperties": st.dictionaries(st.sampled_from(PATTERNS), inner, max_size=2),
+        "additionalProperties": st.one_of(st.just(False), inner),
+        "required": names,
+        "propertyNames": st.sampled_from(({"maxLength": 1}, {"pattern": "^a"}, {"enum": ["b"]})),
+        "minProperties": counts,
+        "maxProperties": counts,
+        "dependentRequired": st.dictionaries(st.sampled_from(NAMES), names, max_size=2),
+        "dependentSchemas": st.dictionaries(st.sampled_from(NAMES), inner, max_size=1),
+        "prefixItems": st.lists(inner, min_size=1, max_size=2),
+        "items": inner,
+        "minItems": counts,
+        "maxItems": counts,
+        "contains": inner,
+        "maxContains": counts,
+        "allOf": several,
+        "anyOf": several,
+        "oneOf": several,
+        "not": inner,
+        "if": inner,
+        "then": inner,
+        "else": inner,
+    }
+
+
+@st.composite
+def schemas(draw: st.DrawFn, depth: int = 0) -> Any:
+    """A schema of a few keywords."""
+    if depth > 2 or (depth and draw(st.integers(0, 5)) == 0):
+        return draw(st.sampled_from((True, False, {"type": "string"}, {"const": 1}, FINITE)))
+    possible = keywords(schemas(depth + 1))
+    chosen = draw(st.lists(st.sampled_from(sorted(possible)), min_size=1, max_size=3, unique=True))
+    return {keyword: draw(possible[keyword]) for keyword in chosen}
+
+
+def compiled(schema: object, **how: Any) -> Checker:
+    try:
+        return Checker(schema, **how)
+    except UnsupportedConstraint as error:
+        assume(error is None)
+        raise
+
+
+COMMON = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=120,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+
+
+@COMMON
+@given(schemas(), st.lists(values, min_size=6, max_size=6))
+def test_accepts_exactly_what_is_valid(schema: Any, some: list[Any]) -> None:
+    checker = compiled(schema)
+    for value in some:
+        assert checker.takes_reordered(value) == valid(schema, value), value
+
+
+@COMMON
+@given(schemas(), st.lists(values, min_size=6, max_size=6))
+def test_in_the_order_of_the_schema_nothing_invalid_is_accepted(
+    schema: Any, some: list[Any]
+) -> None:
+    checker = compiled(schema, layout=IN_ORDER)
+    for value in some:
+        assert checker.takes_reordered(value) == valid(schema, value), value
+
+
+@COMMON
+@given(schemas(), st.booleans(), st.integers(0, 1000))
+def test_random_walks_end_in_what_is_valid(schema: Any, in_order: bool, seed: int) -> None:
+    checker = compiled(schema, **({"layout": IN_ORDER} if in_order else {}))
+    text = checker.walk(seed, most=100)
+    if text is not None and not has_twice(text) and len(text) < 40:
+        assert valid(schema, json.loads(text)), text
