@@ -23,7 +23,7 @@ from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Outpu
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.engine_core import EngineCore
 from branchline.runtime.errors import BranchlineError, InvalidRequest, from_wire, wrap
-from branchline.runtime.launch import assemble
+from branchline.runtime.launch.assemble import assemble
 
 Prompt = str | Sequence[int]
 Deliver = Callable[[Output | BranchlineError], None]

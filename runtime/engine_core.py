@@ -82,22 +82,22 @@ class EngineCore:
 
     def info(self) -> dict[str, Any]:
         """Counters and settings, plain data; callable from any thread (a moment's view)."""
-        stats = self._scheduler.stats
-        cache = self.cache
-        cache_stats = cache.stats()
-        return {
-            **self._describe(),
-            "scheduler": {name: getattr(stats, name) for name in stats.__slots__}
-            | {
-                "running": self._scheduler.num_running,
-                "unfinished": self._scheduler.num_unfinished,
-            },
-            "cache": {name: getattr(cache_stats, name) for name in cache_stats.__slots__}
-            | {
-                "hit_rate": cache_stats.hit_rate,
-                "capacity_tokens": cache.capacity_tokens,
-                "free_tokens": cache.free_tokens,
-                "cached_tokens": cache.cached_tokens,
-                "leases": cache.num_leases,
-            },
-        }
+        return {**self._describe(), **counters(self._scheduler)}
+
+
+def counters(scheduler: Scheduler) -> dict[str, Any]:
+    """What a scheduler and its memory have counted: plain data, a moment's view."""
+    stats, cache = scheduler.stats, scheduler.cache
+    cache_stats = cache.stats()
+    return {
+        "scheduler": {name: getattr(stats, name) for name in stats.__slots__}
+        | {"running": scheduler.num_running, "unfinished": scheduler.num_unfinished},
+        "cache": {name: getattr(cache_stats, name) for name in cache_stats.__slots__}
+        | {
+            "hit_rate": cache_stats.hit_rate,
+            "capacity_tokens": cache.capacity_tokens,
+            "free_tokens": cache.free_tokens,
+            "cached_tokens": cache.cached_tokens,
+            "leases": cache.num_leases,
+        },
+    }

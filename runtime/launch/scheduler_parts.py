@@ -1,15 +1,14 @@
-"""Puts an engine together from its parts, in order, and takes it apart again.
+"""The scheduler side of an engine: model, memory, worker, scheduler, in order.
 
 Invariant: what an operator left to "auto" is decided here or in the rooms called from here, once,
-and every decision is kept with its reason (`Assembly.decisions`).
+and every decision is kept with its reason.
 """
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from branchline.kernels.ops import Ops
 from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.protocols import Worker
-from branchline.runtime.engine_core import EngineCore
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.executor.build import (
     RunnerSettings,
@@ -32,69 +30,96 @@ from branchline.runtime.executor.build import (
 from branchline.runtime.executor.warmup import warm_up
 from branchline.runtime.grammar.base import GrammarBackend
 from branchline.runtime.grammar.service import GrammarService
+from branchline.runtime.launch.decisions import Decision
+from branchline.runtime.launch.text_parts import TextParts
 from branchline.runtime.layers.parameter import WeightDtype
-from branchline.runtime.loading.catalog import resolve_model
 from branchline.runtime.loading.checkpoint import Checkpoint
-from branchline.runtime.loading.load import open_checkpoint
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.memory.sizing import SizingDecision, decide_pages, free_memory
 from branchline.runtime.models.base import Model
+from branchline.runtime.scheduler.commit import Outbox
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
-from branchline.runtime.tokenizer.chat import ChatTemplate, TurnRenderer
-from branchline.runtime.tokenizer.output_processor import OutputProcessor
 from branchline.runtime.tokenizer.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
 
 CPU_STEP_TOKENS = 512
 
 
 @dataclass(slots=True)
-class Decision:
-    """What became of a setting that was left open."""
+class Facts:
+    """What `info` says beside counters."""
 
-    setting: str
-    value: str
-    why: str
+    config: EngineConfig
+    text: TextParts
+    model: Model
+    sizing: SizingDecision
+    decisions: list[Decision]
+    start_s: float
+
+    def describe(self) -> dict[str, Any]:
+        spec = self.model.spec
+        return {
+            "model": self.text.model_name,
+            "path": str(self.text.path),
+            "architecture": spec.raw_architecture,
+            "parameters_bytes": self.model.memory_report().total,
+            "max_context": self.model.max_context,
+            "vocab_size": spec.vocab_size,
+            "kv_tokens": self.sizing.num_tokens,
+            "kv_bytes": self.sizing.num_bytes,
+            "start_s": self.start_s,
+            "settings": self.config.flat(),
+            "decisions": [
+                {"setting": d.setting, "value": d.value, "why": d.why} for d in self.decisions
+            ],
+        }
 
 
 @dataclass(slots=True)
-class Assembly:
-    """A running engine's parts."""
+class SchedulerParts:
+    """Model, memory, scheduler and worker, joined; their loop thread is not theirs.
 
-    config: EngineConfig
-    core: EngineCore
-    tokenizer: Tokenizer
-    outputs: OutputProcessor
+    Attributes:
+        bounds: what requests may ask for.
+        decisions: what became of settings left open.
+    """
+
+    scheduler: Scheduler
     worker: Worker
     grammars: GrammarService
     ops: Ops
+    bounds: Bounds
+    facts: Facts
     decisions: list[Decision] = field(default_factory=list)
 
     def close(self) -> None:
-        """Stop in the order that leaves no reader waiting."""
-        self.core.loop.close()
+        """End worker and grammars, once nothing steps the scheduler any more."""
         self.worker.close()
-        self.outputs.close()
         self.grammars.close()
         if isinstance(self.ops, NativeOps):
             self.ops.runner.close()
 
 
-def assemble(settings: dict[str, Any]) -> Assembly:
-    """Load a model and start its loop thread.
+def build_scheduler(
+    config: EngineConfig,
+    text: TextParts,
+    checkpoint: Checkpoint,
+    outbox: Outbox,
+    call_soon: Callable[[Callable[[], None]], None],
+) -> SchedulerParts:
+    """Load a model's weights and put a scheduler over it. Closes the checkpoint.
+
+    Args:
+        outbox: where results go.
+        call_soon: posts to the loop thread that will step the scheduler.
 
     Raises:
-        InvalidRequest, CatalogError, ModelLoadError, OutOfMemory: see `Engine`.
+        InvalidRequest, ModelLoadError, OutOfMemory: see `Engine`.
     """
     started = time.monotonic()
-    config = EngineConfig.from_settings(settings)
     decisions: list[Decision] = []
-    path = resolve_model(config.model.model)
-    checkpoint = open_checkpoint(path, "dummy" if config.model.load_format == "dummy" else "auto")
-    tokenizer = Tokenizer(checkpoint.tokenizer_source)
+    tokenizer = text.tokenizer
     model, ops = _load(config, checkpoint, decisions)
     checkpoint.close()
     sizing = _size(config, model, decisions)
@@ -128,34 +153,22 @@ def assemble(settings: dict[str, Any]) -> Assembly:
         vocab_size=vocab_size,
         limit_s=config.grammar.grammar_timeout_s,
     )
-    outputs = OutputProcessor(tokenizer, _name(config, path))
     context = min(model.max_context, sizing.num_tokens - sizing.page_size)
+    bounds = Bounds(vocab_size, context, max_step_tokens - max_running)
     scheduler = Scheduler(
         config.scheduler,
         cache,
         worker,
-        outputs,
-        Intake(Bounds(vocab_size, context, max_step_tokens - max_running)),
+        outbox,
+        Intake(bounds),
         max_step_tokens=max_step_tokens,
         max_running=max_running,
         eos_ids=tokenizer.eos_ids,
         grammars=grammars,
-        call_soon=lambda fn: core.call_soon(fn),
+        call_soon=call_soon,
     )
-    facts = _Facts(config, path, model, sizing, decisions, time.monotonic() - started)
-    core = EngineCore(
-        scheduler,
-        outputs,
-        tokenizer,
-        TurnRenderer(_template(config, tokenizer)),
-        model_name=outputs.model_name,
-        max_context=context,
-        describe=facts.describe,
-    )
-    core.loop.start()
-    for decision in decisions:
-        logger.info("%s = %s: %s", decision.setting, decision.value, decision.why)
-    return Assembly(config, core, tokenizer, outputs, worker, grammars, ops, decisions)
+    facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
+    return SchedulerParts(scheduler, worker, grammars, ops, bounds, facts, decisions)
 
 
 def _load(
@@ -226,44 +239,3 @@ def _grammar_backend(tokenizer: Tokenizer, vocab_size: int, config: EngineConfig
         setting=config.grammar.grammar_backend,
         limits=Limits(compile_s=config.grammar.grammar_timeout_s),
     )
-
-
-def _template(config: EngineConfig, tokenizer: Tokenizer) -> ChatTemplate:
-    if config.model.chat_template is None:
-        return ChatTemplate.of(tokenizer)
-    return ChatTemplate(config.model.chat_template)
-
-
-def _name(config: EngineConfig, path: Path) -> str:
-    name = config.model.model
-    return path.name if "/" in name or name.endswith(".gguf") else name
-
-
-@dataclass(slots=True)
-class _Facts:
-    """What `info` says beside counters."""
-
-    config: EngineConfig
-    path: Path
-    model: Model
-    sizing: SizingDecision
-    decisions: list[Decision]
-    start_s: float
-
-    def describe(self) -> dict[str, Any]:
-        spec = self.model.spec
-        return {
-            "model": _name(self.config, self.path),
-            "path": str(self.path),
-            "architecture": spec.raw_architecture,
-            "parameters_bytes": self.model.memory_report().total,
-            "max_context": self.model.max_context,
-            "vocab_size": spec.vocab_size,
-            "kv_tokens": self.sizing.num_tokens,
-            "kv_bytes": self.sizing.num_bytes,
-            "start_s": self.start_s,
-            "settings": self.config.flat(),
-            "decisions": [
-                {"setting": d.setting, "value": d.value, "why": d.why} for d in self.decisions
-            ],
-        }

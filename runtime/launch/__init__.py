@@ -1,0 +1,1 @@
+"""Puts engines together: in this process, or as processes of their own that are watched."""

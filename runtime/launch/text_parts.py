@@ -1,0 +1,62 @@
+"""The text side of an engine: tokenizer, chat template, names. No weights, no torch.
+
+Invariant: every process that reads the same model with the same settings has the same text parts,
+so ids mean the same text in all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from branchline.runtime.config.engine import EngineConfig
+from branchline.runtime.loading.catalog import resolve_model
+from branchline.runtime.loading.checkpoint import Checkpoint, TokenizerSource
+from branchline.runtime.loading.load import open_checkpoint
+from branchline.runtime.tokenizer.chat import ChatTemplate, TurnRenderer
+from branchline.runtime.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TextParts:
+    """What turns text into ids and back.
+
+    Attributes:
+        model_name: for people and for results.
+        path: where the model lies.
+        template: of whole conversations; `turns` is the same, turn by turn.
+    """
+
+    model_name: str
+    path: Path
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    turns: TurnRenderer
+
+
+def open_model(config: EngineConfig) -> tuple[Path, Checkpoint]:
+    """The model's files, fetched if need be. Raises CatalogError, ModelLoadError."""
+    path = resolve_model(config.model.model)
+    dummy = config.model.load_format == "dummy"
+    return path, open_checkpoint(path, "dummy" if dummy else "auto")
+
+
+def text_parts(config: EngineConfig, path: Path, source: TokenizerSource | None) -> TextParts:
+    """Text parts of a model that is open. Raises ModelLoadError: no tokenizer, or a damaged one."""
+    tokenizer = Tokenizer(source)
+    template = (
+        ChatTemplate.of(tokenizer)
+        if config.model.chat_template is None
+        else ChatTemplate(config.model.chat_template)
+    )
+    name = config.model.model
+    name = path.name if "/" in name or name.endswith(".gguf") else name
+    return TextParts(name, path, tokenizer, template, TurnRenderer(template))
+
+
+def load_text(config: EngineConfig) -> TextParts:
+    """Text parts alone, of a process that has no model. Raises CatalogError, ModelLoadError."""
+    path = resolve_model(config.model.model)
+    # "dummy" reads facts and tokenizer and no weights.
+    checkpoint = open_checkpoint(path, "dummy")
+    return text_parts(config, path, checkpoint.tokenizer_source)
