@@ -18,6 +18,7 @@ from typing import TypeVar
 from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, ScoreResult
 from branchline.runtime.core.protocols import EnginePort
+from branchline.runtime.core.sequence import sequence_names
 from branchline.runtime.errors import BackendError, BranchlineError, from_wire, wrap
 
 Item = Output | BranchlineError
@@ -94,7 +95,7 @@ class EngineClient:
         async for output in self.run(request):
             if isinstance(output, GenerateResult):
                 found[output.request_id] = output
-        return [found[name] for name in sequence_ids(request)]
+        return [found[name] for name in sequence_names(request.id, request.sampling.n)]
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Log-probabilities of the choices of a request."""
@@ -166,11 +167,6 @@ class _Mailbox:
         while items:
             inbox, item = items.popleft()
             inbox.put_nowait(item)
-
-
-def sequence_ids(request: GenerateRequest) -> list[str]:
-    """Ids of the n outputs of a request, as `EnginePort.submit` names them."""
-    return [request.id if i == 0 else f"{request.id}#{i}" for i in range(request.sampling.n)]
 
 
 def raise_if_failed(item: Item) -> Output:

@@ -54,7 +54,7 @@ class RequestMeta(msgspec.Struct, kw_only=True):
     adapter: str = ""
 
 
-class GenerateDelta(msgspec.Struct, kw_only=True):
+class GenerateDelta(msgspec.Struct, kw_only=True, tag=True):
     """New output of one sequence since the last delta.
 
     Attributes:
@@ -71,7 +71,7 @@ class GenerateDelta(msgspec.Struct, kw_only=True):
     logprobs: list[TokenLogprob] = []
 
 
-class GenerateResult(msgspec.Struct, kw_only=True):
+class GenerateResult(msgspec.Struct, kw_only=True, tag=True):
     """The end of one sequence.
 
     Attributes:
@@ -92,7 +92,7 @@ class GenerateResult(msgspec.Struct, kw_only=True):
     error: dict[str, str | bool] | None = None
 
 
-class ScoreResult(msgspec.Struct, kw_only=True):
+class ScoreResult(msgspec.Struct, kw_only=True, tag=True):
     """Log-probabilities of the tokens of each choice after one prompt.
 
     Attributes:

@@ -25,6 +25,9 @@ from branchline.runtime.scheduler.stats import SchedulerStats
 class Outbox(Protocol):
     """Where results go; called on the loop thread."""
 
+    def started(self, request: Request) -> None:
+        """`request` is part of a step for the first time."""
+
     def push(self, request: Request) -> bool:
         """Ids were added to `request`; True when its text now ends by a stop string."""
 
