@@ -1,8 +1,8 @@
 """One output from ids to what its reader sees: text deltas, stops, the final result.
 
 Laws: text, kept ids and finish reason are the same however the ids were split into steps; one
-result for every sequence. Pure: no thread, no clock, no callback; the same code reads in the
-engine's process and in one of its own.
+result for every sequence; all deltas together bring its text, ids and log-probabilities. Pure: no
+thread, no clock, no callback; the same code reads in the engine's process and in one of its own.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class SequenceReader:
         self._tokenizer = tokenizer
         self._stream = opened.stream
         self._logprobs: list[TokenLogprob] = []
+        self._given = 0  # ids that a delta has brought
         self._text = (
             TextState(
                 tokenizer,
@@ -55,14 +56,12 @@ class SequenceReader:
         self.stopped = hit is not None
         if not (self._stream and piece):
             return []
-        return [
-            GenerateDelta(
-                request_id=tokens.request_id,
-                text=piece,
-                token_ids=tokens.token_ids,
-                logprobs=tokens.logprobs,
-            )
-        ]
+        delta = GenerateDelta(request_id=tokens.request_id, text=piece)
+        if text.settled:
+            delta.token_ids = text.ids_from(self._given)
+            delta.logprobs = self._logprobs[self._given :]
+            self._given = text.length
+        return [delta]
 
     def end(self, end: SequenceEnd) -> list[Output]:
         """The result, behind the delta of what was held back."""
@@ -80,9 +79,17 @@ class SequenceReader:
                 outputs += self.push(last)
             tail, hit = ("", None) if self.stopped else self._text.push([], finished=True)
             self.stopped = self.stopped or hit is not None
-            if self._stream and tail:
-                outputs.append(GenerateDelta(request_id=end.request_id, text=tail))
             text, kept = self._text.text, self._text.kept_ids()
+            rest = kept[self._given :]
+            if self._stream and (tail or rest):
+                outputs.append(
+                    GenerateDelta(
+                        request_id=end.request_id,
+                        text=tail,
+                        token_ids=rest,
+                        logprobs=logprobs[self._given : len(kept)],
+                    )
+                )
             if self.stopped and reason in ("length", "constraint", "abort"):
                 reason = "stop"
         meta = msgspec.structs.replace(end.meta, finish_reason=reason, output_tokens=len(kept))
