@@ -136,6 +136,7 @@ def _meta(request: Request, model_name: str) -> RequestMeta:
     reason: FinishReason = request.finish or "error"
     return RequestMeta(
         finish_reason=reason,
+        matched=progress.end_id,
         prompt_tokens=request.prompt_len,
         cached_tokens=min(progress.cached_tokens, request.prompt_len),
         forced_tokens=progress.forced_tokens,

@@ -96,7 +96,11 @@ class SequenceReader:
                 )
             if self.stopped and reason in ("length", "constraint", "abort"):
                 reason = "stop"
-        meta = msgspec.structs.replace(end.meta, finish_reason=reason, output_tokens=len(kept))
+        found = None if self._text is None else self._text.hit
+        matched = end.meta.matched if found is None else found.matched
+        meta = msgspec.structs.replace(
+            end.meta, finish_reason=reason, matched=matched, output_tokens=len(kept)
+        )
         outputs.append(
             GenerateResult(
                 request_id=end.request_id,
