@@ -66,28 +66,29 @@ class EngineClient:
         """End a request and its siblings `id#i`; unknown ids are ignored."""
         self.port.call_soon(lambda: self.port.abort(request_id))
 
-    async def run(self, request: EngineRequest) -> AsyncGenerator[Output]:
-        """Outputs of a request, up to the last one.
+    async def run(self, *requests: EngineRequest) -> AsyncGenerator[Output]:
+        """Outputs of all requests as they come, up to the last one.
 
         Close it (`contextlib.aclosing`) where the loop over it may be left early.
 
         Raises:
-            BranchlineError: the request was refused or failed; with several outputs, the first
-                failure, and the others are ended.
+            BranchlineError: the first refusal or failure; everything else is ended.
         """
         inbox: asyncio.Queue[Item] = asyncio.Queue()
         mailbox = self._mailbox()
-        left = request.sampling.n if isinstance(request, GenerateRequest) else 1
-        self.start(request, lambda item: mailbox.put(inbox, item))
+        left = sum(r.sampling.n if isinstance(r, GenerateRequest) else 1 for r in requests)
         try:
+            for request in requests:
+                self.start(request, lambda item: mailbox.put(inbox, item))
             while left:
                 output = raise_if_failed(await inbox.get())
                 left -= not isinstance(output, GenerateDelta)
                 yield output
         finally:
             if left:
-                with contextlib.suppress(BackendError):  # a closed engine has ended it already
-                    self.abort(request.id)
+                with contextlib.suppress(BackendError):  # a closed engine has ended them already
+                    for request in requests:
+                        self.abort(request.id)
 
     async def results(self, request: GenerateRequest) -> list[GenerateResult]:
         """All outputs of a request, in the order of its n sequences."""

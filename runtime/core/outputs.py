@@ -27,6 +27,8 @@ class RequestMeta(msgspec.Struct, kw_only=True):
     """Counts and times of one finished request (`s.meta(name)` shows them).
 
     Attributes:
+        matched: what ended it where the reason is "stop": the text that a stop rule found, or the
+            end id; None where nothing in particular did.
         prompt_tokens: tokens before the first generated one.
         cached_tokens: of those, how many were found in the prefix cache.
         output_tokens: tokens kept as output.
@@ -38,6 +40,7 @@ class RequestMeta(msgspec.Struct, kw_only=True):
     """
 
     finish_reason: FinishReason = "stop"
+    matched: str | int | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0

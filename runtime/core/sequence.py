@@ -19,6 +19,7 @@ from branchline.runtime.core.outputs import (
     ScoreResult,
     TokenLogprob,
 )
+from branchline.runtime.core.section import Section
 from branchline.runtime.errors import BranchlineError, DeadlineExceeded
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class SequenceOpen(msgspec.Struct, kw_only=True, tag=True, frozen=True):
         stream: its reader wants the text piece by piece.
         stop, stop_regex: what in the text ends it.
         min_tokens: stops that are complete within this many tokens do not count.
+        section: stops count behind it only.
+        skip_special_tokens: leave the text of special tokens out.
     """
 
     request_id: str
@@ -39,6 +42,8 @@ class SequenceOpen(msgspec.Struct, kw_only=True, tag=True, frozen=True):
     stop: tuple[str, ...] = ()
     stop_regex: str | None = None
     min_tokens: int = 0
+    section: Section | None = None
+    skip_special_tokens: bool = True
 
     @property
     def needs_text(self) -> bool:
@@ -86,6 +91,8 @@ def openings(source: GenerateRequest) -> list[SequenceOpen]:
             stop=sampling.stop,
             stop_regex=sampling.stop_regex,
             min_tokens=sampling.min_tokens,
+            section=sampling.section,
+            skip_special_tokens=sampling.skip_special_tokens,
         )
         for name in sequence_names(source.id, sampling.n)
     ]
@@ -129,6 +136,7 @@ def _meta(request: Request, model_name: str) -> RequestMeta:
     reason: FinishReason = request.finish or "error"
     return RequestMeta(
         finish_reason=reason,
+        matched=progress.end_id,
         prompt_tokens=request.prompt_len,
         cached_tokens=min(progress.cached_tokens, request.prompt_len),
         forced_tokens=progress.forced_tokens,

@@ -146,6 +146,7 @@ class Committer:
             self.end(request, "error", error=error)
             return
         if ended:
+            request.progress.end_id = token_id
             request.sampled_len = request.length
             self.end(request, "stop")
             return

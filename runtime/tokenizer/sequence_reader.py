@@ -33,6 +33,7 @@ class SequenceReader:
         self.stopped = False
         self._tokenizer = tokenizer
         self._stream = opened.stream
+        self._skip_special = opened.skip_special_tokens
         self._logprobs: list[TokenLogprob] = []
         self._given = 0  # ids that a delta has brought
         self._text = (
@@ -41,6 +42,8 @@ class SequenceReader:
                 stop=opened.stop,
                 stop_regex=opened.stop_regex,
                 min_tokens=opened.min_tokens,
+                section=opened.section,
+                skip_special=opened.skip_special_tokens,
             )
             if opened.needs_text
             else None
@@ -69,7 +72,8 @@ class SequenceReader:
         reason = end.meta.finish_reason
         logprobs = self._logprobs
         if self._text is None:
-            text, kept = self._tokenizer.decode(end.token_ids), end.token_ids
+            kept = end.token_ids
+            text = self._tokenizer.decode(kept, skip_special=self._skip_special)
             logprobs = end.logprobs
         else:
             if end.token_ids:
@@ -92,7 +96,11 @@ class SequenceReader:
                 )
             if self.stopped and reason in ("length", "constraint", "abort"):
                 reason = "stop"
-        meta = msgspec.structs.replace(end.meta, finish_reason=reason, output_tokens=len(kept))
+        found = None if self._text is None else self._text.hit
+        matched = end.meta.matched if found is None else found.matched
+        meta = msgspec.structs.replace(
+            end.meta, finish_reason=reason, matched=matched, output_tokens=len(kept)
+        )
         outputs.append(
             GenerateResult(
                 request_id=end.request_id,
