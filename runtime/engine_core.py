@@ -90,6 +90,7 @@ class EngineCore:
             "scheduler": {name: getattr(stats, name) for name in stats.__slots__}
             | {
                 "running": self._scheduler.num_running,
+                "waiting": self._scheduler.num_unfinished - self._scheduler.num_running,
                 "unfinished": self._scheduler.num_unfinished,
             },
             "cache": {name: getattr(cache_stats, name) for name in cache_stats.__slots__}

@@ -1,0 +1,1 @@
+"""What speaks to clients: HTTP routes, their limits, their watching. Imports no torch."""
