@@ -1,1 +1,1 @@
-"""What speaks to clients: HTTP routes, their limits, their watching. Imports no torch."""
+"""HTTP routes over an engine port: existing clients, and programs. Needs no torch."""
