@@ -124,6 +124,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
     vocab_size = model.spec.vocab_size
     grammars = GrammarService(
         lambda: _grammar_backend(tokenizer, vocab_size, config),
+        tokenizer,
         vocab_size=vocab_size,
         limit_s=config.grammar.grammar_timeout_s,
     )
