@@ -39,6 +39,11 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.memory.sizing import SizingDecision, decide_pages, free_memory
 from branchline.runtime.models.base import Model
+from branchline.runtime.responses.reasoning import (
+    ReasoningFormat,
+    detect_reasoning,
+    format_named,
+)
 from branchline.runtime.scheduler.intake import Bounds, Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
 from branchline.runtime.tokenizer.chat import ChatTemplate, TurnRenderer
@@ -124,6 +129,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
     vocab_size = model.spec.vocab_size
     grammars = GrammarService(
         lambda: _grammar_backend(tokenizer, vocab_size, config),
+        tokenizer,
         vocab_size=vocab_size,
         limit_s=config.grammar.grammar_timeout_s,
     )
@@ -149,6 +155,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
         TurnRenderer(_template(config, tokenizer)),
         model_name=outputs.model_name,
         max_context=context,
+        reasoning=_reasoning(config, tokenizer),
         describe=facts.describe,
     )
     core.loop.start()
@@ -231,6 +238,16 @@ def _template(config: EngineConfig, tokenizer: Tokenizer) -> ChatTemplate:
     if config.model.chat_template is None:
         return ChatTemplate.of(tokenizer)
     return ChatTemplate(config.model.chat_template)
+
+
+def _reasoning(config: EngineConfig, tokenizer: Tokenizer) -> ReasoningFormat | None:
+    chosen = config.model.reasoning_format
+    if chosen == "none":
+        return None
+    if chosen != "auto":
+        return format_named(chosen)
+    template = config.model.chat_template
+    return detect_reasoning(tokenizer.chat_template if template is None else template)
 
 
 def _name(config: EngineConfig, path: Path) -> str:

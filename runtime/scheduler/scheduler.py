@@ -22,6 +22,7 @@ from branchline.runtime.core.outputs import FinishReason
 from branchline.runtime.core.protocols import Pending, TokenMatcher, Worker
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.core.section import Section
 from branchline.runtime.errors import BackendError, BranchlineError, QueueFull
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.commit import Committer, Outbox
@@ -41,7 +42,10 @@ class Grammars(Protocol):
     """Constraints to matchers to masks (`grammar.service.GrammarService`)."""
 
     def request(
-        self, constraint: Constraint, ready: Callable[[TokenMatcher | BranchlineError], None]
+        self,
+        constraint: Constraint,
+        ready: Callable[[TokenMatcher | BranchlineError], None],
+        section: Section | None = None,
     ) -> None: ...
 
     def fill(self, matchers: Sequence[TokenMatcher | None], count: int) -> Bitmask | None: ...
@@ -240,7 +244,11 @@ class Scheduler:
                 if self._committer.begin(request):
                     self.waiting.add(request)
 
-        self._grammars.request(constraint, lambda result: self._call_soon(lambda: ready(result)))
+        self._grammars.request(
+            constraint,
+            lambda result: self._call_soon(lambda: ready(result)),
+            request.sampling.section,
+        )
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         if request.finish is None:

@@ -148,6 +148,8 @@ class OutputProcessor:
                 stop=sampling.stop,
                 stop_regex=sampling.stop_regex,
                 min_tokens=sampling.min_tokens,
+                section=sampling.section,
+                skip_special=sampling.skip_special_tokens,
             )
             if needs_text
             else None
@@ -193,7 +195,8 @@ class OutputProcessor:
         reason = request.finish or "error"
         ids = request.output_ids()
         if stream.text is None:
-            text, kept = self._tokenizer.decode(ids), ids
+            skip = request.sampling.skip_special_tokens
+            text, kept = self._tokenizer.decode(ids, skip_special=skip), ids
         else:
             tail, hit = ("", None) if stream.stopped else stream.text.push([], finished=True)
             stream.stopped = stream.stopped or hit is not None

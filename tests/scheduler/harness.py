@@ -84,7 +84,7 @@ class TableGrammars:
     def __init__(self, *, forcing: bool) -> None:
         self.forcing = forcing
 
-    def request(self, constraint: Constraint, ready: Any) -> None:
+    def request(self, constraint: Constraint, ready: Any, section: Any = None) -> None:
         read = json.loads(constraint.text)
         rows, enough = (read["rows"], read["enough"]) if isinstance(read, dict) else (read, None)
         table = [None if row is None else tuple(row) for row in rows]
