@@ -17,7 +17,7 @@ from branchline.lang.grammar import Grammar, JsonSchema, schema_text
 from branchline.lang.markers import Box, reject
 from branchline.lang.program import Program
 from branchline.lang.refusals import describe
-from branchline.lang.sampling import GenOptions, SamplingOptions, check_names
+from branchline.lang.sampling import GenOptions, OutputOptions, SamplingOptions, check_names
 from branchline.lang.types import resolve
 from branchline.runtime.programs.protocol import SelectMethod
 
@@ -65,7 +65,10 @@ def gen(
             presence_penalty=0.0, repetition_penalty=1.0, logit_bias=None, seed=None,
             logprobs=None, ignore_eos=False`), a constraint instead of `type` (`regex=`,
             `json_schema=`, `grammar=`, or `choices=` and `choices_method=`, which is `select`),
-            and how to run (`adapter=None, deadline_s=None, priority=0`).
+            what is done around it (`reasoning=None`: whether the model thinks first, None = where
+            its template means it to, a str names the format; `heal=None`: whether the last token
+            of the text before is tokenized anew with the output, None = for constrained outputs
+            outside of chat turns), and how to run (`adapter=None, deadline_s=None, priority=0`).
 
     Raises:
         InvalidOption: a keyword that does not exist.
@@ -204,7 +207,7 @@ def _frozen(value: object) -> object:
     return dict(value) if isinstance(value, dict) else value
 
 
-class FunctionOptions(SamplingOptions, total=False):
+class FunctionOptions(SamplingOptions, OutputOptions, total=False):
     """Keywords of `function`."""
 
     adapter: str | None

@@ -20,10 +20,10 @@ from branchline.lang.expressions import (
     Text,
     as_expression,
 )
-from branchline.lang.sampling import build
+from branchline.lang.sampling import build, output_options
 from branchline.lang.transcript import RoleMark
 from branchline.lang.types import TEXT, resolve
-from branchline.lang.variables import Captured, Slot
+from branchline.lang.variables import Captured, Slot, Thought
 from branchline.runtime.programs import protocol
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ def _gen(state: State, node: Gen) -> None:
             value=kind.name,
             hint="Use another backend.",
         )
-    sampling = build((*state._defaults, options), kind.constraint)
+    layers = (*state._defaults, options)
+    sampling = build(layers, kind.constraint)
     if sampling.logprobs is not None:
         state._need("logprobs", "log-probabilities")
     name = names.claim(state, node.name, append=node.append)
@@ -172,6 +173,9 @@ def _gen(state: State, node: Gen) -> None:
     slot = _new_slot(state, name, kind, append=node.append)
     for each in captures:
         names.define(state, each, Captured(slot, each), append=node.append)
+    if node.keep_reasoning:
+        thought = names.claim(state, f"{name}_reasoning_content", append=node.append)
+        names.define(state, thought, Thought(slot), append=node.append)
     run.emit(
         protocol.Generate(
             lane=state._lane,
@@ -179,6 +183,7 @@ def _gen(state: State, node: Gen) -> None:
             name=name,
             sampling=sampling,
             stream=run.streaming,
+            **output_options(layers),
             **_request_options(state, options),
         ),
         start=True,

@@ -54,12 +54,14 @@ class Gen(Expression, frozen=True, tag="gen", kw_only=True):
         type: boxed Python type or constraint object; None = text.
         options: sampling and request options given at the call, by name.
         append: the variable is a list, and this adds an item.
+        keep_reasoning: what the model thinks first becomes a variable of its own, too.
     """
 
     name: str | None = None
     type: Box | None = None
     options: dict[str, Any] = {}
     append: bool = False
+    keep_reasoning: bool = False
 
 
 class Select(Expression, frozen=True, tag="select", kw_only=True):

@@ -56,6 +56,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
         text.turns,
         model_name=text.model_name,
         max_context=parts.bounds.max_context,
+        reasoning=text.reasoning,
         describe=parts.facts.describe,
     )
     core.loop.start()

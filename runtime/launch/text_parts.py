@@ -13,6 +13,11 @@ from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.loading.catalog import resolve_model
 from branchline.runtime.loading.checkpoint import Checkpoint, TokenizerSource
 from branchline.runtime.loading.load import open_checkpoint
+from branchline.runtime.responses.reasoning import (
+    ReasoningFormat,
+    detect_reasoning,
+    format_named,
+)
 from branchline.runtime.tokenizer.chat import ChatTemplate, TurnRenderer
 from branchline.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -25,6 +30,7 @@ class TextParts:
         model_name: for people and for results.
         path: where the model lies.
         template: of whole conversations; `turns` is the same, turn by turn.
+        reasoning: how the model marks what it thinks; None where it does not think.
     """
 
     model_name: str
@@ -32,6 +38,7 @@ class TextParts:
     tokenizer: Tokenizer
     template: ChatTemplate
     turns: TurnRenderer
+    reasoning: ReasoningFormat | None
 
 
 def open_model(config: EngineConfig) -> tuple[Path, Checkpoint]:
@@ -51,7 +58,18 @@ def text_parts(config: EngineConfig, path: Path, source: TokenizerSource | None)
     )
     name = config.model.model
     name = path.name if "/" in name or name.endswith(".gguf") else name
-    return TextParts(name, path, tokenizer, template, TurnRenderer(template))
+    turns = TurnRenderer(template)
+    return TextParts(name, path, tokenizer, template, turns, _reasoning(config, tokenizer))
+
+
+def _reasoning(config: EngineConfig, tokenizer: Tokenizer) -> ReasoningFormat | None:
+    chosen = config.model.reasoning_format
+    if chosen == "none":
+        return None
+    if chosen != "auto":
+        return format_named(chosen)
+    template = config.model.chat_template
+    return detect_reasoning(tokenizer.chat_template if template is None else template)
 
 
 def load_text(config: EngineConfig) -> TextParts:

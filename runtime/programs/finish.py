@@ -47,14 +47,17 @@ def _finish_generate(program: RunningProgram, lane: Lane, run: GenerateRun) -> N
     before = len(lane.ids)
     if run.seam is not None:
         lane.ids.pop()  # the first of the result's ids stand for its text, too
-    _extend(program, lane, op.name, first.text, first.token_ids)
-    program.report(_stats(program, run, op.node, meta, len(lane.ids) - before, lane))
+    divided = run.divided()
+    _extend(program, lane, op.name, divided[0].answer, first.token_ids, shown=first.text)
+    tokens = len(lane.ids) - before + run.thinking.written
+    program.report(_stats(program, run, op.node, meta, tokens, lane))
     program.emit(
         ValueReady(
             lane=lane.id,
             node=op.node,
             name=op.name,
-            texts=tuple([result.text for result in results]),
+            texts=tuple([part.answer for part in divided]),
+            reasoning=tuple([part.reasoning for part in divided]) if run.thinking.format else (),
             meta=meta,
             logprobs=tuple(first.logprobs),
             stats=program.take_stats(),
@@ -108,10 +111,16 @@ def _finish_select(program: RunningProgram, lane: Lane, run: SelectRun) -> None:
 
 
 def _extend(
-    program: RunningProgram, lane: Lane, name: str, text: str, token_ids: list[int]
+    program: RunningProgram,
+    lane: Lane,
+    name: str,
+    text: str,
+    token_ids: list[int],
+    shown: str | None = None,
 ) -> None:
+    """Append tokens. `shown`: their text, where `text`, the variable's, leaves something out."""
     lane.ids.extend(token_ids)
-    lane.texts.append(text)
+    lane.texts.append(text if shown is None else shown)
     lane.add_content(text)
     lane.variables[name] = text
     lane.tail_generated, lane.tail_literal = True, False

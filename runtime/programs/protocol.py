@@ -85,6 +85,10 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
         sampling: max_tokens None = to the end of the context.
         stream: send `TextDelta`s.
         deadline_s: seconds from the moment the node can run.
+        reasoning: whether the model thinks first; None = where its template means it to. A str
+            names the format, for models whose template does not say.
+        heal: whether the seam to the text before is tokenized as one with the output; None = for
+            constrained outputs outside of chat turns.
     """
 
     lane: int
@@ -92,6 +96,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
     name: str
     sampling: SamplingParams
     stream: bool = False
+    reasoning: bool | str | None = None
+    heal: bool | None = None
     deadline_s: float | None = None
     priority: int = 0
     adapter: str = ""
@@ -233,6 +239,15 @@ class TextDelta(msgspec.Struct, frozen=True, tag="delta"):
     text: str
 
 
+class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning"):
+    """New text of a streaming node's reasoning, before its answer."""
+
+    lane: int
+    node: int
+    name: str
+    text: str
+
+
 class ChoiceScore(msgspec.Struct, frozen=True):
     """One choice of a `Select`.
 
@@ -253,6 +268,7 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
     Attributes:
         texts: one text, or n of them (`meta` then counts the outputs of all).
         choices: scores of a select, in the order given.
+        reasoning: what the model thought before each of `texts`; empty where it did not.
         stats: of this and of earlier nodes not reported yet.
     """
 
@@ -263,6 +279,7 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
     meta: RequestMeta
     logprobs: tuple[TokenLogprob, ...] = ()
     choices: tuple[ChoiceScore, ...] = ()
+    reasoning: tuple[str, ...] = ()
     stats: tuple[NodeStats, ...] = ()
 
 
@@ -303,7 +320,7 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed"):
     stats: tuple[NodeStats, ...] = ()
 
 
-Event = TextDelta | ValueReady | NodeFailed | JoinReady | LaneContent | Closed
+Event = TextDelta | ReasoningDelta | ValueReady | NodeFailed | JoinReady | LaneContent | Closed
 
 Sink = Callable[[list[Event]], None]
 """Takes events, in order, on the backend's thread; must return at once and never raise."""

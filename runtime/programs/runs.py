@@ -26,6 +26,15 @@ from branchline.runtime.errors import (
 )
 from branchline.runtime.programs.healing import Seam, strip
 from branchline.runtime.programs.protocol import Generate
+from branchline.runtime.programs.thinking import Thinking
+from branchline.runtime.responses.reasoning import (
+    AnswerPiece,
+    Piece,
+    ReasoningParser,
+    ReasoningPiece,
+    Split,
+    split,
+)
 
 if TYPE_CHECKING:
     from branchline.runtime.programs.intake import SelectChoices
@@ -38,9 +47,21 @@ class GenerateRun:
 
     Attributes:
         seam: the prompt's last token, if it was taken back; readers never see its text again.
+        thinking: how reasoning is told from the answer.
     """
 
-    __slots__ = ("_hidden", "lane", "op", "program", "request_id", "results", "seam", "start")
+    __slots__ = (
+        "_hidden",
+        "_parser",
+        "lane",
+        "op",
+        "program",
+        "request_id",
+        "results",
+        "seam",
+        "start",
+        "thinking",
+    )
 
     def __init__(
         self,
@@ -49,7 +70,8 @@ class GenerateRun:
         op: Generate,
         request_id: str,
         start: float,
-        seam: Seam | None = None,
+        seam: Seam | None,
+        thinking: Thinking,
     ) -> None:
         self.program = program
         self.lane = lane
@@ -57,6 +79,9 @@ class GenerateRun:
         self.request_id = request_id
         self.start = start
         self.seam = seam
+        self.thinking = thinking
+        format = thinking.format
+        self._parser = None if format is None else ReasoningParser(format, "open")
         self._hidden = 0 if seam is None else len(seam.text)
         self.results: dict[str, GenerateResult] = {}
 
@@ -68,6 +93,8 @@ class GenerateRun:
     def on_output(self, output: Output) -> None:
         """The engine's callback. With n > 1 only the first sequence is streamed."""
         if isinstance(output, GenerateResult):
+            if self._parser is not None and output.request_id == self.request_id:
+                self._show(self._parser.finish())
             result = output if self.seam is None else strip(output, self.seam)
             self.results[output.request_id] = result
             if len(self.results) >= self.op.sampling.n:
@@ -80,14 +107,27 @@ class GenerateRun:
         ):
             text = output.text[self._hidden :]
             self._hidden = max(0, self._hidden - len(output.text))
-            if text:
-                self.program.emit_delta(self, text)
+            if not text:
+                return
+            self._show([AnswerPiece(text)] if self._parser is None else self._parser.feed(text))
+
+    def _show(self, pieces: list[Piece]) -> None:
+        for piece in pieces if self.op.stream else ():
+            self.program.emit_delta(self, piece.text, reasoning=isinstance(piece, ReasoningPiece))
 
     def ordered(self) -> list[GenerateResult]:
         """Results in the order `id`, `id#1`, …"""
         first = self.request_id
         names = [first, *(f"{first}#{index}" for index in range(1, self.op.sampling.n))]
         return [self.results[name] for name in names]
+
+    def divided(self) -> list[Split]:
+        """Reasoning and answer of each result, in order."""
+        texts = [result.text for result in self.ordered()]
+        format = self.thinking.format
+        if format is None:
+            return [Split("", text, True) for text in texts]
+        return [split(format, text, "open") for text in texts]
 
 
 class SelectRun:

@@ -42,6 +42,7 @@ from branchline.runtime.programs.protocol import (
 )
 from branchline.runtime.programs.runs import GenerateRun, SelectRun
 from branchline.runtime.programs.select import needs_unconditional
+from branchline.runtime.programs.thinking import think
 from branchline.runtime.programs.waits import (
     Broken,
     JoinWait,
@@ -219,11 +220,16 @@ def _no_adapters(adapter: str) -> None:
 def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
     _no_adapters(op.adapter)
     prompt = _prompt(program, lane)
-    sampling = op.sampling
+    thinking = think(program, lane, op, op.sampling)
+    sampling = thinking.sampling
+    if thinking.written:
+        prompt = lane.ids.copy()
     if sampling.max_tokens is None:
         room = max(1, program.port.max_context - len(prompt))
         sampling = msgspec.structs.replace(sampling, max_tokens=room)
-    seam = find_seam(lane, sampling, program.port.tokenizer) if program.port.heals else None
+    seam = None
+    if program.port.heals:
+        seam = find_seam(lane, sampling, program.port.tokenizer, op.heal)
     if seam is not None:
         prompt.pop()
         sampling = seam.sampling
@@ -240,7 +246,7 @@ def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
         lane_id=lane.key,
         name=op.name,
     )
-    run = GenerateRun(program, lane, op, request.id, start, seam)
+    run = GenerateRun(program, lane, op, request.id, start, seam, thinking)
     lane.waiting = run
     try:
         program.port.submit(request, run.on_output)
