@@ -109,8 +109,12 @@ class EngineClient:
         """Drop every cached prefix that nothing holds; returns the tokens freed."""
         return await self.ask(self.port.flush)
 
-    async def ask(self, call: Callable[[Callable[[T], None]], None]) -> T:
-        """Make a call that answers through a callback on the port's loop thread; its answer."""
+    async def ask(self, call: Callable[[Callable[[T | BranchlineError], None]], None]) -> T:
+        """Make a call that answers through a callback on the port's loop thread; its answer.
+
+        Raises:
+            BranchlineError: what the callback got instead of an answer, or the call raised.
+        """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
 
@@ -122,8 +126,11 @@ class EngineClient:
             else:
                 answer.set_result(value)  # type: ignore[arg-type]  # T may itself be None
 
-        def answered(value: T) -> None:
-            _post(loop, lambda: settle(value, None))
+        def answered(value: T | BranchlineError) -> None:
+            if isinstance(value, BranchlineError):
+                _post(loop, lambda: settle(None, value))
+            else:
+                _post(loop, lambda: settle(value, None))
 
         def run() -> None:
             try:

@@ -14,6 +14,7 @@ import numpy as np
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import Output
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
+from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.scheduler.loop import Loop
@@ -65,6 +66,8 @@ class EngineCore:
 
     def submit(self, request: EngineRequest, on_output: Callable[[Output], None]) -> None:
         """See `EnginePort.submit`."""
+        if self._scheduler.has(request.id):  # before the reader of that one is replaced
+            raise BackendError("a request with this id is running", value=request.id)
         self._outputs.open(request, on_output)
         try:
             self._scheduler.submit(request)
@@ -84,7 +87,7 @@ class EngineCore:
         """See `EnginePort.release`."""
         self.cache.release_lease(lane_id)
 
-    def flush(self, on_done: Callable[[int], None]) -> None:
+    def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
         """See `EnginePort.flush`."""
         on_done(self.cache.flush())
 

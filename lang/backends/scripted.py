@@ -178,7 +178,7 @@ class ScriptedEngine:
     def release(self, lane_id: str) -> None:
         """See `hold`."""
 
-    def flush(self, on_done: Callable[[int], None]) -> None:
+    def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
         """See `hold`."""
         on_done(0)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import Output
+from branchline.runtime.errors import BranchlineError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,7 +131,8 @@ class EnginePort(Protocol):
     def release(self, lane_id: str) -> None:
         """Drop the lane's lease; unknown lanes are ignored."""
 
-    def flush(self, on_done: Callable[[int], None]) -> None:
-        """Drop every cached prefix that nothing holds; `on_done` gets the tokens freed."""
+    def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
+        """Drop every cached prefix that nothing holds; `on_done` gets the tokens freed, or why
+        they could not be."""
 
     def info(self) -> dict[str, Any]: ...

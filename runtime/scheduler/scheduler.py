@@ -138,6 +138,10 @@ class Scheduler:
         """The outbox has sent the request's end."""
         self._requests.pop(request.id, None)
 
+    def has(self, request_id: str) -> bool:
+        """Whether a sequence of this name waits, compiles or runs."""
+        return request_id in self._requests
+
     @property
     def num_running(self) -> int:
         """Requests that hold a row."""

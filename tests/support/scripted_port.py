@@ -160,7 +160,7 @@ class ScriptedPort:
         self.leases.pop(lane_id, None)
         self.released.append(lane_id)
 
-    def flush(self, on_done: Callable[[int], None]) -> None:
+    def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
         on_done(0)
 
     def info(self) -> dict[str, Any]:
