@@ -7,7 +7,8 @@
     │   ├── ModelLoadError      a model file is missing, damaged or not supported
     │   │   └── CatalogError    no source of a model could be reached
     │   ├── OutOfMemory         the settings ask for more memory than there is
-    │   └── QueueFull           too many requests wait (retryable)
+    │   ├── QueueFull           too many requests wait (retryable)
+    │   └── CorruptMessage      bytes between processes that are no message; never ends a request
     ├── ConstraintError         a constraint and an output, or a constraint and a backend, disagree
     │   ├── UnsupportedConstraint   names the keyword and its path
     │   └── TruncatedError      a typed value was cut by max_tokens
@@ -115,6 +116,10 @@ class QueueFull(BackendError):
     retryable = True
 
 
+class CorruptMessage(BackendError):
+    """Bytes from another process that are no message of the schema; they were dropped."""
+
+
 class ConstraintError(BranchlineError):
     """A constraint cannot be met."""
 
@@ -150,6 +155,7 @@ _BY_CODE: dict[str, type[BranchlineError]] = {
         CatalogError,
         OutOfMemory,
         QueueFull,
+        CorruptMessage,
         ConstraintError,
         UnsupportedConstraint,
         TruncatedError,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from branchline.runtime.core.messages import GenerateRequest
+from branchline.runtime.core.messages import EngineRequest, GenerateRequest
 from branchline.runtime.core.outputs import (
     FinishReason,
+    GenerateResult,
     RequestMeta,
     ScoreResult,
     TokenLogprob,
@@ -76,11 +77,6 @@ class SequenceEnd(msgspec.Struct, kw_only=True, tag=True):
     error: dict[str, Any] | None = None
 
 
-def sequence_names(request_id: str, count: int) -> list[str]:
-    """Ids of a request's sequences: `id`, `id#1`, …"""
-    return [request_id, *(f"{request_id}#{index}" for index in range(1, count))]
-
-
 def openings(source: GenerateRequest) -> list[SequenceOpen]:
     """One record for each output that `source` wants."""
     sampling = source.sampling
@@ -94,7 +90,7 @@ def openings(source: GenerateRequest) -> list[SequenceOpen]:
             section=sampling.section,
             skip_special_tokens=sampling.skip_special_tokens,
         )
-        for name in sequence_names(source.id, sampling.n)
+        for name in names_of(source)
     ]
 
 
@@ -130,6 +126,36 @@ def scores_of(request: Request, model_name: str) -> ScoreResult:
     )
 
 
+def deadline_passed() -> DeadlineExceeded:
+    """What a request that ended by its deadline says."""
+    return DeadlineExceeded(
+        "the deadline passed before the output was complete", hint="Raise deadline_s."
+    )
+
+
+def never_run(
+    request: EngineRequest, name: str, reason: FinishReason, error: BranchlineError | None
+) -> GenerateResult | ScoreResult:
+    """The final output of sequence `name` of a request that the scheduler has no record of."""
+    meta = RequestMeta(finish_reason=reason, prompt_tokens=len(request.prompt_ids))
+    wire = None if error is None else error.to_wire()
+    if isinstance(request, GenerateRequest):
+        return GenerateResult(request_id=name, text="", token_ids=[], meta=meta, error=wire)
+    scores: list[list[float]] = [[] for _ in request.choices]
+    return ScoreResult(request_id=name, token_logprobs=scores, meta=meta, error=wire)
+
+
+def sequence_names(request_id: str, count: int) -> list[str]:
+    """Ids of a request's sequences: `id`, `id#1`, …"""
+    return [request_id, *(f"{request_id}#{index}" for index in range(1, count))]
+
+
+def names_of(request: EngineRequest) -> list[str]:
+    """Ids of the sequences that `request` asks for."""
+    count = request.sampling.n if isinstance(request, GenerateRequest) else 1
+    return sequence_names(request.id, count)
+
+
 def _meta(request: Request, model_name: str) -> RequestMeta:
     times, progress = request.times, request.progress
     end = times.finished or time.monotonic()
@@ -153,7 +179,5 @@ def _meta(request: Request, model_name: str) -> RequestMeta:
 def _error(request: Request) -> dict[str, Any] | None:
     error: BranchlineError | None = request.progress.error
     if error is None and request.finish == "deadline":
-        error = DeadlineExceeded(
-            "the deadline passed before the output was complete", hint="Raise deadline_s."
-        )
+        error = deadline_passed()
     return None if error is None else error.to_wire()

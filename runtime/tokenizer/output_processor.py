@@ -19,9 +19,9 @@ from branchline.runtime.core.sequence import (
     SequenceEnd,
     SequenceTokens,
     end_of,
+    names_of,
     openings,
     scores_of,
-    sequence_names,
     tokens_since,
 )
 from branchline.runtime.tokenizer.sequence_reader import SequenceReader
@@ -97,8 +97,7 @@ class OutputProcessor:
 
     def discard(self, request: EngineRequest) -> None:
         """The request was refused: forget it and its siblings."""
-        count = request.sampling.n if isinstance(request, GenerateRequest) else 1
-        for name in sequence_names(request.id, count):
+        for name in names_of(request):
             self._streams.pop(name, None)
 
     def started(self, request: Request) -> None:
