@@ -77,7 +77,7 @@ class SchedulerLoaded(msgspec.Struct, tag=True):
     """The scheduler takes requests.
 
     Attributes:
-        facts: model, settings, decisions (plain data for `info`).
+        facts: model, settings, decisions, counters (plain data for `info`).
     """
 
     bounds: Bounds
@@ -100,11 +100,13 @@ class Beat(msgspec.Struct, tag=True):
     Attributes:
         turns: how often the process's loop has turned.
         busy: it has work; `turns` that stay the same then mean that it hangs.
+        corrupt: frames that it could not read.
         counters: of the scheduler, for `info`.
     """
 
     turns: int
     busy: bool
+    corrupt: int = 0
     counters: dict[str, Any] = {}
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 M = TypeVar("M")
 
-MAX_FRAME_BYTES = 1 << 30
+MAX_FRAME_BYTES = 256 << 20
 """Far above any frame; a peer that sends more is disconnected."""
 
 FRAMES_AT_ONCE = 64

@@ -40,6 +40,10 @@ class Loop:
     Args:
         steps: turned as long as it has work.
         name: of the thread.
+
+    Attributes:
+        turns: how often it has turned.
+        busy: it is not asleep; the same `turns` for long then mean that a step hangs.
     """
 
     def __init__(self, steps: Steps, name: str = "branchline-loop") -> None:
@@ -47,9 +51,12 @@ class Loop:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closed = False
-        self._lock = threading.Lock()
+        # Re-entrant: collecting garbage while it is held may post something.
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._audited = 0.0
+        self.turns = 0
+        self.busy = False
 
     def start(self) -> None:
         """Start the thread."""
@@ -88,6 +95,8 @@ class Loop:
             self._wake.clear()
             if self._closed:  # looked at after clearing, or the closing wake-up could be lost
                 break
+            self.turns += 1
+            self.busy = True
             self._drain()
             try:
                 busy = self._steps.step()
@@ -100,6 +109,7 @@ class Loop:
                 )
                 continue
             if not busy and not self._inbox:
+                self.busy = False
                 self._idle()
         self._drain()
         self._steps.fail_all(

@@ -57,7 +57,7 @@ EXAMPLES: dict[str, list[Any]] = {
         ScoreResult(request_id="b", token_logprobs=[[-1.0], []], meta=META, error=ERROR),
         messages.Started(["a", "b"]),
         messages.Answer(3, {"scheduler": {"steps": 4}}),
-        messages.Beat(9, True, {"cache": {}}),
+        messages.Beat(9, True, 2, {"cache": {}}),
         messages.SchedulerLoaded(Bounds(10, 20, 30), {"model": "m"}),
         messages.DetokenizerLoaded(),
         messages.StartFailed({"code": "OutOfMemory"}),
