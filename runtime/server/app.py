@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from branchline.runtime.errors import QueueFull
-from branchline.runtime.server import info
+from branchline.runtime.server import info, openai_chat, openai_completions
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import (
     ErrorBody,
@@ -46,7 +46,11 @@ class Family(NamedTuple):
     access: Mapping[str, Access] = {}
 
 
-FAMILIES: tuple[Family, ...] = (Family(info.routes, openai_body, info.ACCESS),)
+FAMILIES: tuple[Family, ...] = (
+    Family(info.routes, openai_body, info.ACCESS),
+    Family(openai_completions.routes, openai_body),
+    Family(openai_chat.routes, openai_body),
+)
 
 
 def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) -> web.Application:
