@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from branchline.runtime.errors import QueueFull
-from branchline.runtime.server import info, openai_chat, openai_completions
+from branchline.runtime.server import admin, info, native, openai_chat, openai_completions
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import (
     ErrorBody,
@@ -25,6 +25,7 @@ from branchline.runtime.server.errors import (
     failure_of,
     headers_of,
     log_failure,
+    native_body,
     openai_body,
 )
 from branchline.runtime.server.keys import Access
@@ -50,6 +51,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(info.routes, openai_body, info.ACCESS),
     Family(openai_completions.routes, openai_body),
     Family(openai_chat.routes, openai_body),
+    Family(native.routes, native_body),
+    Family(admin.routes, native_body, admin.ACCESS),
 )
 
 

@@ -44,6 +44,7 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     structural_tag: Json | str | None = None
 
 
+# size: GenerationFields: the body of an API that is not ours to divide
 class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What completions and chat completions have in common.
 

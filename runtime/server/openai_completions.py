@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from aiohttp import web
 
@@ -25,7 +24,7 @@ from branchline.runtime.server.generation import (
     results,
 )
 from branchline.runtime.server.openai_parts import FINISH, CompletionLogprobs, Json, usage
-from branchline.runtime.server.openai_types import CompletionRequest
+from branchline.runtime.server.openai_types import CompletionRequest, Prompt
 from branchline.runtime.server.prompts import Prompts
 from branchline.runtime.server.wire import EventStream, event_stream, json_response, read_body
 
@@ -216,29 +215,20 @@ class _Run:
         return found
 
 
-def prompts_of(prompt: Any) -> list[str | list[int]]:
+def prompts_of(prompt: Prompt) -> list[str | list[int]]:
     """The prompts of a request: each a text or ids.
 
     Raises:
-        Refused: another shape.
+        Refused: an empty list, or one that mixes ids with other prompts.
     """
     if isinstance(prompt, str):
         return [prompt]
-    if isinstance(prompt, list) and prompt:
-        if _are_ids(prompt):
-            return [prompt]
-        if all(isinstance(item, str) or (item and _are_ids(item)) for item in prompt):
-            return list(prompt)
-    raise Refused(
-        400,
-        "prompt is neither a text, nor token ids, nor a list of either",
-        param="prompt",
-        hint="Send a string, a list of strings, a list of ids, or a list of lists of ids.",
-    )
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)
+    ids = [item for item in prompt if isinstance(item, int)]
+    several = [item for item in prompt if not isinstance(item, int)]
+    if bool(ids) == bool(several):
+        what = "mixes ids and prompts" if ids else "is an empty list"
+        raise Refused(400, f"prompt {what}", param="prompt")
+    return several or [ids]
 
 
 def _joined(first: Json | None, second: Json | None) -> Json | None:

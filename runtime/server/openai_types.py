@@ -9,13 +9,14 @@ import msgspec
 from branchline.runtime.server.constraints import ResponseFormat
 from branchline.runtime.server.fields import GenerationFields, Json
 
-Prompt = str | list[str] | list[int] | list[list[int]]
+Prompt = str | list[str | int | list[int]]
+"""A text, ids, or a list of either."""
 
 
 class CompletionRequest(GenerationFields, kw_only=True, forbid_unknown_fields=True):
     """`POST /v1/completions`."""
 
-    prompt: Any  # a text, ids, or a list of either; read by `prompts_of`
+    prompt: Prompt
     echo: bool | None = None
     logprobs: int | None = None
     response_format: ResponseFormat | None = None
@@ -97,6 +98,7 @@ class NamedToolChoice(msgspec.Struct, kw_only=True):
     type: Literal["function"] = "function"
 
 
+# size: ChatRequest: the body of an API that is not ours to divide
 class ChatRequest(GenerationFields, kw_only=True, forbid_unknown_fields=True):
     """`POST /v1/chat/completions`."""
 
