@@ -17,7 +17,14 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from branchline.runtime.errors import QueueFull
-from branchline.runtime.server import admin, info, native, openai_chat, openai_completions
+from branchline.runtime.server import (
+    admin,
+    anthropic_messages,
+    info,
+    native,
+    openai_chat,
+    openai_completions,
+)
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import (
     ErrorBody,
@@ -51,6 +58,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(info.routes, openai_body, info.ACCESS),
     Family(openai_completions.routes, openai_body),
     Family(openai_chat.routes, openai_body),
+    Family(anthropic_messages.routes, anthropic_body),
     Family(native.routes, native_body),
     Family(admin.routes, native_body, admin.ACCESS),
 )
