@@ -24,6 +24,8 @@ from branchline.runtime.server import (
     native,
     openai_chat,
     openai_completions,
+    openai_responses,
+    tokens,
 )
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import (
@@ -58,6 +60,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(info.routes, openai_body, info.ACCESS),
     Family(openai_completions.routes, openai_body),
     Family(openai_chat.routes, openai_body),
+    Family(openai_responses.routes, openai_body),
+    Family(tokens.routes, openai_body),
     Family(anthropic_messages.routes, anthropic_body),
     Family(native.routes, native_body),
     Family(admin.routes, native_body, admin.ACCESS),
