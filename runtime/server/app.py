@@ -17,7 +17,16 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from branchline.runtime.errors import QueueFull
-from branchline.runtime.server import info
+from branchline.runtime.server import (
+    admin,
+    anthropic_messages,
+    info,
+    native,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    tokens,
+)
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import (
     ErrorBody,
@@ -25,6 +34,7 @@ from branchline.runtime.server.errors import (
     failure_of,
     headers_of,
     log_failure,
+    native_body,
     openai_body,
 )
 from branchline.runtime.server.keys import Access
@@ -46,7 +56,16 @@ class Family(NamedTuple):
     access: Mapping[str, Access] = {}
 
 
-FAMILIES: tuple[Family, ...] = (Family(info.routes, openai_body, info.ACCESS),)
+FAMILIES: tuple[Family, ...] = (
+    Family(info.routes, openai_body, info.ACCESS),
+    Family(openai_completions.routes, openai_body),
+    Family(openai_chat.routes, openai_body),
+    Family(openai_responses.routes, openai_body),
+    Family(tokens.routes, openai_body),
+    Family(anthropic_messages.routes, anthropic_body),
+    Family(native.routes, native_body),
+    Family(admin.routes, native_body, admin.ACCESS),
+)
 
 
 def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) -> web.Application:

@@ -5,6 +5,7 @@ Invariant: a request has at most one; two are an error that names both, never a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -87,7 +88,7 @@ def constraint_of(
     return only_one(given, limits)
 
 
-def only_one(given: dict[str, tuple[ConstraintKind, Any]], limits: Limits) -> Constraint | None:
+def only_one(given: Mapping[str, tuple[ConstraintKind, Any]], limits: Limits) -> Constraint | None:
     """The one constraint of `given`: field name to (kind, text or JSON value)."""
     if not given:
         return None
