@@ -39,6 +39,7 @@ class MeteredPort:
         self.model_name = port.model_name
         self.max_context = port.max_context
         self.heals = port.heals
+        self.reasoning = port.reasoning
 
     def submit(self, request: EngineRequest, on_output: Callable[[Output], None]) -> None:
         """See `EnginePort.submit`."""
@@ -64,6 +65,10 @@ class MeteredPort:
     def release(self, lane_id: str) -> None:
         """See `EnginePort.release`."""
         self._port.release(lane_id)
+
+    def flush(self, done: Callable[[int], None]) -> None:
+        """See `EnginePort.flush`."""
+        self._port.flush(done)
 
     def info(self) -> dict[str, Any]:
         """See `EnginePort.info`."""
