@@ -322,3 +322,12 @@ def test_output_is_cut_at_the_context_with_reason_length() -> None:
     assert bench.out.done["a"].finish == "length"
     assert len(bench.output("a")) == 12
     assert bench.output("a")[0] == best(checksum([1] * 20))
+
+
+def test_grammars_are_prepared_when_there_is_nothing_to_do_and_not_before() -> None:
+    bench = Bench()
+    bench.submit("a", [1, 2, 3])
+    bench.run()
+    assert bench.grammars.prepared == 0
+    assert bench.scheduler.audit() == 0
+    assert bench.grammars.prepared == 1
