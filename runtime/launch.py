@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from branchline.kernels.cpu.binding import usable_cores
 from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
@@ -53,6 +54,8 @@ from branchline.runtime.tokenizer.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 CPU_STEP_TOKENS = 512
+MASK_THREADS = 8
+"""Rows whose masks are filled at once at most; a mask takes tens of microseconds."""
 
 
 @dataclass(slots=True)
@@ -230,6 +233,7 @@ def _grammar_backend(tokenizer: Tokenizer, vocab_size: int, config: EngineConfig
         tokenizer,
         vocab_size=vocab_size,
         setting=config.grammar.grammar_backend,
+        threads=min(MASK_THREADS, usable_cores()),
         limits=Limits(compile_s=config.grammar.grammar_timeout_s),
     )
 
