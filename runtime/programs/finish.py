@@ -95,7 +95,8 @@ def _finish_select(program: RunningProgram, lane: Lane, run: SelectRun) -> None:
     meta = msgspec.structs.replace(
         meta,
         seed=seed if op.temperature > 0.0 else meta.seed,
-        forwards=sum(result.meta.forwards for result in [*results, *branches]),
+        forwards=sum(result.meta.forwards for result in results)
+        + sum(result.meta.forwards for result in branches),
     )
     program.report(_stats(program, run, op.node, meta, len(ids), lane))
     program.emit(
