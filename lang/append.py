@@ -22,7 +22,7 @@ from branchline.lang.expressions import (
 )
 from branchline.lang.sampling import build, output_options
 from branchline.lang.transcript import RoleMark
-from branchline.lang.types import TEXT, resolve
+from branchline.lang.types import TEXT, ValueType, resolve
 from branchline.lang.variables import Captured, Slot, Thought
 from branchline.runtime.programs import protocol
 
@@ -151,12 +151,7 @@ def _gen(state: State, node: Gen) -> None:
     run = state._run
     options = node.options
     kind = resolve(None if node.type is None else node.type.value)
-    if kind.constraint is not None and kind.constraint.kind not in run.backend.features:
-        raise UnsupportedConstraint(
-            f"backend {run.backend.name!r} cannot enforce a {kind.constraint.kind} constraint",
-            value=kind.name,
-            hint="Use another backend.",
-        )
+    _need_constraint(state, kind)
     layers = (*state._defaults, options)
     sampling = build(layers, kind.constraint)
     if sampling.logprobs is not None:
@@ -190,17 +185,36 @@ def _gen(state: State, node: Gen) -> None:
     )
 
 
+def _need_constraint(state: State, kind: ValueType | None) -> None:
+    """Raise `UnsupportedConstraint` where the backend cannot enforce it."""
+    constraint = None if kind is None else kind.constraint
+    backend = state._run.backend
+    if kind is not None and constraint is not None and constraint.kind not in backend.features:
+        raise UnsupportedConstraint(
+            f"backend {backend.name!r} cannot enforce a {constraint.kind} constraint",
+            value=kind.name,
+            hint="Use another backend.",
+        )
+
+
 def _select(state: State, node: Select) -> None:
     run = state._run
     state._need("select", "select")
+    kinds = [None if box is None else resolve(box.value) for box in node.types]
+    for kind in kinds:
+        _need_constraint(state, kind)
     name = names.claim(state, node.name, append=node.append)
     slot = _new_slot(state, name, TEXT, append=node.append)
+    slot.branches = tuple([kind or TEXT for kind in kinds])
     run.emit(
         protocol.Select(
             lane=state._lane,
             node=slot.node,
             name=name,
             choices=node.choices,
+            constraints=tuple([None if kind is None else kind.constraint for kind in kinds]),
+            max_tokens=node.max_tokens,
+            baseline=node.baseline,
             method=node.method,
             temperature=node.temperature,
             seed=node.options.get("seed"),

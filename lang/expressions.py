@@ -65,10 +65,19 @@ class Gen(Expression, frozen=True, tag="gen", kw_only=True):
 
 
 class Select(Expression, frozen=True, tag="select", kw_only=True):
-    """Score every choice and take the best."""
+    """Score every choice and take the best.
+
+    Attributes:
+        choices: texts; of choices that are types or constraints, how a reader would write them.
+        types: boxed types of each choice, None for a text; empty = all are texts.
+        baseline: see `protocol.Select`.
+    """
 
     name: str | None = None
     choices: tuple[str, ...]
+    types: tuple[Box | None, ...] = ()
+    max_tokens: int = 128
+    baseline: str | None = None
     method: SelectMethod = "token_length_normalized"
     temperature: float = 0.0
     options: dict[str, Any] = {}

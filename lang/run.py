@@ -237,7 +237,7 @@ class Run:
             return
         slot.texts, slot.request = event.texts, event.meta
         slot.logprobs, slot.choices = event.logprobs, event.choices
-        slot.reasoning = event.reasoning
+        slot.reasoning, slot.taken = event.reasoning, event.taken
         slot.done = True
         if self.streaming:
             if slot.texts:

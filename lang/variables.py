@@ -64,12 +64,14 @@ class Slot:
 
     Attributes:
         partial: pieces of streamed text so far.
+        branches: how each choice of a select is read, where some are types; `taken`: which it was.
         watch: follows the parts of a JSON value that is streamed.
         failure: what went wrong; also set when the program ended without the value.
     """
 
     __slots__ = (
         "_found",
+        "branches",
         "choices",
         "done",
         "failure",
@@ -81,6 +83,7 @@ class Slot:
         "program",
         "reasoning",
         "request",
+        "taken",
         "texts",
         "type",
         "watch",
@@ -99,6 +102,8 @@ class Slot:
         self.logprobs: tuple[TokenLogprob, ...] = ()
         self.choices: tuple[ChoiceScore, ...] = ()
         self.reasoning: tuple[str, ...] = ()
+        self.branches: tuple[ValueType, ...] = ()
+        self.taken = -1
         self.failure: BranchlineError | None = None
         self.watch: Watch | None = None
         self._found: dict[str, dict[str, Any]] = {}
@@ -121,9 +126,10 @@ class Slot:
 
     def value(self) -> Any:
         self._raise()
-        if self.type is TEXT and len(self.texts) == 1:
+        kind = self.branches[self.taken] if self.branches else self.type
+        if kind is TEXT and len(self.texts) == 1:
             return self.texts[0]
-        return self._each(self.type.value)
+        return self._each(kind.value)
 
     def captured(self, name: str) -> Any:
         """The value of a capture inside; raises as `value`."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from branchline.kernels.cpu.binding import usable_cores
 from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
@@ -44,6 +45,8 @@ from branchline.runtime.scheduler.scheduler import Scheduler
 from branchline.runtime.tokenizer.tokenizer import Tokenizer
 
 CPU_STEP_TOKENS = 512
+MASK_THREADS = 8
+"""Rows whose masks are filled at once at most; a mask takes tens of microseconds."""
 
 
 @dataclass(slots=True)
@@ -238,5 +241,6 @@ def _grammar_backend(tokenizer: Tokenizer, vocab_size: int, config: EngineConfig
         tokenizer,
         vocab_size=vocab_size,
         setting=config.grammar.grammar_backend,
+        threads=min(MASK_THREADS, usable_cores()),
         limits=Limits(compile_s=config.grammar.grammar_timeout_s),
     )

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from branchline.runtime.core.outputs import RequestMeta, TokenLogprob
-from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 
 SelectMethod = Literal[
     "token_length_normalized",
@@ -104,13 +104,23 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
 
 
 class Select(msgspec.Struct, frozen=True, kw_only=True, tag="select"):
-    """Score every choice after the lane's tokens and append the best."""
+    """Score every choice after the lane's tokens and append the best.
+
+    Attributes:
+        choices: texts; names of those that are constraints.
+        constraints: of each choice, None for a text; empty = all are texts. See `selecting`.
+        max_tokens: of a choice that is a constraint.
+        baseline: prompt whose scores are taken off; None = as the method has it.
+    """
 
     lane: int
     node: int
     name: str
     choices: tuple[str, ...]
+    constraints: tuple[Constraint | None, ...] = ()
+    max_tokens: int = 128
     method: SelectMethod = "token_length_normalized"
+    baseline: str | None = None
     temperature: float = 0.0
     seed: int | None = None
     deadline_s: float | None = None
@@ -252,7 +262,8 @@ class ChoiceScore(msgspec.Struct, frozen=True):
     """One choice of a `Select`.
 
     Attributes:
-        logprob: sum over its tokens (natural log).
+        text: of a choice that is a constraint, the text that was found for it.
+        logprob: sum over its tokens (natural log); -inf where no text was found.
         probability: normalised over the choices by the method's own score.
     """
 
@@ -268,6 +279,7 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
     Attributes:
         texts: one text, or n of them (`meta` then counts the outputs of all).
         choices: scores of a select, in the order given.
+        taken: index of the choice taken.
         reasoning: what the model thought before each of `texts`; empty where it did not.
         stats: of this and of earlier nodes not reported yet.
     """
@@ -279,6 +291,7 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
     meta: RequestMeta
     logprobs: tuple[TokenLogprob, ...] = ()
     choices: tuple[ChoiceScore, ...] = ()
+    taken: int = -1
     reasoning: tuple[str, ...] = ()
     stats: tuple[NodeStats, ...] = ()
 

@@ -1,4 +1,5 @@
-"""Nodes that are running in the engine: a generate (n sequences) or a select (1 or 2 scorings).
+"""Nodes that are running in the engine: a generate (n sequences) or a select (choices
+that are decoded, then 1 or 2 scorings).
 
 Invariant: a run is over when every final output it was promised has arrived; only then does its
 program hear of it, once. Lives on the loop thread.
@@ -6,7 +7,8 @@ program hear of it, once. Lives on the loop thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -23,6 +25,7 @@ from branchline.runtime.errors import (
     Cancelled,
     DeadlineExceeded,
     from_wire,
+    wrap,
 )
 from branchline.runtime.programs.healing import Seam, strip
 from branchline.runtime.programs.protocol import Generate
@@ -130,36 +133,93 @@ class GenerateRun:
         return [split(format, text, "open") for text in texts]
 
 
-class SelectRun:
-    """A select node between its submission and its last final output."""
+class Written(NamedTuple):
+    """A choice as text; without ids where it cannot be taken."""
 
-    __slots__ = ("lane", "program", "request_ids", "results", "start", "step")
+    text: str
+    ids: tuple[int, ...]
+
+
+class SelectRun:
+    """A select node between its submission and its last final output.
+
+    Attributes:
+        prompt: the lane's ids.
+        written: each choice; None while it is being decoded.
+        score: submits the scorings; called once, when every choice is written.
+        branches: request -> index of the choice it decodes.
+        score_ids: requests of the scorings.
+        error: what went wrong between the two (wire form).
+    """
+
+    __slots__ = (
+        "_score",
+        "branch_results",
+        "branches",
+        "deadline",
+        "error",
+        "lane",
+        "program",
+        "prompt",
+        "results",
+        "score_ids",
+        "start",
+        "step",
+        "written",
+    )
 
     def __init__(
         self,
         program: RunningProgram,
         lane: Lane,
         step: SelectChoices,
-        request_ids: tuple[str, ...],
         start: float,
+        prompt: list[int],
+        written: list[Written | None],
+        *,
+        score: Callable[[SelectRun], None],
     ) -> None:
         self.program = program
         self.lane = lane
         self.step = step
-        self.request_ids = request_ids
         self.start = start
+        self.prompt = prompt
+        self.written = written
+        self.deadline: float | None = None
+        self.branches: dict[str, int] = {}
+        self.branch_results: dict[str, GenerateResult] = {}
+        self.score_ids: tuple[str, ...] = ()
         self.results: dict[str, ScoreResult] = {}
+        self.error: dict[str, Any] | None = None
+        self._score = score
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """Requests to abort."""
+        return self.score_ids or tuple(self.branches)
 
     def on_output(self, output: Output) -> None:
         """The engine's callback."""
         if isinstance(output, ScoreResult):
             self.results[output.request_id] = output
-            if len(self.results) >= len(self.request_ids):
+            if len(self.results) >= len(self.score_ids):
                 self.program.run_ended(self)
+        elif isinstance(output, GenerateResult):
+            self.branch_results[output.request_id] = output
+            if len(self.branch_results) == len(self.branches) and self.lane.waiting is self:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        try:
+            self._score(self)
+        except Exception as error:
+            self.error = wrap(error).to_wire()
+            self.lane.waiting = self
+            self.program.run_ended(self)
 
     def ordered(self) -> list[ScoreResult]:
-        """Conditional scores, then unconditional ones if they were asked for."""
-        return [self.results[name] for name in self.request_ids]
+        """Conditional scores, then those of the baseline if they were asked for."""
+        return [self.results[name] for name in self.score_ids if name in self.results]
 
 
 Run = GenerateRun | SelectRun

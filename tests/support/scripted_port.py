@@ -191,12 +191,16 @@ class ScriptedPort:
         delta = GenerateDelta(request_id=request_id, text=text, token_ids=ids)
         self.running[request_id].on_output(delta)
 
-    def finish(self, request_id: str, text: str | BranchlineError | None = None) -> None:
+    def finish(
+        self,
+        request_id: str,
+        text: str | BranchlineError | None = None,
+        reason: FinishReason = "stop",
+    ) -> None:
         """Send the final outputs of a request."""
         running = self.running.pop(request_id)
         request = running.request
         deadline = request.deadline
-        reason: FinishReason = "stop"
         if running.aborted:
             reason = "abort"
         elif deadline is not None and self.now >= deadline:
