@@ -1,36 +1,40 @@
-"""Write docs/configuration.md from runtime/config; `--check` says whether it is current."""
+"""Write docs/configuration.md from the settings; `--check` says whether it is current."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
+from branchline.cli.server_settings import SERVER_SECTIONS
 from branchline.runtime.config.env import VARIABLES
-from branchline.runtime.config.sections import SECTIONS
+from branchline.runtime.config.sections import SECTIONS, all_settings, title_of
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
 HEAD = """\
 # Configuration
 
-<!-- Written by `make docs` from runtime/config/sections.py and env.py: edit those instead. -->
+<!-- Written by `make docs` from runtime/config and runtime/server/limits.py: edit those. -->
 
 Every setting has one name, the same everywhere: `bl.Engine(dtype="float32")` in Python and
 `--dtype float32` on the command line (`branchline run`, `demo` and `bench`). An unknown name or an
 impossible value is an error that says what to use. "auto" and `None` mean: decide for me; what was
-decided, and why, is in `engine.info()`.
+decided, and why, is in `engine.info()`, and `branchline serve` prints it when it starts.
+
+`branchline serve` has more of them, below, and reads them from a file too: `--config FILE.toml`
+with one table for each group (`[model]`, `[server]`, …). Flags win over the file.
 """
 
 
 def page() -> str:
     """The whole text of the page."""
     parts = [HEAD]
-    for section in SECTIONS:
-        title = section.__name__.removesuffix("Section")
-        parts.append(f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n")
+    for section in SERVER_SECTIONS:
+        about = (section.__doc__ or "").partition("\n")[0]
+        about += "" if section in SECTIONS else " Of `branchline serve` alone."
+        parts.append(f"\n## {title_of(section)}\n\n{about}\n")
         parts.append("\n| setting | type | default | meaning |\n|---|---|---|---|\n")
-        for item in fields(section):
+        for _, item in all_settings([section]).values():
             kind = str(item.type).replace("|", "\\|")
             default = f"`{item.default!r}`".replace("'", '"')
             text = str(item.metadata["help"]).replace("|", "\\|")

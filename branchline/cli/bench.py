@@ -48,3 +48,11 @@ def scheduler(arguments: argparse.Namespace) -> int:
 
     run(engine_settings(arguments), queued=arguments.queued, repeats=arguments.repeats)
     return 0
+
+
+def processes(arguments: argparse.Namespace) -> int:
+    """Cost of processes."""
+    from branchline.runtime.bench.processes import processes as run
+
+    run(engine_settings(arguments), streams=arguments.streams, repeats=arguments.repeats)
+    return 0

@@ -6,17 +6,19 @@ import argparse
 import json
 from typing import Any
 
-from branchline.runtime.bench.environment import cpu, versions
-from branchline.runtime.config.env import cache_dir
+from branchline.runtime.bench.environment import cpu, system, versions
+from branchline.runtime.config.env import VARIABLES, cache_dir, read
 
 
 def env(arguments: argparse.Namespace) -> int:
     """Print versions, CPU, kernels and the model cache."""
     found: dict[str, dict[str, Any]] = {
         "versions": dict(versions()),
+        "system": system(),
         "cpu": cpu(),
         "kernels": kernels(),
         "models": models(),
+        "environment": variables(),
     }
     if arguments.json:
         print(json.dumps(found, indent=2))
@@ -27,6 +29,12 @@ def env(arguments: argparse.Namespace) -> int:
             shown = " ".join(map(str, value)) if isinstance(value, list) else value
             print(f"  {key:<16}{shown}")
     return 0
+
+
+def variables() -> dict[str, str]:
+    """The environment variables that are set; of secrets only that they are."""
+    set_here = {name: read(name) for name in VARIABLES if read(name)}
+    return {name: "set" if name.endswith("_KEY") else text for name, text in set_here.items()}
 
 
 def kernels() -> dict[str, Any]:

@@ -16,16 +16,29 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from branchline.cli.options import add_engine_flags
+from branchline.cli.server_settings import SERVER_SECTIONS
 from branchline.runtime.errors import BranchlineError, InvalidRequest, ProgramError
 
 RUNTIME_PACKAGES = frozenset(
-    {"torch", "transformers", "tokenizers", "numpy", "gguf", "llguidance", "safetensors", "psutil"}
+    {
+        "torch",
+        "transformers",
+        "tokenizers",
+        "numpy",
+        "gguf",
+        "llguidance",
+        "safetensors",
+        "psutil",
+        "zmq",
+        "jinja2",
+    }
 )
 EPILOG = """\
 examples:
   branchline demo                                   the tour: every example on the default model
   branchline run examples/01_hello.py --arg name=Ada
   branchline models pull smollm2-135m
+  branchline serve --model smollm2-135m --port 30000
   branchline bench offline --threads 2
 """
 
@@ -49,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_engine_flags(demo)
     demo.set_defaults(target="branchline.cli.demo:demo")
     _add_models(commands.add_parser("models", help="list, fetch and find models"))
+    _add_serve(commands.add_parser("serve", help="run the engine as a service"))
     _add_bench(commands.add_parser("bench", help="measure"))
     env = commands.add_parser("env", help="versions, CPU, native kernels, model cache")
     env.add_argument("--json", action="store_true", help="one JSON document")
@@ -73,6 +87,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(target="branchline.cli.run:run")
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "branchline serve [--config FILE.toml] [--SETTING X ...]"
+    parser.add_argument(
+        "--config", metavar="FILE.toml", help="settings, one table a group below; flags win"
+    )
+    add_engine_flags(parser, SERVER_SECTIONS)
+    parser.set_defaults(target="branchline.cli.serve:serve")
+
+
 def _add_models(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="models of the catalog and where they are")
@@ -90,6 +113,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "programs": "whole programs: time, forwards per token, reuse of the cache",
         "start": "process start to first token, and peak memory",
         "scheduler": "overhead of a step, cost per queued request",
+        "processes": "an engine in processes of its own against one in this process",
     }
     for name, text in texts.items():
         action = actions.add_parser(name, help=text)
@@ -104,6 +128,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         if name == "programs":
             action.add_argument(
                 "--at-once", type=int, default=16, metavar="N", help="programs at once (default 16)"
+            )
+        if name == "processes":
+            action.add_argument(
+                "--streams", type=int, default=64, metavar="N", help="at once (default 64)"
             )
         if name == "scheduler":
             action.add_argument(

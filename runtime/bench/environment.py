@@ -5,10 +5,24 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import tempfile
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "llguidance", "gguf", "safetensors", "numpy")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "llguidance",
+    "xgrammar",
+    "outlines-core",
+    "gguf",
+    "safetensors",
+    "numpy",
+    "msgspec",
+    "pyzmq",
+    "aiohttp",
+)
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "neon", "asimd")
 
 
@@ -37,6 +51,17 @@ def cpu() -> dict[str, Any]:
                 break
     present = set(flags.split())
     return {"model": model, "cores": usable_cores(), "flags": [f for f in _FLAGS if f in present]}
+
+
+def system() -> dict[str, Any]:
+    """Operating system, memory in MB, and where sockets of processes would lie."""
+    found: dict[str, Any] = {"platform": platform.platform(), "temporary": tempfile.gettempdir()}
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return found
+    memory = psutil.virtual_memory()
+    return found | {"memory_mb": memory.total // 10**6, "free_mb": memory.available // 10**6}
 
 
 def usable_cores() -> int:

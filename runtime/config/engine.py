@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,8 +25,10 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "device": ("auto", "cpu"),
     "eviction": ("lru", "lfu", "fifo", "priority"),
     "policy": ("lpm", "fcfs", "priority"),
+    "log_level": ("debug", "info", "warning", "error"),
     "grammar_backend": ("auto", "llguidance", "xgrammar", "outlines"),
 }
+_NOT_NEGATIVE = ("drain_timeout_s", "max_restarts")
 _POSITIVE = (
     "context_length",
     "kv_tokens",
@@ -36,6 +39,8 @@ _POSITIVE = (
     "threads",
     "grammar_timeout_s",
     "default_deadline_s",
+    "hang_timeout_s",
+    "start_timeout_s",
 )
 
 
@@ -56,22 +61,37 @@ class EngineConfig:
             InvalidRequest: a name that no section has (with the nearest one), or a value that
                 cannot be meant.
         """
-        known = all_settings()
-        parts: dict[type[Any], dict[str, Any]] = {section: {} for section in SECTIONS}
-        for name, value in settings.items():
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = (
-                    f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
-                )
-                raise InvalidRequest(f"unknown setting {name!r}", value=value, hint=hint)
-            _check(name, value)
-            parts[known[name][0]][name] = value
+        parts = sort_settings(settings, SECTIONS)
         return EngineConfig(*(section(**parts[section]) for section in SECTIONS))
 
     def flat(self) -> dict[str, Any]:
         """Every setting by name."""
         return {name: value for part in asdict(self).values() for name, value in part.items()}
+
+
+def sort_settings(
+    settings: Mapping[str, Any], sections: Sequence[type[Any]]
+) -> dict[type[Any], dict[str, Any]]:
+    """Flat settings by the section that has them.
+
+    Raises:
+        InvalidRequest: see `EngineConfig.from_settings`.
+    """
+    known = all_settings(sections)
+    parts: dict[type[Any], dict[str, Any]] = {section: {} for section in sections}
+    for name, value in settings.items():
+        if name not in known:
+            raise unknown_name("setting", name, known, value)
+        _check(name, value)
+        parts[known[name][0]][name] = value
+    return parts
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], value: Any = None) -> InvalidRequest:
+    """The error for a name that does not exist; it names the nearest one that does."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
+    return InvalidRequest(f"unknown {what} {name!r}", value=value, hint=hint)
 
 
 def _check(name: str, value: Any) -> None:
@@ -83,6 +103,12 @@ def _check(name: str, value: Any) -> None:
         raise InvalidRequest(
             f"{name} must be above 0", value=value, hint=f"Set {name} to 1 or more."
         )
+    if name in _NOT_NEGATIVE and not (_is_number(value) and value >= 0):
+        raise InvalidRequest(
+            f"{name} must not be negative", value=value, hint=f"Set {name} to 0 or more."
+        )
+    if name == "port" and not (_is_number(value) and 0 <= value < 65536):
+        raise InvalidRequest("port is not a port", value=value, hint="Use 0 to 65535.")
     if name == "memory_fraction" and not (_is_number(value) and 0.0 < value <= 1.0):
         raise InvalidRequest(
             "memory_fraction is a share", value=value, hint="Use a number above 0 and at most 1."

@@ -15,6 +15,8 @@ from typing import Final
 VARIABLES: Final[Mapping[str, str]] = {
     "BRANCHLINE_CACHE": "folder for models and partial downloads",
     "XDG_CACHE_HOME": "folder for caches; branchline uses `branchline` in it",
+    "BRANCHLINE_API_KEY": "API keys of `branchline serve`, separated by commas",
+    "BRANCHLINE_ADMIN_KEY": "admin keys of `branchline serve`, separated by commas",
     "HF_HUB_OFFLINE": "1, true, yes or on: do not ask the Hugging Face hub",
 }
 """Name to meaning."""

@@ -6,6 +6,7 @@ over all sections. `metadata["help"]` is the one text that help pages and docs a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -87,6 +88,18 @@ SECTIONS: tuple[type[Any], ...] = (
 )
 
 
-def all_settings() -> dict[str, tuple[type[Any], Field[Any]]]:
+def all_settings(
+    sections: Sequence[type[Any]] = SECTIONS,
+) -> dict[str, tuple[type[Any], Field[Any]]]:
     """Setting name -> (section class, dataclass field)."""
-    return {item.name: (section, item) for section in SECTIONS for item in fields(section)}
+    return {
+        item.name: (section, item)
+        for section in sections
+        for item in fields(section)
+        if "help" in item.metadata  # others are sections of their own
+    }
+
+
+def title_of(section: type[Any]) -> str:
+    """A section's name in files and help pages."""
+    return section.__name__.removesuffix("Section").lower()

@@ -56,6 +56,11 @@ class Keys:
         self._needed = bool(normal)
         self._has_admin = bool(admin)
 
+    @property
+    def needed(self) -> bool:
+        """Whether a request needs a key at all."""
+        return self._needed
+
     def __repr__(self) -> str:
         return f"Keys({len(self._callers)} keys)"
 

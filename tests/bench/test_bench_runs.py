@@ -12,6 +12,7 @@ import pytest
 from branchline.bench.programs import programs
 from branchline.bench.shapes import SHAPES, words
 from branchline.runtime.bench.offline import offline
+from branchline.runtime.bench.processes import processes
 from branchline.runtime.bench.scheduler import scheduler
 from branchline.runtime.errors import InvalidRequest
 
@@ -46,6 +47,16 @@ def test_scheduler_reports_overhead_and_cost(default_model: Path) -> None:
     assert 0.0 < step["overhead"] < 1.0
     assert queue["queued"] == 8
     assert len(found) == 2
+
+
+def test_processes_are_compared_with_none(default_model: Path) -> None:
+    stream = io.StringIO()
+    settings = {"model": str(default_model), "kv_tokens": 9000}
+    found = processes(settings, streams=4, requests=3, repeats=1, stream=stream)
+    here, there = last_lines(stream, 2)
+    assert (here["engine"], there["engine"]) == ("in process", "processes")
+    assert len(found) == 2
+    assert all(line["tok_per_s"] > 0 and line["ttft_s"] < line["latency_s"] for line in found)
 
 
 @pytest.mark.parametrize("name", ["multi_chain", "classification"])

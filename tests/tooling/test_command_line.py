@@ -97,10 +97,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("branchline ")
 
 
-def test_env_is_json_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_is_json_when_asked_and_tells_no_secret(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRANCHLINE_ADMIN_KEY", "a secret")
     assert main(["env", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {"versions", "cpu", "kernels", "models"} == set(found)
+    text = capsys.readouterr().out
+    found = json.loads(text)
+    parts = {"versions", "system", "cpu", "kernels", "models", "environment"}
+    assert parts == set(found)
+    assert found["environment"]["BRANCHLINE_ADMIN_KEY"] == "set" and "a secret" not in text
     assert found["kernels"]["native"] in ("yes", "no")
 
 

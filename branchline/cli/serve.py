@@ -1,0 +1,119 @@
+"""`branchline serve`: the engine as a service, in processes of its own.
+
+This process listens, tokenizes and runs programs; it loads no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import signal
+import sys
+from typing import Any
+
+from branchline.cli.server_keys import read_keys
+from branchline.cli.server_settings import Choices, choices_of
+from branchline.runtime.config.server import ServerSection
+from branchline.runtime.errors import BranchlineError
+from branchline.runtime.launch.remote_engine import RemoteEngine
+from branchline.runtime.server.app import create_app
+from branchline.runtime.server.context import ServerContext, make_context
+from branchline.runtime.server.keys import Keys
+from branchline.runtime.server.run import Entrance, Stopping, run
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Start, say where and with what, and serve until told to stop."""
+    choices = choices_of(arguments)
+    server = choices.server
+    keys = read_keys(server)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=server.log_level.upper(),
+        format="%(asctime)s %(levelname)s http: %(message)s",
+    )
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    _say(f"loading {choices.engine.get('model', 'the default model')}")
+    failed: list[BranchlineError] = []
+    stop_for: list[Any] = []
+
+    def on_failed(error: BranchlineError) -> None:
+        failed.append(error)
+        for stop in stop_for:
+            stop()
+
+    # While the model loads, a service manager's stop is as good as Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    engine = RemoteEngine(choices.engine, server, on_failed)
+    try:
+        engine.start()
+        for decision in engine.port.info()["decisions"]:
+            _say(f"  {decision['setting']} = {decision['value']}: {decision['why']}")
+        drained = asyncio.run(_serve(engine, choices, keys, stop_for))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        engine.close()
+    if failed:
+        raise failed[0]
+    _say("stopped" if drained else "stopped before everything was finished")
+    return 0 if drained else 1
+
+
+async def _serve(engine: RemoteEngine, choices: Choices, keys: Keys, stop_for: list[Any]) -> bool:
+    server = choices.server
+    loop, stopping = asyncio.get_running_loop(), Stopping()
+    stop_for.append(lambda: loop.call_soon_threadsafe(stopping.fail))
+    loop.add_signal_handler(signal.SIGTERM, stopping.ask)
+    loop.add_signal_handler(signal.SIGINT, stopping.insist)
+
+    def health() -> str:
+        return "the server is stopping" if stopping.asked.is_set() else engine.health()
+
+    context: ServerContext = make_context(
+        engine.port,
+        engine.text.tokenizer,
+        chat=engine.text.template,
+        model_names=_names(server),
+        limits=choices.limits,
+        keys=keys,
+        health=health,
+    )
+    app = create_app(context)
+    entrance = Entrance(app)
+    try:
+        return await run(
+            app,
+            context,
+            stopping,
+            entrance=entrance,
+            host=server.host,
+            port=server.port,
+            drain_timeout_s=server.drain_timeout_s,
+            listening=lambda url: _listening(url, server, keys),
+        )
+    finally:
+        context.executor.close()
+
+
+def _listening(url: str, server: ServerSection, keys: Keys) -> None:
+    if not keys.needed and not _is_loopback(server.host):
+        _say("warning: everybody who can reach this address may use the server; see api_key_file")
+    _say(f"serving at {url}")
+
+
+def _names(server: ServerSection) -> tuple[str, ...]:
+    names = (server.served_model_name or "").split(",")
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,125 @@
+"""What a server can be told: one table, three ways to say it, and no way to say it wrongly."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from branchline.cli.main import build_parser
+from branchline.cli.server_keys import read_keys
+from branchline.cli.server_settings import SERVER_SECTIONS, Choices, choices_of
+from branchline.runtime.config.sections import all_settings
+from branchline.runtime.config.server import ServerSection
+from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.server.keys import Access
+
+
+def choose(*words: str) -> Choices:
+    return choices_of(build_parser().parse_args(["serve", *words]))
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "settings.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_every_setting_is_a_flag_and_there_are_fewer_than_sixty() -> None:
+    known = all_settings(SERVER_SECTIONS)
+    assert len(known) == sum(len(all_settings([section])) for section in SERVER_SECTIONS), "unique"
+    assert len(known) + len(("--config", "--help")) < 60
+    assert {f"setting_{name}" for name in known} <= set(vars(build_parser().parse_args(["serve"])))
+
+
+def test_nothing_said_is_every_default() -> None:
+    choices = choose()
+    assert choices.engine == {}
+    assert choices.server == ServerSection()
+    assert (choices.server.host, choices.server.port) == ("127.0.0.1", 30000)
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    config = write(
+        tmp_path,
+        """
+        [model]
+        model = "some/model"
+        threads = 4
+        [scheduler]
+        overlap = false
+        default_deadline_s = 30
+        [server]
+        port = 8000
+        served_model_name = "a,b"
+        [limits]
+        max_n = 4
+        """,
+    )
+    choices = choose("--config", config, "--threads", "2", "--port", "0")
+    assert choices.engine == {
+        "model": "some/model",
+        "threads": 2,
+        "overlap": False,
+        "default_deadline_s": 30.0,
+    }
+    assert (choices.server.port, choices.server.served_model_name) == (0, "a,b")
+    assert choices.limits.max_n == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[sever]\nport = 1", "unknown table 'sever'.*Did you mean 'server'"),
+        ("[server]\nprot = 1", "unknown setting of \\[server\\] 'prot'.*Did you mean 'port'"),
+        ("[server]\nthreads = 1", "has no 'threads'.*below \\[model\\]"),
+        ("port = 1", "'port' stands outside.*\\[server\\]"),
+        ("[server]\nport = '1'", "port is not of its type.*int"),
+        ("[scheduler]\noverlap = 1", "overlap is not of its type.*bool"),
+        ("[server]\nport = true", "port is not of its type"),
+        ("[server]\nport = 70000", "port is not a port"),
+        ("[server]\nhang_timeout_s = 0", "hang_timeout_s must be above 0"),
+        ("[server]\nmax_restarts = -1", "max_restarts must not be negative"),
+        ("[server]\nlog_level = 'loud'", "log_level is not a choice"),
+        ("[server\n", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_meant_is_an_error_that_says_what_could(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        choose("--config", write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        choose("--config", "/nowhere/settings.toml")
+
+
+def test_keys_come_from_files_and_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BRANCHLINE_API_KEY", raising=False)
+    monkeypatch.delenv("BRANCHLINE_ADMIN_KEY", raising=False)
+    assert not read_keys(ServerSection()).needed
+    path = tmp_path / "keys"
+    path.write_text("one\n\n two \n")
+    monkeypatch.setenv("BRANCHLINE_API_KEY", "three, four")
+    monkeypatch.setenv("BRANCHLINE_ADMIN_KEY", "boss")
+    keys = read_keys(ServerSection(api_key_file=str(path)))
+    assert keys.needed
+    for key in ("one", "two", "three", "four"):
+        assert not keys.identify({"x-api-key": key}, Access.NORMAL).is_admin
+    assert keys.identify({"x-api-key": "boss"}, Access.ADMIN).is_admin
+    path.write_text("\n")
+    with pytest.raises(InvalidRequest, match="has none"):
+        read_keys(ServerSection(api_key_file=str(path)))
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        read_keys(ServerSection(admin_key_file=str(tmp_path / "nothing")))
+
+
+def test_the_server_never_listens_to_the_world_by_itself() -> None:
+    defaults = {item.name: item.default for item in fields(ServerSection)}
+    assert defaults["host"] == "127.0.0.1"
+    assert defaults["api_key_file"] is None

@@ -1,0 +1,189 @@
+"""`branchline serve` as an operator meets it: a process, a URL, signals, an exit status."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.timeout(240)
+
+
+class Served:
+    """A running server and what it has printed."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._connections: list[http.client.HTTPConnection] = []
+        self.host, self.port = "", 0
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.lines.append(line.rstrip())
+            found = re.match(r"serving at http://(.+):(\d+)", line)
+            if found:
+                self.host, self.port = found[1], int(found[2])
+                break
+        assert self.port, self.lines
+
+    def request(
+        self, method: str, path: str, body: Any = None
+    ) -> tuple[int, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
+        self._connections.append(connection)
+        headers = {"content-type": "application/json"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        return response.status, response
+
+    def health(self) -> int:
+        status, response = self.request("GET", "/health")
+        response.read()
+        return status
+
+    def stream(self, max_tokens: int) -> http.client.HTTPResponse:
+        body = {"prompt": "Once", "max_tokens": max_tokens, "stream": True, "ignore_eos": True}
+        status, response = self.request("POST", "/v1/completions", body | {"temperature": 0})
+        assert status == 200
+        return response
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+
+    def children(self) -> list[psutil.Process]:
+        return _children(self.process.pid)
+
+    def child(self, role: str) -> psutil.Process:
+        return next(one for one in self.children() if role in " ".join(one.cmdline()))
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    return found
+
+
+@contextmanager
+def serving(settings: dict[str, Any], *flags: str) -> Iterator[Served]:
+    command = [sys.executable, "-m", "branchline", "serve", "--port", "0", *flags]
+    for name, value in settings.items():
+        command += ["--" + name.replace("_", "-"), str(value)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    served = None
+    try:
+        served = Served(process)
+        yield served
+    finally:
+        children = [] if process.poll() is not None else _children(process.pid)
+        process.kill()
+        process.wait()
+        if served is not None:
+            served.close()
+        assert process.stdout is not None
+        process.stdout.close()
+        psutil.wait_procs(children, 20)
+        assert not [one for one in children if one.is_running()]
+
+
+def until(condition: Callable[[], Any], within_s: float = 90.0) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_serve_restarts_a_dead_scheduler_and_drains_when_told_to_stop(
+    settings: dict[str, Any],
+) -> None:
+    with serving(settings) as served:
+        assert any("kv_tokens = 8192" in line for line in served.lines), "decisions are printed"
+        assert served.health() == 200
+        loaded = psutil.Process(served.process.pid).memory_maps()
+        assert not [one.path for one in loaded if "libtorch" in one.path]
+
+        lost = served.stream(1900)
+        assert lost.readline().startswith(b"data: ")
+        served.child("scheduler_process").kill()
+        until(lambda: served.health() == 503)
+        assert b"scheduler process ended" in lost.read()
+        waiting: list[int] = []
+
+        def wait() -> None:
+            body = {"prompt": "Waiting", "max_tokens": 3}
+            status, response = served.request("POST", "/v1/completions", body)
+            response.read()
+            waiting.append(status)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        until(lambda: served.health() == 200)
+        thread.join(60)
+        assert waiting == [200]
+
+        running = served.stream(1900)
+        assert running.readline().startswith(b"data: ")
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: served.health() == 503, 5)
+        refused, response = served.request("POST", "/v1/completions", {"prompt": "x"})
+        assert refused == 503 and b"stopping" in response.read()
+        assert running.read().rstrip().endswith(b"[DONE]")
+        children = served.children()
+        assert served.process.wait(20) == 0
+        assert served.process.stdout is not None
+        assert served.process.stdout.read().strip() == "stopped"
+        assert not [one for one in children if one.is_running()]
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_waits_for_nothing(settings: dict[str, Any]) -> None:
+    long = {**settings, "kv_tokens": 400_000, "context_length": 2048}
+    with serving(long) as served:
+        streams = [served.stream(2000) for _ in range(12)]
+        assert all(stream.readline() for stream in streams)
+        served.child("detokenizer_process").suspend()  # nothing will ever be finished
+        served.process.send_signal(signal.SIGINT)
+        until(lambda: served.health() == 503, 5)
+        assert served.process.poll() is None
+        begin = time.monotonic()
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(20) == 1
+        assert time.monotonic() - begin < 10
+
+
+@pytest.mark.slow
+def test_draining_ends_when_its_time_is_over(settings: dict[str, Any]) -> None:
+    with serving(settings, "--drain-timeout-s", "0.5") as served:
+        stream = served.stream(1900)
+        assert stream.readline()
+        served.child("detokenizer_process").suspend()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(30) == 1
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_go_on_says_so_by_its_status(settings: dict[str, Any]) -> None:
+    with serving(settings, "--max-restarts", "0") as served:
+        served.child("scheduler_process").kill()
+        assert served.process.wait(30) == 1
+
+
+@pytest.mark.slow
+def test_a_port_in_use_is_an_error_with_a_hint(settings: dict[str, Any]) -> None:
+    with serving(settings) as served:
+        words = [sys.executable, "-m", "branchline", "serve", "--port", str(served.port)]
+        for name, value in settings.items():
+            words += ["--" + name.replace("_", "-"), str(value)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 2
+        assert "cannot listen at 127.0.0.1" in done.stderr and "hint: " in done.stderr
