@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         gen_string,
         get_server_info,
         greedy_token_selection,
+        separate_reasoning,
         token_length_normalized,
         unconditional_likelihood_normalized,
     )
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         UnsupportedConstraint,
         UnsupportedFeature,
     )
-    from branchline.lang.events import Done, TextDelta, VariableReady
+    from branchline.lang.events import Done, ReasoningDelta, TextDelta, VariableReady
     from branchline.lang.expressions import Expression
     from branchline.lang.fork import Forks, fork
     from branchline.lang.matching import Match, match
@@ -74,11 +75,11 @@ _MODULES = {
     "lang.backends.engine": "Engine Runtime",
     "lang.backends.mock": "Mock",
     "lang.compat": "flush_cache gen_int gen_string get_server_info greedy_token_selection "
-    "token_length_normalized unconditional_likelihood_normalized",
+    "separate_reasoning token_length_normalized unconditional_likelihood_normalized",
     "lang.constraints": "capture choices ebnf lark optional regex repeat seq structural_tag until",
     "lang.errors": "BackendError BranchlineError Cancelled ConstraintError DeadlineExceeded "
     "InvalidRequest ProgramError TruncatedError UnsupportedConstraint UnsupportedFeature",
-    "lang.events": "Done TextDelta VariableReady",
+    "lang.events": "Done ReasoningDelta TextDelta VariableReady",
     "lang.expressions": "Expression",
     "lang.matching": "Match match",
     "lang.fork": "Forks fork",
@@ -105,6 +106,7 @@ __all__ = [
     "Mock",
     "Program",
     "ProgramError",
+    "ReasoningDelta",
     "RequestGraph",
     "Runtime",
     "State",
@@ -133,6 +135,7 @@ __all__ = [
     "regex",
     "repeat",
     "select",
+    "separate_reasoning",
     "seq",
     "set_default_backend",
     "structural_tag",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from branchline.lang.backends.base import Backend
 from branchline.lang.errors import BackendError
-from branchline.lang.sampling import SAMPLING_NAMES, check_names
+from branchline.lang.sampling import DEFAULT_NAMES, check_names
 
 if TYPE_CHECKING:
     from branchline.runtime.programs.executor import ExecutorStats
@@ -45,7 +45,7 @@ class Engine(Backend):
         self.name = "engine"
         self.features = FEATURES
         self.sampling_defaults = dict(sampling_defaults or {})
-        check_names(self.sampling_defaults, SAMPLING_NAMES, "sampling_defaults")
+        check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         try:
             from branchline.runtime import engine as runtime
             from branchline.runtime.programs.executor import Executor
