@@ -1,15 +1,21 @@
-"""Write docs/configuration.md from the settings; `--check` says whether it is current."""
+"""Write the generated pages of docs/; `--check` says whether they are current.
+
+docs/configuration.md comes from runtime/config, docs/routes.md from runtime/server.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import route_tables
 
 from branchline.cli.server_settings import SERVER_SECTIONS
 from branchline.runtime.config.env import VARIABLES
 from branchline.runtime.config.sections import SECTIONS, all_settings, title_of
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 HEAD = """\
 # Configuration
@@ -26,8 +32,8 @@ with one table for each group (`[model]`, `[server]`, …). Flags win over the f
 """
 
 
-def page() -> str:
-    """The whole text of the page."""
+def configuration() -> str:
+    """The page of settings."""
     parts = [HEAD]
     for section in SERVER_SECTIONS:
         about = (section.__doc__ or "").partition("\n")[0]
@@ -45,16 +51,23 @@ def page() -> str:
     return "".join(parts)
 
 
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration.md": configuration,
+    "routes.md": route_tables.page,
+}
+
+
 def main(arguments: list[str]) -> int:
-    """Write the page; with `--check` only compare, 1 if it is out of date."""
-    text = page()
-    if arguments != ["--check"]:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        print("docs/configuration.md is out of date: run make docs")
-        return 1
-    return 0
+    """Write the pages; with `--check` only compare, 1 if one is out of date."""
+    status = 0
+    for name, write in PAGES.items():
+        text, target = write(), DOCS / name
+        if arguments != ["--check"]:
+            target.write_text(text, encoding="utf-8")
+        elif not target.exists() or target.read_text(encoding="utf-8") != text:
+            print(f"docs/{name} is out of date: run make docs")
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def processes(
     table(f"{requests} requests one by one, {streams} streams", COLUMNS, rows, stream)
     print(
         f"processes add {added['ttft_s']:.2f} ms to the first token and "
-        f"{added['latency_s']:.2f} ms to a request (medians), and reach {share:.1%} of the throughput",
+        f"{added['latency_s']:.2f} ms to a request (medians), and reach {share:.1%} of the "
+        "throughput",
         file=stream,
     )
     for report in found:

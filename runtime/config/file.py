@@ -73,6 +73,6 @@ def _typed(name: str, value: Any, kind: str) -> Any:
         return float(value)
     if type(value) is not wanted:
         raise InvalidRequest(
-            f"{name} is not a {wanted.__name__}", value=value, hint=f"Type: {kind}."
+            f"{name} is not of its type", value=value, hint=f"Give {name} the type {kind}."
         )
     return value

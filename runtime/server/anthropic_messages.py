@@ -39,6 +39,12 @@ from branchline.runtime.server.wire import event_stream, json_response, read_bod
 Json = dict[str, Any]
 
 
+BODIES: dict[str, type[Any]] = {
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountRequest,
+}
+
+
 def routes(context: ServerContext) -> list[web.RouteDef]:
     """Routes of this module."""
     family = Messages(context)

@@ -32,6 +32,9 @@ from branchline.runtime.server.wire import event_stream, json_response, read_bod
 Json = dict[str, Any]
 
 
+BODIES: dict[str, type[Any]] = {"/v1/responses": ResponsesRequest}
+
+
 def routes(context: ServerContext) -> list[web.RouteDef]:
     """Routes of this module."""
     return [web.post("/v1/responses", Responses(context).handle)]

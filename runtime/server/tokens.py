@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -37,6 +38,14 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     tokens: list[int | list[int]]
     model: str | None = None
     skip_special_tokens: bool = True
+
+
+BODIES: dict[str, type[Any]] = {
+    "/v1/tokenize": TokenizeRequest,
+    "/tokenize": TokenizeRequest,
+    "/v1/detokenize": DetokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
 
 
 def routes(context: ServerContext) -> list[web.RouteDef]:
