@@ -49,6 +49,7 @@ class Progress:
         error: what ended it, when `finish` is "error".
         prompt_scored: prompt tokens whose log-probabilities have been asked for.
         skipped: times others that came later were admitted first.
+        grammar: who enforces the constraint and why.
     """
 
     cached_tokens: int = 0
@@ -61,6 +62,7 @@ class Progress:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     error: BranchlineError | None = None
+    grammar: str = ""
 
 
 @dataclass(slots=True, eq=False)

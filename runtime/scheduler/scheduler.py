@@ -52,6 +52,8 @@ class Grammars(Protocol):
 
     def failure(self, matcher: TokenMatcher) -> str: ...
 
+    def explain(self, constraint: Constraint) -> str: ...
+
     def prepare(self) -> None: ...
 
 
@@ -248,6 +250,7 @@ class Scheduler:
                 self._committer.end(request, "error", error=result)
             else:
                 request.matcher = result
+                request.progress.grammar = self._grammars.explain(constraint)
                 if self._committer.begin(request):
                     self.waiting.add(request)
 

@@ -242,6 +242,7 @@ class OutputProcessor:
             queue_s=(times.admitted or end) - times.created,
             seed=None if request.score is not None else request.seed,
             model=self.model_name,
+            grammar=progress.grammar,
         )
 
     @staticmethod

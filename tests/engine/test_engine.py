@@ -294,3 +294,11 @@ def test_an_idle_engine_makes_ready_for_constraints(default_model: Path) -> None
             assert time.monotonic() < end, "it did not happen"
             time.sleep(0.01)
         assert engine.generate("Yes or", constraint=Constraint(kind="regex", text="no")).text
+
+
+def test_meta_says_who_enforced_a_constraint_and_why(engine: Engine) -> None:
+    ebnf = engine.generate("Yes or", constraint=Constraint(kind="ebnf", text='root ::= "no"'))
+    assert ebnf.meta.grammar.startswith("xgrammar: reads this dialect")
+    regex = engine.generate("Yes or", constraint=Constraint(kind="regex", text="no|yes"))
+    assert regex.meta.grammar.startswith("llguidance: ")
+    assert engine.generate("Yes or", max_tokens=1).meta.grammar == ""
