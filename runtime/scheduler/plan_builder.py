@@ -84,6 +84,7 @@ class PlanBuilder:
 
     def build(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
         """One `ScheduleBatch` of all segments, in order."""
+        inits = [*inits, *(init for s in segments if (init := _forced_ids(s)) is not None)]
         if all(s.count == 1 and s.sample and s.group is None for s in segments):
             return self._decode(segments, inits)
         return self._extend(segments, inits)
@@ -178,6 +179,16 @@ class PlanBuilder:
             )
             self._sampled = requests
         return self._sampling
+
+
+def _forced_ids(segment: Segment) -> RowInit | None:
+    """Ids that nobody sampled, for the token table: penalties read them there."""
+    request = segment.request
+    start = max(segment.start, request.prompt_len)
+    end = min(segment.start + segment.count, request.length)
+    if not request.progress.forced_tokens or start >= end:
+        return None
+    return RowInit(request.row, start, request.ids[start:end].copy())
 
 
 def _known_id(request: Request, position: int) -> int:

@@ -103,26 +103,42 @@ def requests(draw: st.DrawFn) -> tuple[str, SamplingParams]:
     return prompt + draw(st.sampled_from("xyz")), sampling
 
 
-def outcome(results: GenerateResult | list[GenerateResult]) -> list[tuple[Any, ...]]:
+class Outcome(NamedTuple):
     """What must not depend on circumstances."""
-    every = results if isinstance(results, list) else [results]
+
+    text: str
+    ids: list[int]
+    reason: str
+    count: int
+    scored: list[int]
+
+
+def outcomes(found: list[GenerateResult]) -> list[Outcome]:
     return [
-        (
+        Outcome(
             one.text,
             one.token_ids,
             one.meta.finish_reason,
             one.meta.output_tokens,
             [entry.token_id for entry in one.logprobs],
-            [round(entry.logprob, 4) for entry in one.logprobs],
         )
-        for one in every
+        for one in found
     ]
 
 
-def run(engine: Engine, work: list[tuple[str, SamplingParams]]) -> list[list[tuple[Any, ...]]]:
+def logprobs(found: list[GenerateResult]) -> list[float]:
+    return [entry.logprob for one in found for entry in one.logprobs]
+
+
+def generate(engine: Engine, prompt: str, sampling: SamplingParams) -> list[GenerateResult]:
+    found = engine.generate(prompt, sampling)
+    return found if isinstance(found, list) else [found]
+
+
+def run(engine: Engine, work: list[tuple[str, SamplingParams]]) -> list[list[GenerateResult]]:
     with ThreadPoolExecutor(len(work)) as pool:
-        found = [pool.submit(engine.generate, prompt, sampling) for prompt, sampling in work]
-        return [outcome(future.result()) for future in found]
+        found = [pool.submit(generate, engine, prompt, sampling) for prompt, sampling in work]
+        return [future.result() for future in found]
 
 
 @LAW
@@ -130,11 +146,13 @@ def run(engine: Engine, work: list[tuple[str, SamplingParams]]) -> list[list[tup
 def test_a_request_among_others_is_the_request_alone(
     engines: Engines, work: list[tuple[str, SamplingParams]], which: int
 ) -> None:
-    alone = [outcome(engines.alone.generate(prompt, sampling)) for prompt, sampling in work]
-    assert run(engines.stressed[which], work) == alone
-    for (_, sampling), found in zip(work, alone, strict=True):
-        for text, _, reason, *_ in found:
-            assert_honest(sampling, text, reason)
+    together = run(engines.stressed[which], work)
+    for (prompt, sampling), found in zip(work, together, strict=True):
+        alone = generate(engines.alone, prompt, sampling)
+        assert outcomes(found) == outcomes(alone)
+        assert logprobs(found) == pytest.approx(logprobs(alone), abs=1e-3)
+        for one in found:
+            assert_honest(sampling, one.text, one.meta.finish_reason)
 
 
 def assert_honest(sampling: SamplingParams, text: str, reason: str) -> None:
@@ -159,10 +177,10 @@ def assert_honest(sampling: SamplingParams, text: str, reason: str) -> None:
 def test_memory_pressure_really_retracts(engines: Engines) -> None:
     words = Constraint(kind="regex", text="[a-z ]{50}")
     sampling = SamplingParams(temperature=1.0, seed=3, max_tokens=60, n=6, constraint=words)
-    found = engines.stressed[1].generate("a rather long beginning of a text", sampling)
+    prompt = "a rather long beginning of a text"
+    found = generate(engines.stressed[1], prompt, sampling)
     assert sum(one.meta.retractions for one in found) > 0
-    alone = engines.alone.generate("a rather long beginning of a text", sampling)
-    assert outcome(found) == outcome(alone)
+    assert outcomes(found) == outcomes(generate(engines.alone, prompt, sampling))
 
 
 @LAW
@@ -171,6 +189,7 @@ def test_memory_pressure_really_retracts(engines: Engines) -> None:
     section=st.sampled_from(SECTIONS[2:]),
     seed=st.integers(0, 30),
     temperature=st.sampled_from([0.0, 1.0]),
+    penalty=st.sampled_from([0.0, 2.0]),
 )
 def test_forced_tokens_give_the_output_of_decoding_without_them(
     engines: Engines,
@@ -178,10 +197,16 @@ def test_forced_tokens_give_the_output_of_decoding_without_them(
     section: Section | None,
     seed: int,
     temperature: float,
+    penalty: float,
 ) -> None:
     """A request that wants log-probabilities takes every id the slow way."""
     fast = SamplingParams(
-        temperature=temperature, seed=seed, max_tokens=48, constraint=constraint, section=section
+        temperature=temperature,
+        seed=seed,
+        max_tokens=48,
+        frequency_penalty=penalty,
+        constraint=constraint,
+        section=section,
     )
     slow = msgspec.structs.replace(fast, logprobs=0)
     quick, every = (engines.alone.generate("say ", each) for each in (fast, slow))
