@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from runtime/config; `--check` says whether it is current."""
+"""Write the pages of docs/ that the code itself is the source of; `--check` compares them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import structured_page
+
 from branchline.runtime.config.env import VARIABLES
 from branchline.runtime.config.sections import SECTIONS
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 HEAD = """\
 # Configuration
@@ -23,8 +25,8 @@ decided, and why, is in `engine.info()`.
 """
 
 
-def page() -> str:
-    """The whole text of the page."""
+def configuration() -> str:
+    """The page of all settings, from runtime/config."""
     parts = [HEAD]
     for section in SECTIONS:
         title = section.__name__.removesuffix("Section")
@@ -42,15 +44,17 @@ def page() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page; with `--check` only compare, 1 if it is out of date."""
-    text = page()
-    if arguments != ["--check"]:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        print("docs/configuration.md is out of date: run make docs")
-        return 1
-    return 0
+    """Write the pages; with `--check` only compare, 1 if one is out of date."""
+    pages = {"configuration.md": configuration(), "structured_output.md": structured_page.page()}
+    stale = 0
+    for name, text in pages.items():
+        target = DOCS / name
+        if arguments != ["--check"]:
+            target.write_text(text, encoding="utf-8")
+        elif not target.exists() or target.read_text(encoding="utf-8") != text:
+            print(f"docs/{name} is out of date: run make docs")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":
