@@ -233,3 +233,28 @@ def test_what_any_schema_ends_by_itself_is_valid(engines: Engines, schema: Any, 
     for one in ended:
         assert valid(schema, json.loads(one.text)), one.text
     assume(ended)
+
+
+def test_a_marker_that_is_a_special_token_ends_the_section(engines: Engines) -> None:
+    """Its text is shown where that is asked for, and the gap's ids may be special, too."""
+    turn = engines.alone.tokenizer.encode("<|turn|>", special=True)
+    bos = engines.alone.tokenizer.encode("<|bos|>", special=True)
+    section = Section(end="<|turn|>", gap="<|bos|>", gap_ids=tuple(bos))
+    sampling = SamplingParams(
+        temperature=1.0,
+        seed=1,
+        max_tokens=80,
+        logit_bias={turn[0]: 3.0},
+        constraint=CONSTRAINTS[2],
+        section=section,
+        skip_special_tokens=False,
+    )
+    for seed in range(4):
+        found = engines.alone.generate("x", msgspec.structs.replace(sampling, seed=seed))
+        assert found.meta.finish_reason == "constraint"
+        thought, marker, answer = found.text.partition("<|turn|><|bos|>")
+        assert marker and "<|turn|>" not in thought
+        assert answer in json.loads(CONSTRAINTS[2].text)
+        assert found.meta.forced_tokens >= 1
+        hidden = msgspec.structs.replace(sampling, seed=seed, skip_special_tokens=True)
+        assert engines.alone.generate("x", hidden).text == thought + answer
