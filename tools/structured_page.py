@@ -11,13 +11,17 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import get_args
 
-from branchline.runtime.core.sampling_params import Whitespace
+from branchline.lang.lark_reader import translate
+from branchline.runtime.core.sampling_params import Constraint, ConstraintKind, Whitespace
+from branchline.runtime.errors import UnsupportedConstraint
 from branchline.runtime.grammar.choice import ABILITIES, BACKENDS, PACKAGES
 from branchline.runtime.grammar.json_schema.compiler import Support, layout_of, supported_keywords
 from branchline.runtime.grammar.json_schema.objects import MOST_ANY_ORDER
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits
+from branchline.runtime.grammar.llguidance_backend import engine_grammar
 from branchline.runtime.grammar.regex_dialect import REFUSED_GROUPS
-from branchline.runtime.grammar.structural_tag import FIELDS
+from branchline.runtime.grammar.structural_tag import FIELDS, engine_tag
+from branchline.runtime.responses.reasoning import ALIASES, FORMATS
 
 HEAD = """\
 # Structured output
@@ -139,6 +143,41 @@ properties that decide most first, and give strings a `maxLength`: a model that 
 itself is stopped.
 """
 
+REFUSALS = """
+## What a refusal says
+
+Each of these was given to the code; the last column is its answer.
+"""
+REASONING = """
+## Reasoning
+
+A section of reasoning is free text before the constraint begins. Its format is found by the model's
+own chat template; `reasoning_format` or `gen(..., reasoning=)` names one.
+"""
+REFUSED: tuple[tuple[ConstraintKind, str], ...] = (
+    ("regex", "(?<=a)b"),
+    ("regex", "(?<!a)b"),
+    ("regex", "(?=a)b"),
+    ("regex", "(?!a)b"),
+    ("regex", r"(a)\1"),
+    ("regex", "(?P<x>a)(?P=x)"),
+    ("regex", r"\bword\b"),
+    ("regex", "a++"),
+    ("regex", "(?>a)b"),
+    ("regex", "(?m)a"),
+    ("regex", "(a$)b"),
+    ("regex", "a^b"),
+    ("regex", "(a)?(?(1)b|c)"),
+    ("lark", "start: A\n%declare A"),
+    ("lark", "start: A\nA: /a(?=b)/"),
+    ("json_schema", '{"type": "array", "items": {"type": "string"}, "uniqueItems": true}'),
+    ("json_schema", '{"$dynamicRef": "#a"}'),
+    ("json_schema", '{"$ref": "https://example.com/schema"}'),
+    ("json_schema", '{"type": "string", "format": "idn-email"}'),
+    ("structural_tag", '{"type": "structural_tag", "format": {"type": "token", "token": 5}}'),
+)
+"""One text for each thing that is refused."""
+
 
 def page() -> str:
     """The whole text of the page."""
@@ -158,6 +197,9 @@ def page() -> str:
     parts += [REGEX, "\n", *(f"- {name}\n" for name in REFUSED_GROUPS.values())]
     parts.append("- word boundary `\\b`, backreference `\\1`, possessive quantifiers\n")
     parts += [GRAMMARS, TAGS, "\n", _table(("type", "fields it must have", "may have"), _tags())]
+    parts += [REFUSALS, "\n", _table(("kind", "example", "error"), _refusals())]
+    parts += [REASONING, "\n"]
+    parts += [_table(("format", "begins", "ends", "also called"), _reasoning())]
     parts += [LIMITS, "\n", _table(("limit", "value", "of"), _limits()), COST]
     return "".join(parts)
 
@@ -166,6 +208,39 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _refusals() -> list[list[str]]:
+    return [
+        [f"`{kind}`", f"`{text.replace(chr(10), ' ⏎ ')}`", refusal(kind, text)]
+        for kind, text in REFUSED
+    ]
+
+
+def refusal(kind: ConstraintKind, text: str) -> str:
+    """What the code says of a constraint that it cannot enforce.
+
+    Raises:
+        AssertionError: it can.
+    """
+    try:
+        if kind == "structural_tag":
+            engine_tag(text)
+        elif kind == "lark":
+            translate(text)
+        else:
+            engine_grammar(Constraint(kind=kind, text=text))
+    except UnsupportedConstraint as error:
+        return error.message
+    raise AssertionError(f"{kind} is not refused any more: {text}")
+
+
+def _reasoning() -> list[list[str]]:
+    rows = []
+    for one in FORMATS.values():
+        others = ", ".join(name for name, format in ALIASES.items() if format == one.name)
+        rows.append([f"`{one.name}`", f"`{one.begin}`", f"`{one.end}`", others])
+    return rows
 
 
 def _abilities() -> list[list[str]]:

@@ -21,7 +21,7 @@ from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import FinishReason
 from branchline.runtime.core.protocols import Pending, TokenMatcher, Worker
 from branchline.runtime.core.request import Request
-from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.core.sampling_params import MAX_N, Constraint
 from branchline.runtime.core.section import Section
 from branchline.runtime.errors import BackendError, BranchlineError, QueueFull
 from branchline.runtime.memory.cache_manager import CacheManager
@@ -132,13 +132,15 @@ class Scheduler:
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
         """End a request (and its siblings `id#i`); ids that are not known are ignored."""
+        self.end_one(request_id, reason)
+        for index in range(1, MAX_N):  # some may have ended before others
+            self.end_one(f"{request_id}#{index}", reason)
+
+    def end_one(self, request_id: str, reason: FinishReason) -> None:
+        """End one sequence alone; an id that is not known is ignored."""
         request = self._requests.get(request_id)
         if request is not None:
             self._end(request, reason)
-        index = 1
-        while (sibling := self._requests.get(f"{request_id}#{index}")) is not None:
-            self._end(sibling, reason)
-            index += 1
 
     def forget(self, request: Request) -> None:
         """The outbox has sent the request's end."""

@@ -83,7 +83,7 @@ class OutputProcessor:
         forget: Callable[[Request], None],
         call_soon: Callable[[Callable[[], None]], None],
     ) -> None:
-        """Name the scheduler's side: end a request, forget an ended one, post to the loop."""
+        """Name the scheduler's side: end a sequence, forget an ended one, post to the loop."""
         self._abort, self._forget, self._call_soon = abort, forget, call_soon
 
     def open(self, request: EngineRequest, on_output: OnOutput) -> None:
