@@ -19,6 +19,7 @@ from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.engine import EngineConfig
+from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.engine_core import EngineCore
 from branchline.runtime.errors import InvalidRequest
@@ -45,7 +46,7 @@ from branchline.runtime.responses.reasoning import (
     detect_reasoning,
     format_named,
 )
-from branchline.runtime.scheduler.intake import Bounds, Intake
+from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
 from branchline.runtime.tokenizer.chat import ChatTemplate, TurnRenderer
 from branchline.runtime.tokenizer.output_processor import OutputProcessor

@@ -17,16 +17,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from branchline.runtime.config.sections import SchedulerSection
+from branchline.runtime.core.bounds import check_queue, remaining
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import FinishReason
 from branchline.runtime.core.protocols import Pending, TokenMatcher, Worker
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import MAX_N, Constraint
 from branchline.runtime.core.section import Section
-from branchline.runtime.errors import BackendError, BranchlineError, QueueFull
+from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.commit import Committer, Outbox
-from branchline.runtime.scheduler.intake import Intake, remaining
+from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.plan_builder import PlanBuilder, StepPlan
 from branchline.runtime.scheduler.planner import Planner
 from branchline.runtime.scheduler.stats import SchedulerStats
@@ -95,6 +96,7 @@ class Scheduler:
             self.stats,
             max_running=max_running,
             max_step_tokens=max_step_tokens,
+            started=outbox.started,
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
         self._builder = PlanBuilder(cache.slot_table.array, _suppress_ids(eos_ids))
@@ -112,11 +114,7 @@ class Scheduler:
             QueueFull: too many wait.
         """
         start = time.thread_time()
-        if len(self._requests) >= self._settings.max_queued_requests:
-            raise QueueFull(
-                f"{len(self._requests)} requests wait or run already",
-                hint="Try again later, or raise max_queued_requests.",
-            )
+        check_queue(len(self._requests), self._settings.max_queued_requests)
         if source.id in self._requests:
             raise BackendError("a request with this id is running", value=source.id)
         requests = self._intake.make(source)

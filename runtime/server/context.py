@@ -15,6 +15,7 @@ from branchline.runtime.programs.executor import Executor
 from branchline.runtime.server.errors import Refused
 from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.limits import Limits
+from branchline.runtime.server.running import RunningRequests
 from branchline.runtime.tokenizer.chat import ChatTemplate
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
 
@@ -34,6 +35,7 @@ class ServerContext:
         chat: the model's own chat template.
         model_names: what the model is called here; the first one is its name in answers.
         health: why the server cannot answer right now; "" when it can.
+        running: what is being generated, by the names clients gave.
     """
 
     port: EnginePort
@@ -45,6 +47,7 @@ class ServerContext:
     limits: Limits = field(default_factory=Limits)
     keys: Keys = field(default_factory=Keys)
     health: Callable[[], str] = always_ready
+    running: RunningRequests = field(default_factory=RunningRequests)
 
     @property
     def model_name(self) -> str:
