@@ -1,6 +1,7 @@
 """Write the generated pages of docs/; `--check` says whether they are current.
 
-docs/configuration.md comes from runtime/config, docs/routes.md from runtime/server.
+configuration.md comes from runtime/config, routes.md from runtime/server, structured_output.md from
+the tables in runtime/grammar.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import route_tables
+from structured_page import page as structured_page
 
 from branchline.cli.server_settings import SERVER_SECTIONS
 from branchline.runtime.config.env import VARIABLES
@@ -54,6 +56,7 @@ def configuration() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "routes.md": route_tables.page,
+    "structured_output.md": structured_page,
 }
 
 

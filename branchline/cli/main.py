@@ -111,6 +111,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     texts = {
         "offline": "fixed workloads of token ids through the engine",
         "programs": "whole programs: time, forwards per token, reuse of the cache",
+        "grammar": "constrained beside free text, compile and mask times, JSON Schemas",
         "start": "process start to first token, and peak memory",
         "scheduler": "overhead of a step, cost per queued request",
         "processes": "an engine in processes of its own against one in this process",
@@ -132,6 +133,20 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         if name == "processes":
             action.add_argument(
                 "--streams", type=int, default=64, metavar="N", help="at once (default 64)"
+            )
+        if name == "grammar":
+            action.add_argument(
+                "--at-once", type=int, default=16, metavar="N", help="requests at once (default 16)"
+            )
+            action.add_argument(
+                "--schemas",
+                metavar="FILE.jsonl",
+                help='JSON lines with "id", "schema" and maybe "tests"; default: a small fixed set',
+            )
+            action.add_argument(
+                "--isolation",
+                action="store_true",
+                help="also time a stream beside hostile constraints",
             )
         if name == "scheduler":
             action.add_argument(

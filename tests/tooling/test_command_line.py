@@ -104,9 +104,11 @@ def test_env_is_json_when_asked_and_tells_no_secret(
     assert main(["env", "--json"]) == 0
     text = capsys.readouterr().out
     found = json.loads(text)
-    parts = {"versions", "system", "cpu", "kernels", "models", "environment"}
+    parts = {"versions", "system", "cpu", "kernels", "grammars", "models", "environment"}
     assert parts == set(found)
     assert found["environment"]["BRANCHLINE_ADMIN_KEY"] == "set" and "a secret" not in text
+    assert found["grammars"]["json_schema"].startswith("llguidance: ")
+    assert found["grammars"]["ebnf"].startswith("xgrammar: ")
     assert found["kernels"]["native"] in ("yes", "no")
 
 
