@@ -9,6 +9,7 @@ from typing import Any
 
 from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.engine_core import EngineCore
+from branchline.runtime.grammar.service import GrammarService
 from branchline.runtime.launch.scheduler_parts import SchedulerParts, build_scheduler
 from branchline.runtime.launch.text_parts import open_model, text_parts
 from branchline.runtime.tokenizer.output_processor import OutputProcessor
@@ -26,6 +27,11 @@ class Assembly:
     tokenizer: Tokenizer
     outputs: OutputProcessor
     scheduler_parts: SchedulerParts
+
+    @property
+    def grammars(self) -> GrammarService:
+        """The engine's grammars."""
+        return self.scheduler_parts.grammars
 
     def close(self) -> None:
         """Stop in the order that leaves no reader waiting."""

@@ -17,6 +17,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import pytest
 import zmq
 
 from branchline.runtime.config.server import ServerSection
-from branchline.runtime.core.messages import GenerateRequest
+from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import GenerateResult
 from branchline.runtime.engine import Engine
 from branchline.runtime.errors import BackendError, ModelLoadError, from_wire
@@ -55,13 +56,19 @@ def processes(engine: RemoteEngine) -> dict[str, Any]:
     return found
 
 
-def two_running_and_others_waiting(driver: PortDriver) -> tuple[list[Call], list[Call]]:
-    # The same step takes both, so when something of the first is seen the second has started.
-    begun = driver.submit(*(driver.request([*PROMPT, i], 1900, stream=i == 0) for i in (0, 1)))
-    assert begun[0].seen.wait(60)
-    waiting = [driver.generate([*PROMPT, 10 + i], 12, n=1 + i % 2) for i in range(6)]
-    waiting.append(driver.score(PROMPT, [[1, 2], [3]]))
-    return begun, waiting
+def two_running_and_others_waiting(
+    driver: PortDriver, at_first: Callable[[], None] = lambda: None
+) -> tuple[list[Call], list[Call]]:
+    """The same step takes the first two (which share no prefix that one would wait for), so when something of the first is seen, and `at_first` is
+    called, the second has started."""
+    requests: list[EngineRequest] = [
+        *(driver.request([i, *PROMPT], 1900, stream=i == 0) for i in (0, 1)),
+        *(driver.request([*PROMPT, 10 + i], 12, n=1 + i % 2) for i in range(6)),
+        ScoreRequest(id=driver.new_id(), prompt_ids=PROMPT, choices=[[1, 2], [3]]),
+    ]
+    calls = driver.submit(*requests, at_first=at_first)
+    assert calls[0].seen.wait(60)
+    return calls[:2], calls[2:]
 
 
 def assert_lost(calls: list[Call]) -> None:
@@ -107,8 +114,9 @@ def test_a_process_that_dies_or_hangs_is_replaced(
 ) -> None:
     with running(settings, hang_timeout_s=4.0) as (engine, driver):
         before = processes(engine)
-        begun, waiting = two_running_and_others_waiting(driver)
-        os.kill(before[f"{role}_pid"], number)
+        begun, waiting = two_running_and_others_waiting(
+            driver, lambda: os.kill(before[f"{role}_pid"], number)
+        )
         assert_lost(begun if role == "scheduler" else begun[:1])
         assert engine.health() != ""
         late = driver.generate([*PROMPT, 99], 12)
@@ -154,10 +162,9 @@ def test_an_engine_that_dies_too_often_is_given_up(settings: dict[str, Any]) -> 
         driver = PortDriver(engine.port)
         for _ in range(2):
             until(lambda: engine.health() == "")
-            waiting = driver.generate(PROMPT, 1900, stream=True)
-            assert waiting.seen.wait(60)
-            os.kill(processes(engine)["scheduler_pid"], signal.SIGKILL)
-            assert_lost([waiting])
+            pid = processes(engine)["scheduler_pid"]
+            request = driver.request(PROMPT, 1900, stream=True)
+            assert_lost(driver.submit(request, at_first=partial(os.kill, pid, signal.SIGKILL)))
         until(lambda: failures)
         assert "SIGKILL" in str(failures[0])
         assert "SIGKILL" in engine.health()

@@ -28,8 +28,11 @@ class Call:
     finals: dict[str, GenerateResult | ScoreResult] = field(default_factory=dict)
     seen: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
+    at_first: Callable[[], None] = lambda: None
 
     def on_output(self, output: Output) -> None:
+        if not self.outputs:
+            self.at_first()
         self.outputs.append(output)
         if not isinstance(output, GenerateDelta):
             assert output.request_id not in self.finals, "a sequence ended twice"
@@ -86,9 +89,13 @@ class PortDriver:
             raise error
         return value  # type: ignore[no-any-return]
 
-    def submit(self, *requests: EngineRequest) -> list[Call]:
-        """Submit in one turn of the loop."""
+    def submit(
+        self, *requests: EngineRequest, at_first: Callable[[], None] = lambda: None
+    ) -> list[Call]:
+        """Submit in one turn of the loop; `at_first` is called with the first output of the
+        first request, on the loop thread."""
         calls = [Call(request) for request in requests]
+        calls[0].at_first = at_first
 
         def run() -> None:
             for call in calls:
