@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from branchline.lang.api import function, gen, select
     from branchline.lang.backends.base import set_default_backend
+    from branchline.lang.backends.endpoint import Endpoint, RuntimeEndpoint
     from branchline.lang.backends.engine import Engine, Runtime
     from branchline.lang.backends.mock import Mock
     from branchline.lang.compat import (
@@ -71,6 +72,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "lang.api": "function gen select",
     "lang.backends.base": "set_default_backend",
+    "lang.backends.endpoint": "Endpoint RuntimeEndpoint",
     "lang.backends.engine": "Engine Runtime",
     "lang.backends.mock": "Mock",
     "lang.compat": "flush_cache gen_int gen_string get_server_info greedy_token_selection "
@@ -97,6 +99,7 @@ __all__ = [
     "ConstraintError",
     "DeadlineExceeded",
     "Done",
+    "Endpoint",
     "Engine",
     "Expression",
     "Forks",
@@ -107,6 +110,7 @@ __all__ = [
     "ProgramError",
     "RequestGraph",
     "Runtime",
+    "RuntimeEndpoint",
     "State",
     "TextDelta",
     "TruncatedError",

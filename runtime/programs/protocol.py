@@ -76,7 +76,7 @@ class EndRole(msgspec.Struct, frozen=True, tag="end"):
     node: int
 
 
-class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
+class Generate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="gen"):
     """Continue the lane and store the text under `name`.
 
     With `sampling.n` > 1 all texts are reported and the lane goes on with the first.
@@ -97,7 +97,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
     adapter: str = ""
 
 
-class Select(msgspec.Struct, frozen=True, kw_only=True, tag="select"):
+class Select(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="select"):
     """Score every choice after the lane's tokens and append the best."""
 
     lane: int
@@ -187,7 +187,7 @@ Op = (
 )
 
 
-class OpenProgram(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+class OpenProgram(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="open"):
     """First message of a program.
 
     Attributes:
@@ -202,7 +202,7 @@ class OpenProgram(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
     namespace: str = ""
 
 
-class NodeStats(msgspec.Struct, kw_only=True):
+class NodeStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What one node did. Times are seconds since the program was opened.
 
     Attributes:
@@ -247,7 +247,7 @@ class ChoiceScore(msgspec.Struct, frozen=True):
     probability: float
 
 
-class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
+class ValueReady(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="value"):
     """A generate or select node has its value.
 
     Attributes:
@@ -266,7 +266,7 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
     stats: tuple[NodeStats, ...] = ()
 
 
-class NodeFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+class NodeFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
     """A node has no value. `text` is what had been generated (readable in the variable's meta)."""
 
     lane: int
@@ -296,7 +296,7 @@ class LaneContent(msgspec.Struct, frozen=True, tag="lane"):
     text: str
 
 
-class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed"):
+class Closed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="closed"):
     """Everything has run. `error` is the first error of the program, if any."""
 
     error: dict[str, Any] | None = None
@@ -304,6 +304,12 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed"):
 
 
 Event = TextDelta | ValueReady | NodeFailed | JoinReady | LaneContent | Closed
+
+ENGINE_FEATURES = frozenset(
+    {"select", "roles", "fork", "tokens", "logprobs", "seed", "top_k"}
+    | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
+)
+"""What the project's own engine can do, in this process or behind a server."""
 
 Sink = Callable[[list[Event]], None]
 """Takes events, in order, on the backend's thread; must return at once and never raise."""
