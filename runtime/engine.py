@@ -6,8 +6,7 @@ result or a typed error. Programs are run by `runtime.programs.executor` on `Eng
 
 from __future__ import annotations
 
-import asyncio
-import itertools
+import contextlib
 import queue
 import threading
 import time
@@ -21,12 +20,12 @@ import msgspec
 from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, ScoreResult
 from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.engine_client import EngineClient, Item, raise_if_failed, sequence_ids
 from branchline.runtime.engine_core import EngineCore
-from branchline.runtime.errors import BranchlineError, InvalidRequest, from_wire, wrap
+from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.launch import assemble
 
 Prompt = str | Sequence[int]
-Deliver = Callable[[Output | BranchlineError], None]
 
 
 class Engine:
@@ -48,7 +47,7 @@ class Engine:
         self._parts = assemble(settings)
         self.core: EngineCore = self._parts.core
         self.tokenizer = self._parts.tokenizer
-        self._ids = itertools.count()
+        self._client = EngineClient(self.core)
         # Also at exit: native kernel threads must not outlive the step that uses them.
         self._finalizer = weakref.finalize(self, self._parts.close)
 
@@ -90,10 +89,8 @@ class Engine:
     ) -> Any:
         """`generate` for one prompt on an event loop; cancelling the task ends the request."""
         request = self._request(prompt, sampling, options)
-        results: dict[str, Output] = {}
-        async for output in self._events(request):
-            results[output.request_id] = output
-        return _group(request, results)
+        results = await self._client.results(request)
+        return results[0] if request.sampling.n == 1 else results
 
     def stream(
         self,
@@ -104,12 +101,12 @@ class Engine:
         """Yield `GenerateDelta`s, then the `GenerateResult`. Leaving the loop ends the request; a
         failure is raised inside it."""
         request = self._request(prompt, sampling, options, stream=True)
-        inbox: queue.SimpleQueue[Output | BranchlineError] = queue.SimpleQueue()
-        self._start(request, inbox.put)
+        inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._client.start(request, inbox.put)
         left = request.sampling.n
         try:
             while left:
-                output = _raise_if_failed(inbox.get())
+                output = raise_if_failed(inbox.get())
                 left -= isinstance(output, GenerateResult)
                 assert not isinstance(output, ScoreResult)
                 yield output
@@ -125,14 +122,15 @@ class Engine:
     ) -> AsyncIterator[GenerateDelta | GenerateResult]:
         """`stream` on an event loop."""
         request = self._request(prompt, sampling, options, stream=True)
-        async for output in self._events(request):
-            assert not isinstance(output, ScoreResult)
-            yield output
+        async with contextlib.aclosing(self._client.run(request)) as outputs:
+            async for output in outputs:
+                assert not isinstance(output, ScoreResult)
+                yield output
 
     def score(self, prompt: Prompt, choices: Sequence[Prompt], **options: Any) -> ScoreResult:
         """Log-probabilities of each choice's tokens after the prompt, in one tree forward."""
         request = ScoreRequest(
-            id=self._new_id(),
+            id=self._client.new_id(),
             prompt_ids=self._encode(prompt),
             choices=[self._encode(choice) for choice in choices],
             **_common(options),
@@ -143,7 +141,7 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """End a request; unknown ids are ignored."""
-        self.core.call_soon(lambda: self.core.abort(request_id))
+        self._client.abort(request_id)
 
     # -- care ------------------------------------------------------------------------------------
 
@@ -172,9 +170,6 @@ class Engine:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _new_id(self) -> str:
-        return f"r{next(self._ids)}"
-
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, special=True)
@@ -189,35 +184,24 @@ class Engine:
         stream: bool = False,
     ) -> GenerateRequest:
         return GenerateRequest(
-            id=self._new_id(),
+            id=self._client.new_id(),
             prompt_ids=self._encode(prompt),
             sampling=_sampling(sampling, options),
             stream=stream,
             **_common(options),
         )
 
-    def _start(self, request: EngineRequest, deliver: Deliver) -> None:
-        def submit() -> None:
-            try:
-                self.core.submit(request, deliver)
-            except BranchlineError as error:
-                deliver(error)
-            except Exception as error:
-                deliver(wrap(error))
-
-        self.core.call_soon(submit)
-
     def _run(self, requests: Sequence[EngineRequest], timeout_s: float | None) -> dict[str, Output]:
-        inbox: queue.SimpleQueue[Output | BranchlineError] = queue.SimpleQueue()
+        inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         for request in requests:
-            self._start(request, inbox.put)
+            self._client.start(request, inbox.put)
         left = sum(r.sampling.n if isinstance(r, GenerateRequest) else 1 for r in requests)
         results: dict[str, Output] = {}
         end = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             while left:
                 wait = None if end is None else max(0.0, end - time.monotonic())
-                output = _raise_if_failed(inbox.get(timeout=wait))
+                output = raise_if_failed(inbox.get(timeout=wait))
                 results[output.request_id] = output
                 left -= 1
         except queue.Empty:
@@ -227,24 +211,6 @@ class Engine:
                 for request in requests:
                     self.abort(request.id)
         return results
-
-    async def _events(self, request: GenerateRequest) -> AsyncIterator[Output]:
-        loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Output | BranchlineError] = asyncio.Queue()
-
-        def deliver(item: Output | BranchlineError) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, item)
-
-        self._start(request, deliver)
-        left = request.sampling.n
-        try:
-            while left:
-                output = _raise_if_failed(await inbox.get())
-                left -= isinstance(output, GenerateResult)
-                yield output
-        finally:
-            if left:
-                self.abort(request.id)
 
     def _on_loop(self, fn: Callable[[], Any]) -> Any:
         """Run `fn` on the loop thread and wait for what it returns."""
@@ -301,17 +267,7 @@ def _sampling(
     return msgspec.structs.replace(base, **fields).validate()
 
 
-def _raise_if_failed(output: Output | BranchlineError) -> Output:
-    if isinstance(output, BranchlineError):
-        raise output
-    error = None if isinstance(output, GenerateDelta) else output.error
-    if error is not None:
-        raise from_wire(error)
-    return output
-
-
 def _group(request: EngineRequest, results: dict[str, Output]) -> Any:
-    n = request.sampling.n if isinstance(request, GenerateRequest) else 1
-    if n == 1:
+    if isinstance(request, ScoreRequest) or request.sampling.n == 1:
         return results[request.id]
-    return [results[request.id if i == 0 else f"{request.id}#{i}"] for i in range(n)]
+    return [results[name] for name in sequence_ids(request)]

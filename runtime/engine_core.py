@@ -80,6 +80,10 @@ class EngineCore:
         """See `EnginePort.release`."""
         self.cache.release_lease(lane_id)
 
+    def flush(self, on_done: Callable[[int], None]) -> None:
+        """See `EnginePort.flush`."""
+        on_done(self.cache.flush())
+
     def info(self) -> dict[str, Any]:
         """Counters and settings, plain data; callable from any thread (a moment's view)."""
         stats = self._scheduler.stats

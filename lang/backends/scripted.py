@@ -170,6 +170,10 @@ class ScriptedEngine:
     def release(self, lane_id: str) -> None:
         """See `hold`."""
 
+    def flush(self, on_done: Callable[[int], None]) -> None:
+        """See `hold`."""
+        on_done(0)
+
     def info(self) -> dict[str, Any]:
         """What this is."""
         return {"model": self.model_name, "max_context": self.max_context}

@@ -60,8 +60,9 @@ class GenerateDelta(msgspec.Struct, kw_only=True):
     Attributes:
         request_id: whose.
         text: new text; safe to show (complete characters, no part of a stop string).
-        token_ids: new ids (only when the request streams).
-        logprobs: one entry for each new id, when asked for.
+        token_ids: new ids; they come with or after the end of their text, once no stop can cut
+            them, so that all deltas together bring the ids of the result.
+        logprobs: one entry for each of these ids, when asked for.
     """
 
     request_id: str

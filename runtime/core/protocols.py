@@ -127,4 +127,7 @@ class EnginePort(Protocol):
     def release(self, lane_id: str) -> None:
         """Drop the lane's lease; unknown lanes are ignored."""
 
+    def flush(self, on_done: Callable[[int], None]) -> None:
+        """Drop every cached prefix that nothing holds; `on_done` gets the tokens freed."""
+
     def info(self) -> dict[str, Any]: ...

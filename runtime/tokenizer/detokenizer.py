@@ -63,6 +63,22 @@ class TextState:
         """The stop, once found."""
         return self._hit
 
+    @property
+    def length(self) -> int:
+        """Ids pushed so far."""
+        return len(self._ids)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all text of the ids so far has been given out, so that no stop can cut them."""
+        if self._hit is not None or self._decoder.pending:
+            return False
+        return self._checker is None or self._checker.settled
+
+    def ids_from(self, start: int) -> list[int]:
+        """Ids pushed so far, from index `start` on."""
+        return self._ids[start:]
+
     def push(self, ids: Sequence[int], finished: bool = False) -> tuple[str, StopHit | None]:
         """Add ids.
 

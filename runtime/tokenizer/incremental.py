@@ -79,6 +79,11 @@ class StopChecker:
         """The stop, once found."""
         return self._hit
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is held back."""
+        return self._released == self._seen
+
     def feed(
         self, text: str, *, finished: bool = False, armed: bool = True
     ) -> tuple[str, StopHit | None]:

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from branchline.runtime.core.messages import EngineRequest, GenerateRequest
 from branchline.runtime.core.outputs import (
@@ -42,7 +42,9 @@ class _Stream:
 
     Attributes:
         text: None when nobody needs text before the end.
-        shown: ids already given to a delta.
+        shown: ids already read.
+        given: of those, ids that a delta has brought.
+        held: log-probabilities of ids that no delta has brought yet.
         offloaded: read on the side thread.
         stopped: its text has ended; later ids are ignored.
     """
@@ -52,6 +54,8 @@ class _Stream:
     stream: bool
     offloaded: bool
     shown: int = 0
+    given: int = 0
+    held: list[TokenLogprob] = field(default_factory=list)
     stopped: bool = False
 
 
@@ -165,9 +169,16 @@ class OutputProcessor:
             return []
         text, hit = stream.text.push(ids)
         stream.stopped = hit is not None
-        if not (stream.stream and text):
+        if not stream.stream:
             return []
-        return [GenerateDelta(request_id=request_id, text=text, token_ids=ids, logprobs=logprobs)]
+        stream.held += logprobs
+        if not text:
+            return []
+        delta = GenerateDelta(request_id=request_id, text=text)
+        if stream.text.settled:
+            delta.token_ids, stream.given = stream.text.ids_from(stream.given), stream.text.length
+            delta.logprobs, stream.held = stream.held, []
+        return [delta]
 
     def _result(self, request: Request, stream: _Stream) -> list[Output]:
         if request.score is not None:
@@ -186,9 +197,17 @@ class OutputProcessor:
         else:
             tail, hit = ("", None) if stream.stopped else stream.text.push([], finished=True)
             stream.stopped = stream.stopped or hit is not None
-            if stream.stream and tail:
-                outputs.append(GenerateDelta(request_id=request.id, text=tail))
             text, kept = stream.text.text, stream.text.kept_ids()
+            rest = kept[stream.given :]
+            if stream.stream and (tail or rest):
+                outputs.append(
+                    GenerateDelta(
+                        request_id=request.id,
+                        text=tail,
+                        token_ids=rest,
+                        logprobs=request.progress.logprobs[stream.given : len(kept)],
+                    )
+                )
             if stream.stopped and reason in ("length", "constraint", "abort"):
                 reason = "stop"
         outputs.append(

@@ -158,6 +158,9 @@ class ScriptedPort:
         self.leases.pop(lane_id, None)
         self.released.append(lane_id)
 
+    def flush(self, on_done: Callable[[int], None]) -> None:
+        on_done(0)
+
     def info(self) -> dict[str, Any]:
         return {"model": self.model_name}
 

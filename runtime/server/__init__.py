@@ -1,0 +1,1 @@
+"""HTTP routes over an engine port: existing clients, and programs. Needs no torch."""

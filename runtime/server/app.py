@@ -1,0 +1,156 @@
+"""The web application: route families, and what holds for all of them.
+
+Invariants: every answer carries the request's id; every failure is in its route family's own
+format; a route without a mark asks for a normal key; at most `max_open_requests` are worked on.
+Knows the families, none of their bodies.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from branchline.runtime.errors import QueueFull
+from branchline.runtime.server import info
+from branchline.runtime.server.context import ServerContext
+from branchline.runtime.server.errors import (
+    ErrorBody,
+    anthropic_body,
+    failure_of,
+    headers_of,
+    log_failure,
+    openai_body,
+)
+from branchline.runtime.server.keys import Access
+from branchline.runtime.server.wire import CALLER, REQUEST_ID, Handler
+
+CONTEXT = web.AppKey("context", ServerContext)
+_CLIENT_ID = re.compile(r"[\w.:+-]{1,128}", re.ASCII)
+
+
+class Family(NamedTuple):
+    """Routes whose clients read the same kind of error.
+
+    Attributes:
+        access: of the routes that ask for something else than a normal key, by path.
+    """
+
+    routes: Callable[[ServerContext], list[web.RouteDef]]
+    error_body: ErrorBody
+    access: Mapping[str, Access] = {}
+
+
+FAMILIES: tuple[Family, ...] = (Family(info.routes, openai_body, info.ACCESS),)
+
+
+def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) -> web.Application:
+    """The application; run it with `make_runner`."""
+    bodies: dict[str, ErrorBody] = {}
+    access: dict[str, Access] = {}
+    routes: list[web.RouteDef] = []
+    for family in families:
+        found = family.routes(context)
+        routes += found
+        bodies.update({route.path: family.error_body for route in found})
+        access.update(family.access)
+    app = web.Application(
+        client_max_size=context.limits.max_body_bytes,
+        middlewares=[_Gate(context, bodies, access).middleware()],
+    )
+    app[CONTEXT] = context
+    app.add_routes(routes)
+    app.on_response_prepare.append(_name_response)
+    return app
+
+
+def make_runner(app: web.Application, drain_s: float = 60.0) -> web.AppRunner:
+    """A runner under which a client that leaves ends the work that was done for it.
+
+    Args:
+        drain_s: seconds that running requests get when it is cleaned up.
+    """
+    return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=drain_s)
+
+
+class _Gate:
+    """What happens around every handler."""
+
+    def __init__(
+        self, context: ServerContext, bodies: dict[str, ErrorBody], access: dict[str, Access]
+    ) -> None:
+        self._context = context
+        self._bodies = bodies
+        self._access = access
+        self._open = 0
+
+    def middleware(self) -> Middleware:
+        """For `web.Application`."""
+
+        @web.middleware
+        async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._run(request, handler)
+
+        return gate
+
+    async def _run(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        resource = request.match_info.route.resource
+        path = "" if resource is None else resource.canonical
+        request[REQUEST_ID] = _request_id(request)
+        try:
+            access = self._access.get(path, Access.NORMAL)
+            request[CALLER] = self._context.keys.identify(request.headers, access)
+            if access is Access.OPEN:
+                return await handler(request)
+            return await self._counted(request, handler)
+        except Exception as error:
+            body = self._bodies.get(path) or _body_of_unknown(request.path)
+            return _error_response(error, body, request[REQUEST_ID])
+
+    async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        most = self._context.limits.max_open_requests
+        if self._open >= most:
+            raise QueueFull(
+                "too many requests are being worked on",
+                value=self._open,
+                hint="Try again later, or start the server with a larger --max-open-requests.",
+            )
+        self._open += 1
+        try:
+            return await handler(request)
+        finally:
+            self._open -= 1
+
+
+def _error_response(error: Exception, body: ErrorBody, request_id: str) -> web.Response:
+    failure = failure_of(error)
+    log_failure(failure, request_id, error)
+    return web.Response(
+        body=msgspec.json.encode(body(failure, request_id)),
+        status=failure.status,
+        headers=headers_of(failure),
+        content_type="application/json",
+    )
+
+
+def _body_of_unknown(path: str) -> ErrorBody:
+    """The format for a path that no family has: what its client most likely reads."""
+    return anthropic_body if path.startswith("/v1/messages") else openai_body
+
+
+def _request_id(request: web.Request) -> str:
+    """The client's own id where it is short and plain, else a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _CLIENT_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+async def _name_response(request: web.Request, response: web.StreamResponse) -> None:
+    request_id = request.get(REQUEST_ID)
+    if request_id is not None:
+        response.headers["x-request-id"] = request_id
+        response.headers["request-id"] = request_id

@@ -1,0 +1,95 @@
+"""What every route family is given: the engine's side, texts, limits, keys.
+
+Invariant: routes reach the engine through `port`, `client` and `executor` alone, so that they
+cannot tell an engine in this process from one in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from branchline.runtime.core.protocols import EnginePort
+from branchline.runtime.engine_client import EngineClient
+from branchline.runtime.programs.executor import Executor
+from branchline.runtime.server.errors import Refused
+from branchline.runtime.server.keys import Keys
+from branchline.runtime.server.limits import Limits
+from branchline.runtime.tokenizer.chat import ChatTemplate
+from branchline.runtime.tokenizer.tokenizer import TokenizerLike
+
+
+def always_ready() -> str:
+    """The health of an engine in this process."""
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerContext:
+    """Everything a route may use.
+
+    Attributes:
+        client: awaits requests on `port`.
+        executor: runs programs on `port`.
+        chat: the model's own chat template.
+        model_names: what the model is called here; the first one is its name in answers.
+        health: why the server cannot answer right now; "" when it can.
+    """
+
+    port: EnginePort
+    client: EngineClient
+    executor: Executor
+    tokenizer: TokenizerLike
+    chat: ChatTemplate
+    model_names: tuple[str, ...]
+    limits: Limits = field(default_factory=Limits)
+    keys: Keys = field(default_factory=Keys)
+    health: Callable[[], str] = always_ready
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in answers."""
+        return self.model_names[0]
+
+    def check_model(self, name: str | None) -> str:
+        """The name to answer with, for the `model` of a request (None, "" and "default": ours).
+
+        Raises:
+            Refused: 404, another model's name.
+        """
+        if name in (None, "", "default"):
+            return self.model_name
+        if name not in self.model_names:
+            raise Refused(
+                404,
+                "the model does not exist here",
+                value=name,
+                param="model",
+                code="model_not_found",
+                hint=f"This server has {', '.join(self.model_names)}.",
+            )
+        return name
+
+
+def make_context(
+    port: EnginePort,
+    tokenizer: TokenizerLike,
+    *,
+    chat: ChatTemplate | None = None,
+    model_names: tuple[str, ...] = (),
+    limits: Limits | None = None,
+    keys: Keys | None = None,
+    health: Callable[[], str] = always_ready,
+) -> ServerContext:
+    """A context over `port`, with a client and an executor of its own."""
+    return ServerContext(
+        port=port,
+        client=EngineClient(port, prefix="http-"),
+        executor=Executor(port),
+        tokenizer=tokenizer,
+        chat=chat or ChatTemplate.of(tokenizer),
+        model_names=model_names or (port.model_name,),
+        limits=limits or Limits(),
+        keys=keys or Keys(),
+        health=health,
+    )

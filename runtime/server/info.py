@@ -1,0 +1,72 @@
+"""What is here, and whether it answers: /health, /v1/models."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from branchline.runtime.errors import BackendError
+from branchline.runtime.server.context import ServerContext
+from branchline.runtime.server.keys import Access
+from branchline.runtime.server.wire import json_response
+
+ACCESS = {"/health": Access.OPEN, "/ping": Access.OPEN}
+
+
+def routes(context: ServerContext) -> list[web.RouteDef]:
+    """Routes of this module."""
+    family = _Info(context)
+    return [
+        web.get("/health", family.health),
+        web.get("/ping", family.health),
+        web.get("/v1/models", family.models),
+        web.get("/v1/models/{model:.+}", family.model),
+    ]
+
+
+class _Info:
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._created = int(time.time())
+
+    async def health(self, request: web.Request) -> web.Response:
+        """200 when requests are answered, 503 with the reason when not."""
+        reason = self._context.health()
+        if reason:
+            raise BackendError(f"not ready: {reason}", retryable=True)
+        return web.Response()
+
+    async def models(self, request: web.Request) -> web.Response:
+        """The list, in the form that the asking SDK reads."""
+        names = self._context.model_names
+        if _is_anthropic(request):
+            cards = [self._anthropic_card(name) for name in names]
+            ends = {"first_id": names[0], "last_id": names[-1], "has_more": False}
+            return json_response({"data": cards, **ends})
+        return json_response({"object": "list", "data": [self._card(name) for name in names]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """One of the list."""
+        name = self._context.check_model(request.match_info["model"])
+        card = self._anthropic_card(name) if _is_anthropic(request) else self._card(name)
+        return json_response(card)
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "branchline",
+            "root": self._context.port.model_name,
+            "max_model_len": self._context.port.max_context,
+        }
+
+    def _anthropic_card(self, name: str) -> dict[str, Any]:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._created))
+        return {"id": name, "type": "model", "display_name": name, "created_at": moment}
+
+
+def _is_anthropic(request: web.Request) -> bool:
+    return "anthropic-version" in request.headers
