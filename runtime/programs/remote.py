@@ -60,15 +60,10 @@ class ProgramHost:
         self._owners: dict[RemoteProgram, tuple[Connection, int]] = {}
         self._inbox: deque[tuple[RemoteProgram, list[Event]]] = deque()
         self._awake = False
-        self._closed = False
+        self._draining = False
 
     def __len__(self) -> int:
         return len(self._programs)
-
-    @property
-    def running(self) -> int:
-        """Programs that have not come to their end."""
-        return sum(not program.ended for program in self._programs.values())
 
     def connect(self, tenant: str, namespace: str, wake: Callable[[], None]) -> Connection:
         """A client's new connection.
@@ -87,11 +82,9 @@ class ProgramHost:
             if not program.check_time(now):
                 self._lose(program)
 
-    def close(self) -> None:
-        """End all programs; no more can be begun."""
-        self._closed = True
-        for program in list(self._programs.values()):
-            self._lose(program)
+    def drain(self) -> None:
+        """Begin no more programs; those that run go on."""
+        self._draining = True
 
     # ---- for connections
 
@@ -132,7 +125,7 @@ class ProgramHost:
     # ---- inside
 
     def _begin(self, key: tuple[str, str], namespace: str) -> RemoteProgram:
-        if self._closed:
+        if self._draining:
             raise BackendError("the server is going down", hint="Try again later.", retryable=True)
         if len(self._programs) >= self.limits.programs:
             self._make_room()
@@ -201,6 +194,11 @@ class Connection:
         self._said: list[Down] = []
         self._channels: dict[int, RemoteProgram] = {}
         self._ready: dict[int, None] = {}
+
+    @property
+    def running(self) -> bool:
+        """True while a program of it has not come to its end."""
+        return any(not program.ended for program in self._channels.values())
 
     def receive(self, frame: bytes) -> None:
         """Take one frame. `WireError`: the connection cannot go on."""

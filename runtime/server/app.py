@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from branchline.runtime.errors import QueueFull
-from branchline.runtime.server import info
+from branchline.runtime.server import info, programs
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import (
     ErrorBody,
@@ -25,6 +25,7 @@ from branchline.runtime.server.errors import (
     failure_of,
     headers_of,
     log_failure,
+    native_body,
     openai_body,
 )
 from branchline.runtime.server.keys import Access
@@ -46,7 +47,10 @@ class Family(NamedTuple):
     access: Mapping[str, Access] = {}
 
 
-FAMILIES: tuple[Family, ...] = (Family(info.routes, openai_body, info.ACCESS),)
+FAMILIES: tuple[Family, ...] = (
+    Family(info.routes, openai_body, info.ACCESS),
+    Family(programs.routes, native_body),
+)
 
 
 def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) -> web.Application:
@@ -66,6 +70,7 @@ def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) 
     app[CONTEXT] = context
     app.add_routes(routes)
     app.on_response_prepare.append(_name_response)
+    app.on_shutdown.append(_shut_down)
     return app
 
 
@@ -147,6 +152,11 @@ def _request_id(request: web.Request) -> str:
     """The client's own id where it is short and plain, else a new one."""
     given = request.headers.get("x-request-id", "")
     return given if _CLIENT_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+async def _shut_down(app: web.Application) -> None:
+    for hook in app[CONTEXT].on_shutdown:
+        await hook()
 
 
 async def _name_response(request: web.Request, response: web.StreamResponse) -> None:
