@@ -168,7 +168,7 @@ class ReadLane(msgspec.Struct, frozen=True, tag="read"):
 
 
 class Close(msgspec.Struct, frozen=True, tag="close"):
-    """No more ops but `ReadLane`. Leases end when everything has run."""
+    """No more ops but `ReadLane` and `Cancel`. Leases end when everything has run."""
 
 
 Op = (
