@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from branchline.lang.events import Done, TextDelta, VariableReady
     from branchline.lang.expressions import Expression
     from branchline.lang.fork import Forks, fork
+    from branchline.lang.graph_run import run_graph
     from branchline.lang.matching import Match, match
     from branchline.lang.program import Program
     from branchline.lang.roles import (
@@ -84,6 +85,7 @@ _MODULES = {
     "lang.expressions": "Expression",
     "lang.matching": "Match match",
     "lang.fork": "Forks fork",
+    "lang.graph_run": "run_graph",
     "lang.program": "Program",
     "lang.roles": "assistant assistant_begin assistant_end system system_begin system_end tool "
     "user user_begin user_end",
@@ -136,6 +138,7 @@ __all__ = [
     "optional",
     "regex",
     "repeat",
+    "run_graph",
     "select",
     "seq",
     "set_default_backend",

@@ -26,6 +26,7 @@ from branchline.lang.backends.loop_thread import LoopThread
 from branchline.lang.errors import (
     BackendError,
     BranchlineError,
+    Cancelled,
     InvalidRequest,
     UnsupportedFeature,
     from_wire,
@@ -145,7 +146,8 @@ class _Line:
 
     def close(self, *, wait: bool = True) -> None:
         """Say goodbye to the server, end every program."""
-        self.link.fail(closed_error(), closing=True)
+        ended = Cancelled("the endpoint was closed", hint="Make a new Endpoint.")
+        self.link.fail(ended, closed=closed_error())
         self._thread.stop(self._leave, wait=wait)
 
     def _wake(self) -> None:
@@ -215,7 +217,7 @@ class _Line:
                 socket, welcome = await self._again()
         except Exception as error:  # a bug here must not leave programs waiting
             logger.exception("the line to %s ended by an internal error", self._url)
-            self.link.fail(wrap(error), closing=True)
+            self.link.fail(wrap(error), closed=wrap(error))
 
     async def _converse(self, socket: aiohttp.ClientWebSocketResponse, welcome: Welcome) -> None:
         """Read and write until the connection ends."""

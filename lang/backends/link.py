@@ -163,7 +163,7 @@ class Link:
         body = _encoded(ops)
         with self._lock:
             if session.lost is not None:
-                raise session.lost.with_traceback(None)
+                raise (self._closed or session.lost).with_traceback(None)
             if session.leaving:
                 return
             limit = self._welcome.max_item_bytes if self._welcome is not None else len(body)
@@ -262,15 +262,15 @@ class Link:
             else:
                 raise wire.WireError("a second greeting", value=type(message).__name__)
 
-    def fail(self, error: BranchlineError, *, closing: bool = False) -> None:
+    def fail(self, error: BranchlineError, *, closed: BranchlineError | None = None) -> None:
         """There is no server any more: every program ends with `error`.
 
-        `closing`: and no other one can be opened.
+        Args:
+            closed: no other program can be opened, for this reason.
         """
         with self._lock:
             self._connected = False
-            if closing:
-                self._closed = error
+            self._closed = self._closed or closed
             channels = list(self._sessions)
         for channel in channels:
             self._lose(channel, error)

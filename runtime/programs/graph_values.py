@@ -6,7 +6,7 @@ lane, and for each gathering join the branches' own variables as lists, in branc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from branchline.runtime.core.outputs import RequestMeta
@@ -28,7 +28,7 @@ Definition = Generate | Select | SetVariable
 def root_variables(
     ops: Iterable[NodeOp],
     value: Callable[[Definition], T],
-    many: Callable[[Sequence[T]], T],
+    many: Callable[[list[T]], T],
 ) -> dict[str, T]:
     """Variables of lane 0, in the order in which they are defined.
 
@@ -59,7 +59,7 @@ def root_variables(
     return {name: _one(found, many, (0, name) in lists) for name, found in own[0].items()}
 
 
-def _one(found: list[T], many: Callable[[Sequence[T]], T], is_list: bool) -> T:
+def _one(found: list[T], many: Callable[[list[T]], T], is_list: bool) -> T:
     return many(found) if is_list or len(found) > 1 else found[0]
 
 

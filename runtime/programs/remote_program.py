@@ -45,8 +45,9 @@ from branchline.runtime.programs.protocol import (
 )
 from branchline.runtime.programs.wire import Abandon, decode_parts, encode
 
+LAGGING_EVENTS = 64
+"""From so many unread events on, unread text of one node is joined, up to `JOINED_CHARS`."""
 JOINED_CHARS = 4096
-"""Unread text of one node is joined up to this length."""
 EVENT_BYTES = 64
 """Counted for an event beside its texts."""
 
@@ -253,7 +254,8 @@ class RemoteProgram:
     def _keep(self, event: Event) -> None:
         last = self._unread[-1] if self._unread else None
         if (
-            isinstance(event, TextDelta)
+            len(self._unread) >= LAGGING_EVENTS
+            and isinstance(event, TextDelta)
             and isinstance(last, TextDelta)
             and last.node == event.node
             and len(last.text) < JOINED_CHARS
