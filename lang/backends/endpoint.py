@@ -268,12 +268,14 @@ class _Line:
     async def _leave(self) -> None:
         """Close the connection in order, so that the server frees everything at once."""
         task: asyncio.Task[None] | None = getattr(self, "_task", None)
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        if self._http is not None:
-            await self._http.close()
+        try:
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        finally:
+            if self._http is not None:
+                await self._http.close()
 
 
 def _checked(url: str) -> str:

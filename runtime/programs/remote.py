@@ -94,10 +94,11 @@ class ProgramHost:
         program = self._programs.get(key)
         if program is None:
             if message.acked or message.received:
+                lease_s = self.limits.program_lease_s
                 raise BackendError(
                     "the server no longer has this program",
-                    hint=f"A program is kept for {self.limits.lease_s} s after its connection "
-                    "broke. Run it again.",
+                    hint=f"A program is kept for {lease_s} s after its connection broke. "
+                    "Run it again.",
                     retryable=True,
                 )
             program = self._begin(key, connection.namespace)
@@ -127,7 +128,7 @@ class ProgramHost:
     def _begin(self, key: tuple[str, str], namespace: str) -> RemoteProgram:
         if self._draining:
             raise BackendError("the server is going down", hint="Try again later.", retryable=True)
-        if len(self._programs) >= self.limits.programs:
+        if len(self._programs) >= self.limits.max_programs:
             self._make_room()
 
         def opens(program: RemoteProgram, opened: OpenProgram) -> Session:
@@ -144,7 +145,7 @@ class ProgramHost:
         if ended is None:
             raise QueueFull(
                 "the server runs as many programs as it may",
-                value=self.limits.programs,
+                value=self.limits.max_programs,
                 hint="Try again later, or start the server with a larger --max-programs.",
             )
         self._lose(ended)
@@ -286,7 +287,7 @@ class Connection:
                 facts.server,
                 facts.model,
                 facts.features,
-                limits.lease_s,
+                limits.program_lease_s,
                 max_item_bytes(limits),
             )
         )
@@ -326,4 +327,4 @@ class Connection:
 
 def max_item_bytes(limits: ProgramLimits) -> int:
     """Largest item a client may send: all the text of a program at once, with its markup."""
-    return limits.text_bytes + (1 << 20)
+    return limits.max_program_text_bytes + (1 << 20)

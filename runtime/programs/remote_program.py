@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from branchline.runtime.config.sections import setting
 from branchline.runtime.errors import (
     BackendError,
     BranchlineError,
@@ -52,28 +54,26 @@ EVENT_BYTES = 64
 """Counted for an event beside its texts."""
 
 
-class ProgramLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one program, and all of them together, may use.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramLimits:
+    """What one program, and all of them together, may use. A field is a flag of the server."""
 
-    Attributes:
-        programs: programs that clients may have here at a time.
-        ops: ops of one program.
-        lanes: lanes of one program.
-        text_bytes: text that one program may send, UTF-8: literals, choices, constraints.
-        unread_bytes: events of one program that its client has not taken.
-        idle_s: seconds in which a program asks for nothing and waits for nothing.
-        total_s: seconds from opening a program to its end.
-        lease_s: seconds a program is kept for a client whose connection broke.
-    """
-
-    programs: int = 16384
-    ops: int = 100_000
-    lanes: int = 16384
-    text_bytes: int = 16 * 1024 * 1024
-    unread_bytes: int = 4 * 1024 * 1024
-    idle_s: float = 300.0
-    total_s: float = 3600.0
-    lease_s: float = 15.0
+    max_programs: int = setting(16384, "programs that clients may have here at a time")
+    max_program_ops: int = setting(100_000, "operations of one program")
+    max_program_lanes: int = setting(16384, "branches of one program")
+    max_program_text_bytes: int = setting(
+        16 * 1024 * 1024, "bytes of text, choices and constraints that one program may send"
+    )
+    max_program_unread_bytes: int = setting(
+        4 * 1024 * 1024, "bytes of one program's events that its client has not taken"
+    )
+    program_idle_s: float = setting(
+        300.0, "seconds in which a program asks for nothing and waits for nothing"
+    )
+    program_total_s: float = setting(3600.0, "seconds from opening a program to its end")
+    program_lease_s: float = setting(
+        15.0, "seconds a program is kept for a client whose connection broke"
+    )
 
 
 class Guard:
@@ -101,7 +101,7 @@ class Guard:
 
     def _add(self, what: str, count: int) -> None:
         self._used[what] += count
-        limit = getattr(self._limits, what)
+        limit = getattr(self._limits, f"max_program_{what}")
         if self._used[what] > limit:
             raise InvalidRequest(
                 f"the program has more {_WORDS[what]} than this server allows",
@@ -239,12 +239,12 @@ class RemoteProgram:
                 self.ended = True
                 self._busy.clear()
             self._keep(event)
-        if self._unread_bytes + self.outgoing.held_bytes > self.limits.unread_bytes:
+        if self._unread_bytes + self.outgoing.held_bytes > self.limits.max_program_unread_bytes:
             self._unread, self._unread_bytes = [], 0
             self.end(
                 BackendError(
                     "the client does not read the program's events",
-                    value=f"more than {self.limits.unread_bytes} bytes unread",
+                    value=f"more than {self.limits.max_program_unread_bytes} bytes unread",
                     hint="Read faster, or start the server with a larger "
                     "--max-program-unread-bytes.",
                 )
@@ -301,16 +301,16 @@ class RemoteProgram:
     def check_time(self, now: float) -> bool:
         """End a program whose time is over; False when it is to be forgotten at once."""
         limits = self.limits
-        if self.detached_at is not None and now - self.detached_at >= limits.lease_s:
+        if self.detached_at is not None and now - self.detached_at >= limits.program_lease_s:
             return False
-        idle = not self._busy and now - self._active >= limits.idle_s
+        idle = not self._busy and now - self._active >= limits.program_idle_s
         if self.ended or self.over:
             return not idle
-        if now - self._began >= limits.total_s:
+        if now - self._began >= limits.program_total_s:
             self.end(
                 DeadlineExceeded(
                     "the program ran longer than this server allows",
-                    value=f"{limits.total_s} s",
+                    value=f"{limits.program_total_s} s",
                     hint="Split the program, or start the server with a larger --program-total-s.",
                 )
             )
@@ -318,7 +318,7 @@ class RemoteProgram:
             self.end(
                 Cancelled(
                     "the program asked for nothing",
-                    value=f"{limits.idle_s} s",
+                    value=f"{limits.program_idle_s} s",
                     hint="End programs that only wait, or start the server with a larger "
                     "--program-idle-s.",
                 )

@@ -8,17 +8,18 @@ are bounded where it is compiled (`runtime.grammar.limits`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from branchline.runtime.config.sections import setting
 from branchline.runtime.core.sampling_params import MAX_LOGPROBS, MAX_N, MAX_STOPS
 from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.programs.remote_program import ProgramLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most of everything. A field `max_x` is the flag `--max-x`."""
+    """The most of everything. A field `max_x` is the flag `--max-x`, in `programs` too."""
 
     max_body_bytes: int = setting(8 * 1024 * 1024, "bytes of a request's body")
     max_open_requests: int = setting(1024, "requests worked on at once; more get 429")
@@ -35,27 +36,12 @@ class Limits:
     max_logit_bias: int = setting(1024, "entries of logit_bias")
     max_schema_bytes: int = setting(256 * 1024, "bytes of one constraint")
     max_schema_depth: int = setting(64, "containers within containers of a JSON schema")
-    max_programs: int = setting(16384, "programs that clients may have here at a time")
-    max_program_ops: int = setting(100_000, "operations of one program")
-    max_program_lanes: int = setting(16384, "branches of one program")
-    max_program_text_bytes: int = setting(
-        16 * 1024 * 1024, "bytes of text, choices and constraints that one program may send"
-    )
-    max_program_unread_bytes: int = setting(
-        4 * 1024 * 1024, "bytes of one program's events that its client has not taken"
-    )
-    program_idle_s: float = setting(
-        300.0, "seconds in which a program asks for nothing and waits for nothing"
-    )
-    program_total_s: float = setting(3600.0, "seconds from opening a program to its end")
-    program_lease_s: float = setting(
-        15.0, "seconds a program is kept for a client whose connection broke"
-    )
     idle_timeout_s: float = setting(
         120.0, "seconds a client may take to send its body, or to take the next part of an answer"
     )
     total_timeout_s: float = setting(3600.0, "seconds from a request to the end of its answer")
     template_timeout_s: float = setting(2.0, "seconds the chat template may take")
+    programs: ProgramLimits = field(default_factory=ProgramLimits)
 
 
 def check(name: str, what: str, found: int, most: int | None) -> None:

@@ -39,11 +39,10 @@ from branchline.runtime.programs.remote import (
     ServerFacts,
     max_item_bytes,
 )
-from branchline.runtime.programs.remote_program import Guard, ProgramLimits
+from branchline.runtime.programs.remote_program import Guard
 from branchline.runtime.programs.wire import WireError
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import native_body
-from branchline.runtime.server.limits import Limits
 from branchline.runtime.server.wire import CALLER, event_stream, json_response, read_body
 
 HEARTBEAT_S = 20.0
@@ -78,20 +77,6 @@ def routes(context: ServerContext) -> list[web.RouteDef]:
     ]
 
 
-def program_limits(limits: Limits) -> ProgramLimits:
-    """The rows of the limits table that are about programs."""
-    return ProgramLimits(
-        programs=limits.max_programs,
-        ops=limits.max_program_ops,
-        lanes=limits.max_program_lanes,
-        text_bytes=limits.max_program_text_bytes,
-        unread_bytes=limits.max_program_unread_bytes,
-        idle_s=limits.program_idle_s,
-        total_s=limits.program_total_s,
-        lease_s=limits.program_lease_s,
-    )
-
-
 # ---- live programs
 
 
@@ -100,7 +85,7 @@ class _Live:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._limits = program_limits(context.limits)
+        self._limits = context.limits.programs
         self._host: ProgramHost | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._lines: set[_Line] = set()
@@ -250,7 +235,7 @@ class _Posted:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._limits = program_limits(context.limits)
+        self._limits = context.limits.programs
         self._numbers = itertools.count()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -294,12 +279,12 @@ class _Posted:
         session = self._context.executor.open(run.opened, run.sink)
         try:
             session.send(ops)
-            async with asyncio.timeout(self._limits.total_s):
+            async with asyncio.timeout(self._limits.program_total_s):
                 yield
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "the program ran longer than this server allows",
-                value=f"{self._limits.total_s} s",
+                value=f"{self._limits.program_total_s} s",
                 hint="Split the program, or start the server with a larger --program-total-s.",
             ) from error
         finally:

@@ -34,7 +34,7 @@ ACTIONS = "open send event collect up down lose_up lose_down double swap cut con
 @settings(max_examples=120)
 @given(st.data())
 def test_ops_and_events_arrive_once_and_in_order(data: st.DataObject) -> None:
-    wires = Wires(ProgramLimits(lease_s=1e9, idle_s=1e9, total_s=1e9))
+    wires = Wires(ProgramLimits(program_lease_s=1e9, program_idle_s=1e9, program_total_s=1e9))
     wires.connect()
     clients, sent, told = [], {}, {}
     for step in range(data.draw(st.integers(5, 60))):
@@ -209,10 +209,10 @@ def _closed_by(wires: Wires, client: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("limits", "ops", "flag"),
     [
-        ({"ops": 3}, [text(i, "a") for i in range(4)], "program-ops"),
-        ({"lanes": 3}, [Fork(0, 1, (1, 2)), Fork(0, 2, (3,))], "program-lanes"),
-        ({"text_bytes": 5}, [text(0, "äää")], "program-text-bytes"),
-        ({"text_bytes": 5}, [AppendText(0, 0, ("abc", "def"))], "program-text-bytes"),
+        ({"max_program_ops": 3}, [text(i, "a") for i in range(4)], "program-ops"),
+        ({"max_program_lanes": 3}, [Fork(0, 1, (1, 2)), Fork(0, 2, (3,))], "program-lanes"),
+        ({"max_program_text_bytes": 5}, [text(0, "äää")], "program-text-bytes"),
+        ({"max_program_text_bytes": 5}, [AppendText(0, 0, ("abc", "def"))], "program-text-bytes"),
     ],
 )
 def test_a_program_beyond_a_limit_ends_with_an_error_that_names_it(
@@ -230,7 +230,7 @@ def test_a_program_beyond_a_limit_ends_with_an_error_that_names_it(
 
 
 def test_too_many_programs_are_refused_and_ended_ones_make_room() -> None:
-    wires = Wires(ProgramLimits(programs=2))
+    wires = Wires(ProgramLimits(max_programs=2))
     wires.connect()
     clients = [_begun(wires, f"p{i}") for i in range(3)]
     error = _closed_by(wires, clients[2])
@@ -243,7 +243,7 @@ def test_too_many_programs_are_refused_and_ended_ones_make_room() -> None:
 
 
 def test_a_program_that_asks_for_nothing_ends_and_one_that_waits_does_not() -> None:
-    wires = Wires(ProgramLimits(idle_s=10.0, total_s=50.0))
+    wires = Wires(ProgramLimits(program_idle_s=10.0, program_total_s=50.0))
     wires.connect()
     waiting, idle = _begun(wires, "waits"), wires.program("idle")
     idle.session.send([text(0, "hello")])
@@ -258,7 +258,7 @@ def test_a_program_that_asks_for_nothing_ends_and_one_that_waits_does_not() -> N
 
 
 def test_a_read_of_a_program_the_server_has_forgotten_fails_and_its_end_stands() -> None:
-    wires = Wires(ProgramLimits(idle_s=10.0))
+    wires = Wires(ProgramLimits(program_idle_s=10.0))
     wires.connect()
     client = _begun(wires)
     client.session.send([Close()])
@@ -277,7 +277,7 @@ def test_a_read_of_a_program_the_server_has_forgotten_fails_and_its_end_stands()
 
 
 def test_a_slow_reader_gets_everything_and_its_ops_wait_meanwhile() -> None:
-    wires = Wires(ProgramLimits(unread_bytes=16 * WINDOW_BYTES))
+    wires = Wires(ProgramLimits(max_program_unread_bytes=16 * WINDOW_BYTES))
     wires.connect()
     client = _begun(wires)
     engine = wires.engine["p"]
@@ -299,7 +299,7 @@ def test_a_slow_reader_gets_everything_and_its_ops_wait_meanwhile() -> None:
 
 
 def test_a_reader_that_never_reads_loses_its_program_and_only_that() -> None:
-    wires = Wires(ProgramLimits(unread_bytes=100_000))
+    wires = Wires(ProgramLimits(max_program_unread_bytes=100_000))
     wires.connect()
     client, other = _begun(wires), _begun(wires, "q")
     for _ in range(120):

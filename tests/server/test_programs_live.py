@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -22,6 +21,7 @@ from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.engine import Engine
 from branchline.runtime.programs import wire
 from branchline.runtime.programs.protocol import AppendText, Generate, OpenProgram
+from branchline.runtime.programs.remote_program import ProgramLimits
 from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.limits import Limits
 from tests.support.http_server import RunningServer, serve_engine
@@ -52,7 +52,9 @@ def story(s: bl.State, tokens: int = 60) -> str:
 @pytest.fixture
 def quick(engine: Engine) -> Iterator[RunningServer]:
     """A server that forgets clients soon."""
-    with serve_engine(engine, limits=Limits(program_lease_s=0.6)) as running:
+    with serve_engine(
+        engine, limits=Limits(programs=ProgramLimits(program_lease_s=0.6))
+    ) as running:
         yield running
 
 
@@ -116,7 +118,7 @@ def test_a_client_that_closes_frees_its_memory_at_once(
     begin = time.monotonic()
     endpoint.close()
     assert wait(lambda: idle(engine), 5.0)
-    assert time.monotonic() - begin < Limits().program_lease_s / 3
+    assert time.monotonic() - begin < ProgramLimits().program_lease_s / 3
     with pytest.raises(bl.Cancelled, match="closed"):
         list(stream)
     with pytest.raises(BackendError, match="closed"):
@@ -259,7 +261,7 @@ def test_a_client_of_another_version_learns_both_versions(
 
 
 def test_limits_of_programs_are_the_servers(engine: Engine) -> None:
-    limits = replace(Limits(), max_program_ops=6, max_program_text_bytes=40)
+    limits = Limits(programs=ProgramLimits(max_program_ops=6, max_program_text_bytes=40))
     with serve_engine(engine, limits=limits) as server:
         endpoint = bl.Endpoint(server.url)
 
@@ -283,7 +285,7 @@ def test_limits_of_programs_are_the_servers(engine: Engine) -> None:
 
 def test_a_reader_that_never_reads_loses_its_program_and_nobody_elses(engine: Engine) -> None:
     """Small bounds stand for long texts; the client's socket takes nothing."""
-    limits = replace(Limits(), max_program_unread_bytes=5_000)
+    limits = Limits(programs=ProgramLimits(max_program_unread_bytes=5_000))
 
     async def begin(url: str) -> None:
         sampling = SamplingParams(max_tokens=1500, ignore_eos=True)
