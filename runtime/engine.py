@@ -20,7 +20,8 @@ import msgspec
 from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, ScoreResult
 from branchline.runtime.core.sampling_params import SamplingParams
-from branchline.runtime.engine_client import EngineClient, Item, raise_if_failed, sequence_ids
+from branchline.runtime.core.sequence import sequence_names
+from branchline.runtime.engine_client import EngineClient, Item, raise_if_failed
 from branchline.runtime.engine_core import EngineCore
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.launch import assemble
@@ -270,4 +271,4 @@ def _sampling(
 def _group(request: EngineRequest, results: dict[str, Output]) -> Any:
     if isinstance(request, ScoreRequest) or request.sampling.n == 1:
         return results[request.id]
-    return [results[name] for name in sequence_ids(request)]
+    return [results[name] for name in sequence_names(request.id, request.sampling.n)]

@@ -18,6 +18,7 @@ from typing import TypeVar
 from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, ScoreResult
 from branchline.runtime.core.protocols import EnginePort
+from branchline.runtime.core.sequence import sequence_names
 from branchline.runtime.errors import BackendError, BranchlineError, from_wire, wrap
 
 Item = Output | BranchlineError
@@ -65,28 +66,29 @@ class EngineClient:
         """End a request and its siblings `id#i`; unknown ids are ignored."""
         self.port.call_soon(lambda: self.port.abort(request_id))
 
-    async def run(self, request: EngineRequest) -> AsyncGenerator[Output]:
-        """Outputs of a request, up to the last one.
+    async def run(self, *requests: EngineRequest) -> AsyncGenerator[Output]:
+        """Outputs of all requests as they come, up to the last one.
 
         Close it (`contextlib.aclosing`) where the loop over it may be left early.
 
         Raises:
-            BranchlineError: the request was refused or failed; with several outputs, the first
-                failure, and the others are ended.
+            BranchlineError: the first refusal or failure; everything else is ended.
         """
         inbox: asyncio.Queue[Item] = asyncio.Queue()
         mailbox = self._mailbox()
-        left = request.sampling.n if isinstance(request, GenerateRequest) else 1
-        self.start(request, lambda item: mailbox.put(inbox, item))
+        left = sum(r.sampling.n if isinstance(r, GenerateRequest) else 1 for r in requests)
         try:
+            for request in requests:
+                self.start(request, lambda item: mailbox.put(inbox, item))
             while left:
                 output = raise_if_failed(await inbox.get())
                 left -= not isinstance(output, GenerateDelta)
                 yield output
         finally:
             if left:
-                with contextlib.suppress(BackendError):  # a closed engine has ended it already
-                    self.abort(request.id)
+                with contextlib.suppress(BackendError):  # a closed engine has ended them already
+                    for request in requests:
+                        self.abort(request.id)
 
     async def results(self, request: GenerateRequest) -> list[GenerateResult]:
         """All outputs of a request, in the order of its n sequences."""
@@ -94,7 +96,7 @@ class EngineClient:
         async for output in self.run(request):
             if isinstance(output, GenerateResult):
                 found[output.request_id] = output
-        return [found[name] for name in sequence_ids(request)]
+        return [found[name] for name in sequence_names(request.id, request.sampling.n)]
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Log-probabilities of the choices of a request."""
@@ -166,11 +168,6 @@ class _Mailbox:
         while items:
             inbox, item = items.popleft()
             inbox.put_nowait(item)
-
-
-def sequence_ids(request: GenerateRequest) -> list[str]:
-    """Ids of the n outputs of a request, as `EnginePort.submit` names them."""
-    return [request.id if i == 0 else f"{request.id}#{i}" for i in range(request.sampling.n)]
 
 
 def raise_if_failed(item: Item) -> Output:

@@ -65,7 +65,7 @@ class EngineCore:
         try:
             self._scheduler.submit(request)
         except BaseException:
-            self._outputs.discard(request.id)
+            self._outputs.discard(request)
             raise
 
     def abort(self, request_id: str) -> None:

@@ -18,6 +18,7 @@ from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.engine import EngineConfig
+from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.engine_core import EngineCore
 from branchline.runtime.errors import InvalidRequest
@@ -39,7 +40,7 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.memory.sizing import SizingDecision, decide_pages, free_memory
 from branchline.runtime.models.base import Model
-from branchline.runtime.scheduler.intake import Bounds, Intake
+from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
 from branchline.runtime.tokenizer.chat import ChatTemplate, TurnRenderer
 from branchline.runtime.tokenizer.output_processor import OutputProcessor
@@ -124,6 +125,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
     vocab_size = model.spec.vocab_size
     grammars = GrammarService(
         lambda: _grammar_backend(tokenizer, vocab_size, config),
+        tokenizer,
         vocab_size=vocab_size,
         limit_s=config.grammar.grammar_timeout_s,
     )

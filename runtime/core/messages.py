@@ -7,7 +7,7 @@ import msgspec
 from branchline.runtime.core.sampling_params import SamplingParams
 
 
-class GenerateRequest(msgspec.Struct, kw_only=True):
+class GenerateRequest(msgspec.Struct, kw_only=True, tag=True):
     """Continue `prompt_ids`.
 
     Attributes:
@@ -33,7 +33,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     name: str = ""
 
 
-class ScoreRequest(msgspec.Struct, kw_only=True):
+class ScoreRequest(msgspec.Struct, kw_only=True, tag=True):
     """Log-probabilities of each choice's tokens after `prompt_ids`, all in one tree forward.
 
     Attributes:

@@ -27,6 +27,8 @@ class RequestMeta(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Counts and times of one finished request (`s.meta(name)` shows them).
 
     Attributes:
+        matched: what ended it where the reason is "stop": the text that a stop rule found, or the
+            end id; None where nothing in particular did.
         prompt_tokens: tokens before the first generated one.
         cached_tokens: of those, how many were found in the prefix cache.
         output_tokens: tokens kept as output.
@@ -38,6 +40,7 @@ class RequestMeta(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
 
     finish_reason: FinishReason = "stop"
+    matched: str | int | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -54,7 +57,7 @@ class RequestMeta(msgspec.Struct, kw_only=True, omit_defaults=True):
     adapter: str = ""
 
 
-class GenerateDelta(msgspec.Struct, kw_only=True):
+class GenerateDelta(msgspec.Struct, kw_only=True, tag=True):
     """New output of one sequence since the last delta.
 
     Attributes:
@@ -71,7 +74,7 @@ class GenerateDelta(msgspec.Struct, kw_only=True):
     logprobs: list[TokenLogprob] = []
 
 
-class GenerateResult(msgspec.Struct, kw_only=True):
+class GenerateResult(msgspec.Struct, kw_only=True, tag=True):
     """The end of one sequence.
 
     Attributes:
@@ -92,7 +95,7 @@ class GenerateResult(msgspec.Struct, kw_only=True):
     error: dict[str, str | bool] | None = None
 
 
-class ScoreResult(msgspec.Struct, kw_only=True):
+class ScoreResult(msgspec.Struct, kw_only=True, tag=True):
     """Log-probabilities of the tokens of each choice after one prompt.
 
     Attributes:

@@ -46,6 +46,7 @@ class Progress:
     """What only the request's end reports, and the order of arrival.
 
     Attributes:
+        end_id: the end id that was sampled, if one was.
         error: what ended it, when `finish` is "error".
         prompt_scored: prompt tokens whose log-probabilities have been asked for.
         skipped: times others that came later were admitted first.
@@ -60,6 +61,7 @@ class Progress:
     prompt_scored: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    end_id: int | None = None
     error: BranchlineError | None = None
 
 

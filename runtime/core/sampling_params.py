@@ -6,9 +6,12 @@ from typing import Literal
 
 import msgspec
 
+from branchline.runtime.core.section import Section
 from branchline.runtime.errors import InvalidRequest
 
-ConstraintKind = Literal["regex", "choices", "lark", "ebnf", "json_schema", "structural_tag"]
+ConstraintKind = Literal[
+    "regex", "choices", "lark", "ebnf", "json_schema", "structural_tag", "text"
+]
 Whitespace = Literal["fixed", "compact", "flexible"]
 
 MAX_N = 128
@@ -21,16 +24,19 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an output must match, before any backend has compiled it.
 
     Attributes:
-        kind: how `text` is read.
+        kind: how `text` is read; "text" = any text, for the sake of `prefix`.
         text: a pattern, a grammar, or a JSON document (an array of strings for "choices").
         whitespace: where JSON may hold some: "fixed" = as `json.dumps` writes it, "compact" = none,
             "flexible" = a bounded run between any two tokens. Other kinds of constraint spell out
             their own.
+        prefix: text that the output begins with, before what must match; the first token begins
+            with all of it, unless the text that follows is forced.
     """
 
     kind: ConstraintKind
     text: str
     whitespace: Whitespace = "fixed"
+    prefix: str = ""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,6 +56,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         prompt_logprobs: the same for the prompt's tokens (turns prefix reuse off for the request).
         logit_bias: token id -> added to its logit.
         constraint: what the output must match.
+        section: free text that the output begins with (a model's reasoning); constraint, `stop` and
+            `stop_regex` hold behind it.
+        skip_special_tokens: leave the text of special tokens out of the output's.
     """
 
     temperature: float = 1.0
@@ -71,6 +80,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: int | None = None
     ignore_eos: bool = False
     constraint: Constraint | None = None
+    section: Section | None = None
+    skip_special_tokens: bool = True
 
     @property
     def greedy(self) -> bool:

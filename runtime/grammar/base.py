@@ -49,7 +49,8 @@ class GrammarTokenizer(Protocol):
     vocab_size: int
 
     def all_token_bytes(self) -> Sequence[bytes]:
-        """The bytes of each id; those of special ids are not looked at; b"" = never allowed."""
+        """The bytes of each id; of special ids, their markup, which no grammar allows; b"" = never
+        allowed."""
 
     def encode(self, text: str) -> list[int]:
         """Canonical ids of plain text."""

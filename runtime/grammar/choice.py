@@ -57,6 +57,7 @@ ABILITIES: dict[ConstraintKind, tuple[Ability, ...]] = {
     "structural_tag": (
         Ability("xgrammar", "the only one with free text between tags", True, "text, not tokens"),
     ),
+    "text": (),  # nothing is left to a backend: see `service`
 }
 
 

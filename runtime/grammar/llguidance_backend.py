@@ -346,6 +346,19 @@ def engine_grammar(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> s
         UnsupportedConstraint: it cannot be enforced exactly; names what.
     """
     check_text(constraint, limits)
+    grammar = _own_grammar(constraint, limits)
+    return _behind(constraint.prefix, grammar) if constraint.prefix else grammar
+
+
+def _behind(prefix: str, grammar: str) -> str:
+    """A grammar behind a text. Each has a lexer of its own, so that neither changes the other."""
+    document = json.loads(grammar) if grammar.startswith("{") else {}
+    body, *others = document.get("grammars", [{"lark_grammar": grammar}])
+    first = {"lark_grammar": f"start: /{literal(prefix)}/ @body"}
+    return json.dumps({**document, "grammars": [first, {**body, "name": "body"}, *others]})
+
+
+def _own_grammar(constraint: Constraint, limits: Limits) -> str:
     text = constraint.text
     match constraint.kind:
         case "regex":

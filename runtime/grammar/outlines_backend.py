@@ -50,6 +50,10 @@ def engine_pattern(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> s
         InvalidRequest, UnsupportedConstraint: see `GrammarBackend.compile`.
     """
     check_text(constraint, limits)
+    return f"{literal(constraint.prefix)}(?:{_own_pattern(constraint, limits)})"
+
+
+def _own_pattern(constraint: Constraint, limits: Limits) -> str:
     if constraint.kind == "choices":
         return "|".join(literal(choice) for choice in read_choices(constraint.text, limits))
     if constraint.kind != "regex":

@@ -1,7 +1,8 @@
 """Grammars as the scheduler uses them: matchers on request, one bitmask for a step.
 
 Invariant: the caller never waits. The backend is made on the first request, on a thread of its own,
-since an engine without constrained requests should not pay for it.
+since an engine without constrained requests should not pay for it. What comes before a grammar
+(`staged`) is added here, so that no backend knows of it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import numpy as np
 
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.core.section import Section
 from branchline.runtime.errors import BackendError, BranchlineError, wrap
-from branchline.runtime.grammar.base import Bitmask, Choice, GrammarBackend
+from branchline.runtime.grammar.base import Bitmask, Choice, GrammarBackend, GrammarTokenizer
 from branchline.runtime.grammar.manager import GrammarManager, Outcome
+from branchline.runtime.grammar.staged import StagedMatcher, Vocabulary
 
 Ready = Callable[[TokenMatcher | BranchlineError], None]
 
@@ -25,14 +28,21 @@ class GrammarService:
 
     Args:
         make_backend: called once, on another thread.
+        tokenizer: of the model.
         vocab_size: V, columns of the logits.
         limit_s: seconds a constraint may take to compile.
     """
 
     def __init__(
-        self, make_backend: Callable[[], GrammarBackend], *, vocab_size: int, limit_s: float
+        self,
+        make_backend: Callable[[], GrammarBackend],
+        tokenizer: GrammarTokenizer,
+        *,
+        vocab_size: int,
+        limit_s: float,
     ) -> None:
         self._make_backend = make_backend
+        self._vocabulary = Vocabulary(tokenizer, vocab_size)
         self._words = (vocab_size + 31) // 32
         self._limit_s = limit_s
         self._lock = threading.Lock()
@@ -48,8 +58,42 @@ class GrammarService:
         with self._lock:
             self._begin()
 
-    def request(self, constraint: Constraint, ready: Ready) -> None:
-        """Have `ready` called once, on any thread, with a new matcher or the error."""
+    def request(self, constraint: Constraint, ready: Ready, section: Section | None = None) -> None:
+        """Have `ready` called once, on any thread, with a new matcher or the error.
+
+        Args:
+            section: the constraint holds behind it.
+        """
+        if not constraint.prefix and section is None:
+            self._request(constraint, ready)
+        elif self._vocabulary.knows(constraint.prefix, section):
+            self._request_staged(constraint, ready, section)
+        else:
+            threading.Thread(
+                target=self._request_staged,
+                args=(constraint, ready, section),
+                name="branchline-vocabulary",
+                daemon=True,
+            ).start()
+
+    def _request_staged(
+        self, constraint: Constraint, ready: Ready, section: Section | None
+    ) -> None:
+        vocabulary = self._vocabulary
+        stages = vocabulary.stages(constraint.prefix, section)
+
+        def staged(result: TokenMatcher | BranchlineError) -> None:
+            if isinstance(result, BranchlineError):
+                ready(result)
+            else:
+                ready(StagedMatcher(result, stages, vocabulary.tokens))
+
+        if constraint.kind == "text":
+            ready(_closed() if self._closed else StagedMatcher(None, stages, vocabulary.tokens))
+        else:
+            self._request(constraint, staged)
+
+    def _request(self, constraint: Constraint, ready: Ready) -> None:
         with self._lock:
             if self._manager is None and self._failure is None and not self._closed:
                 self._early.append((constraint, ready))
@@ -59,15 +103,20 @@ class GrammarService:
 
     def fill(self, matchers: Sequence[TokenMatcher | None], count: int) -> Bitmask | None:
         """int32 [count, ceil(V / 32)] for a step's sampled rows; None when nothing is forbidden."""
-        if self._manager is None:
-            return None
         bitmask: Bitmask = np.full((count, self._words), -1, dtype=np.int32)
-        need = self._manager.fill_masks(matchers, bitmask)
-        return bitmask if need.any() else None
+        need = False
+        inner = [one.active if isinstance(one, StagedMatcher) else one for one in matchers]
+        if self._manager is not None and any(one is not None for one in inner):
+            need = bool(self._manager.fill_masks(inner, bitmask).any())
+        for row, matcher in enumerate(matchers):
+            if isinstance(matcher, StagedMatcher):
+                need = matcher.restrict(bitmask[row]) or need
+        return bitmask if need else None
 
     def failure(self, matcher: TokenMatcher) -> str:
         """Why a matcher can go no further; "" = it can."""
-        return "" if self._manager is None else self._manager.failure(matcher)
+        inner = matcher.inner if isinstance(matcher, StagedMatcher) else matcher
+        return "" if self._manager is None or inner is None else self._manager.failure(inner)
 
     def choice(self, constraint: Constraint) -> Choice | None:
         """Which backend enforces a constraint and why; None when that is not known (any more)."""

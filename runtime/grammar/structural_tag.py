@@ -46,8 +46,14 @@ _FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 """Type -> (fields it must have, fields it may have). Types that name tokens are not covered."""
 
 
-def engine_tag(text: str, whitespace: Whitespace = "fixed", limits: Limits = DEFAULT_LIMITS) -> str:
-    """The structural tag as the engine is given it.
+def engine_tag(
+    text: str,
+    whitespace: Whitespace = "fixed",
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    prefix: str = "",
+) -> str:
+    """The structural tag as the engine is given it, behind `prefix`.
 
     Raises:
         InvalidRequest: malformed, or a bound is exceeded.
@@ -71,6 +77,9 @@ def engine_tag(text: str, whitespace: Whitespace = "fixed", limits: Limits = DEF
             _unsupported(key, "#")
     rewriter = _Rewriter(whitespace, limits)
     format_ = rewriter.format(document.get("format"), "#/format")
+    if prefix:
+        seam = {"type": "const_string", "value": prefix}
+        format_ = {"type": "sequence", "elements": [seam, format_]}
     return json.dumps({"type": "structural_tag", "format": format_})
 
 

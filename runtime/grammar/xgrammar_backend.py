@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,22 +43,30 @@ def engine_source(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> st
         InvalidRequest, UnsupportedConstraint: see `GrammarBackend.compile`.
     """
     check_text(constraint, limits)
+    prefix = constraint.prefix
+    if constraint.kind == "structural_tag":
+        return "t" + engine_tag(constraint.text, constraint.whitespace, limits, prefix=prefix)
+    rules = _rules(constraint, limits)
+    if prefix:
+        seam = ebnf.Seq((ebnf.Text(prefix), ebnf.Ref("root")))
+        return "e" + ebnf.write({**rules, "prefix of root": seam}, "prefix of root")
+    return "e" + ebnf.write(rules)
+
+
+def _rules(constraint: Constraint, limits: Limits) -> Mapping[str, ebnf.Node]:
     text = constraint.text
     match constraint.kind:
         case "ebnf":
-            return "e" + ebnf.write(ebnf.read(text, limits))
+            return ebnf.read(text, limits)
         case "regex":
-            rules = ebnf.checked({"root": pattern_tree(text, limits)}, "regex")
-            return "e" + ebnf.write(rules)
+            return ebnf.checked({"root": pattern_tree(text, limits)}, "regex")
         case "choices":
-            return "e" + ebnf.write(ebnf.alternatives(read_choices(text, limits)))
+            return ebnf.alternatives(read_choices(text, limits))
         case "json_schema":
-            return "e" + ebnf.write(schema_rules(text, constraint.whitespace, limits))
-        case "structural_tag":
-            return "t" + engine_tag(text, constraint.whitespace, limits)
-        case "lark":
+            return schema_rules(text, constraint.whitespace, limits)
+        case _:
             raise UnsupportedConstraint(
-                "lark: xgrammar does not read it as written",
+                f"{constraint.kind}: xgrammar does not read it as written",
                 value=text,
                 hint="Use the backend llguidance.",
             )

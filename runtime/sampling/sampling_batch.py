@@ -14,7 +14,6 @@ import numpy as np
 
 from branchline.runtime.core.batch import Float32Array, Int64Array, UInt64Array
 from branchline.runtime.core.sampling_params import SamplingParams
-from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.sampling.numerics import mix_seeds
 
 _MIN_TEMPERATURE = 1e-30
@@ -193,28 +192,3 @@ def _gather_suppression(entries: list[tuple[int, int, tuple[int, ...]]]) -> Supp
         np.array([token for _, _, ids in entries for token in ids], dtype=np.int64),
         np.repeat(np.array([until for _, until, _ in entries], dtype=np.int64), counts),
     )
-
-
-def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    """Raise `InvalidRequest` when a bias or a stop id is not a token of the model.
-
-    The sampler relies on it: call it when a request is admitted.
-    """
-    for name, ids in (
-        ("logit_bias", tuple(params.logit_bias or ())),
-        ("stop_token_ids", params.stop_token_ids),
-    ):
-        for token in ids:
-            if not 0 <= token < vocab_size:
-                raise InvalidRequest(
-                    f"{name} names a token that the model does not have",
-                    value=token,
-                    hint=f"Use ids from 0 to {vocab_size - 1}.",
-                )
-    for token, value in (params.logit_bias or {}).items():
-        if not abs(value) <= 100.0:
-            raise InvalidRequest(
-                f"logit_bias of token {token} is out of range",
-                value=value,
-                hint="Use -100 to 100 (-100 all but bans a token).",
-            )

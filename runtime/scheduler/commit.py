@@ -25,6 +25,9 @@ from branchline.runtime.scheduler.stats import SchedulerStats
 class Outbox(Protocol):
     """Where results go; called on the loop thread."""
 
+    def started(self, request: Request) -> None:
+        """`request` is part of a step for the first time."""
+
     def push(self, request: Request) -> bool:
         """Ids were added to `request`; True when its text now ends by a stop string."""
 
@@ -143,6 +146,7 @@ class Committer:
             self.end(request, "error", error=error)
             return
         if ended:
+            request.progress.end_id = token_id
             request.sampled_len = request.length
             self.end(request, "stop")
             return

@@ -9,6 +9,7 @@ for what running requests may still write. Knows nothing of sampling, grammars o
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from branchline.runtime.core.batch import RowInit
 from branchline.runtime.core.request import Request, Status
@@ -36,6 +37,7 @@ class Planner:
     Args:
         max_running: rows in one step at most.
         max_step_tokens: tokens in one step at most.
+        started: told of each request when it is first part of a step.
 
     Attributes:
         running: requests that hold a row, oldest admission first.
@@ -50,7 +52,9 @@ class Planner:
         *,
         max_running: int,
         max_step_tokens: int,
+        started: Callable[[Request], None],
     ) -> None:
+        self._started = started
         self.running: dict[Request, None] = {}
         self._cache = cache
         self._waiting = waiting
@@ -243,6 +247,7 @@ class Planner:
         if request.progress.retractions == 0:
             request.progress.cached_tokens = cached_len
             request.times.admitted = time.monotonic()
+            self._started(request)
         if request.pending_len > 1:
             self.prefixes.add(request)
 

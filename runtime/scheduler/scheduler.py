@@ -17,15 +17,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from branchline.runtime.config.sections import SchedulerSection
+from branchline.runtime.core.bounds import check_queue, remaining
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import FinishReason
 from branchline.runtime.core.protocols import Pending, TokenMatcher, Worker
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint
-from branchline.runtime.errors import BackendError, BranchlineError, QueueFull
+from branchline.runtime.core.section import Section
+from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.commit import Committer, Outbox
-from branchline.runtime.scheduler.intake import Intake, remaining
+from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.plan_builder import PlanBuilder, StepPlan
 from branchline.runtime.scheduler.planner import Planner
 from branchline.runtime.scheduler.stats import SchedulerStats
@@ -41,7 +43,10 @@ class Grammars(Protocol):
     """Constraints to matchers to masks (`grammar.service.GrammarService`)."""
 
     def request(
-        self, constraint: Constraint, ready: Callable[[TokenMatcher | BranchlineError], None]
+        self,
+        constraint: Constraint,
+        ready: Callable[[TokenMatcher | BranchlineError], None],
+        section: Section | None = None,
     ) -> None: ...
 
     def fill(self, matchers: Sequence[TokenMatcher | None], count: int) -> Bitmask | None: ...
@@ -87,6 +92,7 @@ class Scheduler:
             self.stats,
             max_running=max_running,
             max_step_tokens=max_step_tokens,
+            started=outbox.started,
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
         self._builder = PlanBuilder(cache.slot_table.array, _suppress_ids(eos_ids))
@@ -104,11 +110,7 @@ class Scheduler:
             QueueFull: too many wait.
         """
         start = time.thread_time()
-        if len(self._requests) >= self._settings.max_queued_requests:
-            raise QueueFull(
-                f"{len(self._requests)} requests wait or run already",
-                hint="Try again later, or raise max_queued_requests.",
-            )
+        check_queue(len(self._requests), self._settings.max_queued_requests)
         if source.id in self._requests:
             raise BackendError("a request with this id is running", value=source.id)
         requests = self._intake.make(source)
@@ -240,7 +242,11 @@ class Scheduler:
                 if self._committer.begin(request):
                     self.waiting.add(request)
 
-        self._grammars.request(constraint, lambda result: self._call_soon(lambda: ready(result)))
+        self._grammars.request(
+            constraint,
+            lambda result: self._call_soon(lambda: ready(result)),
+            request.sampling.section,
+        )
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         if request.finish is None:

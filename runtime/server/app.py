@@ -17,7 +17,14 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from branchline.runtime.errors import QueueFull
-from branchline.runtime.server import info, programs
+from branchline.runtime.server import (
+    admin,
+    info,
+    native,
+    openai_chat,
+    openai_completions,
+    programs,
+)
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import (
     ErrorBody,
@@ -50,6 +57,10 @@ class Family(NamedTuple):
 FAMILIES: tuple[Family, ...] = (
     Family(info.routes, openai_body, info.ACCESS),
     Family(programs.routes, native_body),
+    Family(openai_completions.routes, openai_body),
+    Family(openai_chat.routes, openai_body),
+    Family(native.routes, native_body),
+    Family(admin.routes, native_body, admin.ACCESS),
 )
 
 

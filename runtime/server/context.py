@@ -15,6 +15,7 @@ from branchline.runtime.programs.executor import Executor
 from branchline.runtime.server.errors import Refused
 from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.limits import Limits
+from branchline.runtime.server.running import RunningRequests
 from branchline.runtime.tokenizer.chat import ChatTemplate
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
 
@@ -36,6 +37,7 @@ class ServerContext:
         health: why the server cannot answer right now; "" when it can.
         on_shutdown: run when serving ends, before running requests are waited for; route
             families add to it.
+        running: what is being generated, by the names clients gave.
     """
 
     port: EnginePort
@@ -48,6 +50,7 @@ class ServerContext:
     keys: Keys = field(default_factory=Keys)
     health: Callable[[], str] = always_ready
     on_shutdown: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    running: RunningRequests = field(default_factory=RunningRequests)
 
     @property
     def model_name(self) -> str:

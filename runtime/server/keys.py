@@ -75,14 +75,19 @@ class Keys:
                 hint="Send 'Authorization: Bearer KEY' or 'x-api-key: KEY'.",
             )
         caller = caller or Caller()
-        if access is Access.ADMIN and not caller.is_admin:
+        if access is Access.ADMIN:
+            self.require_admin(caller)
+        return caller
+
+    def require_admin(self, caller: Caller) -> None:
+        """Raise `Refused` (403) for anybody but an admin."""
+        if not caller.is_admin:
             hint = (
                 "Send an admin key."
                 if self._has_admin
-                else "Start the server with an admin key to open its admin routes."
+                else "Start the server with an admin key to open what is for admins."
             )
-            raise Refused(403, "this route is for admins", hint=hint)
-        return caller
+            raise Refused(403, "this is for admins", hint=hint)
 
     def _caller(self, headers: Mapping[str, str]) -> Caller | None:
         scheme, _, token = headers.get("Authorization", "").partition(" ")

@@ -58,6 +58,7 @@ class ChatTemplate:
         from jinja2 import TemplateSyntaxError
 
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self.text = text
         self.is_default = not text
         try:
             self._template = _environment().from_string(text or NEUTRAL_TEMPLATE)

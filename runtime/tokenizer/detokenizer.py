@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from branchline.runtime.core.section import Section, SectionScan
 from branchline.runtime.tokenizer.incremental import IncrementalDecoder, StopChecker, StopHit
 from branchline.runtime.tokenizer.stop_regex import compile_stop_regex
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
@@ -22,6 +23,8 @@ class TextState:
         stop_regex: pattern that ends the output.
         stop_ids: ids that end the output; such an id is no part of it.
         min_tokens: stops that are complete within this many tokens do not count.
+        section: stops count behind it only.
+        skip_special: leave the text of special tokens out.
         stream: deltas are wanted; without them and without stops in the text, everything is
             decoded once, at the end.
 
@@ -37,6 +40,8 @@ class TextState:
         stop_regex: str | None = None,
         stop_ids: Collection[int] = (),
         min_tokens: int = 0,
+        section: Section | None = None,
+        skip_special: bool = True,
         stream: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
@@ -45,7 +50,10 @@ class TextState:
         pattern = compile_stop_regex(stop_regex) if stop_regex else None
         self._checker = StopChecker(stop, pattern) if stop or pattern else None
         self._lazy = not stream and self._checker is None
-        self._decoder = IncrementalDecoder(tokenizer)
+        self._skip_special = skip_special
+        self._decoder = IncrementalDecoder(tokenizer, skip_special=skip_special)
+        self._section = SectionScan(section) if section is not None else None
+        self._before = 0  # characters of the section, which are not looked at
         self._ids: list[int] = []
         self._parts: list[str] = []
         self._hit: StopHit | None = None
@@ -142,14 +150,21 @@ class TextState:
         text = self._decoder.push(ids, finished=finished)
         if self._checker is None:
             return text, None
-        return self._checker.feed(text, finished=finished, armed=armed)
+        inside = ""
+        if self._section is not None:
+            inside, text = self._section.feed(text)
+            self._before += len(inside)
+        shown, hit = self._checker.feed(text, finished=finished, armed=armed)
+        if hit is not None:
+            hit = hit._replace(offset=hit.offset + self._before)
+        return inside + shown, hit
 
     def _decode_all(self) -> str:
         return self._decoder.push(self._ids, finished=True)
 
     def _whole_tokens(self, cut: int) -> tuple[int, int]:
         """(tokens, characters) of the longest run of whole tokens within `cut` characters."""
-        decoder = IncrementalDecoder(self._tokenizer)
+        decoder = IncrementalDecoder(self._tokenizer, skip_special=self._skip_special)
         best = (0, 0)
         chars = 0
         for count, token in enumerate(self._ids, 1):

@@ -42,4 +42,14 @@ def test_joined_deltas_are_the_result(tiny: Engine, seed: int, logprobs: int | N
     cut, ended = joined(tiny, "The sea", stop=stops, **options)
     assert cut == [ended.text, ended.token_ids, ended.logprobs]
     assert middle not in ended.text
+    assert ended.meta.matched in stops
     assert tiny.tokenizer.decode(ended.token_ids) == ended.text
+
+
+def test_the_end_is_named(tiny: Engine) -> None:
+    result = tiny.generate("The sea", max_tokens=9, logit_bias={259: 100.0})
+    assert (result.meta.finish_reason, result.meta.matched) == ("stop", 259)
+    result = tiny.generate("The sea", max_tokens=9, logit_bias={65: 100.0}, stop_token_ids=[65])
+    assert (result.text, result.meta.matched) == ("", 65)
+    result = tiny.generate("The sea", max_tokens=3, ignore_eos=True)
+    assert (result.meta.finish_reason, result.meta.matched) == ("length", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -145,7 +146,9 @@ def test_a_slow_matcher_is_given_up_and_harms_no_other(
 
         def dawdle(state: object, words: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
             if state is slow.state:
-                sum(range(2_000_000))
+                until = time.thread_time() + 0.05
+                while time.thread_time() < until:
+                    pass
             fill(state, words)  # type: ignore[arg-type]
 
         monkeypatch.setattr(type(slow.state), "fill", dawdle)

@@ -20,6 +20,7 @@ from branchline.runtime.errors import (
 from branchline.runtime.grammar.base import Bitmask, Choice, CompiledGrammar, NeedMask
 from branchline.runtime.grammar.manager import MAX_WAITING, GrammarManager, Outcome
 from branchline.runtime.grammar.service import GrammarService
+from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 
 
 class Compiled:
@@ -174,7 +175,7 @@ def test_the_service_says_who_enforces_a_constraint(backend: ScriptedBackend) ->
         made.set()
         return backend
 
-    service = GrammarService(make, vocab_size=32, limit_s=5.0)
+    service = GrammarService(make, ByteTokenizer(), vocab_size=260, limit_s=5.0)
     assert service.choice(regex("a")) is None and service.stats() == {}
     service.prepare()
     service.prepare()

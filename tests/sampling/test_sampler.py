@@ -248,8 +248,8 @@ def test_masked_draws_equal_draws_from_masked_logits(params: SamplingParams) -> 
 
 
 def test_build_takes_any_seed_and_rejects_unknown_tokens() -> None:
+    from branchline.runtime.core.bounds import check_token_ids
     from branchline.runtime.errors import InvalidRequest
-    from branchline.runtime.sampling.sampling_batch import check_token_ids
 
     batch = SamplingBatch.build([RowSampling(SamplingParams(), seed, 0) for seed in (-1, 2**70)])
     assert batch.size == 2 and not batch.all_greedy

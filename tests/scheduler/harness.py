@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from branchline.runtime.config.sections import SchedulerSection
+from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.messages import GenerateRequest, ScoreRequest
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.memory.cache_manager import CacheManager
-from branchline.runtime.scheduler.intake import Bounds, Intake
+from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
 from tests.support.hash_model import VOCAB, HashWorker
 
@@ -84,7 +85,7 @@ class TableGrammars:
     def __init__(self, *, forcing: bool) -> None:
         self.forcing = forcing
 
-    def request(self, constraint: Constraint, ready: Any) -> None:
+    def request(self, constraint: Constraint, ready: Any, section: Any = None) -> None:
         read = json.loads(constraint.text)
         rows, enough = (read["rows"], read["enough"]) if isinstance(read, dict) else (read, None)
         table = [None if row is None else tuple(row) for row in rows]
@@ -109,6 +110,10 @@ class Recorder:
     done: dict[str, Request] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     scheduler: Scheduler | None = None
+    begun: list[str] = field(default_factory=list)
+
+    def started(self, request: Request) -> None:
+        self.begun.append(request.id)
 
     def push(self, request: Request) -> bool:
         assert request.id not in self.done

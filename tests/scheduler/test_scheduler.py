@@ -322,3 +322,13 @@ def test_output_is_cut_at_the_context_with_reason_length() -> None:
     assert bench.out.done["a"].finish == "length"
     assert len(bench.output("a")) == 12
     assert bench.output("a")[0] == best(checksum([1] * 20))
+
+
+def test_every_request_that_runs_is_told_of_once_before_its_end() -> None:
+    bench = Bench(tokens=96, rows=4, step_tokens=32)
+    for i in range(6):
+        bench.submit(f"r{i}", [i + 1] * 12, max_tokens=24)
+    bench.score("s", [1, 2, 3], [[4], [5, 6]])
+    bench.run()
+    assert bench.scheduler.stats.retractions > 0
+    assert sorted(bench.out.begun) == sorted(bench.out.done)

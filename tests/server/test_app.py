@@ -95,7 +95,7 @@ def test_admin_routes_are_closed_without_an_admin_key() -> None:
         if opens:
             assert keys.identify(header, Access.ADMIN).is_admin
         else:
-            with pytest.raises(InvalidRequest, match="admin"):
+            with pytest.raises(InvalidRequest, match="for admins"):
                 keys.identify(header, Access.ADMIN)
 
 

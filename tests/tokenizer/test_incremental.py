@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from branchline.runtime.core.section import Section
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 from branchline.runtime.tokenizer.detokenizer import TextState
@@ -265,6 +266,35 @@ def test_min_tokens_lets_early_stops_pass() -> None:
     state = TextState(ByteTokenizer(), stop=["ab"], min_tokens=3)
     assert state.push(list(b"abxaby")) == ("abx", StopHit("string", "ab", 3))
     assert state.kept_ids() == list(b"abx")
+
+
+@LAW
+@given(
+    thought=st.text("ab>", max_size=6),
+    answer=st.text("ab", max_size=8),
+    stops=st.lists(SHORT, min_size=1, max_size=3),
+    sizes=SIZES,
+)
+def test_stops_count_behind_a_section_only(
+    thought: str, answer: str, stops: list[str], sizes: list[int]
+) -> None:
+    thought = thought.replace(">", "") + ">b"
+    ids = ByteTokenizer().encode(thought + answer)
+    alone = TextState(ByteTokenizer(), stop=stops)
+    alone.push(ByteTokenizer().encode(answer), finished=True)
+    state = TextState(ByteTokenizer(), stop=stops, section=Section(end=">", gap="b"))
+    shown = "".join(state.push(list(part))[0] for part in cut(ids, sizes))
+    shown += state.push([], finished=True)[0]
+    assert state.text == shown == thought + alone.text
+    assert (state.hit is None) == (alone.hit is None)
+    if state.hit is not None and alone.hit is not None:
+        assert state.hit.offset == alone.hit.offset + len(thought)
+
+
+def test_special_tokens_are_shown_where_that_is_asked_for() -> None:
+    ids = ByteTokenizer().encode("a<|end|>b", special=True)
+    assert TextState(ByteTokenizer(), skip_special=False).push(ids)[0] == "a<|end|>b"
+    assert TextState(ByteTokenizer()).push(ids)[0] == "ab"
 
 
 def test_kept_ids_are_the_generated_ones_up_to_the_cut(smol: Tokenizer) -> None:

@@ -1,0 +1,122 @@
+"""What a request may ask for, checked before anything is made of it. Needs neither numpy nor torch.
+
+Invariant: the same request is refused by the same error wherever it is looked at first, in the
+scheduler itself or in a process that sends requests to one.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from branchline.runtime.core.messages import EngineRequest, ScoreRequest
+from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.errors import InvalidRequest, QueueFull
+
+MAX_CHOICES = 10_000
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """Limits of one engine.
+
+    Attributes:
+        vocab_size: ids are in [0, vocab_size).
+        max_context: tokens of a sequence at most (model and memory).
+        max_tree: candidates of one tree forward at most.
+    """
+
+    vocab_size: int
+    max_context: int
+    max_tree: int
+
+    def check(self, source: EngineRequest) -> None:
+        """Raise `InvalidRequest` naming the value that cannot be run, and what to do."""
+        ids = source.prompt_ids
+        if not ids:
+            raise InvalidRequest("the prompt is empty", hint="Give at least one token.")
+        if len(ids) >= self.max_context:
+            raise InvalidRequest(
+                f"the prompt has {len(ids)} tokens, but a sequence holds {self.max_context}",
+                value=f"{len(ids)} tokens",
+                hint="Shorten the prompt, or raise context_length or kv_tokens.",
+            )
+        self._check_ids(ids, "the prompt")
+        if isinstance(source, ScoreRequest):
+            self._check_choices(source)
+        else:
+            check_token_ids(source.sampling.validate(), self.vocab_size)
+
+    def choice_limit(self, source: ScoreRequest) -> int:
+        """Tokens of one choice at most."""
+        return min(self.max_tree, self.max_context - len(source.prompt_ids))
+
+    def _check_choices(self, source: ScoreRequest) -> None:
+        limit = self.choice_limit(source)
+        if not source.choices:
+            raise InvalidRequest("there are no choices", hint="Give at least one choice.")
+        if len(source.choices) > MAX_CHOICES:
+            raise InvalidRequest(
+                "too many choices", value=len(source.choices), hint=f"At most {MAX_CHOICES}."
+            )
+        for choice in source.choices:
+            if not choice:
+                raise InvalidRequest("a choice is empty", hint="Every choice needs some text.")
+            if len(choice) > limit:
+                raise InvalidRequest(
+                    f"a choice has {len(choice)} tokens, at most {limit} can be scored here",
+                    value=f"{len(choice)} tokens",
+                    hint="Shorten the choice or the prompt, or raise max_step_tokens.",
+                )
+            self._check_ids(choice, "a choice")
+
+    def _check_ids(self, ids: list[int], what: str) -> None:
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.vocab_size:
+            raise InvalidRequest(
+                f"{what} has a token id outside the vocabulary",
+                value=low if low < 0 else high,
+                hint=f"Ids are 0 to {self.vocab_size - 1}.",
+            )
+
+
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raise `InvalidRequest` when a bias or a stop id is not a token of the model.
+
+    The sampler relies on it: call it when a request is admitted.
+    """
+    for name, ids in (
+        ("logit_bias", tuple(params.logit_bias or ())),
+        ("stop_token_ids", params.stop_token_ids),
+    ):
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise InvalidRequest(
+                    f"{name} names a token that the model does not have",
+                    value=token,
+                    hint=f"Use ids from 0 to {vocab_size - 1}.",
+                )
+    for token, value in (params.logit_bias or {}).items():
+        if not abs(value) <= 100.0:
+            raise InvalidRequest(
+                f"logit_bias of token {token} is out of range",
+                value=value,
+                hint="Use -100 to 100 (-100 all but bans a token).",
+            )
+
+
+def check_queue(unfinished: int, limit: int) -> None:
+    """Raise `QueueFull` when `unfinished` sequences wait or run already and `limit` may."""
+    if unfinished >= limit:
+        raise QueueFull(
+            f"{unfinished} requests wait or run already",
+            hint="Try again later, or raise max_queued_requests.",
+        )
+
+
+def remaining(deadline: float | None, default_s: float | None) -> float | None:
+    """The earlier of a request's own deadline and the default, as `time.monotonic()`."""
+    if default_s is None:
+        return deadline
+    default = time.monotonic() + default_s
+    return default if deadline is None else min(deadline, default)

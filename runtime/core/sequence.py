@@ -1,0 +1,159 @@
+"""What the scheduler says to whoever turns ids into text, sequence by sequence.
+
+Invariant: for each sequence one `SequenceOpen`, then any number of `SequenceTokens`, then one
+`SequenceEnd`; the ids of all of them, joined, are the output's ids. The same records are handed
+over in one process and sent between two. Needs neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from branchline.runtime.core.messages import GenerateRequest
+from branchline.runtime.core.outputs import (
+    FinishReason,
+    RequestMeta,
+    ScoreResult,
+    TokenLogprob,
+)
+from branchline.runtime.core.section import Section
+from branchline.runtime.errors import BranchlineError, DeadlineExceeded
+
+if TYPE_CHECKING:
+    from branchline.runtime.core.request import Request
+
+
+class SequenceOpen(msgspec.Struct, kw_only=True, tag=True, frozen=True):
+    """A sequence will come; how its text is read.
+
+    Attributes:
+        stream: its reader wants the text piece by piece.
+        stop, stop_regex: what in the text ends it.
+        min_tokens: stops that are complete within this many tokens do not count.
+        section: stops count behind it only.
+        skip_special_tokens: leave the text of special tokens out.
+    """
+
+    request_id: str
+    stream: bool = False
+    stop: tuple[str, ...] = ()
+    stop_regex: str | None = None
+    min_tokens: int = 0
+    section: Section | None = None
+    skip_special_tokens: bool = True
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether its text matters before its end; else all ids come with the end."""
+        return self.stream or bool(self.stop) or self.stop_regex is not None
+
+
+class SequenceTokens(msgspec.Struct, kw_only=True, tag=True):
+    """New ids of a sequence; `logprobs` has one entry for each, or none."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] = []
+
+
+class SequenceEnd(msgspec.Struct, kw_only=True, tag=True):
+    """A sequence has ended.
+
+    Attributes:
+        token_ids, logprobs: what no `SequenceTokens` has carried.
+        meta: all but `output_tokens`, which the text decides.
+        error: wire form of what ended it, if something did.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    meta: RequestMeta
+    logprobs: list[TokenLogprob] = []
+    prompt_logprobs: list[TokenLogprob] = []
+    error: dict[str, Any] | None = None
+
+
+def sequence_names(request_id: str, count: int) -> list[str]:
+    """Ids of a request's sequences: `id`, `id#1`, …"""
+    return [request_id, *(f"{request_id}#{index}" for index in range(1, count))]
+
+
+def openings(source: GenerateRequest) -> list[SequenceOpen]:
+    """One record for each output that `source` wants."""
+    sampling = source.sampling
+    return [
+        SequenceOpen(
+            request_id=name,
+            stream=source.stream,
+            stop=sampling.stop,
+            stop_regex=sampling.stop_regex,
+            min_tokens=sampling.min_tokens,
+            section=sampling.section,
+            skip_special_tokens=sampling.skip_special_tokens,
+        )
+        for name in sequence_names(source.id, sampling.n)
+    ]
+
+
+def tokens_since(request: Request, shown: int) -> SequenceTokens:
+    """The output of `request` from its id number `shown` on."""
+    ids: list[int] = request.ids[request.prompt_len + shown : request.length].tolist()
+    found = request.progress.logprobs
+    logprobs = found[shown : shown + len(ids)] if found else []
+    return SequenceTokens(request_id=request.id, token_ids=ids, logprobs=logprobs)
+
+
+def end_of(request: Request, shown: int, model_name: str) -> SequenceEnd:
+    """The end of a `request` of whose output `shown` ids have been told."""
+    rest = tokens_since(request, shown)
+    return SequenceEnd(
+        request_id=request.id,
+        token_ids=rest.token_ids,
+        meta=_meta(request, model_name),
+        logprobs=rest.logprobs,
+        prompt_logprobs=request.progress.prompt_logprobs,
+        error=_error(request),
+    )
+
+
+def scores_of(request: Request, model_name: str) -> ScoreResult:
+    """The result of a score request, which has no text."""
+    assert request.score is not None
+    return ScoreResult(
+        request_id=request.id,
+        token_logprobs=request.score.results,
+        meta=_meta(request, model_name),
+        error=_error(request),
+    )
+
+
+def _meta(request: Request, model_name: str) -> RequestMeta:
+    times, progress = request.times, request.progress
+    end = times.finished or time.monotonic()
+    reason: FinishReason = request.finish or "error"
+    return RequestMeta(
+        finish_reason=reason,
+        matched=progress.end_id,
+        prompt_tokens=request.prompt_len,
+        cached_tokens=min(progress.cached_tokens, request.prompt_len),
+        forced_tokens=progress.forced_tokens,
+        forwards=progress.forwards,
+        retractions=progress.retractions,
+        ttft_s=(times.first_token or end) - times.created,
+        latency_s=end - times.created,
+        queue_s=(times.admitted or end) - times.created,
+        seed=None if request.score is not None else request.seed,
+        model=model_name,
+    )
+
+
+def _error(request: Request) -> dict[str, Any] | None:
+    error: BranchlineError | None = request.progress.error
+    if error is None and request.finish == "deadline":
+        error = DeadlineExceeded(
+            "the deadline passed before the output was complete", hint="Raise deadline_s."
+        )
+    return None if error is None else error.to_wire()

@@ -1,0 +1,237 @@
+"""`POST /v1/completions`: one prompt or many, continued as text.
+
+Law: the pieces of a stream, joined for each choice, are the answer without a stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, RequestMeta
+from branchline.runtime.server.constraints import constraint_of
+from branchline.runtime.server.context import ServerContext
+from branchline.runtime.server.errors import Refused, openai_body
+from branchline.runtime.server.fields import sampling_of
+from branchline.runtime.server.generation import (
+    Counts,
+    Job,
+    Options,
+    generate,
+    response_id,
+    results,
+)
+from branchline.runtime.server.openai_parts import FINISH, CompletionLogprobs, Json, usage
+from branchline.runtime.server.openai_types import CompletionRequest, Prompt
+from branchline.runtime.server.prompts import Prompts
+from branchline.runtime.server.wire import EventStream, event_stream, json_response, read_body
+
+DEFAULT_MAX_TOKENS = 16
+
+
+def routes(context: ServerContext) -> list[web.RouteDef]:
+    """Routes of this module."""
+    return [web.post("/v1/completions", Completions(context).handle)]
+
+
+class Completions:
+    """The handler."""
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._prompts = Prompts(context)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request."""
+        body = await read_body(request, CompletionRequest, self._context.limits)
+        run = _Run(self._context, body, await self._jobs(body))
+        if not body.stream:
+            return json_response(await run.whole(request))
+        async with event_stream(request, self._context.limits, openai_body) as events:
+            await run.stream(request, events)
+        return events.response
+
+    async def _jobs(self, body: CompletionRequest) -> list[Job]:
+        limits = self._context.limits
+        if body.best_of not in (None, body.n or 1):
+            raise Refused(400, "best_of is not supported beside n", param="best_of")
+        scored = body.logprobs if body.echo else None
+        if body.prompt_logprobs is not None:
+            scored = body.prompt_logprobs
+        max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        if max_tokens == 0 and not body.echo:
+            raise Refused(400, "max_tokens must be at least 1 without echo", param="max_tokens")
+        sampling = sampling_of(
+            body,
+            limits,
+            max_tokens=max(max_tokens, 1) if max_tokens == 0 else max_tokens,
+            logprobs=body.logprobs,
+            prompt_logprobs=scored,
+            constraint=constraint_of(body, body.response_format, limits),
+        )
+        jobs = []
+        for prompt in prompts_of(body.prompt):
+            ids = await self._prompts.text(prompt) if isinstance(prompt, str) else prompt
+            self._prompts.check_length(ids)
+            jobs.append(Job(ids, sampling))
+        return jobs
+
+
+class _Run:
+    """One request on its way."""
+
+    def __init__(self, context: ServerContext, body: CompletionRequest, jobs: list[Job]) -> None:
+        self._context = context
+        self._body = body
+        self._jobs = jobs
+        self._n = jobs[0].sampling.n
+        self._options = Options(
+            response_id("cmpl-", body.rid, body.request_id),
+            stream=bool(body.stream),
+            salt=body.cache_salt or body.extra_key or "",
+            priority=body.priority or 0,
+            deadline_s=body.deadline_s,
+        )
+        self._head: Json = {
+            "id": self._options.name,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": context.check_model(body.model),
+        }
+        top = body.logprobs
+        count = len(jobs) * self._n
+        self._logprobs = [
+            None if top is None else CompletionLogprobs(context.tokenizer, top)
+            for _ in range(count)
+        ]
+        # Asked for by max_tokens 0: the token that the engine makes all the same is not shown.
+        self._silent = body.max_tokens == 0
+
+    async def whole(self, request: web.Request) -> Json:
+        """The answer."""
+        groups = await results(request, self._context, self._jobs, self._options)
+        choices = []
+        for job, group in enumerate(groups):
+            for sequence, result in enumerate(group):
+                index = job * self._n + sequence
+                text, logprobs = self._echo(index, result)
+                if not self._silent:
+                    text += result.text
+                    logprobs = _joined(logprobs, self._entry(index, result))
+                choices.append(self._choice(index, text, logprobs, result))
+        counts = self._counts([[result.meta for result in group] for group in groups])
+        return {**self._head, "choices": choices, "usage": usage(counts)}
+
+    async def stream(self, request: web.Request, events: EventStream) -> None:
+        """The answer in events."""
+        metas: list[list[RequestMeta]] = [[] for _ in self._jobs]
+        opened: set[int] = set()
+        async with generate(request, self._context, self._jobs, self._options) as steps:
+            async for step in steps:
+                index = step.job * self._n + step.sequence
+                output = step.output
+                if self._body.echo and self._body.logprobs is None and index not in opened:
+                    opened.add(index)
+                    await events.send(self._chunk(self._choice(index, self._prompt(index), None)))
+                if isinstance(output, GenerateDelta):
+                    if not self._silent and not self._waits_for_prompt():
+                        logprobs = self._entry(index, output)
+                        await events.send(self._chunk(self._choice(index, output.text, logprobs)))
+                    continue
+                metas[step.job].append(output.meta)
+                await events.send(self._chunk(self._last(index, output)))
+        await self._end(events, metas)
+
+    def _waits_for_prompt(self) -> bool:
+        """Log-probabilities of the prompt come with the result, and stand before the output's."""
+        return bool(self._body.echo) and self._body.logprobs is not None
+
+    def _last(self, index: int, result: GenerateResult) -> Json:
+        text, logprobs = "", None
+        if self._waits_for_prompt():
+            text, logprobs = self._echo(index, result)
+            if not self._silent:
+                text += result.text
+                logprobs = _joined(logprobs, self._entry(index, result))
+        return self._choice(index, text, logprobs, result)
+
+    async def _end(self, events: EventStream, metas: Sequence[Sequence[RequestMeta]]) -> None:
+        options = self._body.stream_options
+        if options is not None and options.include_usage:
+            counts = usage(self._counts(metas))
+            await events.send({**self._head, "choices": [], "usage": counts})
+        await events.send_raw(b"[DONE]")
+
+    def _counts(self, metas: Sequence[Sequence[RequestMeta]]) -> Counts:
+        counts = Counts.of(metas)
+        return counts._replace(output=0) if self._silent else counts
+
+    def _chunk(self, choice: Json) -> Json:
+        return {**self._head, "choices": [choice]}
+
+    def _choice(
+        self, index: int, text: str, logprobs: Json | None, result: GenerateResult | None = None
+    ) -> Json:
+        choice: Json = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+        if result is not None:
+            reason = result.meta.finish_reason
+            choice["finish_reason"] = "length" if self._silent else FINISH.get(reason, "stop")
+            choice["matched_stop"] = result.meta.matched
+            if self._body.prompt_logprobs is not None:
+                choice["prompt_logprobs"] = self._prompt_logprobs(result)
+            if self._body.return_token_ids:
+                choice["token_ids"] = result.token_ids
+                choice["prompt_token_ids"] = self._jobs[index // self._n].prompt_ids
+        return choice
+
+    def _prompt(self, index: int) -> str:
+        ids = self._jobs[index // self._n].prompt_ids
+        return self._context.tokenizer.decode(ids, skip_special=False)
+
+    def _echo(self, index: int, result: GenerateResult) -> tuple[str, Json | None]:
+        """The prompt before the output, where it is wanted."""
+        if not self._body.echo:
+            return "", None
+        writer = self._logprobs[index]
+        ids = self._jobs[index // self._n].prompt_ids
+        entry = None if writer is None else writer.entry(result.prompt_logprobs, ids[:1])
+        return self._prompt(index), entry
+
+    def _entry(self, index: int, output: GenerateDelta | GenerateResult) -> Json | None:
+        writer = self._logprobs[index]
+        return None if writer is None else writer.entry(output.logprobs)
+
+    def _prompt_logprobs(self, result: GenerateResult) -> list[Json | None]:
+        """vLLM's form: for each token of the prompt, ids with log-probability and text."""
+        text = self._context.tokenizer.token_text
+        found: list[Json | None] = [None]
+        for entry in result.prompt_logprobs:
+            pairs = {entry.token_id: entry.logprob, **dict(entry.top)}
+            found.append(
+                {str(i): {"logprob": v, "decoded_token": text(i)} for i, v in pairs.items()}
+            )
+        return found
+
+
+def prompts_of(prompt: Prompt) -> list[str | list[int]]:
+    """The prompts of a request: each a text or ids.
+
+    Raises:
+        Refused: an empty list, or one that mixes ids with other prompts.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    ids = [item for item in prompt if isinstance(item, int)]
+    several = [item for item in prompt if not isinstance(item, int)]
+    if bool(ids) == bool(several):
+        what = "mixes ids and prompts" if ids else "is an empty list"
+        raise Refused(400, f"prompt {what}", param="prompt")
+    return several or [ids]
+
+
+def _joined(first: Json | None, second: Json | None) -> Json | None:
+    if first is None or second is None:
+        return first or second
+    return {name: first[name] + second[name] for name in first}
