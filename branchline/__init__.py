@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from branchline.lang.backends.endpoint import Endpoint, RuntimeEndpoint
     from branchline.lang.backends.engine import Engine, Runtime
     from branchline.lang.backends.mock import Mock
+    from branchline.lang.backends.openai import OpenAI
     from branchline.lang.compat import (
         flush_cache,
         gen_int,
@@ -76,6 +77,7 @@ _MODULES = {
     "lang.backends.endpoint": "Endpoint RuntimeEndpoint",
     "lang.backends.engine": "Engine Runtime",
     "lang.backends.mock": "Mock",
+    "lang.backends.openai": "OpenAI",
     "lang.compat": "flush_cache gen_int gen_string get_server_info greedy_token_selection "
     "token_length_normalized unconditional_likelihood_normalized",
     "lang.constraints": "capture choices ebnf lark optional regex repeat seq structural_tag until",
@@ -108,6 +110,7 @@ __all__ = [
     "InvalidRequest",
     "Match",
     "Mock",
+    "OpenAI",
     "Program",
     "ProgramError",
     "RequestGraph",

@@ -20,7 +20,7 @@ from branchline.lang.expressions import (
     Text,
     as_expression,
 )
-from branchline.lang.sampling import build
+from branchline.lang.sampling import build, features_of
 from branchline.lang.transcript import RoleMark
 from branchline.lang.types import TEXT, resolve
 from branchline.lang.variables import Captured, Slot
@@ -158,8 +158,8 @@ def _gen(state: State, node: Gen) -> None:
             hint="Use another backend.",
         )
     sampling = build((*state._defaults, options), kind.constraint)
-    if sampling.logprobs is not None:
-        state._need("logprobs", "log-probabilities")
+    for feature in features_of(sampling):
+        state._need(feature, f"the option {feature!r}")
     name = names.claim(state, node.name, append=node.append)
     if name in kind.captures:
         raise NameInUse(

@@ -306,7 +306,8 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
 Event = TextDelta | ValueReady | NodeFailed | JoinReady | LaneContent | Closed
 
 ENGINE_FEATURES = frozenset(
-    {"select", "roles", "fork", "tokens", "logprobs", "seed", "top_k"}
+    {"select", "roles", "fork", "tokens", "logprobs", "seed", "top_k", "min_p", "logit_bias"}
+    | {"repetition_penalty", "min_tokens", "stop_token_ids", "stop_regex", "ignore_eos"}
     | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
 )
 """What the project's own engine can do, in this process or behind a server."""
@@ -330,8 +331,8 @@ class ProgramBackend(Protocol):
 
     Attributes:
         name: for messages.
-        features: optional things it can do: "select", "roles", "fork", "tokens", "regex",
-            "choices", "json_schema", "lark", "logprobs", "seed", "adapter", "top_k", …
+        features: optional things it can do: "select", "roles", "fork", "tokens", "adapter", the
+            kinds of constraints, and the sampling options that not every server has.
     """
 
     name: str

@@ -14,6 +14,7 @@ from branchline.lang.backends.mock import Mock
 from branchline.runtime.programs.executor import ExecutorStats
 from branchline.runtime.server.app import create_app, make_runner
 from branchline.runtime.server.context import make_context
+from branchline.runtime.server.keys import Keys
 
 
 class ServingLoop:
@@ -61,11 +62,12 @@ class ServedMock(bl.Endpoint):
     ) -> None:
         self.mock = Mock(replies, latency_s=latency_s, sampling_defaults=sampling_defaults)
         port = self.mock._executor.port
-        context = make_context(port, port.tokenizer, model_names=("mock",))  # type: ignore[arg-type]
+        keys = Keys(admin=("key",))
+        context = make_context(port, port.tokenizer, model_names=("mock",), keys=keys)  # type: ignore[arg-type]
         self._served = context.executor
         self._runner, url = self.loop.serve(create_app(context))
         self.made.append(self)
-        super().__init__(url, sampling_defaults=sampling_defaults)
+        super().__init__(url, "key", sampling_defaults=sampling_defaults)
 
     def stats(self) -> ExecutorStats:  # type: ignore[override]
         """The server's, where tests look for what programs left behind."""
