@@ -74,7 +74,9 @@ class DelayProxy:
             return
         self._open |= {writer, back}
         try:
-            await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+            # Cancelled when the proxy ends: the server of streams would report it as a failure.
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
         finally:
             self._open -= {writer, back}
             writer.transport.abort()
