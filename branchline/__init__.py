@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from branchline.lang.api import function, gen, select
     from branchline.lang.backends.base import set_default_backend
+    from branchline.lang.backends.endpoint import Endpoint, RuntimeEndpoint
     from branchline.lang.backends.engine import Engine, Runtime
     from branchline.lang.backends.mock import Mock
+    from branchline.lang.backends.openai import OpenAI
     from branchline.lang.compat import (
         flush_cache,
         gen_int,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from branchline.lang.events import Done, ReasoningDelta, TextDelta, VariableReady
     from branchline.lang.expressions import Expression
     from branchline.lang.fork import Forks, fork
+    from branchline.lang.graph_run import run_graph
     from branchline.lang.matching import Match, match
     from branchline.lang.program import Program
     from branchline.lang.roles import (
@@ -72,8 +75,10 @@ __version__ = "0.1.0"
 _MODULES = {
     "lang.api": "function gen select",
     "lang.backends.base": "set_default_backend",
+    "lang.backends.endpoint": "Endpoint RuntimeEndpoint",
     "lang.backends.engine": "Engine Runtime",
     "lang.backends.mock": "Mock",
+    "lang.backends.openai": "OpenAI",
     "lang.compat": "flush_cache gen_int gen_string get_server_info greedy_token_selection "
     "separate_reasoning token_length_normalized unconditional_likelihood_normalized",
     "lang.constraints": "capture choices ebnf lark optional regex repeat seq structural_tag until",
@@ -83,6 +88,7 @@ _MODULES = {
     "lang.expressions": "Expression",
     "lang.matching": "Match match",
     "lang.fork": "Forks fork",
+    "lang.graph_run": "run_graph",
     "lang.program": "Program",
     "lang.roles": "assistant assistant_begin assistant_end system system_begin system_end tool "
     "user user_begin user_end",
@@ -98,17 +104,20 @@ __all__ = [
     "ConstraintError",
     "DeadlineExceeded",
     "Done",
+    "Endpoint",
     "Engine",
     "Expression",
     "Forks",
     "InvalidRequest",
     "Match",
     "Mock",
+    "OpenAI",
     "Program",
     "ProgramError",
     "ReasoningDelta",
     "RequestGraph",
     "Runtime",
+    "RuntimeEndpoint",
     "State",
     "TextDelta",
     "TruncatedError",
@@ -134,6 +143,7 @@ __all__ = [
     "optional",
     "regex",
     "repeat",
+    "run_graph",
     "select",
     "separate_reasoning",
     "seq",

@@ -20,7 +20,7 @@ from branchline.lang.expressions import (
     Text,
     as_expression,
 )
-from branchline.lang.sampling import build, output_options
+from branchline.lang.sampling import build, features_of, output_options
 from branchline.lang.transcript import RoleMark
 from branchline.lang.types import TEXT, ValueType, resolve
 from branchline.lang.variables import Captured, Slot, Thought
@@ -154,8 +154,8 @@ def _gen(state: State, node: Gen) -> None:
     _need_constraint(state, kind)
     layers = (*state._defaults, options)
     sampling = build(layers, kind.constraint)
-    if sampling.logprobs is not None:
-        state._need("logprobs", "log-probabilities")
+    for feature in features_of(sampling):
+        state._need(feature, f"the option {feature!r}")
     name = names.claim(state, node.name, append=node.append)
     if name in kind.captures:
         raise NameInUse(

@@ -127,6 +127,15 @@ class Run:
         with self.lock:
             return self.lanes.add(parent, size, keep_errors=keep_errors)
 
+    def skip_nodes(self, first: int) -> None:
+        """Numbers below `first` are taken."""
+        self._nodes = count(first)
+
+    def adopt_lanes(self, parent: int, lanes: tuple[int, ...]) -> None:
+        """Like `new_lanes`, with numbers that are given; an error in one ends them all."""
+        with self.lock:
+            self.lanes.adopt(parent, lanes, keep_errors=False)
+
     def emit(self, op: Op, *, start: bool = False) -> None:
         """Queue an op; with `start`, hand over what is queued, since something can begin to run.
 

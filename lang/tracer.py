@@ -31,10 +31,7 @@ PATIENCE = 16
 """Tests of unknown values that answer True before the answers alternate."""
 MAX_TESTS = 10_000
 
-ALL_FEATURES = frozenset(
-    {"select", "roles", "fork", "tokens", "regex", "choices", "json_schema", "lark", "ebnf"}
-    | {"structural_tag", "logprobs", "seed", "adapter", "top_k"}
-)
+ALL_FEATURES = protocol.ENGINE_FEATURES | {"adapter"}
 
 
 class _Recorder:

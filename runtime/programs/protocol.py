@@ -76,7 +76,7 @@ class EndRole(msgspec.Struct, frozen=True, tag="end"):
     node: int
 
 
-class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
+class Generate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="gen"):
     """Continue the lane and store the text under `name`.
 
     With `sampling.n` > 1 all texts are reported and the lane goes on with the first.
@@ -103,7 +103,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
     adapter: str = ""
 
 
-class Select(msgspec.Struct, frozen=True, kw_only=True, tag="select"):
+class Select(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="select"):
     """Score every choice after the lane's tokens and append the best.
 
     Attributes:
@@ -184,7 +184,7 @@ class ReadLane(msgspec.Struct, frozen=True, tag="read"):
 
 
 class Close(msgspec.Struct, frozen=True, tag="close"):
-    """No more ops but `ReadLane`. Leases end when everything has run."""
+    """No more ops but `ReadLane` and `Cancel`. Leases end when everything has run."""
 
 
 Op = (
@@ -203,7 +203,7 @@ Op = (
 )
 
 
-class OpenProgram(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+class OpenProgram(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="open"):
     """First message of a program.
 
     Attributes:
@@ -218,7 +218,7 @@ class OpenProgram(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
     namespace: str = ""
 
 
-class NodeStats(msgspec.Struct, kw_only=True):
+class NodeStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What one node did. Times are seconds since the program was opened.
 
     Attributes:
@@ -273,7 +273,7 @@ class ChoiceScore(msgspec.Struct, frozen=True):
     probability: float
 
 
-class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
+class ValueReady(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="value"):
     """A generate or select node has its value.
 
     Attributes:
@@ -296,7 +296,7 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
     stats: tuple[NodeStats, ...] = ()
 
 
-class NodeFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+class NodeFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
     """A node has no value. `text` is what had been generated (readable in the variable's meta)."""
 
     lane: int
@@ -326,7 +326,7 @@ class LaneContent(msgspec.Struct, frozen=True, tag="lane"):
     text: str
 
 
-class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed"):
+class Closed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="closed"):
     """Everything has run. `error` is the first error of the program, if any."""
 
     error: dict[str, Any] | None = None
@@ -334,6 +334,13 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed"):
 
 
 Event = TextDelta | ReasoningDelta | ValueReady | NodeFailed | JoinReady | LaneContent | Closed
+
+ENGINE_FEATURES = frozenset(
+    {"select", "roles", "fork", "tokens", "logprobs", "seed", "top_k", "min_p", "logit_bias"}
+    | {"repetition_penalty", "min_tokens", "stop_token_ids", "stop_regex", "ignore_eos"}
+    | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
+)
+"""What the project's own engine can do, in this process or behind a server."""
 
 Sink = Callable[[list[Event]], None]
 """Takes events, in order, on the backend's thread; must return at once and never raise."""
@@ -354,8 +361,8 @@ class ProgramBackend(Protocol):
 
     Attributes:
         name: for messages.
-        features: optional things it can do: "select", "roles", "fork", "tokens", "regex",
-            "choices", "json_schema", "lark", "logprobs", "seed", "adapter", "top_k", …
+        features: optional things it can do: "select", "roles", "fork", "tokens", "adapter", the
+            kinds of constraints, and the sampling options that not every server has.
     """
 
     name: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import gc
 import threading
 import time
 from typing import Any
@@ -167,20 +166,6 @@ def test_after_closing_values_stay_and_texts_are_an_error_and_nothing_hangs() ->
     assert state["x"] == "b"
     with pytest.raises(BackendError, match="closed"):
         state.text()
-
-
-def test_a_mock_that_nobody_holds_ends_its_thread() -> None:
-    def names() -> int:
-        return sum(thread.name == "branchline-mock" for thread in threading.enumerate())
-
-    gc.collect()
-    before = names()
-    assert value("a") == "a"
-    gc.collect()
-    deadline = time.monotonic() + 3
-    while names() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert names() <= before
 
 
 def test_settings_are_checked() -> None:
