@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from branchline.runtime.programs.intake import LaneOp
     from branchline.runtime.programs.runs import Run
     from branchline.runtime.programs.waits import Wait
+    from branchline.runtime.responses import ToolSpec
 
 
 class Unborn:
@@ -47,6 +48,13 @@ class Addition(NamedTuple):
     role: str | None
 
 
+class Declared(NamedTuple):
+    """Tools that a lane's model was told of, and those of them that its template shows."""
+
+    all: tuple[ToolSpec, ...] = ()
+    by_template: tuple[ToolSpec, ...] = ()
+
+
 class Lane:
     """State of one lane; lives on the loop thread.
 
@@ -62,12 +70,15 @@ class Lane:
         pending: resolved text that is not tokenized yet (see `intake`).
         queue: ops not started.
         waiting: what the lane waits for; None = can run.
+        begun: something came that needs the lane's text (see `openings`).
+        tools: that the model was told of.
         error: wire form of the error that ended it.
         tail_generated: the last ids came from a generate node.
         tail_literal: the last ids came from text that the program appended.
     """
 
     __slots__ = (
+        "begun",
         "content",
         "dropped",
         "error",
@@ -84,6 +95,7 @@ class Lane:
         "tail_generated",
         "tail_literal",
         "texts",
+        "tools",
         "turn_texts",
         "variables",
         "waiting",
@@ -108,6 +120,8 @@ class Lane:
         self.leased = False
         self.tail_generated = False
         self.tail_literal = False
+        self.begun = False
+        self.tools = Declared()
         self.fork_point = ForkPoint()
 
     def start(self, start_ids: Ids) -> None:
@@ -169,6 +183,8 @@ class Lane:
         child.role, child.content = self.role, self.content.copy()
         child.turn_texts = self.turn_texts
         child.tail_generated, child.tail_literal = self.tail_generated, self.tail_literal
+        child.begun = True
+        child.tools = self.tools
         child.fork_point = ForkPoint(
             len(self.ids), len(self.texts), len(self.history), len(self.content), self.role
         )
