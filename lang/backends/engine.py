@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from branchline.runtime.programs.protocol import OpenProgram, Session, Sink
 
 FEATURES = frozenset(
-    {"select", "roles", "fork", "tokens", "logprobs", "seed", "top_k"}
+    {"select", "roles", "fork", "tokens", "tools", "logprobs", "seed", "top_k"}
     | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
 )
 

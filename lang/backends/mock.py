@@ -23,7 +23,7 @@ Reply = str | int | float | Enum | BaseException
 Replies = Reply | Sequence[Any] | Mapping[str, Any] | Callable[[str, str], Any]
 
 FEATURES = frozenset(
-    {"select", "roles", "fork", "tokens", "logprobs", "seed", "top_k"}
+    {"select", "roles", "fork", "tokens", "tools", "logprobs", "seed", "top_k"}
     | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
 )
 
