@@ -169,15 +169,13 @@ class Reply:
     Attributes:
         text: what is no call.
         calls: in order.
-        thoughts: what the model's format marks as thinking.
     """
 
-    __slots__ = ("calls", "text", "thoughts")
+    __slots__ = ("calls", "text")
 
-    def __init__(self, text: str, calls: Iterable[Call] = (), thoughts: str = "") -> None:
+    def __init__(self, text: str, calls: Iterable[Call] = ()) -> None:
         self.text = text
         self.calls = list(calls)
-        self.thoughts = thoughts
 
     def __str__(self) -> str:
         return self.text
@@ -212,7 +210,7 @@ class ToolBox(msgspec.Struct, frozen=True):
                 hint="Raise max_tokens; the text is in meta(...).text.",
             )
         calls = [Call(self.tools[made.name], made) for made in found.calls]
-        return Reply(found.text, calls, found.thoughts)
+        return Reply(found.text, calls)
 
 
 def make_tool(

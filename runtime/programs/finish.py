@@ -90,7 +90,8 @@ def _reasoning(
     """What was thought before each text; () where the model does not think."""
     if run.thinking.format is not None:
         return tuple([part.reasoning for part in divided])
-    return tuple([reply.thoughts for reply in replies]) if any(r.thoughts for r in replies) else ()
+    found = tuple([reply.reasoning for reply in replies])
+    return found if any(found) else ()
 
 
 def _finish_select(program: RunningProgram, lane: Lane, run: SelectRun) -> None:
@@ -169,7 +170,7 @@ def _extend(
     lane.texts.append(text if shown is None else shown)
     lane.add_content(text)
     lane.variables[name] = text
-    lane.tail_generated, lane.tail_literal = True, False
+    lane.tail = "generated"
     program.hold(lane)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from branchline.runtime.errors import ProgramError
 from branchline.runtime.programs.text import Ids, TextEncoder
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from branchline.runtime.programs.runs import Run
     from branchline.runtime.programs.waits import Wait
     from branchline.runtime.responses import ToolSpec
+
+
+Tail = Literal["generated", "literal", "markup"]
 
 
 class Unborn:
@@ -73,8 +76,8 @@ class Lane:
         begun: something came that needs the lane's text (see `openings`).
         tools: that the model was told of.
         error: wire form of the error that ended it.
-        tail_generated: the last ids came from a generate node.
-        tail_literal: the last ids came from text that the program appended.
+        tail: where the last ids came from: a generate node, text that the program appended, or
+            else markup.
     """
 
     __slots__ = (
@@ -92,8 +95,7 @@ class Lane:
         "pending_node",
         "queue",
         "role",
-        "tail_generated",
-        "tail_literal",
+        "tail",
         "texts",
         "tools",
         "turn_texts",
@@ -118,8 +120,7 @@ class Lane:
         self.error: dict[str, Any] | None = None
         self.dropped = False
         self.leased = False
-        self.tail_generated = False
-        self.tail_literal = False
+        self.tail: Tail = "markup"
         self.begun = False
         self.tools = Declared()
         self.fork_point = ForkPoint()
@@ -144,7 +145,7 @@ class Lane:
         self.ids.extend(ids)
         if text:
             self.texts.append(text)
-        self.tail_generated, self.tail_literal = False, literal and bool(ids)
+        self.tail = "literal" if literal and ids else "markup"
 
     def add_content(self, text: str) -> None:
         """Count text as part of the open turn, if there is one."""
@@ -182,7 +183,7 @@ class Lane:
         child.history = self.history.copy()
         child.role, child.content = self.role, self.content.copy()
         child.turn_texts = self.turn_texts
-        child.tail_generated, child.tail_literal = self.tail_generated, self.tail_literal
+        child.tail = self.tail
         child.begun = True
         child.tools = self.tools
         child.fork_point = ForkPoint(

@@ -304,13 +304,13 @@ class ToolReply(msgspec.Struct, frozen=True):
 
     Attributes:
         text: all that is no call.
-        thoughts: what the model's format marks as thinking.
+        reasoning: what the format of calls itself marks as such.
         cut: the output ended inside a call.
     """
 
     text: str
     calls: tuple[ToolCall, ...] = ()
-    thoughts: str = ""
+    reasoning: str = ""
     cut: bool = False
 
 

@@ -199,7 +199,7 @@ def _end_role(program: RunningProgram, lane: Lane, op: EndRole) -> bool:
 
 def _already_there(program: RunningProgram, lane: Lane, ids: tuple[int, ...]) -> int:
     """How many of a turn's closing ids the model has generated itself at the lane's end."""
-    if lane.tail_generated and ids and ids[0] in program.encoder.eos_ids:
+    if lane.tail == "generated" and ids and ids[0] in program.encoder.eos_ids:
         for count in range(min(len(ids), len(lane.ids)), 0, -1):
             if tuple(lane.ids[-count:]) == ids[:count]:
                 return count

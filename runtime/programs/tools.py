@@ -59,7 +59,7 @@ class ReplyBuilder:
         self._parser = parser
         self._names: dict[int, CallBegin] = {}
         self._texts: list[str] = []
-        self._thoughts: list[str] = []
+        self._reasoning: list[str] = []
         self._calls: list[ToolCall] = []
         self._cut = False
 
@@ -74,7 +74,7 @@ class ReplyBuilder:
     def reply(self) -> ToolReply:
         """All of it."""
         return ToolReply(
-            "".join(self._texts), tuple(self._calls), "".join(self._thoughts), self._cut
+            "".join(self._texts), tuple(self._calls), "".join(self._reasoning), self._cut
         )
 
     def _take(self, events: list[ToolEvent]) -> list[str | ToolCall]:
@@ -82,7 +82,7 @@ class ReplyBuilder:
         for event in events:
             if isinstance(event, TextPiece):
                 if event.voice == "reasoning":
-                    self._thoughts.append(event.text)
+                    self._reasoning.append(event.text)
                     continue
                 found.append(event.text)
             elif isinstance(event, CallBegin):
