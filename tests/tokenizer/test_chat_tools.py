@@ -63,6 +63,18 @@ def test_the_first_turn_carries_tools_as_the_template_has_them(first: str) -> No
     assert turns.tool_format == FORMATS["hermes"]
 
 
+def test_a_template_that_tells_of_tools_before_the_latest_question_does_so_each_time() -> None:
+    moving = """{% set last = messages | selectattr('role', 'equalto', 'user') | list | last %}
+{%- for m in messages %}{% if m.role == 'user' %}
+{%- if tools and m == last %}{{ '[TOOLS]' + tools | tojson + '[/TOOLS]' }}{% endif %}
+{{- '[INST]' + m.content + '[/INST]' }}{% else %}{{ m.content + '</s>' }}{% endif %}
+{%- endfor %}"""
+    turns = TurnRenderer(ChatTemplate(moving)).with_tools([TOOL])
+    talk = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    told = f"[TOOLS]{json.dumps([TOOL.to_openai()])}[/TOOLS]"
+    assert conversation(turns, talk) == f"{told}[INST]q[/INST]a</s>{told}[INST]r[/INST]b</s>"
+
+
 def test_a_result_stands_in_the_template_s_own_turn() -> None:
     template = ChatTemplate(HERMES)
     talk = [("user", "q"), ("assistant", "<tool_call>"), ("tool", "3"), ("assistant", "3.")]
