@@ -13,6 +13,7 @@ from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.loading.catalog import resolve_model
 from branchline.runtime.loading.checkpoint import Checkpoint, TokenizerSource
 from branchline.runtime.loading.load import open_checkpoint
+from branchline.runtime.responses import ToolFormat, detect_format
 from branchline.runtime.responses.reasoning import (
     ReasoningFormat,
     detect_reasoning,
@@ -58,8 +59,13 @@ def text_parts(config: EngineConfig, path: Path, source: TokenizerSource | None)
     )
     name = config.model.model
     name = path.name if "/" in name or name.endswith(".gguf") else name
-    turns = TurnRenderer(template)
+    turns = TurnRenderer(template, _tools(config, tokenizer))
     return TextParts(name, path, tokenizer, template, turns, _reasoning(config, tokenizer))
+
+
+def _tools(config: EngineConfig, tokenizer: Tokenizer) -> ToolFormat:
+    special = {tokenizer.token_text(token): token for token in tokenizer.special_ids}
+    return detect_format(_template_text(config, tokenizer), special)
 
 
 def _reasoning(config: EngineConfig, tokenizer: Tokenizer) -> ReasoningFormat | None:
@@ -68,8 +74,12 @@ def _reasoning(config: EngineConfig, tokenizer: Tokenizer) -> ReasoningFormat | 
         return None
     if chosen != "auto":
         return format_named(chosen)
-    template = config.model.chat_template
-    return detect_reasoning(tokenizer.chat_template if template is None else template)
+    return detect_reasoning(_template_text(config, tokenizer))
+
+
+def _template_text(config: EngineConfig, tokenizer: Tokenizer) -> str:
+    given = config.model.chat_template
+    return tokenizer.chat_template if given is None else given
 
 
 def load_text(config: EngineConfig) -> TextParts:

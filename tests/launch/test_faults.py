@@ -59,8 +59,8 @@ def processes(engine: RemoteEngine) -> dict[str, Any]:
 def two_running_and_others_waiting(
     driver: PortDriver, at_first: Callable[[], None] = lambda: None
 ) -> tuple[list[Call], list[Call]]:
-    """The same step takes the first two (which share no prefix that one would wait for), so when something of the first is seen, and `at_first` is
-    called, the second has started."""
+    """The same step takes the first two, which share no prefix that one would wait for: when
+    something of the first is seen, and `at_first` is called, the second has started."""
     requests: list[EngineRequest] = [
         *(driver.request([i, *PROMPT], 1900, stream=i == 0) for i in (0, 1)),
         *(driver.request([*PROMPT, 10 + i], 12, n=1 + i % 2) for i in range(6)),
