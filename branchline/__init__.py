@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         gen_string,
         get_server_info,
         greedy_token_selection,
+        separate_reasoning,
         token_length_normalized,
         unconditional_likelihood_normalized,
     )
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
         UnsupportedConstraint,
         UnsupportedFeature,
     )
-    from branchline.lang.events import Done, TextDelta, VariableReady
+    from branchline.lang.events import Done, ReasoningDelta, TextDelta, VariableReady
     from branchline.lang.expressions import Expression
     from branchline.lang.fork import Forks, fork
     from branchline.lang.graph_run import run_graph
@@ -79,11 +80,11 @@ _MODULES = {
     "lang.backends.mock": "Mock",
     "lang.backends.openai": "OpenAI",
     "lang.compat": "flush_cache gen_int gen_string get_server_info greedy_token_selection "
-    "token_length_normalized unconditional_likelihood_normalized",
+    "separate_reasoning token_length_normalized unconditional_likelihood_normalized",
     "lang.constraints": "capture choices ebnf lark optional regex repeat seq structural_tag until",
     "lang.errors": "BackendError BranchlineError Cancelled ConstraintError DeadlineExceeded "
     "InvalidRequest ProgramError TruncatedError UnsupportedConstraint UnsupportedFeature",
-    "lang.events": "Done TextDelta VariableReady",
+    "lang.events": "Done ReasoningDelta TextDelta VariableReady",
     "lang.expressions": "Expression",
     "lang.matching": "Match match",
     "lang.fork": "Forks fork",
@@ -113,6 +114,7 @@ __all__ = [
     "OpenAI",
     "Program",
     "ProgramError",
+    "ReasoningDelta",
     "RequestGraph",
     "Runtime",
     "RuntimeEndpoint",
@@ -143,6 +145,7 @@ __all__ = [
     "repeat",
     "run_graph",
     "select",
+    "separate_reasoning",
     "seq",
     "set_default_backend",
     "structural_tag",

@@ -17,7 +17,7 @@ from branchline.lang.grammar import Grammar, JsonSchema, schema_text
 from branchline.lang.markers import Box, reject
 from branchline.lang.program import Program
 from branchline.lang.refusals import describe
-from branchline.lang.sampling import GenOptions, SamplingOptions, check_names
+from branchline.lang.sampling import GenOptions, OutputOptions, SamplingOptions, check_names
 from branchline.lang.types import resolve
 from branchline.runtime.programs.protocol import SelectMethod
 
@@ -65,7 +65,10 @@ def gen(
             presence_penalty=0.0, repetition_penalty=1.0, logit_bias=None, seed=None,
             logprobs=None, ignore_eos=False`), a constraint instead of `type` (`regex=`,
             `json_schema=`, `grammar=`, or `choices=` and `choices_method=`, which is `select`),
-            and how to run (`adapter=None, deadline_s=None, priority=0`).
+            what is done around it (`reasoning=None`: whether the model thinks first, None = where
+            its template means it to, a str names the format; `heal=None`: whether the last token
+            of the text before is tokenized anew with the output, None = for constrained outputs
+            outside of chat turns), and how to run (`adapter=None, deadline_s=None, priority=0`).
 
     Raises:
         InvalidOption: a keyword that does not exist.
@@ -135,9 +138,11 @@ def _two_constraints(name: str, other: object) -> InvalidRequest:
 
 def select(
     name: str | None = None,
-    choices: Iterable[str] | None = None,
+    choices: Iterable[object] | None = None,
     *,
     method: SelectMethod | None = None,
+    baseline: str | None = None,
+    max_tokens: int = 128,
     temperature: float = 0.0,
     append: bool = False,
     choices_method: SelectMethod | None = None,
@@ -149,6 +154,11 @@ def select(
     """Score every choice in the model's own distribution and take the best.
 
     Args:
+        choices: texts, and anything that `gen` takes as a type: such a choice stands for the text
+            that greedy decoding under it finds, and the value is an instance of it.
+        baseline: a prompt without content ("Question: N/A\\nAnswer:"): each choice's score after it
+            is taken off, so that what the model would say anyway counts for nothing.
+        max_tokens: of a choice that is a type.
         method: how sums over tokens become comparable; `token_length_normalized` (default),
             `greedy_token_selection`, `unconditional_likelihood_normalized` or `total`.
         temperature: above 0, draw from the normalised scores instead of taking the best.
@@ -162,6 +172,8 @@ def select(
         "deadline_s": deadline_s,
         "priority": priority,
         "adapter": adapter,
+        "baseline": baseline,
+        "max_tokens": max_tokens,
     }
     if choices is None:
         raise InvalidRequest("select without choices", value="None", hint="Give choices=[...].")
@@ -170,7 +182,7 @@ def select(
 
 def _select(
     name: str | None,
-    choices: Iterable[str],
+    choices: Iterable[object],
     method: SelectMethod | None,
     options: dict[str, Any],
     *,
@@ -187,14 +199,61 @@ def _select(
             "temperature is out of range", value=temperature, hint="Use between 0 and 100."
         )
     kept = ("seed", "deadline_s", "priority", "adapter")
+    texts, types = _branches(choices)
+    limit, baseline = options.get("max_tokens"), options.get("baseline")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise InvalidRequest("max_tokens is out of range", value=limit, hint="Use at least 1.")
+    if not isinstance(baseline, str | None):
+        raise InvalidRequest("a baseline is a text", value=baseline, hint="Give a str.")
     return Select(
         name=name,
-        choices=checked_choices(choices),
+        choices=texts,
+        types=types,
+        max_tokens=128 if limit is None else limit,
+        baseline=None if baseline is None else reject(baseline, "a baseline"),
         method=method,
         temperature=float(temperature),
         options={key: options[key] for key in kept if options.get(key) is not None},
         append=append,
     )
+
+
+def _branches(choices: Iterable[object]) -> tuple[tuple[str, ...], tuple[Box | None, ...]]:
+    """Choices as texts, and the types of those that are none."""
+    if isinstance(choices, str):
+        return checked_choices(choices), ()
+    items = list(choices)
+    texts = [item for item in items if isinstance(item, str)]
+    if len(texts) == len(items):
+        return checked_choices(texts), ()
+    types = [None if isinstance(item, str) else Box(_readable(item)) for item in items]
+    checked = iter(checked_choices(texts) if texts else ())
+    names = [next(checked) if box is None else resolve(box.value).name for box in types]
+    return tuple(names), tuple(types)
+
+
+def _readable(item: object) -> object:
+    """A choice that is a type; raises as `gen` for what is none, and for captures."""
+    if item is None or isinstance(item, (int, float, bytes, list, tuple)):
+        raise InvalidRequest(
+            f"a choice is a {builtins.type(item).__name__}",
+            value=item,
+            hint="Choices are texts, types and constraints.",
+        )
+    kind = resolve(JsonSchema(schema_text(item)) if isinstance(item, dict) else item)
+    if kind.constraint is None:
+        raise InvalidRequest(
+            "a choice of select is any text",
+            value=describe(item),
+            hint="Give texts, or types and constraints other than str.",
+        )
+    if kind.captures:
+        raise UnsupportedFeature(
+            "select has no captures",
+            value=", ".join(kind.captures),
+            hint="Leave capture(...) out of its choices.",
+        )
+    return item
 
 
 def _frozen(value: object) -> object:
@@ -204,7 +263,7 @@ def _frozen(value: object) -> object:
     return dict(value) if isinstance(value, dict) else value
 
 
-class FunctionOptions(SamplingOptions, total=False):
+class FunctionOptions(SamplingOptions, OutputOptions, total=False):
     """Keywords of `function`."""
 
     adapter: str | None

@@ -20,10 +20,10 @@ from branchline.lang.expressions import (
     Text,
     as_expression,
 )
-from branchline.lang.sampling import build, features_of
+from branchline.lang.sampling import build, features_of, output_options
 from branchline.lang.transcript import RoleMark
-from branchline.lang.types import TEXT, resolve
-from branchline.lang.variables import Captured, Slot
+from branchline.lang.types import TEXT, ValueType, resolve
+from branchline.lang.variables import Captured, Slot, Thought
 from branchline.runtime.programs import protocol
 
 if TYPE_CHECKING:
@@ -151,15 +151,15 @@ def _gen(state: State, node: Gen) -> None:
     run = state._run
     options = node.options
     kind = resolve(None if node.type is None else node.type.value)
-    if kind.constraint is not None and kind.constraint.kind not in run.backend.features:
-        raise UnsupportedConstraint(
-            f"backend {run.backend.name!r} cannot enforce a {kind.constraint.kind} constraint",
-            value=kind.name,
-            hint="Use another backend.",
-        )
-    sampling = build((*state._defaults, options), kind.constraint)
+    _need_constraint(state, kind)
+    layers = (*state._defaults, options)
+    sampling = build(layers, kind.constraint)
     for feature in features_of(sampling):
         state._need(feature, f"the option {feature!r}")
+    output = output_options(layers)
+    for feature, value in output.items():
+        if value:
+            state._need(feature, f"the option {feature!r}")
     name = names.claim(state, node.name, append=node.append)
     if name in kind.captures:
         raise NameInUse(
@@ -172,6 +172,9 @@ def _gen(state: State, node: Gen) -> None:
     slot = _new_slot(state, name, kind, append=node.append)
     for each in captures:
         names.define(state, each, Captured(slot, each), append=node.append)
+    if node.keep_reasoning:
+        thought = names.claim(state, f"{name}_reasoning_content", append=node.append)
+        names.define(state, thought, Thought(slot), append=node.append)
     run.emit(
         protocol.Generate(
             lane=state._lane,
@@ -179,23 +182,43 @@ def _gen(state: State, node: Gen) -> None:
             name=name,
             sampling=sampling,
             stream=run.streaming,
+            **output,
             **_request_options(state, options),
         ),
         start=True,
     )
 
 
+def _need_constraint(state: State, kind: ValueType | None) -> None:
+    """Raise `UnsupportedConstraint` where the backend cannot enforce it."""
+    constraint = None if kind is None else kind.constraint
+    backend = state._run.backend
+    if kind is not None and constraint is not None and constraint.kind not in backend.features:
+        raise UnsupportedConstraint(
+            f"backend {backend.name!r} cannot enforce a {constraint.kind} constraint",
+            value=kind.name,
+            hint="Use another backend.",
+        )
+
+
 def _select(state: State, node: Select) -> None:
     run = state._run
     state._need("select", "select")
+    kinds = [None if box is None else resolve(box.value) for box in node.types]
+    for kind in kinds:
+        _need_constraint(state, kind)
     name = names.claim(state, node.name, append=node.append)
     slot = _new_slot(state, name, TEXT, append=node.append)
+    slot.branches = tuple([kind or TEXT for kind in kinds])
     run.emit(
         protocol.Select(
             lane=state._lane,
             node=slot.node,
             name=name,
             choices=node.choices,
+            constraints=tuple([None if kind is None else kind.constraint for kind in kinds]),
+            max_tokens=node.max_tokens,
+            baseline=node.baseline,
             method=node.method,
             temperature=node.temperature,
             seed=node.options.get("seed"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from branchline.lang.errors import InvalidRequest, UnsupportedFeature
-from branchline.lang.expressions import Gen, Select
+from branchline.lang.expressions import Concat, Expression, Gen, RoleTurn, Select, concat
 
 if TYPE_CHECKING:
     from branchline.runtime.programs.protocol import ProgramBackend, SelectMethod
@@ -27,6 +29,29 @@ def gen_string(name: str | None = None, **options: Any) -> Gen | Select:
     from branchline.lang.api import gen
 
     return gen(name, str, **options)
+
+
+def separate_reasoning(
+    expr: Expression | str | list[Any] | None = None, model_type: str | None = None
+) -> Concat:
+    """Every `gen` in `expr` with `reasoning=` on; what is thought before the answer of `x` becomes
+    the variable `x_reasoning_content`.
+
+    Args:
+        model_type: the name of a format or model; None = as the model's template has it.
+    """
+    return concat([_with_reasoning(part, model_type or True) for part in concat([expr]).parts])
+
+
+def _with_reasoning(node: Expression, format: str | bool) -> Expression:
+    if isinstance(node, Gen):
+        options = {**node.options, "reasoning": format}
+        return msgspec.structs.replace(node, options=options, keep_reasoning=True)
+    if isinstance(node, RoleTurn):
+        return msgspec.structs.replace(node, body=_with_reasoning(node.body, format))
+    if isinstance(node, Concat):
+        return concat([_with_reasoning(part, format) for part in node.parts])
+    return node
 
 
 def flush_cache(backend: ProgramBackend | None = None) -> None:

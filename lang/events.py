@@ -25,6 +25,19 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """New text of what the model thinks before the answer of variable `name`.
+
+    Attributes:
+        lane: which branch; 0 is the program's own sequence.
+    """
+
+    name: str
+    text: str
+    lane: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class VariableReady:
     """Variable `name` has its value, or a part of it.
 
@@ -49,4 +62,4 @@ class Done:
     state: State
 
 
-StreamEvent = TextDelta | VariableReady | Done
+StreamEvent = TextDelta | ReasoningDelta | VariableReady | Done

@@ -54,19 +54,30 @@ class Gen(Expression, frozen=True, tag="gen", kw_only=True):
         type: boxed Python type or constraint object; None = text.
         options: sampling and request options given at the call, by name.
         append: the variable is a list, and this adds an item.
+        keep_reasoning: what the model thinks first becomes a variable of its own, too.
     """
 
     name: str | None = None
     type: Box | None = None
     options: dict[str, Any] = {}
     append: bool = False
+    keep_reasoning: bool = False
 
 
 class Select(Expression, frozen=True, tag="select", kw_only=True):
-    """Score every choice and take the best."""
+    """Score every choice and take the best.
+
+    Attributes:
+        choices: texts; of choices that are types or constraints, how a reader would write them.
+        types: boxed types of each choice, None for a text; empty = all are texts.
+        baseline: see `protocol.Select`.
+    """
 
     name: str | None = None
     choices: tuple[str, ...]
+    types: tuple[Box | None, ...] = ()
+    max_tokens: int = 128
+    baseline: str | None = None
     method: SelectMethod = "token_length_normalized"
     temperature: float = 0.0
     options: dict[str, Any] = {}

@@ -33,7 +33,7 @@ def check_free(state: State, name: str) -> None:
         f"variable {name!r} is defined already",
         program=state._run.name,
         variable=name,
-        hint="Use another name, or append=True in both places to make it a list.",
+        hint="Use another name, or append=True to make it a list.",
     )
 
 
@@ -46,19 +46,23 @@ def claim(state: State, name: str | None, *, append: bool) -> str:
             name = f"_{state._unnamed}"
         state._unnamed += 1
         return name
-    if append and isinstance(state._variables.get(name), Items) and name not in state._inherited:
+    if append and name in state._variables and name not in state._inherited:
         return name
     check_free(state, name)
     return name
 
 
 def define(state: State, name: str, variable: Variable, *, append: bool) -> None:
-    """Let a claimed name stand for `variable`, or for a list that ends with it."""
+    """Let a claimed name stand for `variable`, or for a list that ends with it.
+
+    A list begins with what the name stood for before.
+    """
     if not append:
         state._variables[name] = variable
         return
     known = state._variables.get(name)
-    items = known.items if isinstance(known, Items) else []
+    before = [] if known is None else [known]
+    items = known.items if isinstance(known, Items) else before
     state._variables[name] = Items([*items, variable])
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from branchline.lang.errors import InvalidOption, ProgramError
 from branchline.lang.expressions import ProgramCall
 from branchline.lang.markers import Box
-from branchline.lang.sampling import SAMPLING_NAMES, build, check_names
+from branchline.lang.sampling import DEFAULT_NAMES, build, check_names, output_options
 
 if TYPE_CHECKING:
     from branchline.lang.batch import OnError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from branchline.runtime.programs.graph import RequestGraph
     from branchline.runtime.programs.protocol import ProgramBackend
 
-RUN_NAMES = frozenset({"backend", "deadline_s", "priority", "adapter"}) | SAMPLING_NAMES
+RUN_NAMES = frozenset({"backend", "deadline_s", "priority", "adapter"}) | DEFAULT_NAMES
 
 
 class Call(NamedTuple):
@@ -69,6 +69,7 @@ class Program:
         self.__name__ = self.name
         self.__wrapped__ = func
         build((self.defaults,), None)  # a wrong default is an error where it is written
+        output_options((self.defaults,))
         self.signature = _signature(func, self.name)
         kinds = inspect.Parameter
         self.parameters = frozenset(
@@ -274,6 +275,7 @@ class Program:
         layers = (getattr(backend, "sampling_defaults", {}), self.defaults, of_run)
         if of_run:
             build(layers, None)
+            output_options(layers)
         return Call(self, backend, args, own, layers, deadline_s, priority)
 
     def check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

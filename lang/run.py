@@ -17,7 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from branchline.lang.errors import BranchlineError, Cancelled, ProgramError, from_wire
-from branchline.lang.events import StreamEvent, TextDelta, VariableReady
+from branchline.lang.events import ReasoningDelta, StreamEvent, TextDelta, VariableReady
 from branchline.lang.lanes import Lanes
 from branchline.lang.outbox import Outbox
 from branchline.lang.partials import Watch
@@ -208,6 +208,8 @@ class Run:
     def _take(self, event: Event, cancels: list[Op]) -> None:
         if isinstance(event, protocol.TextDelta):
             self._take_delta(event)
+        elif isinstance(event, protocol.ReasoningDelta):
+            self._take_reasoning(event)
         elif isinstance(event, protocol.ValueReady):
             self._take_value(event)
         elif isinstance(event, protocol.NodeFailed):
@@ -232,6 +234,11 @@ class Run:
                 self.events.append(TextDelta(slot.name, event.text, event.lane))
                 self._parts(slot, event.text, event.lane)
 
+    def _take_reasoning(self, event: protocol.ReasoningDelta) -> None:
+        slot = self.slots.get(event.node)
+        if slot is not None and not slot.done and self.streaming:
+            self.events.append(ReasoningDelta(slot.name, event.text, event.lane))
+
     def _take_value(self, event: protocol.ValueReady) -> None:
         self.stats += event.stats
         slot = self.slots.get(event.node)
@@ -239,6 +246,7 @@ class Run:
             return
         slot.texts, slot.request = event.texts, event.meta
         slot.logprobs, slot.choices = event.logprobs, event.choices
+        slot.reasoning, slot.taken = event.reasoning, event.taken
         slot.done = True
         if self.streaming:
             if slot.texts:

@@ -47,12 +47,22 @@ class RequestOptions(TypedDict, total=False):
     priority: int
 
 
-class GenOptions(SamplingOptions, RequestOptions, total=False):
+class OutputOptions(TypedDict, total=False):
+    """What is done around an output; see `protocol.Generate`."""
+
+    reasoning: bool | str | None
+    heal: bool | None
+
+
+class GenOptions(SamplingOptions, OutputOptions, RequestOptions, total=False):
     """Keywords of `gen` beside `name`, `type` and the constraints."""
 
 
 SAMPLING_NAMES = frozenset(SamplingOptions.__annotations__)
 REQUEST_NAMES = frozenset(RequestOptions.__annotations__)
+OUTPUT_NAMES = frozenset(OutputOptions.__annotations__)
+DEFAULT_NAMES = SAMPLING_NAMES | OUTPUT_NAMES
+"""Options that a program, a run or a backend may have defaults for."""
 
 Options = Mapping[str, Any]
 _Key = TypeVar("_Key", bound=str)
@@ -111,6 +121,25 @@ def features_of(params: SamplingParams) -> list[str]:
 
 
 _DEFAULTS = SamplingParams()
+
+
+def output_options(layers: Iterable[Options]) -> dict[str, Any]:
+    """The merged `reasoning` and `heal`.
+
+    Raises `InvalidRequest` for one of the wrong type.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update((name, value) for name, value in layer.items() if name in OUTPUT_NAMES)
+    for name, value in merged.items():
+        text = name == "reasoning" and isinstance(value, str)
+        if not (value is None or isinstance(value, bool) or text):
+            raise InvalidRequest(
+                f"{name} has a value of the wrong type",
+                value=value,
+                hint="Use True, False or None.",
+            )
+    return merged
 
 
 def _unknown(name: str, value: object) -> bool:

@@ -17,7 +17,7 @@ from branchline.lang.expressions import Reference, decode
 from branchline.lang.placeholders import Placeholder
 from branchline.lang.run import LaneRead, Run
 from branchline.lang.state import State
-from branchline.lang.types import ValueType
+from branchline.lang.types import TEXT, ValueType
 from branchline.lang.variables import Slot
 from branchline.runtime.core.outputs import RequestMeta
 from branchline.runtime.programs import protocol
@@ -72,7 +72,8 @@ class TraceSlot(Slot):
 
     def value(self) -> Any:
         constraint = self.type.constraint
-        if constraint is None or constraint.kind in ("regex", "choices"):
+        typed = any(kind is not TEXT for kind in self.branches)
+        if not typed and (constraint is None or constraint.kind in ("regex", "choices")):
             return self._placeholder()
         return self._placeholder(exact=False)  # an instance reads otherwise than its text
 

@@ -51,7 +51,8 @@ class ValueType(msgspec.Struct, frozen=True):
         name: for error messages.
         constraint: None = any text.
         parse: the instance of a complete text; raises ValueError or KeyError when it is not one.
-        complete: whether a text that was cut is complete all the same; None = `parse` tells.
+        complete: whether a text that was cut is a value all the same; None = never: more digits, or
+            another item, might have followed.
         json: how the value is written, when it is JSON.
         captures: names of the captures inside; True for those that are lists.
         find: the captures' values in a complete text; raises ValueError.
@@ -75,20 +76,23 @@ class ValueType(msgspec.Struct, frozen=True):
             TruncatedError: it was cut before it was complete.
             ConstraintError: it is not what the constraint allows.
         """
-        if truncated and self.complete is not None and not self.complete(text):
-            raise self._truncated(text)
-        return text if self.parse is None else self._read(self.parse, text, truncated)
+        self._check_whole(text, truncated)
+        return text if self.parse is None else self._read(self.parse, text)
 
     def captured(self, text: str, *, truncated: bool) -> dict[str, Any]:
         """The captures' values in `text`. Raises as `value`."""
-        return {} if self.find is None else self._read(self.find, text, truncated)
+        self._check_whole(text, truncated)
+        return {} if self.find is None else self._read(self.find, text)
 
-    def _read(self, parse: Callable[[str], Any], text: str, truncated: bool) -> Any:
+    def _check_whole(self, text: str, truncated: bool) -> None:
+        whole = not truncated or self.constraint is None
+        if not whole and (self.complete is None or not self.complete(text)):
+            raise self._truncated(text)
+
+    def _read(self, parse: Callable[[str], Any], text: str) -> Any:
         try:
             return parse(text)
         except (ValueError, KeyError) as error:
-            if truncated:
-                raise self._truncated(text) from error
             why = f": {error}" if self.json is not None else ""
             raise ConstraintError(
                 f"the output is not a {self.name}{why}",
@@ -165,13 +169,13 @@ def _from_grammar(node: Grammar) -> ValueType:
             return ValueType("JSON value of the schema", constraint, load_json, json=ANY)
         case Lark(text=text):
             constraint = Constraint(kind="lark", text=compose.lark_text(text))
-            return ValueType("text of the grammar", constraint, complete=_never)
+            return ValueType("text of the grammar", constraint)
         case Ebnf(text=text):
             constraint = Constraint(kind="ebnf", text=text)
-            return ValueType("text of the grammar", constraint, complete=_never)
+            return ValueType("text of the grammar", constraint)
         case StructuralTag(text=text):
             constraint = Constraint(kind="structural_tag", text=text)
-            return ValueType("text of the structural tag", constraint, complete=_never)
+            return ValueType("text of the structural tag", constraint)
     return _composed(node)
 
 
@@ -193,11 +197,6 @@ def load_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-
-
-def _never(text: str) -> bool:
-    """A context-free text that was cut is not known to be complete."""
-    return False
 
 
 def _from_pattern(name: str, pattern: str, parse: Callable[[str], Any]) -> ValueType:

@@ -26,6 +26,8 @@ class VariableMeta(RequestMeta, kw_only=True):
         texts: all n texts.
         logprobs: one entry for each generated token, when asked for.
         choices: scores of a select, in the order given.
+        reasoning: what the model thought first; no part of `text`.
+        reasonings: the same of all n texts; empty where it did not think.
         error: what went wrong, if it did.
     """
 
@@ -33,6 +35,8 @@ class VariableMeta(RequestMeta, kw_only=True):
     texts: tuple[str, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     choices: tuple[ChoiceScore, ...] = ()
+    reasoning: str = ""
+    reasonings: tuple[str, ...] = ()
     error: BranchlineError | None = None
 
 
@@ -60,12 +64,14 @@ class Slot:
 
     Attributes:
         partial: pieces of streamed text so far.
+        branches: how each choice of a select is read, where some are types; `taken`: which it was.
         watch: follows the parts of a JSON value that is streamed.
         failure: what went wrong; also set when the program ended without the value.
     """
 
     __slots__ = (
         "_found",
+        "branches",
         "choices",
         "done",
         "failure",
@@ -75,7 +81,9 @@ class Slot:
         "node",
         "partial",
         "program",
+        "reasoning",
         "request",
+        "taken",
         "texts",
         "type",
         "watch",
@@ -93,6 +101,9 @@ class Slot:
         self.request: RequestMeta | None = None
         self.logprobs: tuple[TokenLogprob, ...] = ()
         self.choices: tuple[ChoiceScore, ...] = ()
+        self.reasoning: tuple[str, ...] = ()
+        self.branches: tuple[ValueType, ...] = ()
+        self.taken = -1
         self.failure: BranchlineError | None = None
         self.watch: Watch | None = None
         self._found: dict[str, dict[str, Any]] = {}
@@ -115,9 +126,10 @@ class Slot:
 
     def value(self) -> Any:
         self._raise()
-        if self.type is TEXT and len(self.texts) == 1:
+        kind = self.branches[self.taken] if self.branches else self.type
+        if kind is TEXT and len(self.texts) == 1:
             return self.texts[0]
-        return self._each(self.type.value)
+        return self._each(kind.value)
 
     def captured(self, name: str) -> Any:
         """The value of a capture inside; raises as `value`."""
@@ -153,6 +165,8 @@ class Slot:
             texts=texts,
             logprobs=self.logprobs,
             choices=self.choices,
+            reasoning=self.reasoning[0] if self.reasoning else "",
+            reasonings=self.reasoning,
             error=self.failure,
         )
 
@@ -177,6 +191,33 @@ class Captured:
 
     def text(self) -> str:
         return str(self.value())
+
+    def meta(self) -> VariableMeta:
+        return self._slot.meta()
+
+
+class Thought:
+    """What the model thought before the answer of a slot; "" where it did not."""
+
+    __slots__ = ("_slot",)
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+
+    def ready(self) -> bool:
+        return self._slot.ready()
+
+    def error(self) -> BranchlineError | None:
+        return self._slot.error()
+
+    def value(self) -> Any:
+        self._slot.text()  # raises what went wrong
+        thoughts = list(self._slot.reasoning)
+        return thoughts if len(thoughts) > 1 else "".join(thoughts)
+
+    def text(self) -> str:
+        self._slot.text()
+        return self._slot.reasoning[0] if self._slot.reasoning else ""
 
     def meta(self) -> VariableMeta:
         return self._slot.meta()

@@ -15,6 +15,7 @@ from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import Output
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.scheduler.loop import Loop
 from branchline.runtime.scheduler.scheduler import Scheduler
 from branchline.runtime.tokenizer.output_processor import OutputProcessor
@@ -24,6 +25,7 @@ class EngineCore:
     """Scheduler, output processor and loop, joined.
 
     Args:
+        reasoning: see `EnginePort`.
         describe: facts for `info` that only the assembly knows.
     """
 
@@ -38,12 +40,14 @@ class EngineCore:
         *,
         model_name: str,
         max_context: int,
+        reasoning: ReasoningFormat | None = None,
         describe: Callable[[], dict[str, Any]],
     ) -> None:
         self.tokenizer = tokenizer
         self.turns = turns
         self.model_name = model_name
         self.max_context = max_context
+        self.reasoning = reasoning
         self._scheduler = scheduler
         self._outputs = outputs
         self._describe = describe
@@ -94,6 +98,7 @@ class EngineCore:
             "scheduler": {name: getattr(stats, name) for name in stats.__slots__}
             | {
                 "running": self._scheduler.num_running,
+                "waiting": self._scheduler.num_unfinished - self._scheduler.num_running,
                 "unfinished": self._scheduler.num_unfinished,
             },
             "cache": {name: getattr(cache_stats, name) for name in cache_stats.__slots__}

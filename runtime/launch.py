@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from branchline.kernels.cpu.binding import usable_cores
 from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
@@ -40,6 +41,11 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.memory.sizing import SizingDecision, decide_pages, free_memory
 from branchline.runtime.models.base import Model
+from branchline.runtime.responses.reasoning import (
+    ReasoningFormat,
+    detect_reasoning,
+    format_named,
+)
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
 from branchline.runtime.tokenizer.chat import ChatTemplate, TurnRenderer
@@ -49,6 +55,8 @@ from branchline.runtime.tokenizer.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 CPU_STEP_TOKENS = 512
+MASK_THREADS = 8
+"""Rows whose masks are filled at once at most; a mask takes tens of microseconds."""
 
 
 @dataclass(slots=True)
@@ -151,6 +159,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
         TurnRenderer(_template(config, tokenizer)),
         model_name=outputs.model_name,
         max_context=context,
+        reasoning=_reasoning(config, tokenizer),
         describe=facts.describe,
     )
     core.loop.start()
@@ -225,6 +234,7 @@ def _grammar_backend(tokenizer: Tokenizer, vocab_size: int, config: EngineConfig
         tokenizer,
         vocab_size=vocab_size,
         setting=config.grammar.grammar_backend,
+        threads=min(MASK_THREADS, usable_cores()),
         limits=Limits(compile_s=config.grammar.grammar_timeout_s),
     )
 
@@ -233,6 +243,16 @@ def _template(config: EngineConfig, tokenizer: Tokenizer) -> ChatTemplate:
     if config.model.chat_template is None:
         return ChatTemplate.of(tokenizer)
     return ChatTemplate(config.model.chat_template)
+
+
+def _reasoning(config: EngineConfig, tokenizer: Tokenizer) -> ReasoningFormat | None:
+    chosen = config.model.reasoning_format
+    if chosen == "none":
+        return None
+    if chosen != "auto":
+        return format_named(chosen)
+    template = config.model.chat_template
+    return detect_reasoning(tokenizer.chat_template if template is None else template)
 
 
 def _name(config: EngineConfig, path: Path) -> str:

@@ -54,7 +54,7 @@ def agent(s: bl.State, seed: int) -> Any:
 
 @bl.function
 def checks(s: bl.State, seed: int) -> Any:
-    """A long text, eight questions about it at once, each answered by one of three words, then a verdict."""
+    """A long text, eight questions about it at once, one of three words each, then a verdict."""
     s += f"Text: {words(250, seed)}\n"
     with s.fork(8) as branches:
         for number, branch in enumerate(branches):

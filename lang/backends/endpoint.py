@@ -32,7 +32,7 @@ from branchline.lang.errors import (
     from_wire,
     wrap,
 )
-from branchline.lang.sampling import SAMPLING_NAMES, check_names
+from branchline.lang.sampling import DEFAULT_NAMES, check_names
 from branchline.runtime.programs import wire
 from branchline.runtime.programs.wire import Hello, Refused, Welcome
 
@@ -78,7 +78,7 @@ class Endpoint(Backend):
         self.name = "endpoint"
         self.url = _checked(url)
         self.sampling_defaults = dict(sampling_defaults or {})
-        check_names(self.sampling_defaults, SAMPLING_NAMES, "sampling_defaults")
+        check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         self._thread = LoopThread("branchline-endpoint")
         self._line = _Line(self.url, api_key, timeout_s, self._thread)
         try:

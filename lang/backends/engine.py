@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from branchline.lang.backends.base import Backend
 from branchline.lang.errors import BackendError
-from branchline.lang.sampling import SAMPLING_NAMES, check_names
+from branchline.lang.sampling import DEFAULT_NAMES, check_names
 from branchline.runtime.programs.protocol import ENGINE_FEATURES
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Engine(Backend):
         self.name = "engine"
         self.features = ENGINE_FEATURES
         self.sampling_defaults = dict(sampling_defaults or {})
-        check_names(self.sampling_defaults, SAMPLING_NAMES, "sampling_defaults")
+        check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         try:
             from branchline.runtime import engine as runtime
             from branchline.runtime.programs.executor import Executor

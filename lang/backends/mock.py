@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from branchline.lang.backends.base import Backend
 from branchline.lang.backends.scripted import EventLoop, ScriptedEngine
 from branchline.lang.errors import BackendError, InvalidRequest
-from branchline.lang.sampling import SAMPLING_NAMES, check_names
+from branchline.lang.sampling import DEFAULT_NAMES, check_names
 from branchline.runtime.programs.executor import Executor
 from branchline.runtime.programs.protocol import ENGINE_FEATURES
+from branchline.runtime.responses.reasoning import format_named
 
 if TYPE_CHECKING:
     from branchline.runtime.programs.executor import ExecutorStats
@@ -36,6 +37,8 @@ class Mock(Backend):
             reply for it, one that depends on the texts alone.
         latency_s: seconds until each reply.
         sampling_defaults: weakest layer of sampling options.
+        reasoning: name of a reasoning format: replies to the first `gen` of an assistant's turn
+            then begin inside a section ("hm</think>\n\n42").
     """
 
     def __init__(
@@ -44,15 +47,17 @@ class Mock(Backend):
         *,
         latency_s: float = 0.0,
         sampling_defaults: Mapping[str, Any] | None = None,
+        reasoning: str | None = None,
     ) -> None:
         if not latency_s >= 0.0:
             raise InvalidRequest("latency_s is negative", value=latency_s, hint="Use 0 or more.")
         self.name = "mock"
         self.features = ENGINE_FEATURES
         self.sampling_defaults = dict(sampling_defaults or {})
-        check_names(self.sampling_defaults, SAMPLING_NAMES, "sampling_defaults")
+        check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         loop = EventLoop()
-        self._executor = Executor(ScriptedEngine(Script(replies).reply, loop, latency_s))
+        format = None if reasoning is None else format_named(reasoning)
+        self._executor = Executor(ScriptedEngine(Script(replies).reply, loop, latency_s, format))
         self._closed = False
         self._stop = weakref.finalize(self, loop.stop)
         self._stop.atexit = False

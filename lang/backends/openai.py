@@ -20,7 +20,7 @@ from branchline.lang.backends.loop_thread import LoopThread
 from branchline.lang.backends.openai_http import Json, OpenAIClient
 from branchline.lang.backends.openai_port import OpenAIPort
 from branchline.lang.errors import BackendError, InvalidRequest
-from branchline.lang.sampling import SAMPLING_NAMES, check_names
+from branchline.lang.sampling import DEFAULT_NAMES, check_names
 from branchline.runtime.programs.executor import Executor
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class OpenAI(Backend):
             api_key = os.environ.get("OPENAI_API_KEY")
         self.name = "openai"
         self.sampling_defaults = dict(sampling_defaults or {})
-        check_names(self.sampling_defaults, SAMPLING_NAMES, "sampling_defaults")
+        check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         self._thread = LoopThread("branchline-openai")
         self._client = OpenAIClient(url, api_key, max_retries=max_retries, timeout_s=timeout_s)
         self._port = OpenAIPort(model, self._client, self._thread)

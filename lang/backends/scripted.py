@@ -32,6 +32,8 @@ from branchline.runtime.core.outputs import (
 )
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.core.section import SectionScan
+from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 
 MAX_CONTEXT = 1 << 20
@@ -117,6 +119,7 @@ class ScriptedEngine:
         reply: (variable name, text so far) to a text or an exception; called on the loop thread,
             once for each output; may raise.
         latency_s: time from a request to its final output, seconds.
+        reasoning: see `EnginePort`.
     """
 
     model_name = "mock"
@@ -124,10 +127,15 @@ class ScriptedEngine:
     max_context = MAX_CONTEXT
 
     def __init__(
-        self, reply: Callable[[str, str], str | None], loop: EventLoop, latency_s: float
+        self,
+        reply: Callable[[str, str], str | None],
+        loop: EventLoop,
+        latency_s: float,
+        reasoning: ReasoningFormat | None = None,
     ) -> None:
         self.tokenizer: TextTokenizer = ByteTokenizer()
         self.turns: ChatTurns = PlainTurns()
+        self.reasoning = reasoning
         self._reply = reply
         self._loop = loop
         self._latency_s = latency_s
@@ -241,7 +249,8 @@ class ScriptedEngine:
                 )
             text, reason = cut(text, request.sampling)
             if reason != "length" and request.sampling.constraint is not None:
-                check_constraint(text, request.sampling.constraint, request.name)
+                answer = divided(text, request.sampling)[1]
+                check_constraint(answer, request.sampling.constraint, request.name)
         except Exception as error:
             return "", "error", wrap(error)
         return text, reason, None
@@ -285,6 +294,7 @@ class ScriptedEngine:
 
 def cut(text: str, sampling: SamplingParams) -> tuple[str, FinishReason]:
     """Where stop strings, stop_regex and max_tokens (bytes) end a text, and why."""
+    head, text = divided(text, sampling)
     begin, end = len(text), len(text)
     for stop in sampling.stop:
         at = text.find(stop)
@@ -295,9 +305,14 @@ def cut(text: str, sampling: SamplingParams) -> tuple[str, FinishReason]:
         if match is not None and match.end() <= end:
             begin, end = min(begin, match.start()), match.end()
     limit = sampling.max_tokens
-    if limit is not None and len(text[:end].encode("utf-8")) > limit:
-        return text.encode("utf-8")[:limit].decode("utf-8", "ignore"), "length"
-    return text[:begin], "stop"
+    if limit is not None and len((head + text[:end]).encode("utf-8")) > limit:
+        return (head + text).encode("utf-8")[:limit].decode("utf-8", "ignore"), "length"
+    return head + text[:begin], "stop"
+
+
+def divided(text: str, sampling: SamplingParams) -> tuple[str, str]:
+    """What belongs to the section that a text begins with, and what stands behind it."""
+    return ("", text) if sampling.section is None else SectionScan(sampling.section).feed(text)
 
 
 def check_constraint(text: str, constraint: Constraint, name: str) -> None:

@@ -34,6 +34,11 @@ class ModelSection:
     device: str = setting("auto", '"auto" or "cpu"')
     threads: int | None = setting(None, "compute threads on the CPU; None = usable cores")
     chat_template: str | None = setting(None, "Jinja text that replaces the model's own template")
+    reasoning_format: str = setting(
+        "auto",
+        'how the model marks its reasoning: "auto" (by its chat template), "none", or the name of '
+        "a format, such as think, harmony or mistral",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

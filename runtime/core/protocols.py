@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from branchline.runtime.core.batch import ForwardOutput, ScheduleBatch
+    from branchline.runtime.responses.reasoning import ReasoningFormat
 
     Bitmask = np.ndarray[tuple[int, int], np.dtype[np.int32]]
 
@@ -102,6 +103,7 @@ class EnginePort(Protocol):
     Attributes:
         heals: constrained outputs may begin with text taken back from the prompt (token healing);
             False where answers are scripted.
+        reasoning: how the model marks what it thinks; None where it does not think.
     """
 
     tokenizer: TextTokenizer
@@ -109,6 +111,7 @@ class EnginePort(Protocol):
     model_name: str
     max_context: int
     heals: bool
+    reasoning: ReasoningFormat | None
 
     def call_soon(self, fn: Callable[[], None]) -> None:
         """Run `fn` on the loop thread, soon, in order; callable from any thread, never blocks."""

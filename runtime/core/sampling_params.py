@@ -1,5 +1,7 @@
 """One request's choices. Frozen; validated once, at the edge; crosses sockets as msgpack."""
 
+# size: SamplingParams: the choices are flat, since that is how every client names them.
+
 from __future__ import annotations
 
 from typing import Literal

@@ -155,6 +155,7 @@ class GrammarBackends:
             },
             "workers_started": self.workers.started,
             "workers_killed": self.workers.killed,
+            "workers_starved": self.workers.starved,
             "limits": self._limits.as_dict(),
         }
 

@@ -6,6 +6,7 @@ Knows no backend; looks at texts only.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -64,6 +65,7 @@ DEFAULT_LIMITS = Limits()
 _DOCUMENTS: tuple[ConstraintKind, ...] = ("json_schema", "structural_tag", "choices")
 _CHEAP_BYTES = 4096
 _CHEAP_PRODUCT = 10_000
+_TAME_BYTES = 128 * 1024
 _LARGE_NUMBER = re.compile(r"[0-9]{5}")
 _BOUNDED_REPEAT = re.compile(r"\{ *([0-9]*) *,? *([0-9]*) *\}")
 
@@ -207,6 +209,27 @@ def check_mask_time(
             value=constraint.text,
             hint="Simplify it.",
         )
+
+
+def is_tame(constraint: Constraint, grammar: str) -> bool:
+    """True for what was made of a JSON schema when an engine surely loads it in a short time.
+
+    What makes an engine's work long are large bounds within each other and sheer size.
+    """
+    if constraint.kind != "json_schema" or len(grammar) > _TAME_BYTES:
+        return False
+    if _LARGE_NUMBER.search(constraint.text) is not None:
+        return False
+    todo: list[Any] = [json.loads(constraint.text)]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Mapping):
+            if any(repeat_product(pattern) > _CHEAP_PRODUCT for pattern in _patterns(value)):
+                return False
+            todo.extend(value.values())
+        elif isinstance(value, list):
+            todo.extend(value)
+    return True
 
 
 def is_cheap(constraint: Constraint) -> bool:

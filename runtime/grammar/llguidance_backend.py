@@ -38,6 +38,7 @@ from branchline.runtime.grammar.limits import (
     is_cheap,
 )
 from branchline.runtime.grammar.regex_dialect import literal, to_automaton_regex
+from branchline.runtime.grammar.turns import short_turns
 
 _GRAMMAR_BYTES = 256 * 1024
 """About what a compiled grammar holds beside its text (measured: 0.2 MB, with matchers 0.26)."""
@@ -100,7 +101,8 @@ class LLGuidanceBackend:
         """See `GrammarBackend.compile`."""
         check_text(constraint, self._bounds)
         if self._try_first is None or is_cheap(constraint):
-            grammar = engine_grammar(constraint, self._bounds)
+            with short_turns():
+                grammar = engine_grammar(constraint, self._bounds)
         else:
             grammar = self._try_first(constraint).decode()
         return self.load(constraint, grammar)

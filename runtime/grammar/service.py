@@ -1,8 +1,9 @@
 """Grammars as the scheduler uses them: matchers on request, one bitmask for a step.
 
-Invariant: the caller never waits. The backend is made on the first request, on a thread of its own,
-since an engine without constrained requests should not pay for it. What comes before a grammar
-(`staged`) is added here, so that no backend knows of it.
+Invariant: the caller never waits. The backend is made on a thread of its own, when the engine is
+idle for the first time or at the first request: making it holds up everything in this process for
+about 0.1 s, so that neither an engine's start nor running requests should pay for it. What comes
+before a grammar (`staged`) is added here, so that no backend knows of it.
 """
 
 from __future__ import annotations
@@ -53,8 +54,7 @@ class GrammarService:
         self._closed = False
 
     def prepare(self) -> None:
-        """Make the backend now, on another thread, rather than at the first constraint, which
-        otherwise holds up running requests once, for about 0.1 s."""
+        """Make the backend now, on another thread, if it is not made yet."""
         with self._lock:
             self._begin()
 

@@ -19,6 +19,7 @@ import time
 from typing import IO
 
 import msgspec
+import psutil
 
 from branchline.runtime.errors import BackendError, UnsupportedConstraint, from_wire
 from branchline.runtime.grammar.base import GrammarTokenizer
@@ -28,10 +29,18 @@ from branchline.runtime.grammar.worker_protocol import HEADER_BYTES, Answer, Hel
 COMMAND = ("-m", "branchline.runtime.grammar.worker_main")
 START_S = 60.0
 """A process may take this long to start."""
+PATIENCE_S = 1.0
+"""After this long it is looked at whether a process gets any processor time at all."""
+STARVED_SHARE = 0.02
+"""Of one core: with less than this a job is done again by a process that asks for its turn."""
 
 
 class WorkerGone(Exception):
     """The process ended instead of answering; what it said last."""
+
+
+class WorkerStarved(Exception):
+    """The process has hardly run: others take all of the machine."""
 
 
 class WorkerPool:
@@ -66,6 +75,7 @@ class WorkerPool:
         self._closed = False
         self.started = 0
         self.killed = 0
+        self.starved = 0
 
     def compile(self, job: Job) -> bytes:
         """Have a job done; waits for a free process.
@@ -122,7 +132,11 @@ class WorkerPool:
         try:
             if process.ensure():
                 self.started += 1
-            return process.ask(job, self._limits.compile_s)
+            try:
+                return process.ask(job, self._limits.compile_s)
+            except WorkerStarved:
+                self.starved += 1
+                return self._ask_urgently(process, job)
         except TimeoutError as error:
             process.kill()
             self.killed += 1
@@ -142,6 +156,15 @@ class WorkerPool:
                 hint="Simplify it.",
             ) from error
 
+    def _ask_urgently(self, process: _Process, job: Job) -> Answer:
+        """Have a job done by a process of its own that takes its turns like any other."""
+        process.kill()
+        process.ensure(background=False)
+        self.started += 1
+        answer = process.ask(job, self._limits.compile_s)
+        process.kill()
+        return answer
+
 
 class _Process:
     """One worker process, started again when it has ended. One caller at a time."""
@@ -150,11 +173,20 @@ class _Process:
         self._hello = hello
         self._process: subprocess.Popen[bytes] | None = None
         self._said: IO[bytes] | None = None
+        self._background = True
         self._lock = threading.Lock()
         self._decoder = msgspec.msgpack.Decoder(Answer)
 
-    def ensure(self) -> bool:
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 when it does not run."""
+        return 0 if self._process is None else self._process.pid
+
+    def ensure(self, *, background: bool = True) -> bool:
         """Start it if it does not run; True when it was started.
+
+        Args:
+            background: see `Hello`.
 
         Raises:
             WorkerGone, TimeoutError: it does not start.
@@ -180,7 +212,8 @@ class _Process:
         )
         with self._lock:
             self._process, self._said = process, said
-        self._exchange(framed(self._hello), START_S)
+        self._background = background
+        self._exchange(framed(msgspec.structs.replace(self._hello, background=background)), START_S)
         return True
 
     def ask(self, job: Job, limit_s: float) -> Answer:
@@ -189,15 +222,16 @@ class _Process:
         Raises:
             TimeoutError: no answer within `limit_s`; the process must be killed.
             WorkerGone: it ended.
+            WorkerStarved: a process in the background has not really begun.
         """
         try:
-            return self._exchange(framed(job), limit_s)
+            return self._exchange(framed(job), limit_s, PATIENCE_S)
         except WorkerGone:
             if self._process is None or self._process.poll() != 0:
                 raise
             # It ended itself for lack of work between the look at it and the writing.
             self.ensure()
-            return self._exchange(framed(job), limit_s)
+            return self._exchange(framed(job), limit_s, PATIENCE_S)
 
     def stop(self) -> None:
         """Have it end, whatever it does; callable while another thread waits for it."""
@@ -220,28 +254,32 @@ class _Process:
         if said is not None:
             said.close()
 
-    def _exchange(self, message: bytes, limit_s: float) -> Answer:
+    def _exchange(self, message: bytes, limit_s: float, patience_s: float = 0.0) -> Answer:
+        """Send a message and wait; after `patience_s` (0 = never) see that it is worked on."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise WorkerGone("it was stopped")
         deadline = time.monotonic() + limit_s
+        used = _cpu_seconds(process.pid) if patience_s else 0.0
         try:
             view = memoryview(message)
             while view:
                 view = view[process.stdin.write(view) :]
         except BrokenPipeError:
             raise WorkerGone(self._last_words()) from None
+        if patience_s and self._background and not _readable(process.stdout, patience_s):
+            share = (_cpu_seconds(process.pid) - used) / patience_s
+            if share < STARVED_SHARE and process.poll() is None:
+                raise WorkerStarved
         head = self._read(process.stdout, HEADER_BYTES, deadline)
         body = self._read(process.stdout, int.from_bytes(head, "big"), deadline)
         return self._decoder.decode(body)
 
     def _read(self, pipe: IO[bytes], count: int, deadline: float) -> bytes:
         parts: list[bytes] = []
-        poll = select.poll()
-        poll.register(pipe, select.POLLIN)
         while count:
             left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
+            if left <= 0 or not _readable(pipe, left):
                 raise TimeoutError
             part = pipe.read(count)
             if not part:
@@ -259,3 +297,19 @@ class _Process:
         size = os.fstat(said.fileno()).st_size
         words = os.pread(said.fileno(), 300, max(0, size - 300)).decode(errors="replace")
         return " ".join(f"{how} {words}".split())
+
+
+def _readable(pipe: IO[bytes], seconds: float) -> bool:
+    """Wait so long for something to read, or the end."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Processor time that a process has had."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:  # it has just ended, which whoever reads from it finds out
+        return 0.0
+    return float(times.user + times.system)

@@ -1,12 +1,15 @@
 """A process that compiles what might not end. Invariant: it says nothing but answers.
 
-It may take only so much memory, runs at low priority, and is killed by its owner when it takes too
-long. What an engine prints on stderr while it compiles is a warning that something is ignored: such
-a grammar is refused. Run as `python -m branchline.runtime.grammar.worker_main` with pipes.
+It may take only so much memory, takes only processor time that nobody else wants, and is killed by
+its owner when it takes too long. What an engine prints on stderr while it compiles is a warning
+that something is ignored: such a grammar is refused. Run as
+`python -m branchline.runtime.grammar.worker_main` with pipes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import importlib.util
 import os
@@ -22,6 +25,7 @@ import msgspec
 
 from branchline.runtime.errors import BranchlineError, UnsupportedConstraint, wrap
 from branchline.runtime.grammar.base import Compile
+from branchline.runtime.grammar.limits import is_tame
 from branchline.runtime.grammar.worker_protocol import HEADER_BYTES, Answer, Hello, Job, framed
 
 
@@ -76,7 +80,8 @@ class _Compilers:
         from branchline.runtime.grammar.llguidance_backend import engine_grammar
 
         grammar = engine_grammar(job.constraint, limits)
-        self._llguidance.load(job.constraint, grammar)
+        if not is_tame(job.constraint, grammar):
+            self._llguidance.load(job.constraint, grammar)
         return grammar.encode()
 
     @cached_property
@@ -166,6 +171,14 @@ def _limit_memory(extra: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (taken + extra, resource.RLIM_INFINITY))
 
 
+def _stand_back() -> None:
+    """Let everybody else go first, from now on. At a mere low priority (`nice`) this process would
+    take its turns of several milliseconds out of every token of the engine's streams."""
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):  # a sandbox may forbid it; the low priority stays
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def _answer(compilers: _Compilers, job: Job, limits_bytes: int) -> Answer:
     _printed()
     begun = time.process_time()
@@ -207,7 +220,10 @@ def main() -> None:
     hello = msgspec.msgpack.decode(_message(source), type=Hello)
     compilers = _Compilers(hello)
     decoder = msgspec.msgpack.Decoder(Job)
+    gc.freeze()  # what is there now stays; a job's own objects are soon looked through
     _send(out, Answer())
+    if hello.background:
+        _stand_back()
     while select.select([source], [], [], hello.limits.worker_idle_s)[0]:
         job = decoder.decode(_message(source))
         if sys.platform == "linux":

@@ -24,6 +24,7 @@ class Hello(msgspec.Struct, frozen=True):
         special_ids, eos_ids: see `GrammarTokenizer`.
         vocab_size: number of logits.
         limits: see `Limits`.
+        background: take only time of the processor that nobody else wants.
     """
 
     tokens: list[bytes]
@@ -31,6 +32,7 @@ class Hello(msgspec.Struct, frozen=True):
     eos_ids: list[int]
     vocab_size: int
     limits: Limits
+    background: bool = True
 
 
 class Job(msgspec.Struct, frozen=True):

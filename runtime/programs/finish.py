@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from branchline.runtime.core.outputs import RequestMeta
+from branchline.runtime.errors import from_wire
 from branchline.runtime.programs.protocol import ChoiceScore, NodeStats, ValueReady
 from branchline.runtime.programs.runs import (
     GenerateRun,
@@ -16,7 +18,7 @@ from branchline.runtime.programs.runs import (
     failure_of,
     total_meta,
 )
-from branchline.runtime.programs.select import choose
+from branchline.runtime.programs.select import Selection, choose
 
 if TYPE_CHECKING:
     from branchline.runtime.programs.lane import Lane
@@ -47,14 +49,17 @@ def _finish_generate(program: RunningProgram, lane: Lane, run: GenerateRun) -> N
     before = len(lane.ids)
     if run.seam is not None:
         lane.ids.pop()  # the first of the result's ids stand for its text, too
-    _extend(program, lane, op.name, first.text, first.token_ids)
-    program.report(_stats(program, run, op.node, meta, len(lane.ids) - before, lane))
+    divided = run.divided()
+    _extend(program, lane, op.name, divided[0].answer, first.token_ids, shown=first.text)
+    tokens = len(lane.ids) - before + run.thinking.written
+    program.report(_stats(program, run, op.node, meta, tokens, lane))
     program.emit(
         ValueReady(
             lane=lane.id,
             node=op.node,
             name=op.name,
-            texts=tuple([result.text for result in results]),
+            texts=tuple([part.answer for part in divided]),
+            reasoning=tuple([part.reasoning for part in divided]) if run.thinking.format else (),
             meta=meta,
             logprobs=tuple(first.logprobs),
             stats=program.take_stats(),
@@ -65,8 +70,11 @@ def _finish_generate(program: RunningProgram, lane: Lane, run: GenerateRun) -> N
 def _finish_select(program: RunningProgram, lane: Lane, run: SelectRun) -> None:
     op = run.step.op
     results = run.ordered()
-    meta = results[0].meta
+    branches = list(run.branch_results.values())
+    meta = results[0].meta if results else branches[0].meta
     error = next((e for r in results if (e := failure_of(r.error, r.meta)) is not None), None)
+    if run.error is not None:
+        error = from_wire(run.error)
     if lane.error is not None or error is not None:
         program.report(_stats(program, run, op.node, meta, 0, lane))
         if lane.error is not None:
@@ -78,15 +86,17 @@ def _finish_select(program: RunningProgram, lane: Lane, run: SelectRun) -> None:
     if op.temperature > 0.0 and seed is None:
         seed = random.SystemRandom().getrandbits(63)
     rows = results[0].token_logprobs
-    unconditional = results[1].token_logprobs if len(results) > 1 else None
-    taken = choose(op.method, rows, unconditional, op.temperature, seed)
-    text = op.choices[taken.winner]
-    ids = run.step.choice_ids[taken.winner]
+    other = results[1].token_logprobs if len(results) > 1 else None
+    baseline = None if op.baseline is None else other
+    found = choose(op.method, rows, other, op.temperature, seed, baseline=baseline)
+    choices, taken = _choices(run, rows, found)
+    text, ids = run.written[taken] or ("", ())
     _extend(program, lane, op.name, text, list(ids))
     meta = msgspec.structs.replace(
         meta,
         seed=seed if op.temperature > 0.0 else meta.seed,
-        forwards=sum(result.meta.forwards for result in results),
+        forwards=sum(result.meta.forwards for result in results)
+        + sum(result.meta.forwards for result in branches),
     )
     program.report(_stats(program, run, op.node, meta, len(ids), lane))
     program.emit(
@@ -96,22 +106,41 @@ def _finish_select(program: RunningProgram, lane: Lane, run: SelectRun) -> None:
             name=op.name,
             texts=(text,),
             meta=meta,
-            choices=tuple(
-                ChoiceScore(choice, sum(row), tuple(row), probability)
-                for choice, row, probability in zip(
-                    op.choices, rows, taken.probabilities, strict=True
-                )
-            ),
+            choices=choices,
+            taken=taken,
             stats=program.take_stats(),
         )
     )
 
 
+def _choices(
+    run: SelectRun, rows: list[list[float]], found: Selection
+) -> tuple[tuple[ChoiceScore, ...], int]:
+    """Every choice with its scores, and which is taken; those without ids were not scored."""
+    scored = iter(zip(rows, found.probabilities, strict=True))
+    choices: list[ChoiceScore] = []
+    places: list[int] = []
+    for index, one in enumerate(run.written):
+        if one is None or not one.ids:
+            choices.append(ChoiceScore("" if one is None else one.text, -math.inf, (), 0.0))
+            continue
+        row, probability = next(scored)
+        choices.append(ChoiceScore(one.text, sum(row), tuple(row), probability))
+        places.append(index)
+    return tuple(choices), places[found.winner]
+
+
 def _extend(
-    program: RunningProgram, lane: Lane, name: str, text: str, token_ids: list[int]
+    program: RunningProgram,
+    lane: Lane,
+    name: str,
+    text: str,
+    token_ids: list[int],
+    shown: str | None = None,
 ) -> None:
+    """Append tokens. `shown`: their text, where `text`, the variable's, leaves something out."""
     lane.ids.extend(token_ids)
-    lane.texts.append(text)
+    lane.texts.append(text if shown is None else shown)
     lane.add_content(text)
     lane.variables[name] = text
     lane.tail_generated, lane.tail_literal = True, False

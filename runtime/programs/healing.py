@@ -1,17 +1,18 @@
-"""Token healing: the seam between prompt text and a constrained output is tokenized as one.
+"""Token healing: the seam between prompt text and an output is tokenized as one.
 
 A prompt that ends in "is " has spent the space that the model would have written as part of its
-next token (" Paris"); a mask that starts behind the space then leaves it next to none of its
-probability. So the prompt's last token is taken back and its text becomes what the output must
-begin with. Law: the lane's text is the same as without healing, and the value does not contain the
-text taken back; only the ids at the seam change. Done outside of chat turns, for constraints that
-can be given a literal beginning, and only to a token of text that the lane itself appended.
+next token (" Paris"); what begins behind the space then has next to none of the model's
+probability. So the prompt's last token is taken back, and the first token of the output is one
+that begins with its text (`Constraint.prefix`), in the model's own proportions. Law: the lane's
+text is the same as without healing, and the value does not contain the text taken back; only the
+ids at the seam change. Done for constrained outputs outside of chat turns, and where it is asked
+for; only to a token of text that the lane itself appended. Never before a section of reasoning,
+which begins with markup.
 (Token healing: Lundberg, "The Art of Prompt Design", 2023.)
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,7 +31,7 @@ class Seam(msgspec.Struct, frozen=True):
     Attributes:
         token_id: the prompt's last token.
         text: its text, which the output begins with.
-        sampling: the node's parameters with the constraint that begins with `text`.
+        sampling: the node's parameters, with `text` before what the constraint matches.
     """
 
     token_id: int
@@ -38,10 +39,18 @@ class Seam(msgspec.Struct, frozen=True):
     sampling: SamplingParams
 
 
-def find_seam(lane: Lane, sampling: SamplingParams, tokenizer: TextTokenizer) -> Seam | None:
-    """The seam to heal before a generate node, if there is one."""
+def find_seam(
+    lane: Lane, sampling: SamplingParams, tokenizer: TextTokenizer, heal: bool | None = None
+) -> Seam | None:
+    """The seam to heal before a generate node, if there is one.
+
+    Args:
+        heal: see `Generate.heal`.
+    """
+    if heal is None:
+        heal = sampling.constraint is not None and lane.role is None
     own = len(lane.ids) > max(1, lane.fork_point.ids)
-    if sampling.constraint is None or not (lane.tail_literal and lane.role is None and own):
+    if not (heal and lane.tail_literal and own) or sampling.section is not None:
         return None
     token_id = lane.ids[-1]
     text = tokenizer.decode([token_id], skip_special=False)
@@ -49,11 +58,14 @@ def find_seam(lane: Lane, sampling: SamplingParams, tokenizer: TextTokenizer) ->
         return None  # part of a character: it has no text of its own
     if sampling.stop_regex is not None or any(stop[0] in text for stop in sampling.stop):
         return None  # the text taken back could be mistaken for a stop
-    constraint = _beginning_with(text, sampling.constraint)
-    if constraint is None:
-        return None
+    constraint = sampling.constraint or Constraint(kind="text", text="")
     max_tokens = None if sampling.max_tokens is None else sampling.max_tokens + 1
-    healed = msgspec.structs.replace(sampling, constraint=constraint, max_tokens=max_tokens)
+    healed = msgspec.structs.replace(
+        sampling,
+        constraint=msgspec.structs.replace(constraint, prefix=text),
+        max_tokens=max_tokens,
+        min_tokens=sampling.min_tokens + (sampling.min_tokens > 0),
+    )
     return Seam(token_id, text, healed)
 
 
@@ -77,16 +89,3 @@ def strip(result: GenerateResult, seam: Seam) -> GenerateResult:
         logprobs=result.logprobs if whole else [],
         meta=meta,
     )
-
-
-def _beginning_with(text: str, constraint: Constraint) -> Constraint | None:
-    """`constraint` behind a literal text; None where that cannot be written."""
-    if constraint.kind == "regex":
-        if constraint.text.startswith("(?") and not constraint.text.startswith("(?:"):
-            return None  # flags must stand at the very beginning
-        pattern = f"{re.escape(text)}(?:{constraint.text.removeprefix('^')})"
-        return msgspec.structs.replace(constraint, text=pattern)
-    if constraint.kind == "choices":
-        choices = [text + choice for choice in msgspec.json.decode(constraint.text, type=list[str])]
-        return msgspec.structs.replace(constraint, text=msgspec.json.encode(choices).decode())
-    return None

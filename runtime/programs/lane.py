@@ -57,7 +57,8 @@ class Lane:
             token has no piece.
         variables: text of each variable the lane knows.
         history: finished turns (role, content).
-        role, content: the open turn, if any, and its text so far.
+        role, content: the open turn, if any, and its text so far, without reasoning.
+        turn_texts: pieces of `texts` before the open turn; 0 where none is open.
         pending: resolved text that is not tokenized yet (see `intake`).
         queue: ops not started.
         waiting: what the lane waits for; None = can run.
@@ -83,6 +84,7 @@ class Lane:
         "tail_generated",
         "tail_literal",
         "texts",
+        "turn_texts",
         "variables",
         "waiting",
     )
@@ -96,6 +98,7 @@ class Lane:
         self.history: list[tuple[str, str]] = []
         self.role: str | None = None
         self.content: list[str] = []
+        self.turn_texts = 0
         self.pending: list[str] = []
         self.pending_node = 0
         self.queue: deque[LaneOp] = deque()
@@ -143,6 +146,7 @@ class Lane:
                 hint="End a turn before the next one begins.",
             )
         self.role, self.content = role, []
+        self.turn_texts = len(self.texts)
 
     def end_turn(self) -> None:
         """Close the open turn."""
@@ -150,6 +154,11 @@ class Lane:
             raise ProgramError("no turn is open", hint="Begin a turn before it is ended.")
         self.history.append((self.role, "".join(self.content)))
         self.role, self.content = None, []
+        self.turn_texts = 0
+
+    def turn_text(self) -> str:
+        """Text of the open turn, its markup included; of the whole lane where none is open."""
+        return "".join(self.texts[self.turn_texts :])
 
     def copy_to(self, child: Lane) -> None:
         """Make `child` start with all this lane has."""
@@ -158,6 +167,7 @@ class Lane:
         child.variables = self.variables.copy()
         child.history = self.history.copy()
         child.role, child.content = self.role, self.content.copy()
+        child.turn_texts = self.turn_texts
         child.tail_generated, child.tail_literal = self.tail_generated, self.tail_literal
         child.fork_point = ForkPoint(
             len(self.ids), len(self.texts), len(self.history), len(self.content), self.role

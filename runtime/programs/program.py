@@ -34,6 +34,7 @@ from branchline.runtime.programs.protocol import (
     NodeFailed,
     NodeStats,
     OpenProgram,
+    ReasoningDelta,
     Sink,
     TextDelta,
     VarRef,
@@ -250,11 +251,12 @@ class RunningProgram:
             self._executor.mark_dirty(self)
         self.outbox.append(event)
 
-    def emit_delta(self, run: GenerateRun, text: str) -> None:
-        """Queue streamed text of a running node."""
+    def emit_delta(self, run: GenerateRun, text: str, *, reasoning: bool = False) -> None:
+        """Queue streamed text of a running node, of its answer or its reasoning."""
         op = run.op
         if not self.over and run.lane.error is None:
-            self.emit(TextDelta(op.lane, op.node, op.name, text))
+            kind = ReasoningDelta if reasoning else TextDelta
+            self.emit(kind(op.lane, op.node, op.name, text))
             self._executor.wake()
 
     def emit_failure(

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from branchline.runtime.core.outputs import RequestMeta, TokenLogprob
-from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 
 SelectMethod = Literal[
     "token_length_normalized",
@@ -85,6 +85,10 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
         sampling: max_tokens None = to the end of the context.
         stream: send `TextDelta`s.
         deadline_s: seconds from the moment the node can run.
+        reasoning: whether the model thinks first; None = where its template means it to. A str
+            names the format, for models whose template does not say.
+        heal: whether the seam to the text before is tokenized as one with the output; None = for
+            constrained outputs outside of chat turns.
     """
 
     lane: int
@@ -92,19 +96,31 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     name: str
     sampling: SamplingParams
     stream: bool = False
+    reasoning: bool | str | None = None
+    heal: bool | None = None
     deadline_s: float | None = None
     priority: int = 0
     adapter: str = ""
 
 
 class Select(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="select"):
-    """Score every choice after the lane's tokens and append the best."""
+    """Score every choice after the lane's tokens and append the best.
+
+    Attributes:
+        choices: texts; names of those that are constraints.
+        constraints: of each choice, None for a text; empty = all are texts. See `selecting`.
+        max_tokens: of a choice that is a constraint.
+        baseline: prompt whose scores are taken off; None = as the method has it.
+    """
 
     lane: int
     node: int
     name: str
     choices: tuple[str, ...]
+    constraints: tuple[Constraint | None, ...] = ()
+    max_tokens: int = 128
     method: SelectMethod = "token_length_normalized"
+    baseline: str | None = None
     temperature: float = 0.0
     seed: int | None = None
     deadline_s: float | None = None
@@ -233,11 +249,21 @@ class TextDelta(msgspec.Struct, frozen=True, tag="delta"):
     text: str
 
 
+class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning"):
+    """New text of a streaming node's reasoning, before its answer."""
+
+    lane: int
+    node: int
+    name: str
+    text: str
+
+
 class ChoiceScore(msgspec.Struct, frozen=True):
     """One choice of a `Select`.
 
     Attributes:
-        logprob: sum over its tokens (natural log).
+        text: of a choice that is a constraint, the text that was found for it.
+        logprob: sum over its tokens (natural log); -inf where no text was found.
         probability: normalised over the choices by the method's own score.
     """
 
@@ -253,6 +279,8 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     Attributes:
         texts: one text, or n of them (`meta` then counts the outputs of all).
         choices: scores of a select, in the order given.
+        taken: index of the choice taken.
+        reasoning: what the model thought before each of `texts`; empty where it did not.
         stats: of this and of earlier nodes not reported yet.
     """
 
@@ -263,6 +291,8 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     meta: RequestMeta
     logprobs: tuple[TokenLogprob, ...] = ()
     choices: tuple[ChoiceScore, ...] = ()
+    taken: int = -1
+    reasoning: tuple[str, ...] = ()
     stats: tuple[NodeStats, ...] = ()
 
 
@@ -303,11 +333,12 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     stats: tuple[NodeStats, ...] = ()
 
 
-Event = TextDelta | ValueReady | NodeFailed | JoinReady | LaneContent | Closed
+Event = TextDelta | ReasoningDelta | ValueReady | NodeFailed | JoinReady | LaneContent | Closed
 
 ENGINE_FEATURES = frozenset(
     {"select", "roles", "fork", "tokens", "logprobs", "seed", "top_k", "min_p", "logit_bias"}
     | {"repetition_penalty", "min_tokens", "stop_token_ids", "stop_regex", "ignore_eos"}
+    | {"reasoning", "heal"}
     | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
 )
 """What the project's own engine can do, in this process or behind a server."""

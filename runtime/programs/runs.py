@@ -1,4 +1,5 @@
-"""Nodes that are running in the engine: a generate (n sequences) or a select (1 or 2 scorings).
+"""Nodes that are running in the engine: a generate (n sequences) or a select (choices
+that are decoded, then 1 or 2 scorings).
 
 Invariant: a run is over when every final output it was promised has arrived; only then does its
 program hear of it, once. Lives on the loop thread.
@@ -6,7 +7,8 @@ program hear of it, once. Lives on the loop thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -23,9 +25,19 @@ from branchline.runtime.errors import (
     Cancelled,
     DeadlineExceeded,
     from_wire,
+    wrap,
 )
 from branchline.runtime.programs.healing import Seam, strip
 from branchline.runtime.programs.protocol import Generate
+from branchline.runtime.programs.thinking import Thinking
+from branchline.runtime.responses.reasoning import (
+    AnswerPiece,
+    Piece,
+    ReasoningParser,
+    ReasoningPiece,
+    Split,
+    split,
+)
 
 if TYPE_CHECKING:
     from branchline.runtime.programs.intake import SelectChoices
@@ -38,9 +50,21 @@ class GenerateRun:
 
     Attributes:
         seam: the prompt's last token, if it was taken back; readers never see its text again.
+        thinking: how reasoning is told from the answer.
     """
 
-    __slots__ = ("_hidden", "lane", "op", "program", "request_id", "results", "seam", "start")
+    __slots__ = (
+        "_hidden",
+        "_parser",
+        "lane",
+        "op",
+        "program",
+        "request_id",
+        "results",
+        "seam",
+        "start",
+        "thinking",
+    )
 
     def __init__(
         self,
@@ -49,7 +73,8 @@ class GenerateRun:
         op: Generate,
         request_id: str,
         start: float,
-        seam: Seam | None = None,
+        seam: Seam | None,
+        thinking: Thinking,
     ) -> None:
         self.program = program
         self.lane = lane
@@ -57,6 +82,9 @@ class GenerateRun:
         self.request_id = request_id
         self.start = start
         self.seam = seam
+        self.thinking = thinking
+        format = thinking.format
+        self._parser = None if format is None else ReasoningParser(format, "open")
         self._hidden = 0 if seam is None else len(seam.text)
         self.results: dict[str, GenerateResult] = {}
 
@@ -68,6 +96,8 @@ class GenerateRun:
     def on_output(self, output: Output) -> None:
         """The engine's callback. With n > 1 only the first sequence is streamed."""
         if isinstance(output, GenerateResult):
+            if self._parser is not None and output.request_id == self.request_id:
+                self._show(self._parser.finish())
             result = output if self.seam is None else strip(output, self.seam)
             self.results[output.request_id] = result
             if len(self.results) >= self.op.sampling.n:
@@ -80,8 +110,13 @@ class GenerateRun:
         ):
             text = output.text[self._hidden :]
             self._hidden = max(0, self._hidden - len(output.text))
-            if text:
-                self.program.emit_delta(self, text)
+            if not text:
+                return
+            self._show([AnswerPiece(text)] if self._parser is None else self._parser.feed(text))
+
+    def _show(self, pieces: list[Piece]) -> None:
+        for piece in pieces if self.op.stream else ():
+            self.program.emit_delta(self, piece.text, reasoning=isinstance(piece, ReasoningPiece))
 
     def ordered(self) -> list[GenerateResult]:
         """Results in the order `id`, `id#1`, …"""
@@ -89,37 +124,102 @@ class GenerateRun:
         names = [first, *(f"{first}#{index}" for index in range(1, self.op.sampling.n))]
         return [self.results[name] for name in names]
 
+    def divided(self) -> list[Split]:
+        """Reasoning and answer of each result, in order."""
+        texts = [result.text for result in self.ordered()]
+        format = self.thinking.format
+        if format is None:
+            return [Split("", text, True) for text in texts]
+        return [split(format, text, "open") for text in texts]
+
+
+class Written(NamedTuple):
+    """A choice as text; without ids where it cannot be taken."""
+
+    text: str
+    ids: tuple[int, ...]
+
 
 class SelectRun:
-    """A select node between its submission and its last final output."""
+    """A select node between its submission and its last final output.
 
-    __slots__ = ("lane", "program", "request_ids", "results", "start", "step")
+    Attributes:
+        prompt: the lane's ids.
+        written: each choice; None while it is being decoded.
+        score: submits the scorings; called once, when every choice is written.
+        branches: request -> index of the choice it decodes.
+        score_ids: requests of the scorings.
+        error: what went wrong between the two (wire form).
+    """
+
+    __slots__ = (
+        "_score",
+        "branch_results",
+        "branches",
+        "deadline",
+        "error",
+        "lane",
+        "program",
+        "prompt",
+        "results",
+        "score_ids",
+        "start",
+        "step",
+        "written",
+    )
 
     def __init__(
         self,
         program: RunningProgram,
         lane: Lane,
         step: SelectChoices,
-        request_ids: tuple[str, ...],
         start: float,
+        prompt: list[int],
+        written: list[Written | None],
+        *,
+        score: Callable[[SelectRun], None],
     ) -> None:
         self.program = program
         self.lane = lane
         self.step = step
-        self.request_ids = request_ids
         self.start = start
+        self.prompt = prompt
+        self.written = written
+        self.deadline: float | None = None
+        self.branches: dict[str, int] = {}
+        self.branch_results: dict[str, GenerateResult] = {}
+        self.score_ids: tuple[str, ...] = ()
         self.results: dict[str, ScoreResult] = {}
+        self.error: dict[str, Any] | None = None
+        self._score = score
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """Requests to abort."""
+        return self.score_ids or tuple(self.branches)
 
     def on_output(self, output: Output) -> None:
         """The engine's callback."""
         if isinstance(output, ScoreResult):
             self.results[output.request_id] = output
-            if len(self.results) >= len(self.request_ids):
+            if len(self.results) >= len(self.score_ids):
                 self.program.run_ended(self)
+        elif isinstance(output, GenerateResult):
+            self.branch_results[output.request_id] = output
+            if len(self.branch_results) == len(self.branches) and self.lane.waiting is self:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        try:
+            self._score(self)
+        except Exception as error:
+            self.error = wrap(error).to_wire()
+            self.lane.waiting = self
+            self.program.run_ended(self)
 
     def ordered(self) -> list[ScoreResult]:
-        """Conditional scores, then unconditional ones if they were asked for."""
-        return [self.results[name] for name in self.request_ids]
+        """Conditional scores, then those of the baseline if they were asked for."""
+        return [self.results[name] for name in self.score_ids if name in self.results]
 
 
 Run = GenerateRun | SelectRun

@@ -8,6 +8,10 @@ Scores of a choice with token log-probabilities l_1 … l_k (natural log, after 
                                          after the start token alone
     greedy_token_selection               no single number: see below
 
+With a baseline, a prompt without content ("Question: N/A. Answer:"), l becomes l - b, b =
+log-probabilities of the same tokens after it, and u is b: what the model would say anyway counts
+for nothing. With `total` that is contextual calibration (Zhao et al., 2021).
+
 Temperature 0 takes the best score (the first of equals); above 0 a choice is drawn with
 probability softmax(score / temperature). Reported probabilities are softmax(score).
 
@@ -48,12 +52,16 @@ def choose(
     unconditional: Rows | None = None,
     temperature: float = 0.0,
     seed: int | None = None,
+    *,
+    baseline: Rows | None = None,
 ) -> Selection:
     """Take one of the choices.
 
     Args:
         rows: for each choice its token log-probabilities; none empty.
         unconditional: the same after the start token, where `needs_unconditional`.
+        baseline: the same after a prompt without content, for methods that have one number for a
+            choice.
         seed: of the draw when `temperature` > 0; same seed, same choice.
     """
     if method == "greedy_token_selection":
@@ -62,23 +70,30 @@ def choose(
         if temperature <= 0.0:
             return Selection(_greedy(padded), probabilities)
         return Selection(_draw(_walk(padded, temperature), seed), probabilities)
-    scores = score(method, rows, unconditional)
+    scores = score(method, rows, unconditional, baseline)
     probabilities = softmax(scores)
     if temperature <= 0.0:
         return Selection(max(range(len(scores)), key=scores.__getitem__), probabilities)
     return Selection(_draw(softmax([value / temperature for value in scores]), seed), probabilities)
 
 
-def score(method: SelectMethod, rows: Rows, unconditional: Rows | None = None) -> list[float]:
+def score(
+    method: SelectMethod,
+    rows: Rows,
+    unconditional: Rows | None = None,
+    baseline: Rows | None = None,
+) -> list[float]:
     """Score of each choice by a method that has one number for it."""
+    if needs_unconditional(method):
+        baseline = unconditional if baseline is None else baseline
+        assert baseline is not None, "asked for by needs_unconditional"
+    if baseline is not None:
+        rows = [
+            [_minus(one, other) for one, other in zip(row, base, strict=True)]
+            for row, base in zip(rows, baseline, strict=True)
+        ]
     if method == "total":
         return [math.fsum(row) for row in rows]
-    if method == "unconditional_likelihood_normalized":
-        assert unconditional is not None, "asked for by needs_unconditional"
-        return [
-            _mean([_minus(one, other) for one, other in zip(row, base, strict=True)])
-            for row, base in zip(rows, unconditional, strict=True)
-        ]
     return [_mean(row) for row in rows]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from branchline.runtime.core.messages import GenerateRequest, ScoreRequest
+from branchline.runtime.core.messages import GenerateRequest
 from branchline.runtime.errors import (
     BranchlineError,
     InvalidRequest,
@@ -40,8 +40,9 @@ from branchline.runtime.programs.protocol import (
     SetVariable,
     VarRef,
 )
-from branchline.runtime.programs.runs import GenerateRun, SelectRun
-from branchline.runtime.programs.select import needs_unconditional
+from branchline.runtime.programs.runs import GenerateRun
+from branchline.runtime.programs.selecting import begin_select
+from branchline.runtime.programs.thinking import think
 from branchline.runtime.programs.waits import (
     Broken,
     JoinWait,
@@ -219,11 +220,16 @@ def _no_adapters(adapter: str) -> None:
 def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
     _no_adapters(op.adapter)
     prompt = _prompt(program, lane)
-    sampling = op.sampling
+    thinking = think(program, lane, op, op.sampling)
+    sampling = thinking.sampling
+    if thinking.written:
+        prompt = lane.ids.copy()
     if sampling.max_tokens is None:
         room = max(1, program.port.max_context - len(prompt))
         sampling = msgspec.structs.replace(sampling, max_tokens=room)
-    seam = find_seam(lane, sampling, program.port.tokenizer) if program.port.heals else None
+    seam = None
+    if program.port.heals:
+        seam = find_seam(lane, sampling, program.port.tokenizer, op.heal)
     if seam is not None:
         prompt.pop()
         sampling = seam.sampling
@@ -240,7 +246,7 @@ def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
         lane_id=lane.key,
         name=op.name,
     )
-    run = GenerateRun(program, lane, op, request.id, start, seam)
+    run = GenerateRun(program, lane, op, request.id, start, seam, thinking)
     lane.waiting = run
     try:
         program.port.submit(request, run.on_output)
@@ -251,62 +257,9 @@ def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
 
 
 def _select(program: RunningProgram, lane: Lane, step: SelectChoices) -> bool:
-    op = step.op
-    _no_adapters(op.adapter)
-    _check_choices(step)
-    prompts = [_prompt(program, lane)]
-    if needs_unconditional(op.method):
-        start_ids = program.encoder.start_ids
-        if not start_ids:
-            raise UnsupportedFeature(
-                "the model has no start token to score choices without a prompt",
-                value=op.method,
-                hint="Use another method.",
-            )
-        prompts.append(list(start_ids))
-    deadline = program.deadline_after(op.deadline_s)
-    base = f"{lane.key}/{op.node}"
-    ids = (base, f"{base}/unconditional")[: len(prompts)]
-    run = SelectRun(program, lane, step, ids, program.now())
-    lane.waiting = run
-    submitted: list[str] = []
-    try:
-        for request_id, prompt in zip(ids, prompts, strict=True):
-            program.port.submit(
-                ScoreRequest(
-                    id=request_id,
-                    prompt_ids=prompt,
-                    choices=[list(choice) for choice in step.choice_ids],
-                    namespace=program.opened.namespace,
-                    priority=op.priority or program.opened.priority,
-                    deadline=deadline,
-                    program_id=program.opened.program_id,
-                    lane_id=lane.key if request_id == base else "",
-                    name=op.name,
-                ),
-                run.on_output,
-            )
-            submitted.append(request_id)
-    except Exception:
-        lane.waiting = None
-        for request_id in submitted:
-            program.port.abort(request_id)
-        raise
+    _no_adapters(step.op.adapter)
+    begin_select(program, lane, step, _prompt(program, lane))
     return False
-
-
-def _check_choices(step: SelectChoices) -> None:
-    if not step.choice_ids:
-        raise InvalidRequest(
-            "select has no choices", value=list(step.op.choices), hint="Give at least one choice."
-        )
-    for index, ids in enumerate(step.choice_ids):
-        if not ids:
-            raise InvalidRequest(
-                f"choice {index} of select has no tokens",
-                value=step.op.choices[index],
-                hint="Leave empty choices out.",
-            )
 
 
 def _select_raw(program: RunningProgram, lane: Lane, op: Select) -> bool:

@@ -53,6 +53,8 @@ class Grammars(Protocol):
 
     def failure(self, matcher: TokenMatcher) -> str: ...
 
+    def prepare(self) -> None: ...
+
 
 class Scheduler:
     """Continuous batching over one worker.
@@ -177,7 +179,12 @@ class Scheduler:
         return plan is not None or had_inflight
 
     def audit(self) -> int:
-        """Check memory when idle; returns breaches found (and mended)."""
+        """While idle: check memory, make what constrained requests will need.
+
+        Returns:
+            breaches found (and mended).
+        """
+        self._grammars.prepare()
         found = len(self.cache.audit()) if not self._planner.running else 0
         self.stats.audit_repairs += found
         return found

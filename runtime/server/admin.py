@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 from contextlib import suppress
+from typing import Any
 
 from aiohttp import web
 
@@ -19,6 +20,7 @@ from branchline.runtime.server.wire import CALLER, json_response, read_body
 
 HEALTH_TIMEOUT_S = 20.0
 
+BODIES: dict[str, type[Any]] = {"/abort_request": AbortBody}
 ACCESS = {
     "/health_generate": Access.OPEN,
     "/flush_cache": Access.ADMIN,

@@ -26,7 +26,6 @@ from branchline.runtime.responses.reasoning import (
     Position,
     ReasoningFormat,
     ReasoningParser,
-    detect_reasoning,
 )
 from branchline.runtime.responses.specs import ToolChoice, ToolSpec
 from branchline.runtime.server.context import ServerContext
@@ -188,7 +187,7 @@ class Questions:
         self._encode = tokenizer.encode_template
         self._special = {tokenizer.token_text(i): i for i in tokenizer.special_ids}
         self._format = detect_format(context.chat.text, self._special)
-        self._thinking = detect_reasoning(context.chat.text)
+        self._thinking = context.port.reasoning
 
     async def prepare(
         self,

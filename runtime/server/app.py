@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -19,11 +19,14 @@ from aiohttp.typedefs import Middleware
 from branchline.runtime.errors import QueueFull
 from branchline.runtime.server import (
     admin,
+    anthropic_messages,
     info,
     native,
     openai_chat,
     openai_completions,
+    openai_responses,
     programs,
+    tokens,
 )
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import (
@@ -36,6 +39,7 @@ from branchline.runtime.server.errors import (
     openai_body,
 )
 from branchline.runtime.server.keys import Access
+from branchline.runtime.server.openapi import Described, describe, document
 from branchline.runtime.server.wire import CALLER, REQUEST_ID, Handler
 
 CONTEXT = web.AppKey("context", ServerContext)
@@ -47,39 +51,52 @@ class Family(NamedTuple):
 
     Attributes:
         access: of the routes that ask for something else than a normal key, by path.
+        bodies: structs of the JSON bodies, by path.
     """
 
     routes: Callable[[ServerContext], list[web.RouteDef]]
     error_body: ErrorBody
     access: Mapping[str, Access] = {}
+    bodies: Mapping[str, type[Any]] = {}
 
 
 FAMILIES: tuple[Family, ...] = (
     Family(info.routes, openai_body, info.ACCESS),
-    Family(programs.routes, native_body),
-    Family(openai_completions.routes, openai_body),
-    Family(openai_chat.routes, openai_body),
-    Family(native.routes, native_body),
-    Family(admin.routes, native_body, admin.ACCESS),
+    Family(programs.routes, native_body, bodies=programs.BODIES),
+    Family(openai_completions.routes, openai_body, bodies=openai_completions.BODIES),
+    Family(openai_chat.routes, openai_body, bodies=openai_chat.BODIES),
+    Family(openai_responses.routes, openai_body, bodies=openai_responses.BODIES),
+    Family(tokens.routes, openai_body, bodies=tokens.BODIES),
+    Family(anthropic_messages.routes, anthropic_body, bodies=anthropic_messages.BODIES),
+    Family(native.routes, native_body, bodies=native.BODIES),
+    Family(admin.routes, native_body, admin.ACCESS, admin.BODIES),
 )
 
 
 def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) -> web.Application:
     """The application; run it with `make_runner`."""
     bodies: dict[str, ErrorBody] = {}
-    access: dict[str, Access] = {}
+    access: dict[str, Access] = {"/openapi.json": Access.OPEN}
     routes: list[web.RouteDef] = []
+    described: list[Described] = []
     for family in families:
         found = family.routes(context)
         routes += found
         bodies.update({route.path: family.error_body for route in found})
         access.update(family.access)
+        levels = {path: level.value for path, level in family.access.items()}
+        described += describe(found, family.bodies, levels)
+    description = msgspec.json.encode(document(described))
+
+    async def openapi(request: web.Request) -> web.Response:
+        return web.Response(body=description, content_type="application/json")
+
     app = web.Application(
         client_max_size=context.limits.max_body_bytes,
         middlewares=[_Gate(context, bodies, access).middleware()],
     )
     app[CONTEXT] = context
-    app.add_routes(routes)
+    app.add_routes([*routes, web.get("/openapi.json", openapi)])
     app.on_response_prepare.append(_name_response)
     app.on_shutdown.append(_shut_down)
     return app

@@ -98,6 +98,8 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: Any = None
+    moderation: Any = None
     spaces_between_special_tokens: bool | None = None
 
     lora_path: None = None
@@ -113,18 +115,40 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 NO_EFFECT = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "spaces_between_special_tokens",
+    [
+        "budget_tokens",
+        "background",
+        "cache_control",
+        "conversation_id",
+        "custom_labels",
+        "diagnostics",
+        "display",
+        "effort",
         "guided_decoding_backend",
         "include_obfuscation",
-    }
+        "inference_geo",
+        "log_metrics",
+        "metadata",
+        "modalities",
+        "moderation",
+        "no_logs",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "routing_key",
+        "safety_identifier",
+        "service_tier",
+        "spaces_between_special_tokens",
+        "speed",
+        "store",
+        "stream_interval",
+        "stream_reasoning",
+        "strict",
+        "user",
+        "user_profile_id",
+        "verbosity",
+        "workspace_id",
+    ]
 )
 """Fields that are taken and change nothing."""
 

@@ -37,6 +37,9 @@ Entry = tuple[float | None, int, str | None]
 T = TypeVar("T")
 
 
+BODIES: dict[str, type[Any]] = {"/generate": GenerateBody}
+
+
 def routes(context: ServerContext) -> list[web.RouteDef]:
     """Routes of this module."""
     handler = Generate(context)

@@ -52,6 +52,8 @@ from branchline.runtime.server.openai_types import (
 from branchline.runtime.server.prompts import Conversation, Message, Prompts
 from branchline.runtime.server.wire import EventStream, event_stream, json_response, read_body
 
+BODIES: dict[str, type[Any]] = {"/v1/chat/completions": ChatRequest}
+
 
 def routes(context: ServerContext) -> list[web.RouteDef]:
     """Routes of this module."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from aiohttp import web
 
@@ -29,6 +30,9 @@ from branchline.runtime.server.prompts import Prompts
 from branchline.runtime.server.wire import EventStream, event_stream, json_response, read_body
 
 DEFAULT_MAX_TOKENS = 16
+
+
+BODIES: dict[str, type[Any]] = {"/v1/completions": CompletionRequest}
 
 
 def routes(context: ServerContext) -> list[web.RouteDef]:

@@ -67,6 +67,9 @@ class PostedProgram(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int = 0
 
 
+BODIES: dict[str, type[Any]] = {"/v1/programs": PostedProgram}
+
+
 def routes(context: ServerContext) -> list[web.RouteDef]:
     """Routes of this module."""
     posted, live = _Posted(context), _Live(context)

@@ -285,3 +285,12 @@ def test_a_closed_engine_says_so(default_model: Path) -> None:
         list(stream)
     with pytest.raises(BackendError, match="closed"):
         engine.generate(PROMPTS[0])
+
+
+def test_an_idle_engine_makes_ready_for_constraints(default_model: Path) -> None:
+    with Engine(str(default_model), kv_tokens=9000) as engine:
+        end = time.monotonic() + 60
+        while not engine._parts.grammars.stats():
+            assert time.monotonic() < end, "it did not happen"
+            time.sleep(0.01)
+        assert engine.generate("Yes or", constraint=Constraint(kind="regex", text="no")).text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import pytest
 
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import BackendError, InvalidRequest, UnsupportedConstraint
+from branchline.runtime.grammar import worker
 from branchline.runtime.grammar.limits import Limits
 from branchline.runtime.grammar.worker import WorkerPool
-from branchline.runtime.grammar.worker_protocol import Job
+from branchline.runtime.grammar.worker_protocol import Answer, Job
 
 _ELSEWHERE: set[int] = set()
 
@@ -187,3 +189,34 @@ def test_what_an_engine_prints_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> 
             pool.compile(Job("xgrammar", constraint))
     finally:
         pool.close()
+
+
+def test_a_worker_takes_only_time_that_nobody_else_wants(pool: WorkerPool) -> None:
+    pool.compile(regex("a+"))
+    (child,) = own_children()
+    assert os.sched_getscheduler(child.pid) == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) != os.SCHED_IDLE
+
+
+def test_a_starved_job_is_done_again_by_a_process_that_takes_its_turns(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes a machine too busy cannot be had here: the clock of its processes stands still."""
+    pool.compile(regex("a+"))
+    (first,) = own_children()
+    monkeypatch.setattr(worker, "PATIENCE_S", 0.001)
+    monkeypatch.setattr(worker, "_cpu_seconds", lambda pid: 0.0)
+    policies: list[int] = []
+    asked = worker._Process.ask
+
+    def ask(process: worker._Process, job: Job, limit_s: float) -> Answer:
+        policies.append(os.sched_getscheduler(process.pid))
+        return asked(process, job, limit_s)
+
+    monkeypatch.setattr(worker._Process, "ask", ask)
+    assert b"__VERSION__" in pool.compile(ebnf("root ::= [a-z]{1,2000}"))
+    assert pool.starved == 1 and pool.started == 2 and pool.killed == 0
+    assert policies == [os.SCHED_IDLE, os.SCHED_OTHER]
+    assert not own_children() and not psutil.pid_exists(first.pid)
+    monkeypatch.undo()
+    assert b"grammars" in pool.compile(regex("b+"))

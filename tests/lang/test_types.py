@@ -128,10 +128,31 @@ def test_a_typed_value_cut_by_max_tokens_is_truncated_and_its_text_readable() ->
     assert state["z"] == "abc"
 
 
-def test_a_number_cut_where_it_is_complete_is_that_number() -> None:
-    assert types.resolve(int).value("12", truncated=True) == 12
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        (int, "12"),
+        (float, "1.5"),
+        (Literal["a", "ab"], "a"),
+        ({"type": "integer"}, "12"),
+        (bl.seq("n=", bl.capture("n", int)), "n=12"),
+        (bl.lark('start: "a"+'), "aa"),
+    ],
+)
+def test_a_value_that_was_cut_is_never_taken_for_whole(wanted: Any, text: str) -> None:
+    """More might have followed: 12 is a wrong answer where the model meant 1200."""
+    kind = types.resolve(wanted)
+    with pytest.raises(bl.TruncatedError, match="max_tokens"):
+        kind.value(text, truncated=True)
+    with pytest.raises(bl.TruncatedError, match="max_tokens"):
+        kind.captured(text, truncated=True)
+    assert kind.value(text, truncated=False) is not None
+
+
+def test_a_text_that_was_cut_where_its_pattern_matches_is_that_text() -> None:
+    assert types.resolve(bl.regex("[ab]+")).value("ab", truncated=True) == "ab"
     with pytest.raises(bl.TruncatedError):
-        types.resolve(int).value("-", truncated=True)
+        types.resolve(bl.regex("[ab]+c")).value("ab", truncated=True)
 
 
 def test_an_output_its_type_cannot_read_is_a_constraint_error() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
+import msgspec
 import pytest
 
 from branchline.runtime.core.messages import GenerateRequest
@@ -52,8 +51,7 @@ def test_the_last_prompt_token_moves_into_the_constraint_and_out_of_the_value() 
     )
     assert request.prompt_ids == plain(port, "it", " ", "is")
     assert request.sampling.constraint is not None
-    pattern = request.sampling.constraint.text
-    assert re.fullmatch(pattern, " 42") and not re.fullmatch(pattern, "42")
+    assert request.sampling.constraint == Constraint(kind="regex", text="[0-9]+", prefix=" ")
     assert request.sampling.max_tokens == 9
     assert program.values() == {"n": "42"}
     lane = program.lane(0)
@@ -63,11 +61,20 @@ def test_the_last_prompt_token_moves_into_the_constraint_and_out_of_the_value() 
     assert list(lane.token_ids) == plain(port, "it is", " 42")
 
 
-def test_choices_are_healed_too() -> None:
+KINDS = [
+    Constraint(kind="choices", text='["red", "blue"]'),
+    Constraint(kind="json_schema", text='{"type": "string"}'),
+    Constraint(kind="lark", text='start: "red"'),
+    Constraint(kind="ebnf", text='root ::= "red"'),
+    Constraint(kind="regex", text="(?i)red"),
+]
+
+
+@pytest.mark.parametrize("colours", KINDS, ids=[f"{k.kind} {k.text[:4]}" for k in KINDS])
+def test_every_kind_of_constraint_is_healed(colours: Constraint) -> None:
     port = healing_port(" red")
-    colours = Constraint(kind="choices", text='["red", "blue"]')
     program, request = run(port, text(0, "a "), gen(1, "c", sampling=constrained(colours)))
-    assert request.sampling.constraint == Constraint(kind="choices", text='[" red"," blue"]')
+    assert request.sampling.constraint == msgspec.structs.replace(colours, prefix=" ")
     assert program.values() == {"c": "red"}
 
 
@@ -95,9 +102,10 @@ def test_streamed_text_never_shows_what_was_taken_back() -> None:
         [text(0, "x "), gen(1, "n", sampling=constrained(stop_regex="a"))],
         [BeginRole(0, 0, "user"), text(1, "x "), gen(2, "n", sampling=constrained())],
         [text(0, "x"), gen(1, "n", sampling=constrained())],
-        [text(0, "x "), gen(1, "n", sampling=constrained(Constraint(kind="regex", text="(?i)a")))],
+        [text(0, "x "), gen(1, "n", sampling=constrained(), heal=False)],
+        [BeginRole(0, 0, "user"), gen(2, "n", heal=True)],
     ],
-    ids=["free", "stop", "stop_regex", "chat turn", "one token", "flags"],
+    ids=["free", "stop", "stop_regex", "chat turn", "one token", "off", "markup"],
 )
 def test_where_there_is_nothing_to_heal_the_prompt_stays(ops: list[object]) -> None:
     port = healing_port("7")
@@ -105,6 +113,21 @@ def test_where_there_is_nothing_to_heal_the_prompt_stays(ops: list[object]) -> N
     sent = next(op for op in ops if hasattr(op, "sampling")).sampling  # type: ignore[attr-defined]
     assert request.sampling == sent
     assert program.values() == {"n": "7"}
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_free_text_and_turns_are_healed_where_that_is_asked_for(turn: bool) -> None:
+    port = healing_port(" 7")
+    begin = [BeginRole(0, 0, "user")] if turn else []
+    sampling = SamplingParams(max_tokens=8, min_tokens=2)
+    program, request = run(
+        port, *begin, text(1, "it "), gen(2, "n", sampling=sampling, heal=True), ReadLane(0, 3)
+    )
+    sent = request.sampling
+    assert sent.constraint == Constraint(kind="text", text="", prefix=" ")
+    assert (sent.max_tokens, sent.min_tokens) == (9, 3)
+    assert program.values() == {"n": "7"}
+    assert program.lane(0).text.endswith("it 7")
 
 
 def test_tokens_of_the_parent_and_generated_ones_are_not_taken_back() -> None:

@@ -52,6 +52,21 @@ def test_best_score_wins_and_probabilities_are_its_softmax(
     assert taken.probabilities == pytest.approx([w / sum(weights) for w in weights], abs=1e-9)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(ROWS, st.sampled_from(SIMPLE), st.randoms(use_true_random=False))
+def test_a_baseline_is_taken_off(rows: list[list[float]], method: str, rng: random.Random) -> None:
+    base = [[rng.uniform(-20, 0) for _ in row] for row in rows]
+    method_alone = "token_length_normalized" if method.startswith("un") else method
+    expected = [
+        brute_score(method_alone, row, []) - brute_score(method_alone, other, [])
+        for row, other in zip(rows, base, strict=True)
+    ]
+    found = choose(method, rows, base, baseline=base)  # type: ignore[arg-type]
+    assert found.probabilities == pytest.approx(softmax(expected), abs=1e-9)
+    again = score(method, rows, None, base)  # type: ignore[arg-type]
+    assert again == pytest.approx(expected, abs=1e-9)
+
+
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(ROWS)
 def test_greedy_compares_token_by_token(rows: list[list[float]]) -> None:

@@ -84,6 +84,10 @@ class TableGrammars:
 
     def __init__(self, *, forcing: bool) -> None:
         self.forcing = forcing
+        self.prepared = 0
+
+    def prepare(self) -> None:
+        self.prepared += 1
 
     def request(self, constraint: Constraint, ready: Any, section: Any = None) -> None:
         read = json.loads(constraint.text)
@@ -155,6 +159,7 @@ class Bench:
             fail_steps=fail_steps,
         )
         self.out = Recorder()
+        self.grammars = TableGrammars(forcing=forcing)
         section = SchedulerSection(**{"max_running_requests": min(rows, 32), **settings})
         self.scheduler = Scheduler(
             section,
@@ -165,7 +170,7 @@ class Bench:
             max_step_tokens=step_tokens,
             max_running=section.max_running_requests,
             eos_ids=eos,
-            grammars=TableGrammars(forcing=forcing),
+            grammars=self.grammars,
             call_soon=lambda fn: fn(),
         )
         self.out.scheduler = self.scheduler

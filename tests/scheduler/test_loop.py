@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 
@@ -136,3 +137,14 @@ def test_closing_is_quick_however_busy_the_loop_is() -> None:
         start = time.monotonic()
         loop.close()
         assert time.monotonic() - start < 5.0
+
+
+def test_what_was_there_before_a_loop_is_not_collected_while_it_runs() -> None:
+    gc.unfreeze()
+    loop = Loop(Steps())
+    loop.start()
+    eventually(lambda: gc.get_freeze_count() > 1000)
+    assert not any(one is loop for one in gc.get_objects())
+    loop.close()
+    eventually(lambda: gc.get_freeze_count() == 0)
+    assert any(one is loop for one in gc.get_objects())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import BackendError, InvalidRequest, QueueFull
 from tests.scheduler.harness import Bench
 from tests.support.hash_model import VOCAB, best, checksum, expected_output, expected_scores
@@ -332,3 +334,50 @@ def test_every_request_that_runs_is_told_of_once_before_its_end() -> None:
     bench.run()
     assert bench.scheduler.stats.retractions > 0
     assert sorted(bench.out.begun) == sorted(bench.out.done)
+
+
+def test_grammars_are_prepared_when_there_is_nothing_to_do_and_not_before() -> None:
+    bench = Bench()
+    bench.submit("a", [1, 2, 3])
+    bench.run()
+    assert bench.grammars.prepared == 0
+    assert bench.scheduler.audit() == 0
+    assert bench.grammars.prepared == 1
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_masks_fill_while_the_forward_runs_and_only_where_they_are_needed(overlap: bool) -> None:
+    """Between a step's forward and its sampling; one row for each sampled one, None = no mask."""
+    bench = Bench(overlap=overlap)
+    events: list[object] = []
+    worker, grammars = bench.worker, bench.grammars
+    forward, sample, fill = worker.forward, worker.sample, grammars.fill
+
+    def forwarding(plan: Any) -> Any:
+        events.append("forward")
+        return forward(plan)
+
+    def sampling(pending: Any, bitmask: Any) -> None:
+        events.append("sample")
+        sample(pending, bitmask)
+
+    def filling(matchers: Any, count: int) -> Any:
+        events.append([matcher is not None for matcher in matchers])
+        return fill(matchers, count)
+
+    worker.forward, worker.sample = forwarding, sampling  # type: ignore[method-assign]
+    grammars.fill = filling  # type: ignore[method-assign]
+    bench.submit("free", [1, 2, 3], 6)
+    bench.run()
+    assert not [event for event in events if isinstance(event, list)]
+    events.clear()
+    bench.submit("free again", [4, 5, 6], 6)
+    bench.submit(
+        "bound", [7, 8], 3, constraint=Constraint(kind="regex", text="[[1,2],[3,4],[5,6]]")
+    )
+    bench.run()
+    fills = [at for at, event in enumerate(events) if isinstance(event, list)]
+    assert len(fills) == 3
+    for at in fills:
+        assert (events[at - 1], events[at + 1]) == ("forward", "sample")
+        assert sorted(events[at]) == [False, True]  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from branchline.runtime.responses.reasoning import detect_reasoning
 from branchline.runtime.server.context import make_context
 from branchline.runtime.tokenizer.chat import ChatTemplate
 from tests.support.http_server import RunningServer, serve
@@ -63,6 +64,7 @@ class Spelled:
 def spelled_server(reply: Reply, template: str = TEMPLATE, **options: Any) -> Iterator[Spelled]:
     """Serve a port that answers with `reply`."""
     port = SpelledPort(reply)
+    port.reasoning = detect_reasoning(template)
     chat = ChatTemplate(template)
     context = make_context(port, port.tokenizer, chat=chat, **options)
     with serve(context) as server:

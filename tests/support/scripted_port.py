@@ -23,6 +23,7 @@ from branchline.runtime.core.outputs import (
     ScoreResult,
 )
 from branchline.runtime.errors import BranchlineError, InvalidRequest
+from branchline.runtime.responses.reasoning import ReasoningFormat
 
 SPECIALS = {"<|bos|>": 1, "<|end|>": 2, "<|turn|>": 3}
 _PIECE = re.compile(r"[A-Za-z]{1,3}|[0-9]|\s+|.", re.DOTALL)
@@ -116,6 +117,7 @@ class ScriptedPort:
         self.turns = SimpleTurns()
         self.model_name = "scripted"
         self.heals = False
+        self.reasoning: ReasoningFormat | None = None
         self.max_context = max_context
         self.reply = reply
         self.scorer = scorer
@@ -189,12 +191,16 @@ class ScriptedPort:
         delta = GenerateDelta(request_id=request_id, text=text, token_ids=ids)
         self.running[request_id].on_output(delta)
 
-    def finish(self, request_id: str, text: str | BranchlineError | None = None) -> None:
+    def finish(
+        self,
+        request_id: str,
+        text: str | BranchlineError | None = None,
+        reason: FinishReason = "stop",
+    ) -> None:
         """Send the final outputs of a request."""
         running = self.running.pop(request_id)
         request = running.request
         deadline = request.deadline
-        reason: FinishReason = "stop"
         if running.aborted:
             reason = "abort"
         elif deadline is not None and self.now >= deadline:

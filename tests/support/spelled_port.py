@@ -21,6 +21,7 @@ from branchline.runtime.core.outputs import (
 )
 from branchline.runtime.core.protocols import ChatTurns
 from branchline.runtime.core.sequence import sequence_names
+from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 
 Reply = Callable[[str, int], str]
@@ -47,6 +48,7 @@ class SpelledPort:
         self.model_name = "spelled"
         self.max_context = 4096
         self.heals = False
+        self.reasoning: ReasoningFormat | None = None
         self.reply = reply
         self.cut = cut
         self.endless = False

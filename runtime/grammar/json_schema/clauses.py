@@ -6,7 +6,7 @@ the other without ever coming to a dead end (directional resolution: Dechter and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from branchline.runtime.grammar.json_schema.sets import Clause
@@ -64,8 +64,10 @@ def close(clauses: Iterable[Clause], order: Sequence[str]) -> frozenset[Clause] 
     An empty clause among them means that nothing fulfils all.
     """
     found = set(clauses)
-    for name in reversed(order):
-        with_it = [clause for clause in found if _last(clause, order) == name]
+    places = {name: at for at, name in enumerate(order)}
+    for at in sorted({places[name] for clause in found for name, _ in clause}, reverse=True):
+        name = order[at]
+        with_it = [clause for clause in found if _last(clause, places) == name]
         yes = [clause for clause in with_it if (name, True) in clause]
         no = [clause for clause in with_it if (name, False) in clause]
         for one in yes:
@@ -78,10 +80,10 @@ def close(clauses: Iterable[Clause], order: Sequence[str]) -> frozenset[Clause] 
     return frozenset(found)
 
 
-def _last(clause: Clause, order: Sequence[str]) -> str:
-    return max((name for name, _ in clause), key=order.index, default="")
+def _last(clause: Clause, places: Mapping[str, int]) -> str:
+    return max((name for name, _ in clause), key=places.__getitem__, default="")
 
 
 def last_name(clause: Clause, order: Sequence[str]) -> str:
     """The name of a clause that is decided last."""
-    return _last(clause, order)
+    return _last(clause, {name: at for at, name in enumerate(order)})

@@ -27,7 +27,12 @@ from branchline.runtime.grammar.json_schema.factors import (
     names,
 )
 from branchline.runtime.grammar.json_schema.languages import Language, Languages
-from branchline.runtime.grammar.json_schema.scalars import SCALAR_KEYWORDS, Maker, type_factor
+from branchline.runtime.grammar.json_schema.scalars import (
+    SCALAR_KEYWORDS,
+    Maker,
+    may_be,
+    type_factor,
+)
 from branchline.runtime.grammar.json_schema.sets import (
     ANYTHING,
     KINDS,
@@ -38,14 +43,14 @@ from branchline.runtime.grammar.json_schema.sets import (
     State,
     Texts,
     Values,
+    absorb,
     everything,
     item_state,
-    listed,
     meet,
 )
+from branchline.runtime.grammar.json_schema.tags import Tags
 
 _EMPTINESS_DEPTH = 4
-_MOST_ABSORBED = 60
 _REFUSED = {
     "$dynamicRef": "its meaning depends on the way to it",
     "$recursiveRef": "its meaning depends on the way to it",
@@ -86,8 +91,13 @@ class Expander:
         self._sets: dict[tuple[int, bool, Kind], Union] = {}
         self._of_state: dict[tuple[State, Kind], Union] = {}
         self._empty: dict[tuple[State, int], bool] = {}
+        self._tags = Tags(document)
         self._open: set[tuple[int, bool, Kind]] = set()
-        self._open_factors: set[tuple[int, bool, Kind]] = set()
+        self._factors_of: dict[tuple[int, Kind], list[Factor]] = {}
+        self._open_factors: set[tuple[int, Kind]] = set()
+        self._every: dict[Kind, Union] = {
+            kind: [everything(self.languages, kind)] for kind in KINDS
+        }
 
     def nothing(self) -> State:
         """See `Context.nothing`."""
@@ -134,30 +144,38 @@ class Expander:
         key = (state, kind)
         found = self._of_state.get(key)
         if found is None:
-            factors = []
-            for index, holds in sorted(state):
-                node = self.document.at(index)
-                if holds:
-                    factors.extend(self.factors(node, kind))
-                else:
-                    factors.append(_one(self, node, kind, "not", holds=False))
-            path = self.document.at(min(state)[0]).path if state else "#"
-            found = self._of_state[key] = self._all(factors, kind, path)
+            found = self._of_state[key] = self._in_state(state, kind)
         return found
+
+    def _in_state(self, state: State, kind: Kind) -> Union:
+        nodes = [(self.document.at(index), holds) for index, holds in sorted(state)]
+        if any(holds and not may_be(node, kind) for node, holds in nodes):
+            return []
+        factors = []
+        for node, holds in nodes:
+            if holds:
+                factors.extend(self.factors(node, kind))
+            else:
+                factors.append(_one(self, node, kind, "not", holds=False))
+        return self._all(factors, kind, nodes[0][0].path if nodes else "#")
 
     def text_language(self, state: State) -> Language:
         """See `Context.text_language`."""
         texts = self.of_state(state, "string")
-        return self.languages.any([one.language for one in texts if isinstance(one, Texts)])
+        return self.languages.any(
+            [one.as_language(self.languages) for one in texts if isinstance(one, Texts)]
+        )
 
     def _expand(self, node: Node, holds: bool, kind: Kind) -> Union:
+        if not may_be(node, kind):
+            return [] if holds else self._every[kind]
         factors = self.factors(node, kind)
         if holds:
             return self._all(factors, kind, node.path)
         return self.either([factor.no() for factor in factors])
 
     def _all(self, factors: Sequence[Factor], kind: Kind, path: str) -> Union:
-        result: Union = [everything(self.languages, kind)]
+        result: Union = self._every[kind]
         for factor in sorted(factors, key=lambda factor: factor.within is not None):
             if factor.within is not None:
                 result = factor.within(result)
@@ -169,14 +187,17 @@ class Expander:
 
     def factors(self, node: Node, kind: Kind) -> list[Factor]:
         """All that must hold for a schema to hold, those of `allOf` and `$ref` among them."""
-        key = (node.number, True, kind)
-        if key in self._open_factors:
-            raise malformed(node.path, "a $ref that leads to itself")
-        self._open_factors.add(key)
-        try:
-            return self._factors(node, kind)
-        finally:
-            self._open_factors.discard(key)
+        key = (node.number, kind)
+        found = self._factors_of.get(key)
+        if found is None:
+            if key in self._open_factors:
+                raise malformed(node.path, "a $ref that leads to itself")
+            self._open_factors.add(key)
+            try:
+                found = self._factors_of[key] = self._factors(node, kind)
+            finally:
+                self._open_factors.discard(key)
+        return found
 
     def _factors(self, node: Node, kind: Kind) -> list[Factor]:
         schema = node.schema
@@ -214,6 +235,8 @@ class Expander:
         found: dict[Values, None] = {}
         for one in left:
             for other in right:
+                if self._tags.apart(one, other):
+                    continue
                 common = meet(self.languages, one, other)
                 if common is not None and not self._surely_empty(common, _EMPTINESS_DEPTH):
                     found[common] = None
@@ -235,15 +258,16 @@ class Expander:
         flags = [one for one in found if isinstance(one, Booleans)]
         if flags:
             return [Booleans(frozenset().union(*(one.values for one in flags)))]
-        return _absorb(self.languages, found)
+        return absorb(self.languages, found)
 
     def _any_text(self, texts: Sequence[Texts]) -> Texts:
         words: set[str] = set()
         for one in texts:
             if one.words is None:
-                return Texts(self.languages.any([text.language for text in texts]))
+                whole = [text.as_language(self.languages) for text in texts]
+                return Texts(self.languages.any(whole))
             words |= one.words
-        return listed(self.languages, frozenset(words))
+        return Texts(None, frozenset(words))
 
     def is_empty(self, state: State, depth: int = _EMPTINESS_DEPTH) -> bool:
         """Whether surely no value is in a state; looks only so many containers deep."""
@@ -251,6 +275,8 @@ class Expander:
             return True
         if not state or depth <= 0:
             return False
+        if self._tags.values(state) == frozenset():
+            return True
         key = (state, depth)
         found = self._empty.get(key)
         if found is None:
@@ -291,19 +317,6 @@ class Expander:
             if not one <= state and which.has(self.languages, name):
                 state |= one
         return self._nothing if self._nothing <= state else state
-
-
-def _absorb(languages: Languages, found: list[Values]) -> list[Values]:
-    """Leave out sets that lie in others, where that is cheap to see."""
-    if len(found) > _MOST_ABSORBED:
-        return found
-    kept: list[Values] = []
-    for one in found:
-        if any(meet(languages, one, other) == one for other in kept):
-            continue
-        kept = [other for other in kept if meet(languages, other, one) != other]
-        kept.append(one)
-    return kept
 
 
 def _all_of(context: Expander, node: Node, kind: Kind) -> list[Factor]:

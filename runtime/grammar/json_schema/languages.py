@@ -121,6 +121,8 @@ class Languages:
         self._firsts: dict[Language, tuple[int, ...]] = {}
         self.patterns: dict[str, Language] = {}  # for those who translate patterns
         self._known_empty: dict[Language, bool | None] = {}
+        self._chars: dict[str, Language] = {}
+        self._words: dict[frozenset[str], Language] = {}
         self._budget = budget
         self.none = self._make("none")
         self.empty = self._make("empty")
@@ -148,25 +150,36 @@ class Languages:
 
     def word(self, text: str) -> Language:
         """One text."""
-        return self.cat([self.chars(((ord(c), ord(c)),)) for c in text])
+        result = self.empty
+        for char in reversed(text):
+            one = self._chars.get(char)
+            if one is None:
+                one = self._chars[char] = self.chars(((ord(char), ord(char)),))
+            result = one if result is self.empty else self._make("cat", (one, result))
+        return result
 
     def words(self, texts: Iterable[str]) -> Language:
-        """A finite set of texts, as a tree of their beginnings."""
-        texts = list(texts)
-        if texts == [""]:
-            return self.empty
-        heads: dict[str, list[str]] = {}
-        ends = False
-        for text in sorted(set(texts)):
-            if text:
-                heads.setdefault(text[0], []).append(text[1:])
-            else:
-                ends = True
-        branches = []
-        for head, tails in heads.items():
-            shared = _shared_start(min(tails), max(tails))
-            rest = [tail[len(shared) :] for tail in tails]
-            branches.append(self.cat([self.word(head + shared), self.words(rest)]))
+        """A finite set of texts, as a tree of their beginnings; kept."""
+        key = frozenset(texts)
+        found = self._words.get(key)
+        if found is None:
+            found = self._words[key] = self._tree(sorted(key), 0)
+        return found
+
+    def _tree(self, texts: Sequence[str], start: int) -> Language:
+        """What follows `start` characters that sorted, different texts share."""
+        if len(texts) == 1:
+            return self.word(texts[0][start:])
+        branches, ends = [], bool(texts) and len(texts[0]) == start
+        first = at = int(ends)
+        while first < len(texts):
+            head = texts[first][start]
+            while at < len(texts) and texts[at][start] == head:
+                at += 1
+            shared = start + 1 + _shared_length(texts[first], texts[at - 1], start + 1)
+            rest = self._tree(texts[first:at], shared)
+            branches.append(self.cat([self.word(texts[first][start:shared]), rest]))
+            first = at
         return self.any([*branches, *([self.empty] if ends else [])])
 
     def cat(self, parts: Sequence[Language]) -> Language:
@@ -347,22 +360,25 @@ class Languages:
         return True
 
 
-def _shared_start(left: str, right: str) -> str:
-    for at, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return left[:at]
-    return min(left, right, key=len)
+def _shared_length(left: str, right: str, start: int) -> int:
+    """How many characters from `start` on are the same."""
+    for at in range(start, min(len(left), len(right))):
+        if left[at] != right[at]:
+            return at - start
+    return min(len(left), len(right)) - start
 
 
 def _representatives(sets: Sequence[Ranges]) -> tuple[int, ...]:
     """One code point for each combination of sets that some code point is in."""
-    cuts = {0, 0xE000}
-    for ranges in sets:
+    flips = {0: 0, 0xE000: 0}  # code point -> the sets (bits) that begin or end there
+    for at, ranges in enumerate(sets):
         for low, high in ranges:
-            cuts.add(low)
-            cuts.add(high + 1)
-    kinds: dict[tuple[bool, ...], int] = {}
-    for cut in sorted(cuts):
+            flips[low] = flips.get(low, 0) ^ (1 << at)
+            flips[high + 1] = flips.get(high + 1, 0) ^ (1 << at)
+    kinds: dict[int, int] = {}
+    inside = 0
+    for cut in sorted(flips):
+        inside ^= flips[cut]
         if in_ranges(EVERY, cut):
-            kinds.setdefault(tuple(in_ranges(ranges, cut) for ranges in sets), cut)
+            kinds.setdefault(inside, cut)
     return tuple(kinds.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from branchline.runtime.grammar.json_schema.clauses import close, last_name, settle
+from branchline.runtime.grammar.json_schema.clauses import Settled, close, last_name, settle
 from branchline.runtime.grammar.json_schema.document import unsupported
 from branchline.runtime.grammar.json_schema.lark import (
     Register,
@@ -49,7 +49,7 @@ class ObjectPrinter:
 
     def __init__(self, printer: Printer) -> None:
         self._printer = printer
-        self._plans: dict[Shape, _Plan] = {}
+        self._settled: dict[tuple[frozenset[Clause], frozenset[str]], Settled | None] = {}
 
     def has_values(self, shape: Shape) -> bool:
         """Whether an object can have the shape, as far as its parts are known to have values."""
@@ -61,10 +61,13 @@ class ObjectPrinter:
         absent = frozenset(name for name, state in shape.names if not has(state))
         clauses = shape.clauses
         while True:
-            settled = settle(clauses, absent)
+            key = (clauses, absent)
+            if key not in self._settled:
+                self._settled[key] = settle(clauses, absent)
+            settled = self._settled[key]
             if settled is None:
                 return None
-            closed = close(settled.open, order)
+            closed = close(settled.open, order) if settled.open else settled.open
             if closed is None:
                 why = "its names depend on each other in too many ways"
                 raise unsupported("dependencies", "#", why)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from branchline.runtime.grammar.json_schema.languages import (
@@ -81,10 +81,16 @@ def search_language(languages: Languages, pattern: str) -> Language:
     found = languages.patterns.get(pattern)
     if found is None:
         everything = _Part("rep", (_Part("set", ranges=EVERY),))
-        whole = _Part("seq", (everything, _Parser(pattern).run()))
+        whole = _Part("seq", (everything, _parsed(pattern)))
         rest = _Places(languages.every, languages.every, languages.every)
         found = languages.patterns[pattern] = _Translator(languages).run(whole, rest).start
     return found
+
+
+@lru_cache(maxsize=256)
+def _parsed(pattern: str) -> _Part:
+    """The tree of a pattern; those of formats come again in every schema."""
+    return _Parser(pattern).run()
 
 
 class _Translator:

@@ -92,14 +92,15 @@ class Printer:
 
     def key(self, name: str) -> str:
         """The terminal of one name and what follows it."""
-        language = self.expander.languages.word(name)
-        return self.grammar.terminal(self._speller.quoted(language, self.grammar.after_key))
+        return self.grammar.terminal(self._speller.word(name, self.grammar.after_key))
 
     def keys(self, texts: Texts) -> str:
         """The terminal of names of a kind and what follows them."""
         try:
             return self.grammar.terminal(
-                self._speller.quoted(texts.language, self.grammar.after_key)
+                self._speller.quoted(
+                    texts.as_language(self.expander.languages), self.grammar.after_key
+                )
             )
         except TooLarge as error:
             raise unsupported("patternProperties", "#", str(error)) from error
@@ -141,7 +142,8 @@ class Printer:
                 return self.number(values, state)
             case Texts():
                 try:
-                    return self.grammar.terminal(self._speller.quoted(values.language))
+                    language = values.as_language(self.expander.languages)
+                    return self.grammar.terminal(self._speller.quoted(language))
                 except TooLarge as error:
                     raise unsupported("pattern", self._path(state), str(error)) from error
         raise TypeError(f"{type(values).__name__} is no scalar")
@@ -205,6 +207,8 @@ class Printer:
     def productive(self, values: Values) -> bool:
         """Whether a set has values, as far as its parts are known to have some."""
         if isinstance(values, Texts):
+            if values.language is None:
+                return bool(values.words)
             return not self.expander.languages.is_empty(values.language)
         if isinstance(values, Arrays):
             return self._arrays.has_values(values)

@@ -25,7 +25,6 @@ from branchline.runtime.grammar.json_schema.sets import (
     Texts,
     Values,
     everything,
-    listed,
 )
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
@@ -61,6 +60,16 @@ def type_factor(context: Context, node: Node, kind: Kind) -> Factor:
     return Factor("type", lambda: yes, lambda: no)
 
 
+def may_be(node: Node, kind: Kind) -> bool:
+    """False where `type` alone says that no value of a type is valid; a look, no more."""
+    types = _schema(node).get("type")
+    if types == kind or types is None or "$ref" in _schema(node):
+        return True
+    if isinstance(types, str):
+        return types not in _TYPES or (types == "integer" and kind == "number")
+    return True
+
+
 def enum_factor(context: Context, node: Node, kind: Kind) -> Factor:
     """`enum`."""
     return _one_of(context, node, kind, "enum", listing(_schema(node)["enum"], node, "enum"))
@@ -83,9 +92,8 @@ def _one_of(
             words = frozenset(values)
             if any(0xD800 <= ord(char) <= 0xDFFF for word in words for char in word):
                 raise malformed(f"{node.path}/{keyword}", "half a surrogate pair")
-            yes = [listed(make, words)] if words else []
-            rest = make.complement(make.words(words))
-            return Factor(keyword, lambda: yes, lambda: [Texts(rest)])
+            yes = [Texts(None, words)] if words else []
+            return Factor(keyword, lambda: yes, lambda: [Texts(make.complement(make.words(words)))])
         case "number":
             found = Numbers(listed=frozenset(map(Fraction, values)))
             yes = [found] if values else []

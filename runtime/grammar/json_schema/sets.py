@@ -21,6 +21,7 @@ Lit = tuple[int, bool]
 
 State = frozenset[Lit]
 ANYTHING: State = frozenset()
+_MOST_ABSORBED = 60
 
 Clause = frozenset[tuple[str, bool]]
 """At least one of these names is present (True) or absent (False)."""
@@ -39,10 +40,17 @@ class Booleans(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Strings: a finite set of words, or else a language."""
+    """Strings: a finite set of words, or else a language (the other one is None).
 
-    language: Language
+    Words stay words as long as they can: a language of them is made only where one is written.
+    """
+
+    language: Language | None
     words: frozenset[str] | None = None
+
+    def as_language(self, languages: Languages) -> Language:
+        """The same as a language."""
+        return languages.words(self.words or ()) if self.language is None else self.language
 
 
 class Contains(NamedTuple):
@@ -99,12 +107,16 @@ class Objects(NamedTuple):
 
 
 Values = Null | Booleans | Texts | Numbers | Arrays | Objects
+_Rules = tuple[tuple[Names, State], ...]
+_EVERY_CONTAINER: tuple[Values, ...] = (Objects(), Arrays())
 
 
 def meet(languages: Languages, left: Values, right: Values) -> Values | None:
     """Values in both; None where there is surely none."""
-    if left == right:
+    if left == right or right in _EVERY_CONTAINER:
         return left
+    if left in _EVERY_CONTAINER:
+        return right
     if isinstance(left, Texts) and isinstance(right, Texts):
         return _meet_texts(languages, left, right)
     if isinstance(left, Numbers) and isinstance(right, Numbers):
@@ -120,7 +132,7 @@ def meet(languages: Languages, left: Values, right: Values) -> Values | None:
 
 
 def _meet_texts(languages: Languages, left: Texts, right: Texts) -> Texts | None:
-    if left.words is None and right.words is None:
+    if left.language is not None and right.language is not None:
         both = languages.all([left.language, right.language])
         return None if languages.is_empty(both) else Texts(both)
     if left.words is None:
@@ -128,14 +140,10 @@ def _meet_texts(languages: Languages, left: Texts, right: Texts) -> Texts | None
     kept = left.words or frozenset()
     if right.words is not None:
         kept &= right.words
-    else:
-        kept = frozenset(word for word in kept if languages.has(right.language, word))
-    return listed(languages, kept) if kept else None
-
-
-def listed(languages: Languages, words: frozenset[str]) -> Texts:
-    """A finite set of strings."""
-    return Texts(languages.words(words), words)
+    elif right.language is not None and right.language is not languages.every:
+        language = right.language
+        kept = frozenset(word for word in kept if languages.has(language, word))
+    return Texts(None, kept) if kept else None
 
 
 def _least_of(left: int | None, right: int | None) -> int | None:
@@ -161,25 +169,46 @@ def item_state(arrays: Arrays, index: int) -> State:
 
 
 def _meet_objects(left: Objects, right: Objects) -> Objects | None:
-    properties = dict(left.properties)
-    for name, state in right.properties:
-        properties[name] = properties.get(name, ANYTHING) | state
     least, most = max(left.least, right.least), _least_of(left.most, right.most)
-    clauses = left.clauses | right.clauses
     if most is not None and most < least:
         return None
-    if any(
-        frozenset({(name, not has)}) in clauses for c in clauses if len(c) == 1 for name, has in c
-    ):
-        return None
+    # A contradiction has a clause of each side: neither side contradicts itself.
+    for clause in right.clauses:
+        if len(clause) == 1:
+            ((name, has),) = clause
+            if frozenset({(name, not has)}) in left.clauses:
+                return None
+    properties = left.properties or right.properties
+    if left.properties and right.properties:
+        merged = dict(left.properties)
+        for name, state in right.properties:
+            merged[name] = merged.get(name, ANYTHING) | state
+        properties = tuple(merged.items())
     return Objects(
-        tuple(properties.items()),
-        tuple(dict.fromkeys(left.rules + right.rules)),
-        clauses,
-        tuple(dict.fromkeys(left.some + right.some)),
+        properties,
+        _joined(left.rules, right.rules),
+        left.clauses | right.clauses,
+        _joined(left.some, right.some),
         least,
         most,
     )
+
+
+def _joined(left: _Rules, right: _Rules) -> _Rules:
+    return tuple(dict.fromkeys(left + right)) if left and right else left or right
+
+
+def absorb(languages: Languages, found: list[Values]) -> list[Values]:
+    """Leave out sets that lie in others, where that is cheap to see."""
+    if len(found) > _MOST_ABSORBED:
+        return found
+    kept: list[Values] = []
+    for one in found:
+        if any(meet(languages, one, other) == one for other in kept):
+            continue
+        kept = [other for other in kept if meet(languages, other, one) != other]
+        kept.append(one)
+    return kept
 
 
 def everything(languages: Languages, kind: Kind) -> Values:

@@ -53,6 +53,17 @@ class Speller:
             found = self._quoted[key] = self._quote(language, after)
         return found
 
+    def word(self, text: str, after: str = "") -> str:
+        """What `quoted` gives for the language of one text; names of properties are many."""
+        spelled = []
+        for char in text:
+            ranges = ((ord(char), ord(char)),)
+            key = (ranges, True)
+            if key not in self._sets:
+                self._sets[key] = _spell(ranges, True)
+            spelled.append(self._sets[key])
+        return _regex('"' + "".join(spelled) + '"' + after)
+
     def _quote(self, language: Language, after: str) -> str:
         writer = _Writer(self._sets, self._languages, escapes=_few_escapes(language))
         if language.plain:

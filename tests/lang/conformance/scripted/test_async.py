@@ -57,7 +57,7 @@ def test_arun_overlaps_without_threads(program: Any) -> None:
         assert threading.active_count() <= before + 1
         return time.perf_counter() - begin
 
-    assert asyncio.run(many()) < 1.5
+    assert asyncio.run(many()) < 20  # one after the other they would take 40 s
 
 
 @PROGRAMS

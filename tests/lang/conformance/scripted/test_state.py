@@ -97,10 +97,24 @@ def test_a_name_twice_is_a_name_error_unless_appended() -> None:
             s += bl.gen("x", append=True)
         return s["x"]
 
-    for body in (twice, mixed):
+    def reversed_(s: bl.State) -> None:
+        s += bl.gen("x", append=True) + bl.gen("x")
+
+    for body in (twice, reversed_):
         with pytest.raises(NameError, match="'x'"):
             run(body)
     assert run(lists, ["a", "b", "c"]).result == ["a", "b", "c"]
+    assert run(mixed, ["a", "b"])["x"] == ["a", "b"]
+
+
+def test_a_branch_cannot_append_to_its_parents_variable() -> None:
+    def body(s: bl.State) -> None:
+        s += bl.gen("x")
+        with s.fork(1) as branches:
+            branches[0] += bl.gen("x", append=True)
+
+    with pytest.raises(NameError, match="shadows"):
+        run(body, ["a", "b"])
 
 
 def test_unnamed_expressions_are_numbered() -> None:
