@@ -94,14 +94,14 @@ class OpenAI(Backend):
         check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         self._thread = LoopThread("branchline-openai")
         self._client = OpenAIClient(url, api_key, max_retries=max_retries, timeout_s=timeout_s)
+        self._thread.on_stop = self._client.close
         self._port = OpenAIPort(model, self._client, self._thread)
         self._executor = Executor(self._port)
         self._known = server != "auto" or own
         self._asking = threading.Lock()
         self._use(server if server != "auto" else "openai" if own else "plain")
-        self._close = weakref.finalize(
-            self, _close, self._executor, self._thread, self._client, wait=False
-        )
+        self._close = weakref.finalize(self, _close, self._executor, self._thread, wait=False)
+        self._close.atexit = False  # `LoopThread` ends in order then
 
     def open(self, program: OpenProgram, sink: Sink) -> Session:
         """Start a program; see `ProgramBackend`. The first one asks what the server is."""
@@ -124,17 +124,17 @@ class OpenAI(Backend):
     def close(self) -> None:
         """End all programs and connections. May be called again."""
         if self._close.detach() is not None:
-            _close(self._executor, self._thread, self._client, wait=True)
+            _close(self._executor, self._thread, wait=True)
 
     def _use(self, server: str) -> None:
         self._port.server = server
         self.features = FEATURES[server]
 
 
-def _close(executor: Executor, thread: LoopThread, client: OpenAIClient, *, wait: bool) -> None:
+def _close(executor: Executor, thread: LoopThread, *, wait: bool) -> None:
     with suppress(BackendError):
         executor.close()
-    thread.stop(client.close, wait=wait)
+    thread.stop(wait=wait)
 
 
 def _checked(base_url: str | None) -> str:

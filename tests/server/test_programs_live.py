@@ -109,6 +109,21 @@ def test_a_client_that_dies_frees_its_memory_when_its_lease_is_over(
     assert wait(lambda: idle(engine), 5.0)
 
 
+def test_a_process_that_ends_says_goodbye(engine: Engine, server: RunningServer) -> None:
+    code = (
+        "import sys, branchline as bl\n"
+        "@bl.function\n"
+        "def story(s):\n"
+        "    s += 'Once' + bl.gen('x', max_tokens=1500, ignore_eos=True)\n"
+        "endpoint = bl.Endpoint(sys.argv[1])\n"
+        "stream = story.stream(backend=endpoint)\n"
+        "next(stream)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, server.url], timeout=60, check=True)
+    assert ended.returncode == 0
+    assert wait(lambda: idle(engine), ProgramLimits().program_lease_s / 3)
+
+
 def test_a_client_that_closes_frees_its_memory_at_once(
     engine: Engine, server: RunningServer
 ) -> None:
