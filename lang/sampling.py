@@ -110,19 +110,6 @@ def build(layers: Iterable[Options], constraint: Constraint | None) -> SamplingP
     return params.validate()
 
 
-OPTIONAL = ("logprobs", "seed", "top_k", "min_p", "logit_bias", "repetition_penalty", "min_tokens",
-            "stop_token_ids", "stop_regex", "ignore_eos")  # fmt: skip
-"""Options that a backend may lack; the option's name is the feature's."""
-
-
-def features_of(params: SamplingParams) -> list[str]:
-    """Features of `ProgramBackend` that these options need."""
-    return [name for name in OPTIONAL if getattr(params, name) != getattr(_DEFAULTS, name)]
-
-
-_DEFAULTS = SamplingParams()
-
-
 def output_options(layers: Iterable[Options]) -> dict[str, Any]:
     """The merged `reasoning` and `heal`.
 
@@ -140,6 +127,19 @@ def output_options(layers: Iterable[Options]) -> dict[str, Any]:
                 hint="Use True, False or None.",
             )
     return merged
+
+
+OPTIONAL = ("logprobs", "seed", "top_k", "min_p", "logit_bias", "repetition_penalty", "min_tokens",
+            "stop_token_ids", "stop_regex", "ignore_eos")  # fmt: skip
+"""Options that a backend may lack; the option's name is the feature's."""
+
+
+def features_of(params: SamplingParams) -> list[str]:
+    """Features of `ProgramBackend` that these options need."""
+    return [name for name in OPTIONAL if getattr(params, name) != getattr(_DEFAULTS, name)]
+
+
+_DEFAULTS = SamplingParams()
 
 
 def _unknown(name: str, value: object) -> bool:

@@ -1,4 +1,7 @@
-"""Write docs/configuration.md from runtime/config; `--check` says whether it is current."""
+"""Write the generated pages of docs/; `--check` says whether they are current.
+
+configuration.md comes from runtime/config, structured_output.md from the tables in runtime/grammar.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from structured_page import page as structured_page
+
 from branchline.runtime.config.env import VARIABLES
 from branchline.runtime.config.sections import SECTIONS
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 HEAD = """\
 # Configuration
@@ -23,8 +28,8 @@ decided, and why, is in `engine.info()`.
 """
 
 
-def page() -> str:
-    """The whole text of the page."""
+def configuration_page() -> str:
+    """The whole text of the page of settings."""
     parts = [HEAD]
     for section in SECTIONS:
         title = section.__name__.removesuffix("Section")
@@ -42,15 +47,19 @@ def page() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page; with `--check` only compare, 1 if it is out of date."""
-    text = page()
-    if arguments != ["--check"]:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        print("docs/configuration.md is out of date: run make docs")
-        return 1
-    return 0
+    """Write the pages; with `--check` only compare, 1 if one is out of date."""
+    status = 0
+    for name, page in PAGES.items():
+        target, text = DOCS / name, page()
+        if arguments != ["--check"]:
+            target.write_text(text, encoding="utf-8")
+        elif not target.exists() or target.read_text(encoding="utf-8") != text:
+            print(f"docs/{name} is out of date: run make docs")
+            status = 1
+    return status
+
+
+PAGES = {"configuration.md": configuration_page, "structured_output.md": structured_page}
 
 
 if __name__ == "__main__":

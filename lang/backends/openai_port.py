@@ -37,6 +37,7 @@ from branchline.runtime.core.outputs import (
     TokenLogprob,
 )
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
+from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 
 if TYPE_CHECKING:
