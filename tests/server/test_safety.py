@@ -16,7 +16,6 @@ import pytest
 
 from branchline.runtime.engine import Engine
 from branchline.runtime.errors import ProgramError
-from branchline.runtime.programs.remote_program import ProgramLimits
 from branchline.runtime.server.context import make_context
 from branchline.runtime.server.limits import Limits
 from branchline.runtime.tokenizer.chat import ChatTemplate
@@ -97,10 +96,8 @@ def test_what_is_beyond_a_limit_is_refused(engine: Engine, name: str) -> None:
 
 def test_every_limit_is_tested() -> None:
     elsewhere = {"max_open_requests", "idle_timeout_s", "total_timeout_s", "template_timeout_s"}
-    elsewhere.add("programs")  # a section of its own: `test_programs_live`, `programs/test_remote`
     assert {item.name for item in fields(Limits)} == set(REFUSED) | elsewhere
-    rows = [*fields(Limits), *fields(ProgramLimits)]
-    assert all(item.metadata["help"] for item in rows if item.name != "programs")
+    assert all(item.metadata["help"] for item in fields(Limits))
 
 
 def wait_for(what: Callable[[], bool]) -> None:
