@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from branchline.lang.api import function, gen, select
+    from branchline.lang.api import call, function, gen, select
     from branchline.lang.backends.base import set_default_backend
     from branchline.lang.backends.endpoint import Endpoint, RuntimeEndpoint
     from branchline.lang.backends.engine import Engine, Runtime
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         UnsupportedConstraint,
         UnsupportedFeature,
     )
-    from branchline.lang.events import Done, ReasoningDelta, TextDelta, VariableReady
+    from branchline.lang.events import Done, ReasoningDelta, TextDelta, ToolCall, VariableReady
     from branchline.lang.expressions import Expression
     from branchline.lang.fork import Forks, fork
     from branchline.lang.graph_run import run_graph
@@ -63,17 +63,19 @@ if TYPE_CHECKING:
         system_begin,
         system_end,
         tool,
+        tool_result,
         user,
         user_begin,
         user_end,
     )
     from branchline.lang.state import State
+    from branchline.lang.tools import Reply, Tool, ToolFailure
     from branchline.runtime.programs.graph import RequestGraph
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "lang.api": "function gen select",
+    "lang.api": "call function gen select",
     "lang.backends.base": "set_default_backend",
     "lang.backends.endpoint": "Endpoint RuntimeEndpoint",
     "lang.backends.engine": "Engine Runtime",
@@ -84,15 +86,16 @@ _MODULES = {
     "lang.constraints": "capture choices ebnf lark optional regex repeat seq structural_tag until",
     "lang.errors": "BackendError BranchlineError Cancelled ConstraintError DeadlineExceeded "
     "InvalidRequest ProgramError TruncatedError UnsupportedConstraint UnsupportedFeature",
-    "lang.events": "Done ReasoningDelta TextDelta VariableReady",
+    "lang.events": "Done ReasoningDelta TextDelta ToolCall VariableReady",
     "lang.expressions": "Expression",
     "lang.matching": "Match match",
     "lang.fork": "Forks fork",
     "lang.graph_run": "run_graph",
     "lang.program": "Program",
     "lang.roles": "assistant assistant_begin assistant_end system system_begin system_end tool "
-    "user user_begin user_end",
+    "tool_result user user_begin user_end",
     "lang.state": "State",
+    "lang.tools": "Reply Tool ToolFailure",
     "runtime.programs.graph": "RequestGraph",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -115,11 +118,15 @@ __all__ = [
     "Program",
     "ProgramError",
     "ReasoningDelta",
+    "Reply",
     "RequestGraph",
     "Runtime",
     "RuntimeEndpoint",
     "State",
     "TextDelta",
+    "Tool",
+    "ToolCall",
+    "ToolFailure",
     "TruncatedError",
     "UnsupportedConstraint",
     "UnsupportedFeature",
@@ -127,6 +134,7 @@ __all__ = [
     "assistant",
     "assistant_begin",
     "assistant_end",
+    "call",
     "capture",
     "choices",
     "ebnf",
@@ -154,6 +162,7 @@ __all__ = [
     "system_end",
     "token_length_normalized",
     "tool",
+    "tool_result",
     "unconditional_likelihood_normalized",
     "until",
     "user",

@@ -9,6 +9,7 @@ sampled from. End ids are handled here: the engine never consumes one.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -48,6 +49,7 @@ _GRAMMAR_BYTES = 256 * 1024
 
 _KEPT = 64
 """Grammars from workers that are kept as text."""
+_SCHEMA_RULE = re.compile(r"^(\w+): %json (\{.*\})$", re.MULTILINE)
 
 _NO_FORCED: tuple[int, ...] = ()
 
@@ -381,7 +383,7 @@ def engine_grammar(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> s
             return str(llguidance.LLMatcher.grammar_from_regex(f"(?:{pattern})"))
         case "lark":
             check_repeats("lark", text, limits)
-            return str(llguidance.LLMatcher.grammar_from_lark(text))
+            return lark_to_grammar(text, constraint.whitespace, limits)
         case "json_schema":
             return schema_to_grammar(text, constraint.whitespace, limits)
         case _:
@@ -401,6 +403,29 @@ def behind(prefix: str, grammar: str) -> str:
     body, *others = document.get("grammars", [{"lark_grammar": grammar}])
     first = {"lark_grammar": f"start: /{literal(prefix)}/ @body"}
     return json.dumps({**document, "grammars": [first, {**body, "name": "body"}, *others]})
+
+
+def lark_to_grammar(text: str, whitespace: Whitespace, limits: Limits) -> str:
+    """A grammar in Lark's notation in the engine's own form. Raises as `engine_grammar`.
+
+    A rule that is a JSON Schema (`name: %json {…}` on one line) is as exact as a schema on its own;
+    one that sets `x-guidance` is read by the engine itself.
+    """
+    schemas: list[dict[str, str]] = []
+
+    def beside(found: re.Match[str]) -> str:
+        name, schema = found.groups()
+        if '"x-guidance"' in schema:
+            return found[0]
+        schemas.append(
+            {"name": name, "lark_grammar": schema_to_grammar(schema, whitespace, limits)}
+        )
+        return f"{name}: @{name}"
+
+    body = _SCHEMA_RULE.sub(beside, text)
+    if not schemas:
+        return str(llguidance.LLMatcher.grammar_from_lark(text))
+    return json.dumps({"grammars": [{"lark_grammar": body}, *schemas]})
 
 
 def schema_to_grammar(text: str, whitespace: Whitespace, limits: Limits) -> str:

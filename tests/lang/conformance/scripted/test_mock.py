@@ -227,12 +227,15 @@ def test_what_a_backend_cannot_do_is_refused_before_anything_is_sent() -> None:
 
         program.run(backend=Small())
 
-    for expression in (bl.select("x", ["a"]), bl.user("hi"), bl.gen("x", logprobs=1)):
+    for expression in (
+        bl.select("x", ["a"]),
+        bl.user("hi"),
+        bl.gen("x", logprobs=1),
+        bl.call("x", {"name": "f"}),
+    ):
         with pytest.raises(bl.UnsupportedFeature, match="'small' does not support"):
             attempt(expression)
     with pytest.raises(bl.UnsupportedConstraint, match="cannot enforce"):
         attempt(bl.gen("x", int))
     with pytest.raises(bl.UnsupportedFeature, match="adapters"):
         value("a", adapter="mine")
-    with pytest.raises(bl.UnsupportedFeature, match="tools"):
-        bl.gen("x", tools=[])
