@@ -77,6 +77,7 @@ async def _serve(engine: RemoteEngine, choices: Choices, keys: Keys, stop_for: l
         chat=engine.text.template,
         model_names=_names(server),
         limits=choices.limits,
+        program_limits=choices.program_limits,
         keys=keys,
         health=health,
     )

@@ -11,9 +11,15 @@ from branchline.runtime.config.engine import sort_settings
 from branchline.runtime.config.file import read_settings
 from branchline.runtime.config.sections import SECTIONS, all_settings
 from branchline.runtime.config.server import ServerSection
+from branchline.runtime.programs.remote_program import ProgramLimits
 from branchline.runtime.server.limits import Limits
 
-SERVER_SECTIONS: tuple[type[Any], ...] = (*SECTIONS, ServerSection, Limits)
+SERVER_SECTIONS: tuple[type[Any], ...] = (
+    *SECTIONS,
+    ServerSection,
+    Limits,
+    ProgramLimits,
+)
 """Each is a group of flags and a table of the file."""
 
 
@@ -27,6 +33,7 @@ class Choices(NamedTuple):
     engine: dict[str, Any]
     server: ServerSection
     limits: Limits
+    program_limits: ProgramLimits
 
 
 def choices_of(arguments: argparse.Namespace) -> Choices:
@@ -41,4 +48,9 @@ def choices_of(arguments: argparse.Namespace) -> Choices:
     settings |= settings_of(arguments, SERVER_SECTIONS)
     parts = sort_settings(settings, SERVER_SECTIONS)
     engine = {name: value for name, value in settings.items() if name in all_settings()}
-    return Choices(engine, ServerSection(**parts[ServerSection]), Limits(**parts[Limits]))
+    return Choices(
+        engine,
+        ServerSection(**parts[ServerSection]),
+        Limits(**parts[Limits]),
+        ProgramLimits(**parts[ProgramLimits]),
+    )

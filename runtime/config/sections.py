@@ -6,6 +6,7 @@ over all sections. `metadata["help"]` is the one text that help pages and docs a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
@@ -102,4 +103,5 @@ def all_settings(
 
 def title_of(section: type[Any]) -> str:
     """A section's name in files and help pages."""
-    return section.__name__.removesuffix("Section").lower()
+    words = re.findall("[A-Z][a-z]*", section.__name__.removesuffix("Section"))
+    return "_".join(words).lower()
