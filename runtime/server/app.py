@@ -20,6 +20,7 @@ from branchline.runtime.errors import QueueFull
 from branchline.runtime.server import (
     admin,
     anthropic_messages,
+    http_metrics,
     info,
     native,
     openai_chat,
@@ -62,6 +63,7 @@ class Family(NamedTuple):
 
 FAMILIES: tuple[Family, ...] = (
     Family(info.routes, openai_body, info.ACCESS),
+    Family(http_metrics.routes, openai_body, http_metrics.ACCESS),
     Family(programs.routes, native_body),
     Family(openai_completions.routes, openai_body, bodies=openai_completions.BODIES),
     Family(openai_chat.routes, openai_body, bodies=openai_chat.BODIES),
@@ -134,7 +136,15 @@ class _Gate:
     async def _run(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         resource = request.match_info.route.resource
         path = "" if resource is None else resource.canonical
-        request[REQUEST_ID] = _request_id(request)
+        name = request[REQUEST_ID] = _request_id(request)
+        with http_metrics.counted(self._context.metrics, request.method, path, name) as served:
+            response = await self._answer(request, path, handler)
+            served.status = response.status
+            return response
+
+    async def _answer(
+        self, request: web.Request, path: str, handler: Handler
+    ) -> web.StreamResponse:
         try:
             access = self._access.get(path, Access.NORMAL)
             request[CALLER] = self._context.keys.identify(request.headers, access)
