@@ -80,9 +80,11 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def log_failure(failure: Failure, request_id: str, error: Exception) -> None:
-    """Failures that are not the client's own go to the log."""
-    if failure.status >= 500:
+    """Failures that are not the client's own go to the log; a bug with its traceback."""
+    if failure.status == 500:
         logger.error("request %s: %s", request_id, failure.message, exc_info=error)
+    elif failure.status > 500:
+        logger.warning("request %s: %s", request_id, failure.message)
 
 
 def headers_of(failure: Failure) -> dict[str, str]:

@@ -19,6 +19,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "x"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
     "/v1/responses": {"input": "x"},
+    "/v1/score": {"query": "x", "items": ["y"], "label_token_ids": [1]},
     "/v1/tokenize": {"prompt": "x"},
     "/tokenize": {"prompt": "x"},
     "/v1/detokenize": {"tokens": [1]},
