@@ -52,7 +52,7 @@ class EngineCore:
         self._outputs = outputs
         self._describe = describe
         self.loop = Loop(scheduler)
-        outputs.connect(scheduler.abort, scheduler.forget, self.loop.call_soon)
+        outputs.connect(scheduler.end_one, scheduler.forget, self.loop.call_soon)
 
     @property
     def cache(self) -> CacheManager:

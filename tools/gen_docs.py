@@ -1,16 +1,17 @@
 """Write the generated pages of docs/; `--check` says whether they are current.
 
-docs/configuration.md comes from runtime/config, docs/routes.md from runtime/server.
+configuration.md comes from runtime/config, structured_output.md from the tables in runtime/grammar,
+routes.md from the structs and limits in runtime/server.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-import route_tables
+from route_tables import page as routes_page
+from structured_page import page as structured_page
 
 from branchline.runtime.config.env import VARIABLES
 from branchline.runtime.config.sections import SECTIONS
@@ -29,8 +30,8 @@ decided, and why, is in `engine.info()`.
 """
 
 
-def configuration() -> str:
-    """The page of settings."""
+def configuration_page() -> str:
+    """The whole text of the page of settings."""
     parts = [HEAD]
     for section in SECTIONS:
         title = section.__name__.removesuffix("Section")
@@ -47,23 +48,24 @@ def configuration() -> str:
     return "".join(parts)
 
 
-PAGES: dict[str, Callable[[], str]] = {
-    "configuration.md": configuration,
-    "routes.md": route_tables.page,
-}
-
-
 def main(arguments: list[str]) -> int:
     """Write the pages; with `--check` only compare, 1 if one is out of date."""
     status = 0
-    for name, write in PAGES.items():
-        text, target = write(), DOCS / name
+    for name, page in PAGES.items():
+        target, text = DOCS / name, page()
         if arguments != ["--check"]:
             target.write_text(text, encoding="utf-8")
         elif not target.exists() or target.read_text(encoding="utf-8") != text:
             print(f"docs/{name} is out of date: run make docs")
             status = 1
     return status
+
+
+PAGES = {
+    "configuration.md": configuration_page,
+    "structured_output.md": structured_page,
+    "routes.md": routes_page,
+}
 
 
 if __name__ == "__main__":

@@ -34,6 +34,20 @@ def programs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def grammar(arguments: argparse.Namespace) -> int:
+    """What structure costs."""
+    from branchline.runtime.bench.grammar import grammar as run
+
+    run(
+        engine_settings(arguments),
+        schemas=arguments.schemas,
+        at_once=arguments.at_once,
+        repeats=arguments.repeats,
+        with_isolation=arguments.isolation,
+    )
+    return 0
+
+
 def start(arguments: argparse.Namespace) -> int:
     """Process start to first token."""
     from branchline.runtime.bench.start import start as run

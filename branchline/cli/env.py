@@ -16,6 +16,7 @@ def env(arguments: argparse.Namespace) -> int:
         "versions": dict(versions()),
         "cpu": cpu(),
         "kernels": kernels(),
+        "grammars": grammars(),
         "models": models(),
     }
     if arguments.json:
@@ -44,6 +45,15 @@ def kernels() -> dict[str, Any]:
     except KernelBuildError as error:
         return {"native": "no", "why": str(error)}
     return {"native": "yes", "instructions": library.isa}
+
+
+def grammars() -> dict[str, Any]:
+    """Which backend enforces each kind of constraint here, and why, or why none can."""
+    try:
+        from branchline.runtime.grammar.choice import explained
+    except ModuleNotFoundError as error:
+        return {"available": "no", "why": f"the module {error.name!r} is not installed"}
+    return explained()
 
 
 def models() -> dict[str, Any]:

@@ -88,6 +88,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     texts = {
         "offline": "fixed workloads of token ids through the engine",
         "programs": "whole programs: time, forwards per token, reuse of the cache",
+        "grammar": "constrained beside free text, compile and mask times, JSON Schemas",
         "start": "process start to first token, and peak memory",
         "scheduler": "overhead of a step, cost per queued request",
     }
@@ -104,6 +105,20 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         if name == "programs":
             action.add_argument(
                 "--at-once", type=int, default=16, metavar="N", help="programs at once (default 16)"
+            )
+        if name == "grammar":
+            action.add_argument(
+                "--at-once", type=int, default=16, metavar="N", help="requests at once (default 16)"
+            )
+            action.add_argument(
+                "--schemas",
+                metavar="FILE.jsonl",
+                help='JSON lines with "id", "schema" and maybe "tests"; default: a small fixed set',
+            )
+            action.add_argument(
+                "--isolation",
+                action="store_true",
+                help="also time a stream beside hostile constraints",
             )
         if name == "scheduler":
             action.add_argument(

@@ -1,4 +1,4 @@
-"""`branchline bench grammar`: what compiling and masking cost in each backend.
+"""What compiling and masking cost in each backend, beside the packages as they are.
 
 A fixed set of ordinary constraints, each with a text that it allows. Compile times are wall time
 up to the first mask, in a fresh cache, workers started; mask times are CPU time of the thread, for
@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from branchline.runtime.bench.measure import json_line
+from branchline.runtime.bench.bare_backends import BareLLGuidance, BareXGrammar
+from branchline.runtime.bench.measure import share
 from branchline.runtime.bench.report import Column, table
 from branchline.runtime.core.sampling_params import Constraint, ConstraintKind
 from branchline.runtime.errors import UnsupportedConstraint
@@ -153,15 +155,40 @@ def measure(tokenizer: GrammarTokenizer, vocab_size: int, setting: str, repeats:
     return cost
 
 
+def measure_bare(
+    bare: BareLLGuidance | BareXGrammar, tokenizer: GrammarTokenizer, repeats: int
+) -> Cost:
+    """The same of a package as it is, with those cases that it reads itself."""
+    cost = Cost(bare.name, [], [])
+    for number in range(repeats + 1):
+        for case in cases():
+            constraint = Constraint(kind=case.kind, text=case.text)
+            begun = time.perf_counter()
+            try:
+                bare.first_mask(constraint)
+            except UnsupportedConstraint:
+                continue
+            took = time.perf_counter() - begun
+            masks = bare.masks(constraint, tokenizer.encode(case.output))
+            if number:
+                cost.compiles.append(took)
+                cost.masks.extend(masks)
+    return cost
+
+
 def grammar_cost(
     tokenizer: GrammarTokenizer, vocab_size: int, *, repeats: int = 5, stream: TextIO = sys.stdout
 ) -> list[Cost]:
-    """Measure every backend that is installed; print a table and one JSON line for each."""
-    costs = [measure(tokenizer, vocab_size, name, repeats) for name in ("auto", *installed())]
+    """Measure every backend that is installed, and the bare packages; print a table."""
+    there = installed()
+    costs = [measure(tokenizer, vocab_size, name, repeats) for name in ("auto", *there)]
+    costs.append(measure_bare(BareLLGuidance(tokenizer, vocab_size), tokenizer, repeats))
+    if "xgrammar" in there:
+        costs.append(measure_bare(BareXGrammar(tokenizer, vocab_size), tokenizer, repeats))
     rows = []
     for cost in costs:
-        compile_ms = [1e3 * _share(cost.compiles, share) for share in (0.5, 0.99, 1.0)]
-        mask_us = [1e6 * _share(cost.masks, share) for share in (0.5, 0.99, 1.0)]
+        compile_ms = [1e3 * share(cost.compiles, part) for part in (0.5, 0.99, 1.0)]
+        mask_us = [1e6 * share(cost.masks, part) for part in (0.5, 0.99, 1.0)]
         rows.append(
             [
                 cost.backend,
@@ -172,20 +199,18 @@ def grammar_cost(
             ]
         )
     table(f"grammar backends, {vocab_size} tokens", COLUMNS, rows, stream)
-    for cost in costs:
-        line = json_line(
-            work="grammar",
-            backend=cost.backend,
-            compile_p50_ms=1e3 * _share(cost.compiles, 0.5),
-            compile_p99_ms=1e3 * _share(cost.compiles, 0.99),
-            mask_p50_us=1e6 * _share(cost.masks, 0.5),
-            mask_p99_us=1e6 * _share(cost.masks, 0.99),
-            mask_max_us=1e6 * _share(cost.masks, 1.0),
-        )
-        print(line, file=stream)
     return costs
 
 
-def _share(values: list[float], share: float) -> float:
-    ordered = sorted(values) or [0.0]
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def figures(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
+    """For the JSON line: of each backend."""
+    return {
+        cost.backend: {
+            "compile_p50_ms": round(1e3 * share(cost.compiles, 0.5), 4),
+            "compile_p99_ms": round(1e3 * share(cost.compiles, 0.99), 4),
+            "mask_p50_us": round(1e6 * share(cost.masks, 0.5), 2),
+            "mask_p99_us": round(1e6 * share(cost.masks, 0.99), 2),
+            "mask_max_us": round(1e6 * share(cost.masks, 1.0), 2),
+        }
+        for cost in costs
+    }

@@ -1,10 +1,11 @@
-"""`branchline bench isolation`: what hostile constraints do to a request that has none.
+"""`branchline bench grammar --isolation`: what hostile constraints do to a request that has none.
 
 One innocent stream is timed token by token: alone; beside plain requests; beside requests whose
 constraints are made to hurt (`hostile_constraints`), each different from all before, so that none
 comes from a cache. Plain and hostile requests come from as many threads, and each asks for a few
 tokens, so the plain ones are what any other work would cost. The first use of a grammar backend
-loads it, once for each engine; that has a row of its own. Knows the engine by its public methods.
+has a row of its own: the engine has been idle before, as a server is before its first request.
+Knows the engine by its public methods.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from branchline.runtime.engine import Engine
 from branchline.runtime.errors import BackendError, BranchlineError
 
 PROMPT = "A short history of the bridge:"
+IDLE_S = 2.0
+"""Long enough for an engine to see that it has nothing to do."""
 FIRST = (
     Constraint(kind="regex", text="[a-z]+"),
     Constraint(kind="ebnf", text='root ::= "a" root | "b"'),
@@ -158,6 +161,7 @@ def isolation(
     try:
         print(header(engine.info()), file=stream)
         stream_gaps(engine, 20)
+        time.sleep(IDLE_S)
         beside(engine, rows[1], first, tokens, 1)
         for _ in range(repeats):
             rows[0].gaps += stream_gaps(engine, tokens)

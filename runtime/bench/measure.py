@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -87,6 +87,12 @@ def repeat(
         before()
         series.samples.append(timed(partial(run, round_)))
     return series
+
+
+def share(values: Sequence[float], part: float) -> float:
+    """The value that so large a part of all does not exceed; 0 of none."""
+    ordered = sorted(values) or [0.0]
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
 def peak_memory_mb() -> float:

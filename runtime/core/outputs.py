@@ -37,6 +37,7 @@ class RequestMeta(msgspec.Struct, kw_only=True):
         forwards: model forwards the request took part in.
         ttft_s, latency_s: from submission to first token, to the end; seconds.
         queue_s: from submission to admission; seconds.
+        grammar: who enforced the constraint and why, "" without one (of a program's `meta`, too).
     """
 
     finish_reason: FinishReason = "stop"
@@ -55,6 +56,7 @@ class RequestMeta(msgspec.Struct, kw_only=True):
     seed: int | None = None
     model: str = ""
     adapter: str = ""
+    grammar: str = ""
 
 
 class GenerateDelta(msgspec.Struct, kw_only=True, tag=True):

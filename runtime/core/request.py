@@ -50,6 +50,7 @@ class Progress:
         error: what ended it, when `finish` is "error".
         prompt_scored: prompt tokens whose log-probabilities have been asked for.
         skipped: times others that came later were admitted first.
+        grammar: who enforces the constraint and why.
     """
 
     cached_tokens: int = 0
@@ -63,6 +64,7 @@ class Progress:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     end_id: int | None = None
     error: BranchlineError | None = None
+    grammar: str = ""
 
 
 @dataclass(slots=True, eq=False)

@@ -142,6 +142,7 @@ def _meta(request: Request, model_name: str) -> RequestMeta:
         forced_tokens=progress.forced_tokens,
         forwards=progress.forwards,
         retractions=progress.retractions,
+        grammar=progress.grammar,
         ttft_s=(times.first_token or end) - times.created,
         latency_s=end - times.created,
         queue_s=(times.admitted or end) - times.created,

@@ -107,3 +107,21 @@ def candidates(constraint: Constraint, setting: str, installed: Sequence[str]) -
 def installed() -> tuple[str, ...]:
     """Backends whose package can be found; nothing is imported."""
     return tuple(name for name in BACKENDS if importlib.util.find_spec(PACKAGES[name]) is not None)
+
+
+def explained(setting: str = "auto") -> dict[str, str]:
+    """For each kind of constraint, who enforces it here and why, and why the others do not."""
+    there = installed()
+    found: dict[str, str] = {}
+    for kind, abilities in ABILITIES.items():
+        if not abilities:
+            continue
+        try:
+            able, refused = candidates(Constraint(kind=kind, text=""), setting, there)
+        except UnsupportedConstraint as error:
+            found[kind] = error.message
+            continue
+        clauses = [f"{able[0].backend}: {able[0].why}"]
+        clauses += [f"not {one.backend}: {one.why}" for one in refused]
+        found[kind] = "; ".join(clauses)
+    return found

@@ -28,7 +28,7 @@ _SHORTHANDS = {
 }
 _CONTROLS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "a": "\a"}
 _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
-_REFUSED_GROUPS = {
+REFUSED_GROUPS = {
     "?=": "lookahead (?=…)",
     "?!": "negative lookahead (?!…)",
     "?<=": "lookbehind (?<=…)",
@@ -149,7 +149,7 @@ class _Rewriter:
 
     def _open_group(self) -> None:
         rest = self._text[self._at + 1 : self._at + 4]
-        for mark, what in _REFUSED_GROUPS.items():
+        for mark, what in REFUSED_GROUPS.items():
             if rest.startswith(mark):
                 raise self._unsupported(what)
         start, kind = self._at, "(?:"

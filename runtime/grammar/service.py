@@ -123,6 +123,14 @@ class GrammarService:
         outcome = None if self._manager is None else self._manager.try_get(constraint)
         return None if outcome is None or isinstance(outcome, BranchlineError) else outcome.choice
 
+    def explain(self, constraint: Constraint) -> str:
+        """The same in words: "backend: why; not another: why not"."""
+        choice = self.choice(constraint)
+        if choice is None:
+            return ""
+        others = [f"not {refusal.backend}: {refusal.why}" for refusal in choice.refused]
+        return "; ".join([f"{choice.backend}: {choice.why}", *others])
+
     def stats(self) -> dict[str, int]:
         """How much is kept and under way; empty before the first constraint."""
         return {} if self._manager is None else self._manager.stats()

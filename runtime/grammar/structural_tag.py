@@ -21,7 +21,7 @@ from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits, check_docu
 from branchline.runtime.grammar.regex_tree import pattern_tree
 from branchline.runtime.grammar.schema_tree import schema_rules
 
-_FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "const_string": (frozenset({"value"}), frozenset()),
     "any_text": (frozenset(), frozenset({"excludes"})),
     "json_schema": (frozenset({"json_schema"}), frozenset({"style"})),
@@ -107,7 +107,7 @@ def _unsupported(what: str, path: str) -> NoReturn:
     raise UnsupportedConstraint(
         f"structural_tag: {what} at {path} cannot be enforced",
         value=what,
-        hint=f"Use formats of the types {', '.join(_FIELDS)}.",
+        hint=f"Use formats of the types {', '.join(FIELDS)}.",
     )
 
 
@@ -121,9 +121,9 @@ class _Rewriter:
         kind = item.get("type") if isinstance(item, dict) else None
         if not isinstance(item, dict) or not isinstance(kind, str):
             _malformed("a format is an object with a type", path, item)
-        if kind not in _FIELDS:
+        if kind not in FIELDS:
             _unsupported(f"type {kind}", path)
-        must, may = _FIELDS[kind]
+        must, may = FIELDS[kind]
         for key in item:
             if key != "type" and key not in must | may:
                 _unsupported(f"field {key} of {kind}", path)

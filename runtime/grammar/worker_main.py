@@ -220,7 +220,8 @@ def main() -> None:
     hello = msgspec.msgpack.decode(_message(source), type=Hello)
     compilers = _Compilers(hello)
     decoder = msgspec.msgpack.Decoder(Job)
-    gc.freeze()  # what is there now stays; a job's own objects are soon looked through
+    gc.freeze()  # what is there now stays
+    gc.disable()
     _send(out, Answer())
     if hello.background:
         _stand_back()
@@ -229,6 +230,7 @@ def main() -> None:
         if sys.platform == "linux":
             _limit_memory(hello.limits.worker_bytes)
         _send(out, _answer(compilers, job, hello.limits.compiled_bytes))
+        gc.collect()  # between jobs, not within them
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ def _finish_select(program: RunningProgram, lane: Lane, run: SelectRun) -> None:
     op = run.step.op
     results = run.ordered()
     branches = list(run.branch_results.values())
-    meta = results[0].meta if results else branches[0].meta
+    metas = [result.meta for result in results] + [result.meta for result in branches]
+    meta = metas[0]
     error = next((e for r in results if (e := failure_of(r.error, r.meta)) is not None), None)
     if run.error is not None:
         error = from_wire(run.error)
@@ -95,8 +96,7 @@ def _finish_select(program: RunningProgram, lane: Lane, run: SelectRun) -> None:
     meta = msgspec.structs.replace(
         meta,
         seed=seed if op.temperature > 0.0 else meta.seed,
-        forwards=sum(result.meta.forwards for result in results)
-        + sum(result.meta.forwards for result in branches),
+        forwards=sum(one.forwards for one in metas),
     )
     program.report(_stats(program, run, op.node, meta, len(ids), lane))
     program.emit(

@@ -55,7 +55,8 @@ def think(program: RunningProgram, lane: Lane, op: Generate, sampling: SamplingP
     assistant = lane.role == "assistant"
     first = assistant and not any(lane.content)
     if wanted is None:
-        wanted = assistant and (position == "open" or (position == "undecided" and first))
+        undecided = position == "undecided" and first and format.by_default
+        wanted = assistant and (position == "open" or undecided)
     if not wanted:
         closing = ""
         if position == "open" and op.reasoning is False:

@@ -7,6 +7,7 @@ chat template. Knows no engine and no constraint.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -30,6 +31,7 @@ class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
         again: what opens one more section right behind one; "" = there is only one.
         answer: what opens an answer that has no section before it.
         off: what a turn begins with in which the model is not to think; "" = nothing.
+        by_default: the model thinks unless it is told otherwise.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
     again: str = ""
     answer: str = ""
     off: str = ""
+    by_default: bool = True
 
     def position(self, turn: str) -> Position:
         """Where the next token of an assistant turn stands.
@@ -123,11 +126,15 @@ def detect_reasoning(chat_template: str) -> ReasoningFormat | None:
     for item in FORMATS.values():
         markers = (item.end,) if item.name != "harmony" else ("<|channel|>", "analysis")
         if all(marker in chat_template for marker in markers):
-            if "enable_thinking" in chat_template and not item.off:
-                empty = f"{item.begin}\n\n{item.end}{item.gap}"
-                return msgspec.structs.replace(item, off=empty)
-            return item
+            switch = "enable_thinking" in chat_template
+            empty = f"{item.begin}\n\n{item.end}{item.gap}" if switch else ""
+            asked = not switch and _ASKED_FOR.search(chat_template) is not None
+            return msgspec.structs.replace(item, off=item.off or empty, by_default=not asked)
     return None
+
+
+_ASKED_FOR = re.compile(r"\bif\s+thinking\b")
+"""Of templates in which a variable turns reasoning on."""
 
 
 class ReasoningPiece(NamedTuple):

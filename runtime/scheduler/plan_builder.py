@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import is_
 
 import numpy as np
 
@@ -78,11 +79,12 @@ class PlanBuilder:
     ) -> None:
         self._slots = slot_table
         self._suppress_ids = suppress_ids
-        self._sampling_key: tuple[int, ...] = ()
+        self._sampled: list[Request] = []
         self._sampling: SamplingBatch | None = None
 
     def build(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
         """One `ScheduleBatch` of all segments, in order."""
+        inits = [*inits, *(init for s in segments if (init := _forced_ids(s)) is not None)]
         if all(s.count == 1 and s.sample and s.group is None for s in segments):
             return self._decode(segments, inits)
         return self._extend(segments, inits)
@@ -166,16 +168,27 @@ class PlanBuilder:
         return StepPlan(batch, segments, spans)
 
     def _sampling_batch(self, requests: list[Request]) -> SamplingBatch:
-        key = tuple(id(request) for request in requests)
-        if key != self._sampling_key or self._sampling is None:
+        # The requests themselves are kept: the address of one that is gone may be another's.
+        same = len(requests) == len(self._sampled) and all(map(is_, requests, self._sampled))
+        if not same or self._sampling is None:
             self._sampling = SamplingBatch.build(
                 [
                     RowSampling(r.sampling, r.seed, r.prompt_len, self._suppress_ids(r))
                     for r in requests
                 ]
             )
-            self._sampling_key = key
+            self._sampled = requests
         return self._sampling
+
+
+def _forced_ids(segment: Segment) -> RowInit | None:
+    """Ids that nobody sampled, for the token table: penalties read them there."""
+    request = segment.request
+    start = max(segment.start, request.prompt_len)
+    end = min(segment.start + segment.count, request.length)
+    if not request.progress.forced_tokens or start >= end:
+        return None
+    return RowInit(request.row, start, request.ids[start:end].copy())
 
 
 def _known_id(request: Request, position: int) -> int:

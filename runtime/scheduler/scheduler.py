@@ -22,7 +22,7 @@ from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import FinishReason
 from branchline.runtime.core.protocols import Pending, TokenMatcher, Worker
 from branchline.runtime.core.request import Request
-from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.core.sampling_params import MAX_N, Constraint
 from branchline.runtime.core.section import Section
 from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.memory.cache_manager import CacheManager
@@ -52,6 +52,8 @@ class Grammars(Protocol):
     def fill(self, matchers: Sequence[TokenMatcher | None], count: int) -> Bitmask | None: ...
 
     def failure(self, matcher: TokenMatcher) -> str: ...
+
+    def explain(self, constraint: Constraint) -> str: ...
 
     def prepare(self) -> None: ...
 
@@ -128,13 +130,15 @@ class Scheduler:
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
         """End a request (and its siblings `id#i`); ids that are not known are ignored."""
+        self.end_one(request_id, reason)
+        for index in range(1, MAX_N):  # some may have ended before others
+            self.end_one(f"{request_id}#{index}", reason)
+
+    def end_one(self, request_id: str, reason: FinishReason) -> None:
+        """End one sequence alone; an id that is not known is ignored."""
         request = self._requests.get(request_id)
         if request is not None:
             self._end(request, reason)
-        index = 1
-        while (sibling := self._requests.get(f"{request_id}#{index}")) is not None:
-            self._end(sibling, reason)
-            index += 1
 
     def forget(self, request: Request) -> None:
         """The outbox has sent the request's end."""
@@ -246,6 +250,7 @@ class Scheduler:
                 self._committer.end(request, "error", error=result)
             else:
                 request.matcher = result
+                request.progress.grammar = self._grammars.explain(constraint)
                 if self._committer.begin(request):
                     self.waiting.add(request)
 

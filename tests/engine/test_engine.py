@@ -108,6 +108,17 @@ def test_stops_end_the_text_before_them(engine: Engine) -> None:
         assert engine.tokenizer.decode(result.token_ids) == result.text
 
 
+def test_a_stop_pattern_ends_its_own_sequence_alone(engine: Engine) -> None:
+    options = {"seed": 11, "max_tokens": 40, "stop_regex": "[.,!?]"}
+    several = engine.generate(PROMPTS[1], n=4, **options)
+    plain = engine.generate(PROMPTS[1], n=4, seed=11, max_tokens=40)
+    for stopped, whole in zip(several, plain, strict=True):
+        cut = next((at for at, char in enumerate(whole.text) if char in ".,!?"), None)
+        assert stopped.text == whole.text[:cut]
+        assert (stopped.meta.finish_reason == "stop") >= (cut is not None)
+    assert len({len(stopped.text) for stopped in several}) > 1
+
+
 def test_a_stream_joins_to_the_result(engine: Engine) -> None:
     whole = engine.generate(PROMPTS[1], temperature=0.0, max_tokens=20)
     outputs = list(engine.stream(PROMPTS[1], temperature=0.0, max_tokens=20, logprobs=1))
@@ -294,3 +305,11 @@ def test_an_idle_engine_makes_ready_for_constraints(default_model: Path) -> None
             assert time.monotonic() < end, "it did not happen"
             time.sleep(0.01)
         assert engine.generate("Yes or", constraint=Constraint(kind="regex", text="no")).text
+
+
+def test_meta_says_who_enforced_a_constraint_and_why(engine: Engine) -> None:
+    ebnf = engine.generate("Yes or", constraint=Constraint(kind="ebnf", text='root ::= "no"'))
+    assert ebnf.meta.grammar.startswith("xgrammar: reads this dialect")
+    regex = engine.generate("Yes or", constraint=Constraint(kind="regex", text="no|yes"))
+    assert regex.meta.grammar.startswith("llguidance: ")
+    assert engine.generate("Yes or", max_tokens=1).meta.grammar == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import subprocess
 import sys
@@ -26,9 +27,10 @@ def engine(default_model: Path) -> Iterator[bl.Engine]:
     engine.close()
 
 
-def test_six_examples_are_numbered_in_order() -> None:
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, len(NAMES) + 1)]
-    assert len(NAMES) >= 6
+def test_examples_have_numbers_of_their_own() -> None:
+    numbers = [int(name[:2]) for name in NAMES]
+    assert numbers == sorted(set(numbers))
+    assert numbers[:7] == [1, 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,6 +64,27 @@ def test_branches_of_the_fork_example_share_their_prefix(engine: bl.Engine) -> N
     branches = [node for node in state.graph.nodes if node.name == "tip"]
     assert len(branches) == 3
     assert sum(node.stats.cached_tokens > 10 for node in branches) >= 2
+
+
+def test_queries_of_the_grammar_run_in_sqlite(engine: bl.Engine) -> None:
+    module = importlib.import_module("branchline.examples.10_sql_grammar")
+    with engine:
+        states = module.main()
+    for state in states:
+        assert bl.match(module.SQL, state["query"]).status == "full"
+        assert isinstance(state.result, list)  # SQLite has run it
+    assert states[0]["query"] != states[1]["query"]
+
+
+def test_every_part_of_the_form_has_its_type(engine: bl.Engine) -> None:
+    module = importlib.import_module("branchline.examples.11_form")
+    with engine:
+        (state,) = module.main()
+    assert bl.match(module.FORM, state["form"]).status == "full"
+    assert state["arrival"] is None or isinstance(state["arrival"], datetime.date)
+    assert len(state["item"]) == len(state["count"]) <= 3
+    assert state.result == sum(map(int, state["count"]))
+    assert state["name"] in state.text() and state["name"].istitle()
 
 
 def test_first_example_runs_as_a_script(default_model: Path) -> None:

@@ -186,6 +186,8 @@ def test_the_service_says_who_enforces_a_constraint(backend: ScriptedBackend) ->
     service.request(regex("bad"), lambda _: None)
     assert asked.wait(20)
     assert service.choice(regex("a")) == Choice("scripted", "the only one")
+    assert service.explain(regex("a")) == "scripted: the only one"
+    assert service.explain(regex("bad")) == ""
     assert service.choice(regex("bad")) is None
     assert service.stats()["cached_bytes"] > 1_000_000
     service.close()

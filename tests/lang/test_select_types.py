@@ -118,3 +118,12 @@ def test_a_prompt_without_content_calibrates(engine: bl.Engine) -> None:
     assert [c.probability for c in calibrated] == pytest.approx([0.5, 0.5], abs=1e-3)
     plain = program.run(baseline=None, backend=engine).meta("x").choices
     assert abs(plain[0].probability - 0.5) > 0.01
+
+
+def test_inside_a_formatted_string() -> None:
+    @bl.function
+    def program(s: bl.State) -> Any:
+        s += f"Answer: {bl.select('x', [int, 'none'])}."
+        return s["x"]
+
+    assert program.run(backend=bl.Mock({"x": "7"})).result == 7

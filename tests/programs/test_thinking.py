@@ -82,6 +82,15 @@ def test_text_that_has_begun_and_raw_text_are_not_thought_about() -> None:
         assert program.all(ValueReady)[0].reasoning == ()
 
 
+def test_a_model_that_thinks_only_when_told_is_told() -> None:
+    for reasoning, found in ((None, False), (True, True)):
+        port = thinking_port("hm</think>4" if found else "4")
+        port.reasoning = detect_reasoning("{% if thinking %}<think></think>{% endif %}")
+        node = gen(5, "n", sampling=sampling(), reasoning=reasoning)
+        program, request = run(port, *TURN, node)
+        assert (section(request) is not None) == found and program.values() == {"n": "4"}
+
+
 def test_a_second_output_of_a_turn_goes_on_behind_the_first_section() -> None:
     port = thinking_port("hm</think>\n\n4", "5")
     first, second = gen(4, "a", sampling=sampling()), gen(5, "b", sampling=sampling())

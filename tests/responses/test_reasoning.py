@@ -99,7 +99,9 @@ def test_formats_are_found_in_templates() -> None:
     found = detect_reasoning(hybrid)
     assert found is not None and (found.name, found.off) == ("think", "<think>\n\n</think>\n\n")
     always = detect_reasoning("…{{ '<think>\\n' }}…content.split('</think>')")
-    assert always == THINK and always.off == ""
+    assert always == THINK and always.off == "" and always.by_default
+    asked = detect_reasoning("{% if thinking %}Think in <think></think>.{% endif %}")
+    assert asked is not None and (asked.name, asked.by_default) == ("think", False)
     harmony = detect_reasoning("<|start|>assistant<|channel|>analysis<|message|>")
     assert harmony is not None and harmony.name == "harmony"
     mistral = detect_reasoning("[SYSTEM_PROMPT][THINK]…[/THINK][/SYSTEM_PROMPT]")

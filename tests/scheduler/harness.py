@@ -105,6 +105,9 @@ class TableGrammars:
     def failure(self, matcher: Any) -> str:
         return ""
 
+    def explain(self, constraint: Constraint) -> str:
+        return "table: a test"
+
 
 @dataclass
 class Recorder:

@@ -259,6 +259,28 @@ def test_aborts_free_memory_within_a_step_and_leave_the_others_alone(
             assert bench.out.done[str(i)].finish in ("abort", "length")
 
 
+def test_an_abort_reaches_siblings_behind_one_that_has_ended() -> None:
+    bench = Bench()
+    bench.out.stop_after["a#1"] = 2
+    bench.submit("a", [1, 2, 3], 400, n=4)
+    while "a#1" not in bench.out.done:
+        bench.scheduler.step()
+    bench.scheduler.abort("a")
+    bench.run()
+    reasons = {name: request.finish for name, request in bench.out.done.items()}
+    assert reasons == {"a": "abort", "a#1": "stop", "a#2": "abort", "a#3": "abort"}
+
+
+def test_one_sequence_can_be_ended_alone() -> None:
+    bench = Bench()
+    bench.submit("a", [1, 2, 3], 8, n=2)
+    bench.scheduler.step()
+    bench.scheduler.end_one("a", "stop")
+    bench.scheduler.end_one("b", "stop")
+    bench.run()
+    assert (bench.out.done["a"].finish, bench.out.done["a#1"].finish) == ("stop", "length")
+
+
 def test_ten_thousand_random_aborts_leak_nothing() -> None:
     r = random.Random(11)
     bench = Bench(tokens=256, step_tokens=64, context=64, rows=16, max_running_requests=16)

@@ -193,6 +193,8 @@ class HashWorker:
             token = int(plan.input_ids[lo + k])
             if token < 0:
                 token = int(self.tokens[row, position])
+            elif k < plain:
+                assert token == self.tokens[row, position], "an id is missing in the token table"
             seen = list(range(first + min(k, plain)))
             if k >= plain:
                 seen += self._tree_seen(plan, i, tree, k - plain, first + plain)

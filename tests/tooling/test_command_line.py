@@ -100,7 +100,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_env_is_json_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"versions", "cpu", "kernels", "models"} == set(found)
+    assert {"versions", "cpu", "kernels", "grammars", "models"} == set(found)
+    assert found["grammars"]["json_schema"].startswith("llguidance: ")
+    assert found["grammars"]["ebnf"].startswith("xgrammar: ")
     assert found["kernels"]["native"] in ("yes", "no")
 
 

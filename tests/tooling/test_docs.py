@@ -105,7 +105,7 @@ def test_links_and_named_paths_exist(page: Path) -> None:
     assert not missing
 
 
-def test_configuration_page_is_current() -> None:
+def test_generated_pages_are_current() -> None:
     command = [sys.executable, str(ROOT / "tools" / "gen_docs.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -37,7 +37,14 @@ def compile_schema(text: str, *, layout: Layout = SPACED, effort: Effort = DEFAU
     try:
         document = Document(text)
         expander = Expander(document, effort)
-        grammar = Printer(expander, effort, layout).run(expander.state(document.root))
+        printer = Printer(expander, effort, layout)
+        try:
+            grammar = printer.run(expander.state(document.root))
+        finally:
+            # They hold each other: what was made of the schema is freed here, not by a pass of the
+            # garbage collector over everything there is.
+            vars(printer).clear()
+            vars(expander).clear()
     except RecursionError as error:
         raise InvalidRequest(
             "json_schema: the schema is nested too deep", hint="Use a flatter schema."

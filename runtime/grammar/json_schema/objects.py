@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from branchline.runtime.grammar.json_schema.printer import Printer
 
 _MOST_COUNT = 4095
-_MOST_ANY_ORDER = 56
+MOST_ANY_ORDER = 56
 
 
 class _Plan(NamedTuple):
@@ -109,7 +109,7 @@ class ObjectPrinter:
         any_order = (
             grammar.layout.any_order
             and len(plan.names) + bool(plan.regions) > 1
-            and len(plan.names) <= _MOST_ANY_ORDER
+            and len(plan.names) <= MOST_ANY_ORDER
         )
         if not plan.names and plan.regions and not plan.witnesses:
             return [f"{grammar.open_object} {self._map(plan)}"]
