@@ -136,7 +136,7 @@ _ANTHROPIC_TYPES = {
     **_OPENAI_TYPES,
     413: "request_too_large",
     503: "overloaded_error",
-    504: "timeout_error",
+    408: "timeout_error",
 }
 
 
@@ -158,7 +158,7 @@ _STATUSES: tuple[tuple[type[BranchlineError], int], ...] = (
     (UnsupportedFeature, 400),
     (ProgramError, 400),
     (QueueFull, 429),
-    (DeadlineExceeded, 504),
+    (DeadlineExceeded, 408),
     (Cancelled, CLIENT_GONE),
 )
 

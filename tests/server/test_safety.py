@@ -127,7 +127,7 @@ def test_nothing_runs_longer_than_the_total_time(engine: Engine) -> None:
     with serve_engine(engine, limits=Limits(total_timeout_s=0.05)) as server:
         body = {"text": "x", "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
         answer = server.post("/generate", body)
-        assert (answer.status, answer.json["error"]["code"]) == (504, "DeadlineExceeded")
+        assert (answer.status, answer.json["error"]["code"]) == (408, "DeadlineExceeded")
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(engine: Engine) -> None:
