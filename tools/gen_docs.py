@@ -1,6 +1,7 @@
 """Write the generated pages of docs/; `--check` says whether they are current.
 
-configuration.md comes from runtime/config, structured_output.md from the tables in runtime/grammar.
+configuration.md comes from runtime/config, structured_output.md from the tables in runtime/grammar,
+routes.md from the structs and limits in runtime/server.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from route_tables import page as routes_page
 from structured_page import page as structured_page
 
 from branchline.runtime.config.env import VARIABLES
@@ -59,7 +61,11 @@ def main(arguments: list[str]) -> int:
     return status
 
 
-PAGES = {"configuration.md": configuration_page, "structured_output.md": structured_page}
+PAGES = {
+    "configuration.md": configuration_page,
+    "structured_output.md": structured_page,
+    "routes.md": routes_page,
+}
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from branchline.runtime.server import (
     openai_completions,
     openai_responses,
     programs,
+    score,
     tokens,
 )
 from branchline.runtime.server.context import ServerContext
@@ -68,6 +69,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(openai_completions.routes, openai_body, bodies=openai_completions.BODIES),
     Family(openai_chat.routes, openai_body, bodies=openai_chat.BODIES),
     Family(openai_responses.routes, openai_body, bodies=openai_responses.BODIES),
+    Family(score.routes, openai_body, bodies=score.BODIES),
     Family(tokens.routes, openai_body, bodies=tokens.BODIES),
     Family(anthropic_messages.routes, anthropic_body, bodies=anthropic_messages.BODIES),
     Family(native.routes, native_body, bodies=native.BODIES),

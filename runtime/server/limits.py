@@ -26,10 +26,10 @@ class Limits:
     max_prompt_tokens: int | None = setting(
         None, "tokens of one prompt; None = as many as the context holds"
     )
-    max_prompts: int = setting(1024, "prompts, or texts to embed or rank, in one request")
+    max_prompts: int = setting(1024, "prompts of one request")
     max_messages: int = setting(4096, "messages of one conversation")
     max_tools: int = setting(128, "tools of one request")
-    max_n: int = setting(MAX_N, "outputs for one prompt (n, best_of)")
+    max_n: int = setting(MAX_N, "outputs for one prompt")
     max_sequences: int = setting(4096, "outputs of one request: prompts times n")
     max_stops: int = setting(MAX_STOPS, "stop strings, or stop token ids")
     max_logprobs: int = setting(MAX_LOGPROBS, "alternatives for each token")
