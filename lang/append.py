@@ -158,6 +158,10 @@ def _gen(state: State, node: Gen) -> None:
     sampling = build(layers if box is None else (CALL_DEFAULTS, *layers), kind.constraint)
     for feature in features_of(sampling):
         state._need(feature, f"the option {feature!r}")
+    output = output_options(layers)
+    for feature, value in output.items():
+        if value:
+            state._need(feature, f"the option {feature!r}")
     name = names.claim(state, node.name, append=node.append)
     if name in kind.captures:
         raise NameInUse(
@@ -184,7 +188,7 @@ def _gen(state: State, node: Gen) -> None:
             sampling=sampling,
             tools=None if box is None else box.use,
             stream=run.streaming,
-            **output_options(layers),
+            **output,
             **_request_options(state, options),
         ),
         start=True,

@@ -32,7 +32,7 @@ from branchline.lang.errors import (
     from_wire,
     wrap,
 )
-from branchline.lang.sampling import SAMPLING_NAMES, check_names
+from branchline.lang.sampling import DEFAULT_NAMES, check_names
 from branchline.runtime.programs import wire
 from branchline.runtime.programs.wire import Hello, Refused, Welcome
 
@@ -78,7 +78,7 @@ class Endpoint(Backend):
         self.name = "endpoint"
         self.url = _checked(url)
         self.sampling_defaults = dict(sampling_defaults or {})
-        check_names(self.sampling_defaults, SAMPLING_NAMES, "sampling_defaults")
+        check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         self._thread = LoopThread("branchline-endpoint")
         self._line = _Line(self.url, api_key, timeout_s, self._thread)
         try:
@@ -89,6 +89,7 @@ class Endpoint(Backend):
         self.features = frozenset(welcome.features)
         self.model, self.server = welcome.model, welcome.server
         self._close = weakref.finalize(self, self._line.close, wait=False)
+        self._close.atexit = False  # `LoopThread` ends in order then
 
     def open(self, program: OpenProgram, sink: Sink) -> Session:
         """Start a program; see `ProgramBackend`. BackendError when the endpoint is closed."""
@@ -133,6 +134,7 @@ class _Line:
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._timeout_s = timeout_s
         self._thread = thread
+        thread.on_stop = self._leave
         self._http: aiohttp.ClientSession | None = None
         self._work = asyncio.Event()
         self._waking = False
@@ -148,7 +150,7 @@ class _Line:
         """Say goodbye to the server, end every program."""
         ended = Cancelled("the endpoint was closed", hint="Make a new Endpoint.")
         self.link.fail(ended, closed=closed_error())
-        self._thread.stop(self._leave, wait=wait)
+        self._thread.stop(wait=wait)
 
     def _wake(self) -> None:
         with self._lock:

@@ -1,14 +1,17 @@
 """A thread with an event loop of its own, for backends at the other end of a socket.
 
 So a program may run in a plain thread, a greenlet or inside a running event loop: it never waits on
-the loop its sockets live on. The thread starts when it is needed.
+the loop its sockets live on. The thread starts when it is needed, and ends in order with the
+process, so that servers are told goodbye.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -23,9 +26,13 @@ class LoopThread:
 
     Args:
         name: of the thread.
+
+    Attributes:
+        on_stop: run on the loop before it ends.
     """
 
     def __init__(self, name: str) -> None:
+        self.on_stop: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._name = name
         self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -44,13 +51,8 @@ class LoopThread:
         """Run a coroutine on the loop and wait for it in this thread."""
         return self.start(job).result()
 
-    def stop(
-        self,
-        last: Callable[[], Coroutine[Any, Any, None]] | None = None,
-        *,
-        wait: bool = True,
-    ) -> None:
-        """Run `last`, cancel what runs, end the thread. May be called again.
+    def stop(self, *, wait: bool = True) -> None:
+        """Run `on_stop`, cancel what runs, end the thread. May be called again.
 
         Args:
             wait: for the thread's end; not when collecting garbage, which may hold any lock.
@@ -60,7 +62,7 @@ class LoopThread:
             loop, thread, self._loop = self._loop, self._thread, None
         if loop is None or thread is None:
             return
-        asyncio.run_coroutine_threadsafe(_end(loop, last), loop)
+        asyncio.run_coroutine_threadsafe(_end(loop, self.on_stop), loop)
         if wait and thread is not threading.current_thread():
             thread.join()
 
@@ -74,7 +76,17 @@ class LoopThread:
                     target=_run, args=(self._loop,), name=self._name, daemon=True
                 )
                 self._thread.start()
+                _started.add(self)
             return self._loop
+
+
+_started: weakref.WeakSet[LoopThread] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    for thread in list(_started):
+        thread.stop()
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

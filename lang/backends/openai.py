@@ -20,7 +20,7 @@ from branchline.lang.backends.loop_thread import LoopThread
 from branchline.lang.backends.openai_http import Json, OpenAIClient
 from branchline.lang.backends.openai_port import OpenAIPort
 from branchline.lang.errors import BackendError, InvalidRequest
-from branchline.lang.sampling import SAMPLING_NAMES, check_names
+from branchline.lang.sampling import DEFAULT_NAMES, check_names
 from branchline.runtime.programs.executor import Executor
 
 if TYPE_CHECKING:
@@ -91,17 +91,17 @@ class OpenAI(Backend):
             api_key = os.environ.get("OPENAI_API_KEY")
         self.name = "openai"
         self.sampling_defaults = dict(sampling_defaults or {})
-        check_names(self.sampling_defaults, SAMPLING_NAMES, "sampling_defaults")
+        check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         self._thread = LoopThread("branchline-openai")
         self._client = OpenAIClient(url, api_key, max_retries=max_retries, timeout_s=timeout_s)
+        self._thread.on_stop = self._client.close
         self._port = OpenAIPort(model, self._client, self._thread)
         self._executor = Executor(self._port)
         self._known = server != "auto" or own
         self._asking = threading.Lock()
         self._use(server if server != "auto" else "openai" if own else "plain")
-        self._close = weakref.finalize(
-            self, _close, self._executor, self._thread, self._client, wait=False
-        )
+        self._close = weakref.finalize(self, _close, self._executor, self._thread, wait=False)
+        self._close.atexit = False  # `LoopThread` ends in order then
 
     def open(self, program: OpenProgram, sink: Sink) -> Session:
         """Start a program; see `ProgramBackend`. The first one asks what the server is."""
@@ -124,17 +124,17 @@ class OpenAI(Backend):
     def close(self) -> None:
         """End all programs and connections. May be called again."""
         if self._close.detach() is not None:
-            _close(self._executor, self._thread, self._client, wait=True)
+            _close(self._executor, self._thread, wait=True)
 
     def _use(self, server: str) -> None:
         self._port.server = server
         self.features = FEATURES[server]
 
 
-def _close(executor: Executor, thread: LoopThread, client: OpenAIClient, *, wait: bool) -> None:
+def _close(executor: Executor, thread: LoopThread, *, wait: bool) -> None:
     with suppress(BackendError):
         executor.close()
-    thread.stop(client.close, wait=wait)
+    thread.stop(wait=wait)
 
 
 def _checked(base_url: str | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from branchline.lang.backends.loop_thread import LoopThread
 from branchline.lang.backends.openai_http import Json, OpenAIClient
@@ -39,6 +39,9 @@ from branchline.runtime.core.outputs import (
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
+
+if TYPE_CHECKING:
+    from branchline.runtime.responses.reasoning import ReasoningFormat
 
 OnOutput = Callable[[Output], None]
 

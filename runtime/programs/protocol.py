@@ -410,6 +410,7 @@ ENGINE_FEATURES = frozenset(
         "logit_bias",
     }
     | {"repetition_penalty", "min_tokens", "stop_token_ids", "stop_regex", "ignore_eos"}
+    | {"reasoning", "heal"}
     | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
 )
 """What the project's own engine can do, in this process or behind a server."""

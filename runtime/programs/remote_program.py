@@ -39,6 +39,7 @@ from branchline.runtime.programs.protocol import (
     Op,
     OpenProgram,
     ReadLane,
+    ReasoningDelta,
     Select,
     Session,
     SetVariable,
@@ -93,7 +94,8 @@ class Guard:
         elif isinstance(op, AppendText):
             self._add("text_bytes", sum(_size(p) for p in op.parts if isinstance(p, str)))
         elif isinstance(op, Select):
-            self._add("text_bytes", sum(map(_size, op.choices)))
+            constraints = [item.text for item in op.constraints if item is not None]
+            self._add("text_bytes", sum(map(_size, [*op.choices, *constraints, op.baseline or ""])))
         elif isinstance(op, SetVariable):
             self._add("text_bytes", _size(op.text))
         elif isinstance(op, Generate) and op.sampling.constraint is not None:
@@ -255,12 +257,13 @@ class RemoteProgram:
         last = self._unread[-1] if self._unread else None
         if (
             len(self._unread) >= LAGGING_EVENTS
-            and isinstance(event, TextDelta)
-            and isinstance(last, TextDelta)
+            and isinstance(event, (TextDelta, ReasoningDelta))
+            and isinstance(last, (TextDelta, ReasoningDelta))
+            and type(last) is type(event)
             and last.node == event.node
             and len(last.text) < JOINED_CHARS
         ):
-            joined = TextDelta(last.lane, last.node, last.name, last.text + event.text)
+            joined = msgspec.structs.replace(last, text=last.text + event.text)
             self._unread[-1] = joined
             self._unread_bytes += len(event.text)
             return
@@ -354,7 +357,7 @@ def _size(text: str) -> int:
 
 
 def _event_size(event: Event) -> int:
-    if isinstance(event, TextDelta):
+    if isinstance(event, (TextDelta, ReasoningDelta)):
         return EVENT_BYTES + len(event.text)
     if isinstance(event, ValueReady):
         logprobs = sum(16 + 16 * len(item.top) for item in event.logprobs)

@@ -65,7 +65,7 @@ class Family(NamedTuple):
 FAMILIES: tuple[Family, ...] = (
     Family(info.routes, openai_body, info.ACCESS),
     Family(http_metrics.routes, openai_body, http_metrics.ACCESS),
-    Family(programs.routes, native_body),
+    Family(programs.routes, native_body, bodies=programs.BODIES),
     Family(openai_completions.routes, openai_body, bodies=openai_completions.BODIES),
     Family(openai_chat.routes, openai_body, bodies=openai_chat.BODIES),
     Family(openai_responses.routes, openai_body, bodies=openai_responses.BODIES),

@@ -14,6 +14,7 @@ from branchline.runtime.engine_client import EngineClient
 from branchline.runtime.observability.metrics import Metrics
 from branchline.runtime.observability.tracing import Tracer
 from branchline.runtime.programs.executor import Executor
+from branchline.runtime.programs.remote_program import ProgramLimits
 from branchline.runtime.server.errors import Refused
 from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.limits import Limits
@@ -53,6 +54,7 @@ class ServerContext:
     chat: ChatTemplate
     model_names: tuple[str, ...]
     limits: Limits = field(default_factory=Limits)
+    program_limits: ProgramLimits = field(default_factory=ProgramLimits)
     keys: Keys = field(default_factory=Keys)
     health: Callable[[], str] = always_ready
     on_shutdown: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
@@ -90,6 +92,7 @@ def make_context(
     chat: ChatTemplate | None = None,
     model_names: tuple[str, ...] = (),
     limits: Limits | None = None,
+    program_limits: ProgramLimits | None = None,
     keys: Keys | None = None,
     health: Callable[[], str] = always_ready,
     tracer: Tracer | None = None,
@@ -109,6 +112,7 @@ def make_context(
         chat=chat or ChatTemplate.of(tokenizer),
         model_names=model_names,
         limits=limits or Limits(),
+        program_limits=program_limits or ProgramLimits(),
         keys=keys or Keys(),
         health=health,
     )

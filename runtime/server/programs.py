@@ -67,6 +67,9 @@ class PostedProgram(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int = 0
 
 
+BODIES: dict[str, type[Any]] = {"/v1/programs": PostedProgram}
+
+
 def routes(context: ServerContext) -> list[web.RouteDef]:
     """Routes of this module."""
     posted, live = _Posted(context), _Live(context)
@@ -85,7 +88,7 @@ class _Live:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._limits = context.limits.programs
+        self._limits = context.program_limits
         self._host: ProgramHost | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._lines: set[_Line] = set()
@@ -235,7 +238,7 @@ class _Posted:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._limits = context.limits.programs
+        self._limits = context.program_limits
         self._numbers = itertools.count()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

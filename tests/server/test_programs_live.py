@@ -23,7 +23,6 @@ from branchline.runtime.programs import wire
 from branchline.runtime.programs.protocol import AppendText, Generate, OpenProgram
 from branchline.runtime.programs.remote_program import ProgramLimits
 from branchline.runtime.server.keys import Keys
-from branchline.runtime.server.limits import Limits
 from tests.support.http_server import RunningServer, serve_engine
 
 
@@ -52,9 +51,7 @@ def story(s: bl.State, tokens: int = 60) -> str:
 @pytest.fixture
 def quick(engine: Engine) -> Iterator[RunningServer]:
     """A server that forgets clients soon."""
-    with serve_engine(
-        engine, limits=Limits(programs=ProgramLimits(program_lease_s=0.6))
-    ) as running:
+    with serve_engine(engine, program_limits=ProgramLimits(program_lease_s=0.6)) as running:
         yield running
 
 
@@ -107,6 +104,21 @@ def test_a_client_that_dies_frees_its_memory_when_its_lease_is_over(
     died = subprocess.run([sys.executable, "-c", code, quick.url], timeout=60, check=False)
     assert died.returncode == 7
     assert wait(lambda: idle(engine), 5.0)
+
+
+def test_a_process_that_ends_says_goodbye(engine: Engine, server: RunningServer) -> None:
+    code = (
+        "import sys, branchline as bl\n"
+        "@bl.function\n"
+        "def story(s):\n"
+        "    s += 'Once' + bl.gen('x', max_tokens=1500, ignore_eos=True)\n"
+        "endpoint = bl.Endpoint(sys.argv[1])\n"
+        "stream = story.stream(backend=endpoint)\n"
+        "next(stream)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, server.url], timeout=60, check=True)
+    assert ended.returncode == 0
+    assert wait(lambda: idle(engine), ProgramLimits().program_lease_s / 3)
 
 
 def test_a_client_that_closes_frees_its_memory_at_once(
@@ -261,8 +273,8 @@ def test_a_client_of_another_version_learns_both_versions(
 
 
 def test_limits_of_programs_are_the_servers(engine: Engine) -> None:
-    limits = Limits(programs=ProgramLimits(max_program_ops=6, max_program_text_bytes=40))
-    with serve_engine(engine, limits=limits) as server:
+    limits = ProgramLimits(max_program_ops=6, max_program_text_bytes=40)
+    with serve_engine(engine, program_limits=limits) as server:
         endpoint = bl.Endpoint(server.url)
 
         @bl.function(max_tokens=1, temperature=0.0)
@@ -285,7 +297,7 @@ def test_limits_of_programs_are_the_servers(engine: Engine) -> None:
 
 def test_a_reader_that_never_reads_loses_its_program_and_nobody_elses(engine: Engine) -> None:
     """Small bounds stand for long texts; the client's socket takes nothing."""
-    limits = Limits(programs=ProgramLimits(max_program_unread_bytes=5_000))
+    limits = ProgramLimits(max_program_unread_bytes=5_000)
 
     async def begin(url: str) -> None:
         sampling = SamplingParams(max_tokens=1500, ignore_eos=True)
@@ -305,7 +317,7 @@ def test_a_reader_that_never_reads_loses_its_program_and_nobody_elses(engine: En
             assert gone, "the program ends although its client is still connected"
             await line.close()
 
-    with serve_engine(engine, limits=limits) as server:
+    with serve_engine(engine, program_limits=limits) as server:
         endpoint = bl.Endpoint(server.url)
         asyncio.run(begin(server.url))
         assert story.run(tokens=2, backend=endpoint).result

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,7 +15,6 @@ import pytest
 import branchline as bl
 from branchline.runtime.engine import Engine
 from branchline.runtime.programs.remote_program import ProgramLimits
-from branchline.runtime.server.limits import Limits
 from tests.support.http_server import RunningServer, serve_engine
 
 
@@ -95,7 +96,7 @@ def test_what_cannot_run_is_a_400_that_says_why(
 
 
 def test_failures_have_a_status_and_the_errors_own_fields(engine: Engine) -> None:
-    with serve_engine(engine, limits=Limits(programs=ProgramLimits(max_program_ops=3))) as small:
+    with serve_engine(engine, program_limits=ProgramLimits(max_program_ops=3)) as small:
         answer = small.post("/v1/programs", {"graph": GRAPH, "arguments": {"topic": "a"}})
     assert answer.status == 400 and "--max-program-ops" in answer.json["error"]["hint"]
     with serve_engine(engine) as server:
@@ -129,3 +130,18 @@ def test_a_client_that_leaves_frees_everything(engine: Engine, server: RunningSe
         time.sleep(0.005)
     info = engine.info()
     assert info["scheduler"]["unfinished"] == 0 and info["cache"]["leases"] == 0
+
+
+def test_the_page_of_programs_names_every_limit_and_its_default() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "programs.md").read_text("utf-8")
+    rows = {
+        line.split("|")[1].strip(): line.split("|")[2]
+        for line in page.splitlines()
+        if "`--" in line
+    }
+    for item in fields(ProgramLimits):
+        shown = rows.pop(f"`--{item.name.replace('_', '-')}`")
+        value = float(shown.replace(",", "").split()[0]) * (1 << 20 if "MiB" in shown else 1)
+        assert value == item.default, item.name
+        assert item.metadata["help"]
+    assert rows == {}

@@ -59,8 +59,11 @@ class ServedMock(bl.Endpoint):
         *,
         latency_s: float = 0.0,
         sampling_defaults: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        self.mock = Mock(replies, latency_s=latency_s, sampling_defaults=sampling_defaults)
+        self.mock = Mock(
+            replies, latency_s=latency_s, sampling_defaults=sampling_defaults, **options
+        )
         port = self.mock._executor.port
         keys = Keys(admin=("key",))
         context = make_context(port, port.tokenizer, model_names=("mock",), keys=keys)  # type: ignore[arg-type]
