@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from branchline.lang.api import function, gen, select
+    from branchline.lang.api import call, function, gen, select
     from branchline.lang.backends.base import set_default_backend
+    from branchline.lang.backends.endpoint import Endpoint, RuntimeEndpoint
     from branchline.lang.backends.engine import Engine, Runtime
     from branchline.lang.backends.mock import Mock
+    from branchline.lang.backends.openai import OpenAI
     from branchline.lang.compat import (
         flush_cache,
         gen_int,
@@ -47,9 +49,10 @@ if TYPE_CHECKING:
         UnsupportedConstraint,
         UnsupportedFeature,
     )
-    from branchline.lang.events import Done, ReasoningDelta, TextDelta, VariableReady
+    from branchline.lang.events import Done, ReasoningDelta, TextDelta, ToolCall, VariableReady
     from branchline.lang.expressions import Expression
     from branchline.lang.fork import Forks, fork
+    from branchline.lang.graph_run import run_graph
     from branchline.lang.matching import Match, match
     from branchline.lang.program import Program
     from branchline.lang.roles import (
@@ -60,33 +63,39 @@ if TYPE_CHECKING:
         system_begin,
         system_end,
         tool,
+        tool_result,
         user,
         user_begin,
         user_end,
     )
     from branchline.lang.state import State
+    from branchline.lang.tools import Reply, Tool, ToolFailure
     from branchline.runtime.programs.graph import RequestGraph
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "lang.api": "function gen select",
+    "lang.api": "call function gen select",
     "lang.backends.base": "set_default_backend",
+    "lang.backends.endpoint": "Endpoint RuntimeEndpoint",
     "lang.backends.engine": "Engine Runtime",
     "lang.backends.mock": "Mock",
+    "lang.backends.openai": "OpenAI",
     "lang.compat": "flush_cache gen_int gen_string get_server_info greedy_token_selection "
     "separate_reasoning token_length_normalized unconditional_likelihood_normalized",
     "lang.constraints": "capture choices ebnf lark optional regex repeat seq structural_tag until",
     "lang.errors": "BackendError BranchlineError Cancelled ConstraintError DeadlineExceeded "
     "InvalidRequest ProgramError TruncatedError UnsupportedConstraint UnsupportedFeature",
-    "lang.events": "Done ReasoningDelta TextDelta VariableReady",
+    "lang.events": "Done ReasoningDelta TextDelta ToolCall VariableReady",
     "lang.expressions": "Expression",
     "lang.matching": "Match match",
     "lang.fork": "Forks fork",
+    "lang.graph_run": "run_graph",
     "lang.program": "Program",
     "lang.roles": "assistant assistant_begin assistant_end system system_begin system_end tool "
-    "user user_begin user_end",
+    "tool_result user user_begin user_end",
     "lang.state": "State",
+    "lang.tools": "Reply Tool ToolFailure",
     "runtime.programs.graph": "RequestGraph",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -98,19 +107,26 @@ __all__ = [
     "ConstraintError",
     "DeadlineExceeded",
     "Done",
+    "Endpoint",
     "Engine",
     "Expression",
     "Forks",
     "InvalidRequest",
     "Match",
     "Mock",
+    "OpenAI",
     "Program",
     "ProgramError",
     "ReasoningDelta",
+    "Reply",
     "RequestGraph",
     "Runtime",
+    "RuntimeEndpoint",
     "State",
     "TextDelta",
+    "Tool",
+    "ToolCall",
+    "ToolFailure",
     "TruncatedError",
     "UnsupportedConstraint",
     "UnsupportedFeature",
@@ -118,6 +134,7 @@ __all__ = [
     "assistant",
     "assistant_begin",
     "assistant_end",
+    "call",
     "capture",
     "choices",
     "ebnf",
@@ -134,6 +151,7 @@ __all__ = [
     "optional",
     "regex",
     "repeat",
+    "run_graph",
     "select",
     "separate_reasoning",
     "seq",
@@ -144,6 +162,7 @@ __all__ = [
     "system_end",
     "token_length_normalized",
     "tool",
+    "tool_result",
     "unconditional_likelihood_normalized",
     "until",
     "user",

@@ -18,6 +18,7 @@ from branchline.lang.markers import Box, reject
 from branchline.lang.program import Program
 from branchline.lang.refusals import describe
 from branchline.lang.sampling import GenOptions, OutputOptions, SamplingOptions, check_names
+from branchline.lang.tools import ToolBox, toolbox
 from branchline.lang.types import resolve
 from branchline.runtime.programs.protocol import SelectMethod
 
@@ -38,7 +39,8 @@ class AllGenOptions(GenOptions, total=False):
     choices: Iterable[str] | None
     choices_method: SelectMethod
     tools: object
-    tool_choice: str
+    tool_choice: object
+    parallel: bool
 
 
 _GEN_NAMES = frozenset(AllGenOptions.__annotations__)
@@ -65,6 +67,7 @@ def gen(
             presence_penalty=0.0, repetition_penalty=1.0, logit_bias=None, seed=None,
             logprobs=None, ignore_eos=False`), a constraint instead of `type` (`regex=`,
             `json_schema=`, `grammar=`, or `choices=` and `choices_method=`, which is `select`),
+            tools (`tools=`, `tool_choice="auto"`, `parallel=True`: as in `call`),
             what is done around it (`reasoning=None`: whether the model thinks first, None = where
             its template means it to, a str names the format; `heal=None`: whether the last token
             of the text before is tokenized anew with the output, None = for constrained outputs
@@ -74,13 +77,18 @@ def gen(
         InvalidOption: a keyword that does not exist.
         InvalidRequest: more than one constraint.
         UnsupportedConstraint: a type that cannot be enforced; names it.
-        UnsupportedFeature: `tools`.
     """
     given: dict[str, Any]
     type, given = modern_gen_options(type, dict(options))
     check_names(given, _GEN_NAMES, "gen()")
-    if given.get("tools") is not None:
-        raise UnsupportedFeature("gen() takes no tools", value=given["tools"], hint="Drop tools=.")
+    tools, tool_choice = given.pop("tools", None), given.pop("tool_choice", None)
+    parallel = given.pop("parallel", None)
+    if tools is not None:
+        box = toolbox(tools, tool_choice or "auto", parallel is not False)
+        return _gen_with_tools(name, type, box, given, append=append)
+    for word, value in (("tool_choice", tool_choice), ("parallel", parallel)):
+        if value is not None and value != "auto":
+            raise InvalidRequest(f"{word} without tools", value=value, hint="Give tools=[...] too.")
     type = _one_constraint(type, given)
     if name is not None:
         name = reject(name, "a variable name")
@@ -99,6 +107,49 @@ def gen(
     kept = {key: _frozen(value) for key, value in given.items() if key in _GEN_KEPT}
     boxed = None if type is None or type is str else Box(type)
     return Gen(name=name, type=boxed, options=kept, append=append)
+
+
+def call(
+    name: str | None = None,
+    tools: object = None,
+    *,
+    choice: object = "auto",
+    parallel: bool = True,
+    append: bool = False,
+    **options: Unpack[GenOptions],
+) -> Gen:
+    """Generate text or calls of tools; the value is a `Reply` with `.text` and `.calls`.
+
+    The output is constrained to the way the model writes calls, with valid arguments. Tools that
+    the model was not told of yet are declared: see the documentation for where.
+
+    Args:
+        name: variable; None = `_0`, `_1`, …
+        tools: `@bl.tool` functions, plain functions, or dicts in the form of OpenAI's API.
+        choice: "auto", "required" (at least one call), "none", or a tool (by name or itself).
+        parallel: more than one call is allowed.
+        append, options: as in `gen`, but for `max_tokens=512`.
+
+    Raises:
+        InvalidRequest: no tools, two of one name, or a choice that none of them has.
+    """
+    check_names(options, _GEN_KEPT, "call()")
+    box = toolbox(() if tools is None else tools, choice, parallel)
+    return _gen_with_tools(name, None, box, dict(options), append=append)
+
+
+def _gen_with_tools(
+    name: str | None, type: Any, box: ToolBox, given: dict[str, Any], *, append: bool
+) -> Gen:
+    for word in (*_CONSTRAINTS, "choices"):
+        if given.get(word) is not None:
+            raise _two_constraints(word, "tools")
+    if type is not None and type is not str:
+        raise _two_constraints("tools", type)
+    if name is not None:
+        name = reject(name, "a variable name")
+    kept = {key: _frozen(value) for key, value in given.items() if key in _GEN_KEPT}
+    return Gen(name=name, options=kept, append=append, tools=Box(box))
 
 
 def _one_constraint(type: Any, given: dict[str, Any]) -> Any:

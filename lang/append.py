@@ -20,7 +20,8 @@ from branchline.lang.expressions import (
     Text,
     as_expression,
 )
-from branchline.lang.sampling import build, output_options
+from branchline.lang.sampling import build, features_of, output_options
+from branchline.lang.tools import CALL_DEFAULTS, ToolBox
 from branchline.lang.transcript import RoleMark
 from branchline.lang.types import TEXT, ValueType, resolve
 from branchline.lang.variables import Captured, Slot, Thought
@@ -152,10 +153,11 @@ def _gen(state: State, node: Gen) -> None:
     options = node.options
     kind = resolve(None if node.type is None else node.type.value)
     _need_constraint(state, kind)
+    box = _tools_of(node)
     layers = (*state._defaults, options)
-    sampling = build(layers, kind.constraint)
-    if sampling.logprobs is not None:
-        state._need("logprobs", "log-probabilities")
+    sampling = build(layers if box is None else (CALL_DEFAULTS, *layers), kind.constraint)
+    for feature in features_of(sampling):
+        state._need(feature, f"the option {feature!r}")
     name = names.claim(state, node.name, append=node.append)
     if name in kind.captures:
         raise NameInUse(
@@ -165,7 +167,10 @@ def _gen(state: State, node: Gen) -> None:
             hint="Give the capture another name.",
         )
     captures = [names.claim(state, each, append=node.append) for each in kind.captures]
+    if box is not None:
+        _declare(state, box)
     slot = _new_slot(state, name, kind, append=node.append)
+    slot.tools = box
     for each in captures:
         names.define(state, each, Captured(slot, each), append=node.append)
     if node.keep_reasoning:
@@ -177,6 +182,7 @@ def _gen(state: State, node: Gen) -> None:
             node=slot.node,
             name=name,
             sampling=sampling,
+            tools=None if box is None else box.use,
             stream=run.streaming,
             **output_options(layers),
             **_request_options(state, options),
@@ -195,6 +201,22 @@ def _need_constraint(state: State, kind: ValueType | None) -> None:
             value=kind.name,
             hint="Use another backend.",
         )
+
+
+def _tools_of(node: Gen) -> ToolBox | None:
+    value = None if node.tools is None else node.tools.value
+    assert value is None or isinstance(value, ToolBox)
+    return value
+
+
+def _declare(state: State, box: ToolBox) -> None:
+    """Have the model told of tools that this lane does not know yet."""
+    state._need("tools", "tools")
+    run = state._run
+    new = tuple(spec for spec in box.use.tools if spec not in state._told)
+    if new:
+        state._told += new
+        run.emit(protocol.DeclareTools(state._lane, run.next_node(), new))
 
 
 def _select(state: State, node: Select) -> None:

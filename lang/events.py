@@ -9,6 +9,7 @@ from branchline.lang.errors import BranchlineError
 
 if TYPE_CHECKING:
     from branchline.lang.state import State
+    from branchline.lang.tools import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,23 @@ class VariableReady:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model has written a whole call, which variable `name` will hold; it can be run already.
+
+    Attributes:
+        call: with `.name`, `.arguments` and `.run()`.
+    """
+
+    name: str
+    call: Call
+    lane: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The program has ended; `state` is what `run` would have returned."""
 
     state: State
 
 
-StreamEvent = TextDelta | ReasoningDelta | VariableReady | Done
+StreamEvent = TextDelta | ReasoningDelta | VariableReady | ToolCall | Done

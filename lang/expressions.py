@@ -55,6 +55,7 @@ class Gen(Expression, frozen=True, tag="gen", kw_only=True):
         options: sampling and request options given at the call, by name.
         append: the variable is a list, and this adds an item.
         keep_reasoning: what the model thinks first becomes a variable of its own, too.
+        tools: boxed `ToolBox`; the value is a `Reply`.
     """
 
     name: str | None = None
@@ -62,6 +63,7 @@ class Gen(Expression, frozen=True, tag="gen", kw_only=True):
     options: dict[str, Any] = {}
     append: bool = False
     keep_reasoning: bool = False
+    tools: Box | None = None
 
 
 class Select(Expression, frozen=True, tag="select", kw_only=True):

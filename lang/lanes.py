@@ -46,7 +46,12 @@ class Lanes:
         ended.
         """
         members = tuple(range(self._next, self._next + size))
-        self._next += size
+        self.adopt(parent, members, keep_errors=keep_errors)
+        return members
+
+    def adopt(self, parent: int, members: tuple[int, ...], *, keep_errors: bool) -> None:
+        """Like `add`, with numbers that are given."""
+        self._next = max(self._next, *(lane + 1 for lane in members))
         group = Group(parent, members, keep_errors)
         for lane in members:
             self._groups[lane] = group
@@ -55,7 +60,6 @@ class Lanes:
             if parent in self.errors:
                 self.errors[lane] = self.errors[parent]
         self._children.setdefault(parent, []).extend(members)
-        return members
 
     def fail(self, lane: int, error: BranchlineError) -> Verdict:
         """`lane` has failed with `error`."""

@@ -16,12 +16,25 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from branchline.lang.errors import BranchlineError, Cancelled, ProgramError, from_wire
-from branchline.lang.events import ReasoningDelta, StreamEvent, TextDelta, VariableReady
+from branchline.lang.errors import (
+    BranchlineError,
+    Cancelled,
+    ConstraintError,
+    ProgramError,
+    from_wire,
+)
+from branchline.lang.events import (
+    ReasoningDelta,
+    StreamEvent,
+    TextDelta,
+    ToolCall,
+    VariableReady,
+)
 from branchline.lang.lanes import Lanes
 from branchline.lang.outbox import Outbox
 from branchline.lang.partials import Watch
 from branchline.lang.readers import Readers, Ready
+from branchline.lang.tools import Call
 from branchline.lang.types import ValueType
 from branchline.lang.variables import Slot
 from branchline.runtime.programs import protocol
@@ -127,6 +140,15 @@ class Run:
         with self.lock:
             return self.lanes.add(parent, size, keep_errors=keep_errors)
 
+    def skip_nodes(self, first: int) -> None:
+        """Numbers below `first` are taken."""
+        self._nodes = count(first)
+
+    def adopt_lanes(self, parent: int, lanes: tuple[int, ...]) -> None:
+        """Like `new_lanes`, with numbers that are given; an error in one ends them all."""
+        with self.lock:
+            self.lanes.adopt(parent, lanes, keep_errors=False)
+
     def emit(self, op: Op, *, start: bool = False) -> None:
         """Queue an op; with `start`, hand over what is queued, since something can begin to run.
 
@@ -201,6 +223,8 @@ class Run:
             self._take_delta(event)
         elif isinstance(event, protocol.ReasoningDelta):
             self._take_reasoning(event)
+        elif isinstance(event, protocol.CallMade):
+            self._take_call(event)
         elif isinstance(event, protocol.ValueReady):
             self._take_value(event)
         elif isinstance(event, protocol.NodeFailed):
@@ -230,6 +254,16 @@ class Run:
         if slot is not None and not slot.done and self.streaming:
             self.events.append(ReasoningDelta(slot.name, event.text, event.lane))
 
+    def _take_call(self, event: protocol.CallMade) -> None:
+        slot = self.slots.get(event.node)
+        if slot is None or slot.done or slot.tools is None or not self.streaming:
+            return
+        try:
+            call = Call(slot.tools.tools[event.call.name], event.call)
+        except ConstraintError:
+            return  # it belongs to the variable, whose reader meets it
+        self.events.append(ToolCall(slot.name, call, event.lane))
+
     def _take_value(self, event: protocol.ValueReady) -> None:
         self.stats += event.stats
         slot = self.slots.get(event.node)
@@ -237,7 +271,7 @@ class Run:
             return
         slot.texts, slot.request = event.texts, event.meta
         slot.logprobs, slot.choices = event.logprobs, event.choices
-        slot.reasoning, slot.taken = event.reasoning, event.taken
+        slot.reasoning, slot.taken, slot.replies = event.reasoning, event.taken, event.replies
         slot.done = True
         if self.streaming:
             if slot.texts:
@@ -265,7 +299,9 @@ class Run:
         slot = self.slots.get(event.node)
         if slot is not None and not slot.done:
             slot.request = event.meta
-            if rest := event.text[len("".join(slot.partial)) :]:
+            if slot.tools is not None:
+                slot.partial = [event.text]
+            elif rest := event.text[len("".join(slot.partial)) :]:
                 slot.partial.append(rest)
             slot.fail(error)
         verdict = self.lanes.fail(event.lane, error)

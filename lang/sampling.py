@@ -129,6 +129,19 @@ def output_options(layers: Iterable[Options]) -> dict[str, Any]:
     return merged
 
 
+OPTIONAL = ("logprobs", "seed", "top_k", "min_p", "logit_bias", "repetition_penalty", "min_tokens",
+            "stop_token_ids", "stop_regex", "ignore_eos")  # fmt: skip
+"""Options that a backend may lack; the option's name is the feature's."""
+
+
+def features_of(params: SamplingParams) -> list[str]:
+    """Features of `ProgramBackend` that these options need."""
+    return [name for name in OPTIONAL if getattr(params, name) != getattr(_DEFAULTS, name)]
+
+
+_DEFAULTS = SamplingParams()
+
+
 def _unknown(name: str, value: object) -> bool:
     """A traced program gives a number that is not known yet; asking for it marks the node."""
     if isinstance(value, str) and name not in ("stop", "stop_regex") and present(value):

@@ -61,6 +61,16 @@ def document(wanted: object) -> Document:
     return Document(root, {**reader.foreign, **defs})
 
 
+def document_of_fields(name: str, fields: Mapping[str, Any], required: Sequence[str]) -> Document:
+    """Named types as one object, whose instance is a dict of theirs. Raises as `document`."""
+    reader = TypeReader()
+    record = Record(name, reader.key(name), dict)
+    reader.records[record] = record
+    record.define({key: reader.read(hint, key) for key, hint in fields.items()}, required)
+    defs = {record.key: record.body for record in reader.records.values()}
+    return Document(record, {**reader.foreign, **defs})
+
+
 def is_model(wanted: object) -> bool:
     """Whether `wanted` is a pydantic model; imports nothing."""
     pydantic = sys.modules.get("pydantic")

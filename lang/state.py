@@ -30,6 +30,7 @@ from branchline.runtime.programs import protocol
 if TYPE_CHECKING:
     from branchline.lang.fork import Forks
     from branchline.runtime.programs.graph import RequestGraph
+    from branchline.runtime.responses import ToolSpec
 
 T = TypeVar("T")
 
@@ -71,6 +72,7 @@ class State(OldNames):
         self._unnamed = 0 if origin is None else origin.unnamed
         self._keeps_errors = origin is not None and origin.keep_errors
         self._joined = False
+        self._told: tuple[ToolSpec, ...] = ()
 
     def __del__(self) -> None:
         if getattr(self, "_lane", 0):

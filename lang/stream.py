@@ -234,7 +234,7 @@ def _has_more(slot: Slot, seen: int) -> bool:
 
 def _rest(slot: Slot) -> str:
     """What of a finished value has not been streamed; raises what went wrong."""
-    return slot.text()[len("".join(slot.partial)) :]
+    return slot.said()[len("".join(slot.partial)) :]
 
 
 async def _off_loop(job: Callable[[], Any]) -> Any:

@@ -17,6 +17,7 @@ from branchline.lang.expressions import Reference, decode
 from branchline.lang.placeholders import Placeholder
 from branchline.lang.run import LaneRead, Run
 from branchline.lang.state import State
+from branchline.lang.tools import Call, Reply
 from branchline.lang.types import TEXT, ValueType
 from branchline.lang.variables import Slot
 from branchline.runtime.core.outputs import RequestMeta
@@ -31,10 +32,7 @@ PATIENCE = 16
 """Tests of unknown values that answer True before the answers alternate."""
 MAX_TESTS = 10_000
 
-ALL_FEATURES = frozenset(
-    {"select", "roles", "fork", "tokens", "regex", "choices", "json_schema", "lark", "ebnf"}
-    | {"structural_tag", "logprobs", "seed", "adapter", "top_k"}
-)
+ALL_FEATURES = protocol.ENGINE_FEATURES | {"adapter"}
 
 
 class _Recorder:
@@ -74,6 +72,8 @@ class TraceSlot(Slot):
         self.done = True
 
     def value(self) -> Any:
+        if self.tools is not None:
+            return TraceReply(self._run, self.node, self._placeholder(exact=False))
         constraint = self.type.constraint
         typed = any(kind is not TEXT for kind in self.branches)
         if not typed and (constraint is None or constraint.kind in ("regex", "choices")):
@@ -95,6 +95,25 @@ class TraceSlot(Slot):
     def _placeholder(self, *, exact: bool = True) -> Placeholder:
         reference = Reference(name=self.name, lane=self.lane, nodes=(self.node,), exact=exact)
         return Placeholder(reference, self._run)
+
+
+class TraceReply(Reply):
+    """A reply that stays unknown. One without calls, which ends a loop over them."""
+
+    def __init__(self, run: TraceRun, node: int, text: Placeholder) -> None:
+        super().__init__(text)
+        self._run = run
+        self._node = node
+
+    @property
+    def calls(self) -> list[Call]:
+        """None; that the program asks is noted."""
+        self._run.look((self._node,))
+        return []
+
+    @calls.setter
+    def calls(self, calls: list[Call]) -> None:
+        """Nothing is kept."""
 
 
 class TraceRun(Run):

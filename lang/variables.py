@@ -13,9 +13,10 @@ import msgspec
 
 from branchline.lang.errors import BranchlineError
 from branchline.lang.partials import Watch
+from branchline.lang.tools import ToolBox
 from branchline.lang.types import TEXT, ValueType
 from branchline.runtime.core.outputs import RequestMeta, TokenLogprob
-from branchline.runtime.programs.protocol import ChoiceScore
+from branchline.runtime.programs.protocol import ChoiceScore, ToolReply
 
 
 class VariableMeta(RequestMeta, kw_only=True):
@@ -66,6 +67,7 @@ class Slot:
         partial: pieces of streamed text so far.
         branches: how each choice of a select is read, where some are types; `taken`: which it was.
         watch: follows the parts of a JSON value that is streamed.
+        tools: whose calls the text may hold; then `replies` are what the texts say.
         failure: what went wrong; also set when the program ended without the value.
     """
 
@@ -82,9 +84,11 @@ class Slot:
         "partial",
         "program",
         "reasoning",
+        "replies",
         "request",
         "taken",
         "texts",
+        "tools",
         "type",
         "watch",
     )
@@ -106,6 +110,8 @@ class Slot:
         self.taken = -1
         self.failure: BranchlineError | None = None
         self.watch: Watch | None = None
+        self.tools: ToolBox | None = None
+        self.replies: tuple[ToolReply, ...] = ()
         self._found: dict[str, dict[str, Any]] = {}
 
     def fail(self, error: BranchlineError) -> None:
@@ -126,10 +132,20 @@ class Slot:
 
     def value(self) -> Any:
         self._raise()
+        if self.tools is not None:
+            return self._read_replies(self.tools)
         kind = self.branches[self.taken] if self.branches else self.type
         if kind is TEXT and len(self.texts) == 1:
             return self.texts[0]
         return self._each(kind.value)
+
+    def said(self) -> str:
+        """The text without calls; raises what went wrong."""
+        return self.replies[0].text if self.tools is not None and self.replies else self.text()
+
+    def _read_replies(self, box: ToolBox) -> Any:
+        found = iter(self.replies)
+        return self._each(lambda _, *, truncated: box.reply(next(found), truncated=truncated))
 
     def captured(self, name: str) -> Any:
         """The value of a capture inside; raises as `value`."""

@@ -41,6 +41,7 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.memory.sizing import SizingDecision, decide_pages, free_memory
 from branchline.runtime.models.base import Model
+from branchline.runtime.responses import detect_format
 from branchline.runtime.responses.reasoning import (
     ReasoningFormat,
     detect_reasoning,
@@ -156,7 +157,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
         scheduler,
         outputs,
         tokenizer,
-        TurnRenderer(_template(config, tokenizer)),
+        _turns(config, tokenizer),
         model_name=outputs.model_name,
         max_context=context,
         reasoning=_reasoning(config, tokenizer),
@@ -239,10 +240,12 @@ def _grammar_backend(tokenizer: Tokenizer, vocab_size: int, config: EngineConfig
     )
 
 
-def _template(config: EngineConfig, tokenizer: Tokenizer) -> ChatTemplate:
-    if config.model.chat_template is None:
-        return ChatTemplate.of(tokenizer)
-    return ChatTemplate(config.model.chat_template)
+def _turns(config: EngineConfig, tokenizer: Tokenizer) -> TurnRenderer:
+    given = config.model.chat_template
+    template = ChatTemplate.of(tokenizer) if given is None else ChatTemplate(given)
+    special = {tokenizer.token_text(token): token for token in tokenizer.special_ids}
+    text = tokenizer.chat_template if given is None else given
+    return TurnRenderer(template, detect_format(text, special))
 
 
 def _reasoning(config: EngineConfig, tokenizer: Tokenizer) -> ReasoningFormat | None:

@@ -48,6 +48,20 @@ def grammar(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def serve_programs(arguments: argparse.Namespace) -> int:
+    """Programs on a server, and the same work as requests."""
+    from branchline.bench.serve_programs import serve_programs as run
+
+    run(
+        engine_settings(arguments),
+        names=arguments.workload,
+        at_once=arguments.at_once,
+        delay_s=arguments.delay_ms / 1000.0,
+        repeats=arguments.repeats,
+    )
+    return 0
+
+
 def start(arguments: argparse.Namespace) -> int:
     """Process start to first token."""
     from branchline.runtime.bench.start import start as run

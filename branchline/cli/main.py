@@ -89,22 +89,36 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "offline": "fixed workloads of token ids through the engine",
         "programs": "whole programs: time, forwards per token, reuse of the cache",
         "grammar": "constrained beside free text, compile and mask times, JSON Schemas",
+        "serve-programs": "programs on a server beside the same work as OpenAI requests",
         "start": "process start to first token, and peak memory",
         "scheduler": "overhead of a step, cost per queued request",
     }
     for name, text in texts.items():
         action = actions.add_parser(name, help=text)
         action.add_argument("--repeats", type=int, default=3, help="timed runs (default 3)")
-        if name in ("offline", "programs"):
+        if name in ("offline", "programs", "serve-programs"):
             action.add_argument(
                 "--workload",
                 action="append",
                 metavar="NAME",
                 help='may be repeated; "list" names them; default: those that suit a CPU',
             )
-        if name == "programs":
+        if name in ("programs", "serve-programs"):
+            most = 16 if name == "programs" else 64
             action.add_argument(
-                "--at-once", type=int, default=16, metavar="N", help="programs at once (default 16)"
+                "--at-once",
+                type=int,
+                default=most,
+                metavar="N",
+                help=f"programs at once (default {most})",
+            )
+        if name == "serve-programs":
+            action.add_argument(
+                "--delay-ms",
+                type=float,
+                default=5.0,
+                metavar="MS",
+                help="delay added to each direction of the network (default 5)",
             )
         if name == "grammar":
             action.add_argument(
@@ -125,7 +139,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
                 "--queued", type=int, nargs="+", default=[100, 1000, 10_000], metavar="N"
             )
         add_engine_flags(action)
-        action.set_defaults(target=f"branchline.cli.bench:{name}")
+        action.set_defaults(target=f"branchline.cli.bench:{name.replace('-', '_')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

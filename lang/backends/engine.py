@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING, Any
 from branchline.lang.backends.base import Backend
 from branchline.lang.errors import BackendError
 from branchline.lang.sampling import DEFAULT_NAMES, check_names
+from branchline.runtime.programs.protocol import ENGINE_FEATURES
 
 if TYPE_CHECKING:
     from branchline.runtime.programs.executor import ExecutorStats
     from branchline.runtime.programs.protocol import OpenProgram, Session, Sink
-
-FEATURES = frozenset(
-    {"select", "roles", "fork", "tokens", "logprobs", "seed", "top_k"}
-    | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
-)
 
 
 class Engine(Backend):
@@ -43,7 +39,7 @@ class Engine(Backend):
         **settings: Any,
     ) -> None:
         self.name = "engine"
-        self.features = FEATURES
+        self.features = ENGINE_FEATURES
         self.sampling_defaults = dict(sampling_defaults or {})
         check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         try:

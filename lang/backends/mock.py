@@ -13,6 +13,7 @@ from branchline.lang.backends.scripted import EventLoop, ScriptedEngine
 from branchline.lang.errors import BackendError, InvalidRequest
 from branchline.lang.sampling import DEFAULT_NAMES, check_names
 from branchline.runtime.programs.executor import Executor
+from branchline.runtime.programs.protocol import ENGINE_FEATURES
 from branchline.runtime.responses.reasoning import format_named
 
 if TYPE_CHECKING:
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
 Reply = str | int | float | Enum | BaseException
 Replies = Reply | Sequence[Any] | Mapping[str, Any] | Callable[[str, str], Any]
-
-FEATURES = frozenset(
-    {"select", "roles", "fork", "tokens", "logprobs", "seed", "top_k"}
-    | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
-)
 
 
 class Mock(Backend):
@@ -56,7 +52,7 @@ class Mock(Backend):
         if not latency_s >= 0.0:
             raise InvalidRequest("latency_s is negative", value=latency_s, hint="Use 0 or more.")
         self.name = "mock"
-        self.features = FEATURES
+        self.features = ENGINE_FEATURES
         self.sampling_defaults = dict(sampling_defaults or {})
         check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         loop = EventLoop()

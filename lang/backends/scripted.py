@@ -33,6 +33,7 @@ from branchline.runtime.core.outputs import (
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.section import SectionScan
+from branchline.runtime.responses import DECLARED, ToolSpec
 from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 
@@ -43,6 +44,8 @@ OnOutput = Callable[[Output], None]
 class PlainTurns:
     """Chat turns as `<|turn|>role` … `<|end|>`, special tokens of the byte tokenizer."""
 
+    tool_format = DECLARED
+
     def begin(self, history: Sequence[tuple[str, str]], role: str) -> str:
         """Text that opens a turn."""
         return f"<|turn|>{role}\n"
@@ -50,6 +53,10 @@ class PlainTurns:
     def end(self, history: Sequence[tuple[str, str]], role: str) -> str:
         """Text that closes it."""
         return "<|end|>\n"
+
+    def with_tools(self, tools: Sequence[ToolSpec]) -> PlainTurns:
+        """They have no place for tools."""
+        return self
 
 
 class EventLoop:

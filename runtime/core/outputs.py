@@ -23,7 +23,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class RequestMeta(msgspec.Struct, kw_only=True):
+class RequestMeta(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Counts and times of one finished request (`s.meta(name)` shows them).
 
     Attributes:

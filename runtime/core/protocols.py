@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from branchline.runtime.core.batch import ForwardOutput, ScheduleBatch
+    from branchline.runtime.responses import ToolFormat, ToolSpec
     from branchline.runtime.responses.reasoning import ReasoningFormat
 
     Bitmask = np.ndarray[tuple[int, int], np.dtype[np.int32]]
@@ -70,7 +71,13 @@ class TokenMatcher(Protocol):
 
 
 class ChatTurns(Protocol):
-    """The model's own chat template, turn by turn."""
+    """The model's own chat template, turn by turn.
+
+    Attributes:
+        tool_format: how the model writes tool calls.
+    """
+
+    tool_format: ToolFormat
 
     def begin(self, history: Sequence[tuple[str, str]], role: str) -> str:
         """Text between what has been emitted and the content of the next turn of `role`.
@@ -80,6 +87,9 @@ class ChatTurns(Protocol):
 
     def end(self, history: Sequence[tuple[str, str]], role: str) -> str:
         """Text after the content of the open turn of `role`, up to where the next turn begins."""
+
+    def with_tools(self, tools: Sequence[ToolSpec]) -> ChatTurns:
+        """The same with `tools` declared in the first turn, for formats that are `native`."""
 
 
 class TextTokenizer(Protocol):

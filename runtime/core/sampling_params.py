@@ -22,7 +22,7 @@ MAX_STOP_CHARS = 1024
 MAX_LOGPROBS = 50
 
 
-class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an output must match, before any backend has compiled it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str = ""
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to continue one sequence.
 
     Attributes:

@@ -9,10 +9,14 @@ sampled from. End ids are handled here: the engine never consumes one.
 from __future__ import annotations
 
 import json
+import re
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import llguidance
+import msgspec
 import numpy as np
 
 from branchline.runtime.core.protocols import TokenMatcher
@@ -42,6 +46,10 @@ from branchline.runtime.grammar.turns import short_turns
 
 _GRAMMAR_BYTES = 256 * 1024
 """About what a compiled grammar holds beside its text (measured: 0.2 MB, with matchers 0.26)."""
+
+_KEPT = 64
+"""Grammars from workers that are kept as text."""
+_SCHEMA_RULE = re.compile(r"^(\w+): %json (\{.*\})$", re.MULTILINE)
 
 _NO_FORCED: tuple[int, ...] = ()
 
@@ -87,6 +95,8 @@ class LLGuidanceBackend:
         self._executor = llguidance.LLExecutor(threads)
         self._bounds = limits
         self._try_first = try_first
+        self._kept: OrderedDict[Constraint, str] = OrderedDict()
+        self._lock = threading.Lock()
         self._limits = llguidance.LLParserLimits(
             max_items_in_row=10_000,  # about as many properties may come next
             initial_lexer_fuel=1_000_000,  # about 20 ms
@@ -100,12 +110,26 @@ class LLGuidanceBackend:
     def compile(self, constraint: Constraint) -> LLGuidanceGrammar:
         """See `GrammarBackend.compile`."""
         check_text(constraint, self._bounds)
-        if self._try_first is None or is_cheap(constraint):
+        plain = msgspec.structs.replace(constraint, prefix="")
+        if self._try_first is None or is_cheap(plain):
             with short_turns():
-                grammar = engine_grammar(constraint, self._bounds)
+                grammar = engine_grammar(plain, self._bounds)
         else:
-            grammar = self._try_first(constraint).decode()
+            grammar = self._tried(plain, self._try_first)
+        if constraint.prefix:
+            grammar = behind(constraint.prefix, grammar)
         return self.load(constraint, grammar)
+
+    def _tried(self, plain: Constraint, try_first: Compile) -> str:
+        """What a worker made of a constraint; kept, since many texts may stand before it."""
+        grammar = self._kept.get(plain)
+        if grammar is None:
+            grammar = try_first(plain).decode()
+            with self._lock:
+                self._kept[plain] = grammar
+                while len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+        return grammar
 
     def load(self, constraint: Constraint, grammar: str) -> LLGuidanceGrammar:
         """Compile what `engine_grammar` made of a constraint, up to its first mask.
@@ -341,26 +365,13 @@ class _EngineTokenizer:
 
 
 def engine_grammar(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> str:
-    """A constraint in the engine's own form.
+    """A constraint in the engine's own form, without its prefix: see `behind`.
 
     Raises:
         InvalidRequest: it is malformed or a bound is exceeded.
         UnsupportedConstraint: it cannot be enforced exactly; names what.
     """
     check_text(constraint, limits)
-    grammar = _own_grammar(constraint, limits)
-    return _behind(constraint.prefix, grammar) if constraint.prefix else grammar
-
-
-def _behind(prefix: str, grammar: str) -> str:
-    """A grammar behind a text. Each has a lexer of its own, so that neither changes the other."""
-    document = json.loads(grammar) if grammar.startswith("{") else {}
-    body, *others = document.get("grammars", [{"lark_grammar": grammar}])
-    first = {"lark_grammar": f"start: /{literal(prefix)}/ @body"}
-    return json.dumps({**document, "grammars": [first, {**body, "name": "body"}, *others]})
-
-
-def _own_grammar(constraint: Constraint, limits: Limits) -> str:
     text = constraint.text
     match constraint.kind:
         case "regex":
@@ -372,7 +383,7 @@ def _own_grammar(constraint: Constraint, limits: Limits) -> str:
             return str(llguidance.LLMatcher.grammar_from_regex(f"(?:{pattern})"))
         case "lark":
             check_repeats("lark", text, limits)
-            return str(llguidance.LLMatcher.grammar_from_lark(text))
+            return lark_to_grammar(text, constraint.whitespace, limits)
         case "json_schema":
             return schema_to_grammar(text, constraint.whitespace, limits)
         case _:
@@ -381,6 +392,40 @@ def _own_grammar(constraint: Constraint, limits: Limits) -> str:
                 value=text,
                 hint="Use the backend xgrammar.",
             )
+
+
+def behind(prefix: str, grammar: str) -> str:
+    """A grammar in the engine's own form behind a text (`Constraint.prefix`).
+
+    Each has a lexer of its own, so that neither changes the other.
+    """
+    document = json.loads(grammar) if grammar.startswith("{") else {}
+    body, *others = document.get("grammars", [{"lark_grammar": grammar}])
+    first = {"lark_grammar": f"start: /{literal(prefix)}/ @body"}
+    return json.dumps({**document, "grammars": [first, {**body, "name": "body"}, *others]})
+
+
+def lark_to_grammar(text: str, whitespace: Whitespace, limits: Limits) -> str:
+    """A grammar in Lark's notation in the engine's own form. Raises as `engine_grammar`.
+
+    A rule that is a JSON Schema (`name: %json {…}` on one line) is as exact as a schema on its own;
+    one that sets `x-guidance` is read by the engine itself.
+    """
+    schemas: list[dict[str, str]] = []
+
+    def beside(found: re.Match[str]) -> str:
+        name, schema = found.groups()
+        if '"x-guidance"' in schema:
+            return found[0]
+        schemas.append(
+            {"name": name, "lark_grammar": schema_to_grammar(schema, whitespace, limits)}
+        )
+        return f"{name}: @{name}"
+
+    body = _SCHEMA_RULE.sub(beside, text)
+    if not schemas:
+        return str(llguidance.LLMatcher.grammar_from_lark(text))
+    return json.dumps({"grammars": [{"lark_grammar": body}, *schemas]})
 
 
 def schema_to_grammar(text: str, whitespace: Whitespace, limits: Limits) -> str:

@@ -10,7 +10,13 @@ import msgspec
 
 from branchline.runtime.core.outputs import RequestMeta
 from branchline.runtime.errors import from_wire
-from branchline.runtime.programs.protocol import ChoiceScore, NodeStats, ValueReady
+from branchline.runtime.programs.protocol import (
+    ChoiceScore,
+    Generate,
+    NodeStats,
+    ToolReply,
+    ValueReady,
+)
 from branchline.runtime.programs.runs import (
     GenerateRun,
     Run,
@@ -19,6 +25,8 @@ from branchline.runtime.programs.runs import (
     total_meta,
 )
 from branchline.runtime.programs.select import Selection, choose
+from branchline.runtime.programs.tools import read_reply
+from branchline.runtime.responses.reasoning import Split
 
 if TYPE_CHECKING:
     from branchline.runtime.programs.lane import Lane
@@ -53,18 +61,37 @@ def _finish_generate(program: RunningProgram, lane: Lane, run: GenerateRun) -> N
     _extend(program, lane, op.name, divided[0].answer, first.token_ids, shown=first.text)
     tokens = len(lane.ids) - before + run.thinking.written
     program.report(_stats(program, run, op.node, meta, tokens, lane))
+    replies = _replies(program, op, [part.answer for part in divided])
     program.emit(
         ValueReady(
             lane=lane.id,
             node=op.node,
             name=op.name,
             texts=tuple([part.answer for part in divided]),
-            reasoning=tuple([part.reasoning for part in divided]) if run.thinking.format else (),
+            reasoning=_reasoning(run, divided, replies),
             meta=meta,
             logprobs=tuple(first.logprobs),
+            replies=replies,
             stats=program.take_stats(),
         )
     )
+
+
+def _replies(program: RunningProgram, op: Generate, texts: list[str]) -> tuple[ToolReply, ...]:
+    if op.tools is None:
+        return ()
+    form = program.turns.tool_format
+    return tuple([read_reply(op, form, text) for text in texts])
+
+
+def _reasoning(
+    run: GenerateRun, divided: list[Split], replies: tuple[ToolReply, ...]
+) -> tuple[str, ...]:
+    """What was thought before each text; () where the model does not think."""
+    if run.thinking.format is not None:
+        return tuple([part.reasoning for part in divided])
+    found = tuple([reply.reasoning for reply in replies])
+    return found if any(found) else ()
 
 
 def _finish_select(program: RunningProgram, lane: Lane, run: SelectRun) -> None:
@@ -143,7 +170,7 @@ def _extend(
     lane.texts.append(text if shown is None else shown)
     lane.add_content(text)
     lane.variables[name] = text
-    lane.tail_generated, lane.tail_literal = True, False
+    lane.tail = "generated"
     program.hold(lane)
 
 

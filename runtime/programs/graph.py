@@ -34,6 +34,7 @@ from branchline.runtime.programs.protocol import (
     ArgRef,
     BeginRole,
     Close,
+    DeclareTools,
     EndRole,
     NodeStats,
     Op,
@@ -294,6 +295,8 @@ def _constant_ops(nodes: Sequence[GraphNode]) -> tuple[list[NodeOp], bool]:
                     return ([*ops, _with_parts(op, literal)] if literal else ops), bool(literal)
                 literal.append(part)
             ops.append(op)
+        elif isinstance(op, DeclareTools):
+            ops.insert(0, op)  # it stands before the turns that came before it
         elif isinstance(op, (BeginRole, EndRole, SetVariable)):
             ops.append(op)
         else:
@@ -317,6 +320,10 @@ def _render_prefix(
             if pieces and not pieces[-1][1]:
                 text = pieces.pop()[0] + text
             pieces.append((text, False))
+        elif isinstance(op, DeclareTools):
+            if turns is None or not turns.tool_format.native:
+                return "", None if tokenizer is None else ()  # what it says depends on the turns
+            turns = turns.with_tools(op.tools)
         elif isinstance(op, BeginRole):
             role, content = op.role, ""
             pieces.append((turns.begin(history, role) if turns else "", True))

@@ -9,6 +9,7 @@ import msgspec
 from branchline.runtime.programs.protocol import (
     AppendText,
     BeginRole,
+    DeclareTools,
     EndRole,
     Fork,
     Generate,
@@ -18,9 +19,11 @@ from branchline.runtime.programs.protocol import (
     SetVariable,
 )
 
-NodeKind = Literal["append", "role", "generate", "select", "set", "fork", "join"]
+NodeKind = Literal["append", "role", "tools", "generate", "select", "set", "fork", "join"]
 EdgeKind = Literal["sequence", "data", "dynamic"]
-NodeOp = AppendText | BeginRole | EndRole | Generate | Select | SetVariable | Fork | Join
+NodeOp = (
+    AppendText | BeginRole | EndRole | DeclareTools | Generate | Select | SetVariable | Fork | Join
+)
 
 END = -1
 """Target of a dynamic edge when the program ended (or might have) because of a value."""
@@ -29,6 +32,7 @@ _KINDS: dict[type, NodeKind] = {
     AppendText: "append",
     BeginRole: "role",
     EndRole: "role",
+    DeclareTools: "tools",
     Generate: "generate",
     Select: "select",
     SetVariable: "set",

@@ -50,7 +50,7 @@ def find_seam(
     if heal is None:
         heal = sampling.constraint is not None and lane.role is None
     own = len(lane.ids) > max(1, lane.fork_point.ids)
-    if not (heal and lane.tail_literal and own) or sampling.section is not None:
+    if not (heal and lane.tail == "literal" and own) or sampling.section is not None:
         return None
     token_id = lane.ids[-1]
     text = tokenizer.decode([token_id], skip_special=False)

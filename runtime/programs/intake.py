@@ -16,6 +16,7 @@ from branchline.runtime.programs.protocol import (
     BeginRole,
     Cancel,
     Close,
+    DeclareTools,
     Drop,
     EndRole,
     Fork,
@@ -59,6 +60,7 @@ LaneOp = (
     | AppendText
     | BeginRole
     | EndRole
+    | DeclareTools
     | Generate
     | SelectChoices
     | Select
@@ -75,6 +77,7 @@ Prepared = (
     | AppendText
     | BeginRole
     | EndRole
+    | DeclareTools
     | Generate
     | SelectChoices
     | Select

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from branchline.runtime.errors import ProgramError
 from branchline.runtime.programs.text import Ids, TextEncoder
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from branchline.runtime.programs.intake import LaneOp
     from branchline.runtime.programs.runs import Run
     from branchline.runtime.programs.waits import Wait
+    from branchline.runtime.responses import ToolSpec
+
+
+Tail = Literal["generated", "literal", "markup"]
 
 
 class Unborn:
@@ -47,6 +51,13 @@ class Addition(NamedTuple):
     role: str | None
 
 
+class Declared(NamedTuple):
+    """Tools that a lane's model was told of, and those of them that its template shows."""
+
+    all: tuple[ToolSpec, ...] = ()
+    by_template: tuple[ToolSpec, ...] = ()
+
+
 class Lane:
     """State of one lane; lives on the loop thread.
 
@@ -62,12 +73,15 @@ class Lane:
         pending: resolved text that is not tokenized yet (see `intake`).
         queue: ops not started.
         waiting: what the lane waits for; None = can run.
+        begun: something came that needs the lane's text (see `openings`).
+        tools: that the model was told of.
         error: wire form of the error that ended it.
-        tail_generated: the last ids came from a generate node.
-        tail_literal: the last ids came from text that the program appended.
+        tail: where the last ids came from: a generate node, text that the program appended, or
+            else markup.
     """
 
     __slots__ = (
+        "begun",
         "content",
         "dropped",
         "error",
@@ -81,9 +95,9 @@ class Lane:
         "pending_node",
         "queue",
         "role",
-        "tail_generated",
-        "tail_literal",
+        "tail",
         "texts",
+        "tools",
         "turn_texts",
         "variables",
         "waiting",
@@ -106,8 +120,9 @@ class Lane:
         self.error: dict[str, Any] | None = None
         self.dropped = False
         self.leased = False
-        self.tail_generated = False
-        self.tail_literal = False
+        self.tail: Tail = "markup"
+        self.begun = False
+        self.tools = Declared()
         self.fork_point = ForkPoint()
 
     def start(self, start_ids: Ids) -> None:
@@ -130,7 +145,7 @@ class Lane:
         self.ids.extend(ids)
         if text:
             self.texts.append(text)
-        self.tail_generated, self.tail_literal = False, literal and bool(ids)
+        self.tail = "literal" if literal and ids else "markup"
 
     def add_content(self, text: str) -> None:
         """Count text as part of the open turn, if there is one."""
@@ -168,7 +183,9 @@ class Lane:
         child.history = self.history.copy()
         child.role, child.content = self.role, self.content.copy()
         child.turn_texts = self.turn_texts
-        child.tail_generated, child.tail_literal = self.tail_generated, self.tail_literal
+        child.tail = self.tail
+        child.begun = True
+        child.tools = self.tools
         child.fork_point = ForkPoint(
             len(self.ids), len(self.texts), len(self.history), len(self.content), self.role
         )

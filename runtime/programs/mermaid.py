@@ -8,6 +8,7 @@ from branchline.runtime.programs.protocol import (
     AppendText,
     ArgRef,
     BeginRole,
+    DeclareTools,
     Fork,
     Generate,
     Join,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _SHAPES = {
     "append": ("[", "]"),
     "role": ("[[", "]]"),
+    "tools": ("[[", "]]"),
     "generate": ("(", ")"),
     "select": ("{{", "}}"),
     "set": ("[/", "/]"),
@@ -61,6 +63,8 @@ def label(node: GraphNode) -> str:
         return _cut("".join(part_text(part) for part in op.parts))
     if isinstance(op, BeginRole):
         return f"begin {op.role}"
+    if isinstance(op, DeclareTools):
+        return _cut(f"tools {', '.join(tool.name for tool in op.tools)}")
     if isinstance(op, Generate):
         return f"gen {op.name}"
     if isinstance(op, Select):

@@ -9,6 +9,7 @@ are run from one flat queue and never recursively.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from branchline.runtime.core.outputs import RequestMeta
@@ -18,12 +19,14 @@ from branchline.runtime.errors import (
     Cancelled,
     DeadlineExceeded,
 )
+from branchline.runtime.programs import openings
 from branchline.runtime.programs.finish import finish_run
 from branchline.runtime.programs.intake import LaneOp, Prepared
 from branchline.runtime.programs.lane import Lane
 from branchline.runtime.programs.lane_table import LaneTable
 from branchline.runtime.programs.protocol import (
     AppendText,
+    CallMade,
     Cancel,
     Close,
     Closed,
@@ -91,6 +94,8 @@ class RunningProgram:
                 self._drop(op)
             elif isinstance(op, Close):
                 self._closing = True
+                for lane in list(self.lanes):
+                    self._advance(lane)
             else:
                 self._enqueue(op)
         self._finish_if_done()
@@ -128,7 +133,7 @@ class RunningProgram:
                 step = RefWait(op)
                 self._depend(step, lane, tuple(others))
         self._pending += 1
-        lane.queue.append(step)
+        openings.put(lane, step)
         self._advance(lane)
 
     def _depend(self, wait: Wait, owner: Lane, others: tuple[int, ...]) -> None:
@@ -180,6 +185,11 @@ class RunningProgram:
         """Run the lane when the current step is over."""
         self._ready.append(lane)
 
+    def insert(self, lane: Lane, steps: Sequence[LaneOp]) -> None:
+        """Have the lane run these steps before all that are queued."""
+        self._pending += len(steps)
+        lane.queue.extendleft(reversed(steps))
+
     def wake_waiter(self, wait: Wait) -> None:
         """A wait has nothing left to wait for."""
         lane = self.lanes.get(wait.lane)
@@ -197,9 +207,8 @@ class RunningProgram:
         try:
             while ready:
                 lane = ready.popleft()
-                queue = lane.queue
-                while queue and lane.waiting is None:
-                    if run_step(self, lane, queue.popleft()):
+                while openings.may_run(lane, closing=self._closing):
+                    if run_step(self, lane, lane.queue.popleft()):
                         self._pending -= 1
                 if lane.dropped and lane.waiting is None:
                     self._forget(lane)
@@ -251,12 +260,10 @@ class RunningProgram:
             self._executor.mark_dirty(self)
         self.outbox.append(event)
 
-    def emit_delta(self, run: GenerateRun, text: str, *, reasoning: bool = False) -> None:
-        """Queue streamed text of a running node, of its answer or its reasoning."""
-        op = run.op
+    def emit_delta(self, run: GenerateRun, event: TextDelta | ReasoningDelta | CallMade) -> None:
+        """Queue what a running node has streamed."""
         if not self.over and run.lane.error is None:
-            kind = ReasoningDelta if reasoning else TextDelta
-            self.emit(kind(op.lane, op.node, op.name, text))
+            self.emit(event)
             self._executor.wake()
 
     def emit_failure(

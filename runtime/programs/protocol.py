@@ -23,6 +23,7 @@ import msgspec
 
 from branchline.runtime.core.outputs import RequestMeta, TokenLogprob
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.responses import ToolSpec, ToolUse
 
 SelectMethod = Literal[
     "token_length_normalized",
@@ -76,7 +77,20 @@ class EndRole(msgspec.Struct, frozen=True, tag="end"):
     node: int
 
 
-class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
+class DeclareTools(msgspec.Struct, frozen=True, tag="tools"):
+    """Tell the model of tools; those that the lane knows already are passed by.
+
+    By the model's own template in the lane's first turn, if no request, read or fork came before;
+    else in a turn of their own, before the one that is about to open. Where there are no turns, as
+    text.
+    """
+
+    lane: int
+    node: int
+    tools: tuple[ToolSpec, ...]
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="gen"):
     """Continue the lane and store the text under `name`.
 
     With `sampling.n` > 1 all texts are reported and the lane goes on with the first.
@@ -84,6 +98,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
     Attributes:
         sampling: max_tokens None = to the end of the context.
         stream: send `TextDelta`s.
+        tools: the output is text or calls of these, as the model writes calls; the backend
+            constrains and reads it. `sampling` then has no constraint of its own.
         deadline_s: seconds from the moment the node can run.
         reasoning: whether the model thinks first; None = where its template means it to. A str
             names the format, for models whose template does not say.
@@ -95,6 +111,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
     node: int
     name: str
     sampling: SamplingParams
+    tools: ToolUse | None = None
     stream: bool = False
     reasoning: bool | str | None = None
     heal: bool | None = None
@@ -103,7 +120,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="gen"):
     adapter: str = ""
 
 
-class Select(msgspec.Struct, frozen=True, kw_only=True, tag="select"):
+class Select(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="select"):
     """Score every choice after the lane's tokens and append the best.
 
     Attributes:
@@ -184,13 +201,14 @@ class ReadLane(msgspec.Struct, frozen=True, tag="read"):
 
 
 class Close(msgspec.Struct, frozen=True, tag="close"):
-    """No more ops but `ReadLane`. Leases end when everything has run."""
+    """No more ops but `ReadLane` and `Cancel`. Leases end when everything has run."""
 
 
 Op = (
     AppendText
     | BeginRole
     | EndRole
+    | DeclareTools
     | Generate
     | Select
     | SetVariable
@@ -203,7 +221,7 @@ Op = (
 )
 
 
-class OpenProgram(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+class OpenProgram(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="open"):
     """First message of a program.
 
     Attributes:
@@ -218,7 +236,7 @@ class OpenProgram(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
     namespace: str = ""
 
 
-class NodeStats(msgspec.Struct, kw_only=True):
+class NodeStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What one node did. Times are seconds since the program was opened.
 
     Attributes:
@@ -241,7 +259,7 @@ class NodeStats(msgspec.Struct, kw_only=True):
 
 
 class TextDelta(msgspec.Struct, frozen=True, tag="delta"):
-    """New text of a streaming node."""
+    """New text of a streaming node; of one with tools, what belongs to no call."""
 
     lane: int
     node: int
@@ -273,7 +291,39 @@ class ChoiceScore(msgspec.Struct, frozen=True):
     probability: float
 
 
-class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that an output holds. `arguments`: a JSON object, valid for the tool."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolReply(msgspec.Struct, frozen=True):
+    """What an output of a node with tools says.
+
+    Attributes:
+        text: all that is no call.
+        reasoning: what the format of calls itself marks as such.
+        cut: the output ended inside a call.
+    """
+
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+    cut: bool = False
+
+
+class CallMade(msgspec.Struct, frozen=True, tag="call"):
+    """A streaming node has written a whole call."""
+
+    lane: int
+    node: int
+    name: str
+    call: ToolCall
+
+
+class ValueReady(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="value"):
     """A generate or select node has its value.
 
     Attributes:
@@ -281,6 +331,7 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
         choices: scores of a select, in the order given.
         taken: index of the choice taken.
         reasoning: what the model thought before each of `texts`; empty where it did not.
+        replies: of a node with tools, one for each text.
         stats: of this and of earlier nodes not reported yet.
     """
 
@@ -293,10 +344,11 @@ class ValueReady(msgspec.Struct, frozen=True, kw_only=True, tag="value"):
     choices: tuple[ChoiceScore, ...] = ()
     taken: int = -1
     reasoning: tuple[str, ...] = ()
+    replies: tuple[ToolReply, ...] = ()
     stats: tuple[NodeStats, ...] = ()
 
 
-class NodeFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+class NodeFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
     """A node has no value. `text` is what had been generated (readable in the variable's meta)."""
 
     lane: int
@@ -326,14 +378,41 @@ class LaneContent(msgspec.Struct, frozen=True, tag="lane"):
     text: str
 
 
-class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed"):
+class Closed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="closed"):
     """Everything has run. `error` is the first error of the program, if any."""
 
     error: dict[str, Any] | None = None
     stats: tuple[NodeStats, ...] = ()
 
 
-Event = TextDelta | ReasoningDelta | ValueReady | NodeFailed | JoinReady | LaneContent | Closed
+Event = (
+    TextDelta
+    | ReasoningDelta
+    | CallMade
+    | ValueReady
+    | NodeFailed
+    | JoinReady
+    | LaneContent
+    | Closed
+)
+
+ENGINE_FEATURES = frozenset(
+    {
+        "select",
+        "roles",
+        "fork",
+        "tokens",
+        "tools",
+        "logprobs",
+        "seed",
+        "top_k",
+        "min_p",
+        "logit_bias",
+    }
+    | {"repetition_penalty", "min_tokens", "stop_token_ids", "stop_regex", "ignore_eos"}
+    | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
+)
+"""What the project's own engine can do, in this process or behind a server."""
 
 Sink = Callable[[list[Event]], None]
 """Takes events, in order, on the backend's thread; must return at once and never raise."""
@@ -354,8 +433,9 @@ class ProgramBackend(Protocol):
 
     Attributes:
         name: for messages.
-        features: optional things it can do: "select", "roles", "fork", "tokens", "regex",
-            "choices", "json_schema", "lark", "logprobs", "seed", "adapter", "top_k", …
+        features: optional things it can do: "select", "roles", "fork", "tokens", "tools",
+            "adapter", the kinds of constraints, and the sampling options that not every server
+            has.
     """
 
     name: str

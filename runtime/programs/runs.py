@@ -28,8 +28,9 @@ from branchline.runtime.errors import (
     wrap,
 )
 from branchline.runtime.programs.healing import Seam, strip
-from branchline.runtime.programs.protocol import Generate
+from branchline.runtime.programs.protocol import CallMade, Generate, ReasoningDelta, TextDelta
 from branchline.runtime.programs.thinking import Thinking
+from branchline.runtime.programs.tools import ReplyBuilder, output_parser
 from branchline.runtime.responses.reasoning import (
     AnswerPiece,
     Piece,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from branchline.runtime.programs.intake import SelectChoices
     from branchline.runtime.programs.lane import Lane
     from branchline.runtime.programs.program import RunningProgram
+    from branchline.runtime.programs.protocol import ToolCall
 
 
 class GenerateRun:
@@ -54,6 +56,7 @@ class GenerateRun:
     """
 
     __slots__ = (
+        "_builder",
         "_hidden",
         "_parser",
         "lane",
@@ -87,6 +90,10 @@ class GenerateRun:
         self._parser = None if format is None else ReasoningParser(format, "open")
         self._hidden = 0 if seam is None else len(seam.text)
         self.results: dict[str, GenerateResult] = {}
+        self._builder: ReplyBuilder | None = None
+        if op.tools is not None and op.stream:
+            form = program.turns.tool_format
+            self._builder = ReplyBuilder(output_parser(op, form, op.tools.tools))
 
     @property
     def request_ids(self) -> tuple[str, ...]:
@@ -100,6 +107,8 @@ class GenerateRun:
                 self._show(self._parser.finish())
             result = output if self.seam is None else strip(output, self.seam)
             self.results[output.request_id] = result
+            if self._builder is not None and output.request_id == self.request_id:
+                self._say(self._builder.finish())
             if len(self.results) >= self.op.sampling.n:
                 self.program.run_ended(self)
         elif (
@@ -115,8 +124,21 @@ class GenerateRun:
             self._show([AnswerPiece(text)] if self._parser is None else self._parser.feed(text))
 
     def _show(self, pieces: list[Piece]) -> None:
-        for piece in pieces if self.op.stream else ():
-            self.program.emit_delta(self, piece.text, reasoning=isinstance(piece, ReasoningPiece))
+        if not self.op.stream:
+            return
+        for piece in pieces:
+            if isinstance(piece, ReasoningPiece):
+                place = (self.op.lane, self.op.node, self.op.name)
+                self.program.emit_delta(self, ReasoningDelta(*place, piece.text))
+            else:
+                builder = self._builder
+                self._say([piece.text] if builder is None else builder.feed(piece.text))
+
+    def _say(self, parts: list[str] | list[str | ToolCall]) -> None:
+        place = (self.op.lane, self.op.node, self.op.name)
+        for part in parts:
+            event = TextDelta(*place, part) if isinstance(part, str) else CallMade(*place, part)
+            self.program.emit_delta(self, event)
 
     def ordered(self) -> list[GenerateResult]:
         """Results in the order `id`, `id#1`, …"""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from branchline.runtime.errors import ProgramError
 from branchline.runtime.programs.intake import Intake, Prepared
 from branchline.runtime.programs.program import RunningProgram
-from branchline.runtime.programs.protocol import Close, Op, ReadLane
+from branchline.runtime.programs.protocol import Cancel, Close, Op, ReadLane
 
 Post = Callable[[RunningProgram, list[Prepared] | None], None]
 
@@ -31,7 +31,8 @@ class ProgramSession:
         """Hand over ops; literal text is tokenized here. Ignored once abandoned or failed.
 
         Raises:
-            ProgramError: something else than `ReadLane` after `Close`, or not an op at all.
+            ProgramError: something else than `ReadLane` or `Cancel` after `Close`, or not an op
+                at all.
         """
         program = self._program
         with self._lock:
@@ -52,12 +53,12 @@ class ProgramSession:
     def _closed_after(self, ops: list[Op]) -> bool:
         closed = self._closed
         for op in ops:
-            if closed and not isinstance(op, ReadLane):
+            if closed and not isinstance(op, (ReadLane, Cancel)):
                 raise ProgramError(
                     "the program is closed",
                     value=type(op).__name__,
                     program=self._program.name,
-                    hint="Only the text of a lane can be read after the end.",
+                    hint="After the end lanes can only be read, or cancelled.",
                 )
             closed = closed or isinstance(op, Close)
         return closed

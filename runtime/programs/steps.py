@@ -21,6 +21,7 @@ from branchline.runtime.errors import (
     from_wire,
     wrap,
 )
+from branchline.runtime.programs.declarations import declare
 from branchline.runtime.programs.healing import find_seam
 from branchline.runtime.programs.intake import LaneOp, SelectChoices, TextPiece
 from branchline.runtime.programs.lane import Lane
@@ -28,6 +29,7 @@ from branchline.runtime.programs.protocol import (
     AppendText,
     ArgRef,
     BeginRole,
+    DeclareTools,
     EndRole,
     Fork,
     Generate,
@@ -42,7 +44,8 @@ from branchline.runtime.programs.protocol import (
 )
 from branchline.runtime.programs.runs import GenerateRun
 from branchline.runtime.programs.selecting import begin_select
-from branchline.runtime.programs.thinking import think
+from branchline.runtime.programs.thinking import Thinking, think
+from branchline.runtime.programs.tools import tool_sampling
 from branchline.runtime.programs.waits import (
     Broken,
     JoinWait,
@@ -174,16 +177,21 @@ def _begin_role(program: RunningProgram, lane: Lane, op: BeginRole) -> bool:
     settle(program, lane)
     history = lane.history
     lane.begin_turn(op.role)
-    text, ids = program.turns.begin(history, op.role)
+    text, ids = program.turns.begin(history, op.role, lane.tools.by_template)
     _append(program, lane, op.node, text, ids)
     return True
+
+
+def _declare(program: RunningProgram, lane: Lane, op: DeclareTools) -> bool:
+    settle(program, lane)
+    return declare(program, lane, op)
 
 
 def _end_role(program: RunningProgram, lane: Lane, op: EndRole) -> bool:
     settle(program, lane)
     if lane.role is None:
         raise ProgramError("no turn is open", hint="Begin a turn before it is ended.")
-    text, ids = program.turns.end(lane.history, lane.role)
+    text, ids = program.turns.end(lane.history, lane.role, lane.tools.by_template)
     lane.end_turn()
     _append(program, lane, op.node, text, ids[_already_there(program, lane, ids) :])
     return True
@@ -191,7 +199,7 @@ def _end_role(program: RunningProgram, lane: Lane, op: EndRole) -> bool:
 
 def _already_there(program: RunningProgram, lane: Lane, ids: tuple[int, ...]) -> int:
     """How many of a turn's closing ids the model has generated itself at the lane's end."""
-    if lane.tail_generated and ids and ids[0] in program.encoder.eos_ids:
+    if lane.tail == "generated" and ids and ids[0] in program.encoder.eos_ids:
         for count in range(min(len(ids), len(lane.ids)), 0, -1):
             if tuple(lane.ids[-count:]) == ids[:count]:
                 return count
@@ -217,10 +225,19 @@ def _no_adapters(adapter: str) -> None:
         )
 
 
+def _thinking(program: RunningProgram, lane: Lane, op: Generate) -> Thinking:
+    """A format of tool calls that has voices of its own tells thinking from calls itself."""
+    if op.tools is None:
+        return think(program, lane, op, op.sampling)
+    form = program.turns.tool_format
+    sampling = tool_sampling(op, op.tools, form)
+    return Thinking(None, sampling) if form.frames else think(program, lane, op, sampling)
+
+
 def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
     _no_adapters(op.adapter)
     prompt = _prompt(program, lane)
-    thinking = think(program, lane, op, op.sampling)
+    thinking = _thinking(program, lane, op)
     sampling = thinking.sampling
     if thinking.written:
         prompt = lane.ids.copy()
@@ -355,6 +372,7 @@ _STEPS: dict[type, Callable[[RunningProgram, Lane, Any], bool]] = {
     AppendText: _append_text,
     BeginRole: _begin_role,
     EndRole: _end_role,
+    DeclareTools: _declare,
     Generate: _generate,
     SelectChoices: _select,
     Select: _select_raw,

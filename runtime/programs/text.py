@@ -10,11 +10,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import msgspec
+
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
+from branchline.runtime.responses import ToolFormat, ToolSpec
 
 MAX_CACHED_CHARS = 4_000_000
 MAX_CACHED_TURNS = 1024
 MAX_TURN_CHARS = 4096
+MAX_TOOL_SETS = 64
 
 Ids = tuple[int, ...]
 
@@ -96,24 +100,52 @@ class TurnTexts:
     def __init__(self, turns: ChatTurns, encoder: TextEncoder) -> None:
         self._turns = turns
         self._encoder = encoder
-        self._cache: OrderedDict[tuple[bool, str, tuple[tuple[str, str], ...]], str] = OrderedDict()
+        self._cache: OrderedDict[tuple[bool, str, tuple[tuple[str, str], ...], bytes], str] = (
+            OrderedDict()
+        )
+        self._with_tools: OrderedDict[bytes, ChatTurns] = OrderedDict()
 
-    def begin(self, history: Sequence[tuple[str, str]], role: str) -> tuple[str, Ids]:
-        """Markup that opens a turn of `role` after the finished turns `history`."""
-        return self._render(True, history, role)
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes tool calls."""
+        return self._turns.tool_format
 
-    def end(self, history: Sequence[tuple[str, str]], role: str) -> tuple[str, Ids]:
-        """Markup that closes the open turn of `role`."""
-        return self._render(False, history, role)
+    def begin(
+        self, history: Sequence[tuple[str, str]], role: str, tools: Sequence[ToolSpec] = ()
+    ) -> tuple[str, Ids]:
+        """Markup that opens a turn of `role` after the finished turns `history`.
+
+        Args:
+            tools: that the template declares in the first turn.
+        """
+        return self._render(True, history, role, tools)
+
+    def end(
+        self, history: Sequence[tuple[str, str]], role: str, tools: Sequence[ToolSpec] = ()
+    ) -> tuple[str, Ids]:
+        """Markup that closes the open turn of `role`; `tools` as in `begin`."""
+        return self._render(False, history, role, tools)
+
+    def _turns_with(self, tools: Sequence[ToolSpec], known: bytes) -> ChatTurns:
+        if not tools:
+            return self._turns
+        turns = self._with_tools.get(known)
+        if turns is None:
+            turns = self._with_tools[known] = self._turns.with_tools(tools)
+            if len(self._with_tools) > MAX_TOOL_SETS:
+                self._with_tools.popitem(last=False)
+        return turns
 
     def _render(
-        self, begin: bool, history: Sequence[tuple[str, str]], role: str
+        self, begin: bool, history: Sequence[tuple[str, str]], role: str, tools: Sequence[ToolSpec]
     ) -> tuple[str, Ids]:
+        known = msgspec.json.encode(tools) if tools else b""
         cacheable = sum(len(content) for _, content in history) <= MAX_TURN_CHARS
-        key = (begin, role, tuple(history)) if cacheable else None
+        key = (begin, role, tuple(history), known) if cacheable else None
         text = self._cache.get(key) if key is not None else None
         if text is None:
-            render = self._turns.begin if begin else self._turns.end
+            turns = self._turns_with(tools, known)
+            render = turns.begin if begin else turns.end
             text = render(history, role)
             if key is not None:
                 self._cache[key] = text

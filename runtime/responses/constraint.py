@@ -19,7 +19,6 @@ from branchline.runtime.responses.formats import ToolFormat
 from branchline.runtime.responses.literals import compiled
 from branchline.runtime.responses.specs import WORDS, ToolChoice, ToolSpec, ToolUse
 
-JSON_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _AS_KEYWORDS = frozenset(
     {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
     | {"title", "description", "$schema", "$id", "default", "examples"}
@@ -167,7 +166,7 @@ class _Writer:
 
     def _value(self, schema: Mapping[str, Any]) -> str:
         """The rule of a JSON value."""
-        text = json.dumps({**schema, "x-guidance": JSON_SPACING})
+        text = json.dumps(schema)
         if text not in self._json:
             self._json[text] = f"j{len(self._json)}"
             self._rules[self._json[text]] = f"%json {text}"

@@ -44,4 +44,4 @@ def _entry(tool: ToolSpec) -> dict[str, object]:
     entry: dict[str, object] = {"name": tool.name}
     if tool.description:
         entry["description"] = tool.description
-    return {**entry, "parameters": tool.schema}
+    return {**entry, "parameters": tool.shown}

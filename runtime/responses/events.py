@@ -44,7 +44,9 @@ class CallEnd(msgspec.Struct, frozen=True, tag="end"):
 
 
 class CallBroken(msgspec.Struct, frozen=True, tag="broken"):
-    """What had begun as a call is none. Never comes from text that a constraint allowed whole.
+    """What had begun as a call is none; a `CallBegin` has come where its name was known.
+
+    Never comes from text that a constraint allowed whole.
 
     Attributes:
         text: all that was taken for the call; it is text after all.

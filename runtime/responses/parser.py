@@ -8,8 +8,8 @@ parser decides on every character as soon as it can be decided, and holds back n
 from __future__ import annotations
 
 import json
+import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -59,7 +59,7 @@ def tool_parser(
         InvalidRequest: no tools, or two of one name.
     """
     check_tools(tools)
-    return ToolParser(Reading(form, tools), secrets.token_hex(8) if prefix is None else prefix)
+    return ToolParser(Reading(form, tools), os.urandom(8).hex() if prefix is None else prefix)
 
 
 class Reading:
@@ -148,6 +148,9 @@ class ToolParser:
         """The output has ended; the last events."""
         if self._state in (self._read_arguments, self._tail):
             self._break("the output ended inside the call", cut=True, whole=True)
+        elif self._state in (self._opening, self._name_state):
+            self._index += 1
+            self._break("the output ended before the call's name", cut=True, whole=True)
         elif self._gap and not self._buffer.strip(_SPACE):
             self._buffer = ""
         self._say("".join(self._taken) + self._buffer)

@@ -29,6 +29,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
         name: a letter or `_`, then letters, digits, `_`, `.` and `-`, 64 at most.
         description: for the model.
         parameters: JSON Schema of the arguments, an object; `{}` = it takes none.
+        display: the schema that the model is shown, where that says the same with fewer words.
 
     Raises:
         InvalidRequest: the name or the schema is not of that form.
@@ -37,6 +38,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     description: str = ""
     parameters: dict[str, Any] = {}
+    display: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or _NAME.fullmatch(self.name) is None:
@@ -57,12 +59,17 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
             schema |= {"properties": {}, "additionalProperties": False}
         return schema
 
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The schema as the model is shown it."""
+        return self.schema if self.display is None else {"type": "object", **self.display}
+
     def to_openai(self) -> dict[str, Any]:
         """The form that chat templates and OpenAI's API take."""
         function = {
             "name": self.name,
             "description": self.description,
-            "parameters": {"properties": {}, **self.schema},
+            "parameters": {"properties": {}, **self.shown},
         }
         return {"type": "function", "function": function}
 

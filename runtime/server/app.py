@@ -25,6 +25,7 @@ from branchline.runtime.server import (
     openai_chat,
     openai_completions,
     openai_responses,
+    programs,
     score,
     tokens,
 )
@@ -62,6 +63,7 @@ class Family(NamedTuple):
 
 FAMILIES: tuple[Family, ...] = (
     Family(info.routes, openai_body, info.ACCESS),
+    Family(programs.routes, native_body),
     Family(openai_completions.routes, openai_body, bodies=openai_completions.BODIES),
     Family(openai_chat.routes, openai_body, bodies=openai_chat.BODIES),
     Family(openai_responses.routes, openai_body, bodies=openai_responses.BODIES),
@@ -98,6 +100,7 @@ def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) 
     app[CONTEXT] = context
     app.add_routes([*routes, web.get("/openapi.json", openapi)])
     app.on_response_prepare.append(_name_response)
+    app.on_shutdown.append(_shut_down)
     return app
 
 
@@ -179,6 +182,11 @@ def _request_id(request: web.Request) -> str:
     """The client's own id where it is short and plain, else a new one."""
     given = request.headers.get("x-request-id", "")
     return given if _CLIENT_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+async def _shut_down(app: web.Application) -> None:
+    for hook in app[CONTEXT].on_shutdown:
+        await hook()
 
 
 async def _name_response(request: web.Request, response: web.StreamResponse) -> None:

@@ -6,7 +6,7 @@ cannot tell an engine in this process from one in another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from branchline.runtime.core.protocols import EnginePort
@@ -35,6 +35,8 @@ class ServerContext:
         chat: the model's own chat template.
         model_names: what the model is called here; the first one is its name in answers.
         health: why the server cannot answer right now; "" when it can.
+        on_shutdown: run when serving ends, before running requests are waited for; route
+            families add to it.
         running: what is being generated, by the names clients gave.
     """
 
@@ -47,6 +49,7 @@ class ServerContext:
     limits: Limits = field(default_factory=Limits)
     keys: Keys = field(default_factory=Keys)
     health: Callable[[], str] = always_ready
+    on_shutdown: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     running: RunningRequests = field(default_factory=RunningRequests)
 
     @property

@@ -8,17 +8,18 @@ are bounded where it is compiled (`runtime.grammar.limits`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from branchline.runtime.config.sections import setting
 from branchline.runtime.core.sampling_params import MAX_LOGPROBS, MAX_N, MAX_STOPS
 from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.programs.remote_program import ProgramLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most of everything. A field `max_x` is the flag `--max-x`."""
+    """The most of everything. A field `max_x` is the flag `--max-x`, in `programs` too."""
 
     max_body_bytes: int = setting(8 * 1024 * 1024, "bytes of a request's body")
     max_open_requests: int = setting(1024, "requests worked on at once; more get 429")
@@ -40,6 +41,7 @@ class Limits:
     )
     total_timeout_s: float = setting(3600.0, "seconds from a request to the end of its answer")
     template_timeout_s: float = setting(2.0, "seconds the chat template may take")
+    programs: ProgramLimits = field(default_factory=ProgramLimits)
 
 
 def check(name: str, what: str, found: int, most: int | None) -> None:

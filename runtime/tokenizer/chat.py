@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from branchline.runtime.errors import ModelLoadError, ProgramError
+from branchline.runtime.responses import DECLARED, ToolFormat, ToolSpec, render_result
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -31,6 +32,8 @@ NEUTRAL_TEMPLATE = (
 line. It has no special tokens, since such a model knows none for turns."""
 
 ASSISTANT = "assistant"
+TOOL = "tool"
+_CUT = "\0"
 _MAX_SHAPES = 4096
 _RENDER_ERRORS = (
     ArithmeticError,
@@ -129,12 +132,31 @@ class TurnRenderer:
 
     A template is rendered with marks in place of contents; the text between two marks is what
     belongs between two contents. The markup that opens an assistant turn is the template's
-    generation prompt. A default system turn that a template inserts is in the first `begin`.
+    generation prompt. A default system turn that a template inserts is in the first `begin`, and
+    so is what it says of tools. Results of tools that a template refuses to show become turns of
+    the user, marked as results; where it would merge neighbouring results into one turn, each
+    keeps its own.
+
+    Args:
+        template: of the model.
+        tool_format: how the model writes tool calls.
+        tools: declared by the template.
     """
 
-    def __init__(self, template: ChatTemplate) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tool_format: ToolFormat = DECLARED,
+        tools: Sequence[ToolSpec] = (),
+    ) -> None:
+        self.tool_format = tool_format
         self._template = template
+        self._tools = [tool.to_openai() for tool in tools] or None
         self._shapes: dict[tuple[str, ...], _Shape] = {}
+
+    def with_tools(self, tools: Sequence[ToolSpec]) -> TurnRenderer:
+        """See `ChatTurns.with_tools`."""
+        return TurnRenderer(self._template, self.tool_format, tools)
 
     def begin(self, history: Sequence[Turn], role: str) -> str:
         """Text between all that was emitted so far and the content of the next turn.
@@ -164,6 +186,20 @@ class TurnRenderer:
         return shape
 
     def _find(self, roles: tuple[str, ...]) -> _Shape:
+        if TOOL not in roles:
+            return self._pieces(roles)
+        try:
+            return self._pieces(roles)
+        except ProgramError:
+            if roles[-2:] == (TOOL, TOOL):
+                return self._shape([(role, "") for role in roles[:-2]], TOOL)
+            shape = self._pieces(tuple("user" if role == TOOL else role for role in roles))
+            if roles[-1] != TOOL:
+                return shape
+            begin, end = render_result(_CUT).split(_CUT)
+            return _Shape(shape.begin + begin, end + shape.end)
+
+    def _pieces(self, roles: tuple[str, ...]) -> _Shape:
         before, role = roles[:-1], roles[-1]
         gaps = self._gaps_of(roles)
         emitted = self._after_last(before)
@@ -230,7 +266,7 @@ class TurnRenderer:
 
     def _render(self, roles: tuple[str, ...], *, prompt: bool = False) -> str:
         messages = [{"role": role, "content": _mark(i)} for i, role in enumerate(roles)]
-        return self._template.render(messages, add_generation_prompt=prompt)
+        return self._template.render(messages, add_generation_prompt=prompt, tools=self._tools)
 
 
 def _refuse(roles: tuple[str, ...], refusal: ProgramError | None) -> NoReturn:

@@ -17,7 +17,7 @@ from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.core.section import Section
 from branchline.runtime.errors import BranchlineError
 from branchline.runtime.grammar.base import GrammarBackend
-from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
+from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend, engine_grammar
 from branchline.runtime.grammar.service import GrammarService
 from branchline.runtime.grammar.staged import StagedMatcher, Vocabulary
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
@@ -250,3 +250,21 @@ def test_every_kind_can_stand_behind_a_text(constraint: Constraint, yes: str, no
     assert all(matcher.accept(byte) for byte in yes.encode()) and matcher.is_accepting()
     other = served(constraint)
     assert not (all(other.accept(byte) for byte in no.encode()) and other.is_accepting())
+
+
+def test_a_constraint_is_tried_once_whatever_stands_before_it() -> None:
+    tried: list[Constraint] = []
+
+    def try_first(constraint: Constraint) -> bytes:
+        tried.append(constraint)
+        return engine_grammar(constraint).encode()
+
+    backend = LLGuidanceBackend(ByteTokenizer(), try_first=try_first)
+    large = Constraint(kind="regex", text="(?:[a-z]{1,200}[0-9]{1,200})")
+    for prefix in ("", " ", "\n", " "):
+        matcher = backend.compile(
+            Constraint(kind="regex", text=large.text, prefix=prefix)
+        ).matcher()
+        assert all(matcher.accept(byte) for byte in f"{prefix}ab7".encode())
+        assert matcher.is_accepting()
+    assert tried == [large]

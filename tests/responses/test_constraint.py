@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 
@@ -201,6 +202,27 @@ def test_markers_that_are_tokens_are_written_as_tokens(
     assert all(place.accept(token) for token in ids)
     assert place.is_accepting()
     assert not allows(matcher(engine, form), f"well {block_text(form, [ONE])}")  # spelled out
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_schemas_are_as_exact_as_on_their_own(engine: GrammarBackends, name: str) -> None:
+    """In any order of the properties, with keywords that the engine itself does not enforce."""
+    form = FORMATS[name]
+    wanted = {"type": "integer", "not": {"enum": [3, 4]}}
+    fields = {"a": wanted, "b": {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True}}
+    tool = ToolSpec(name="f", parameters={"properties": fields, "additionalProperties": False})
+    compiled = engine.compile(tool_constraint(form, [tool], "required", True))
+    expected = {
+        '{"a": 2, "b": [2, 1]}': True,
+        '{"a": 3}': False,
+        '{"b": [1, 1]}': False,
+        '{"a": 13}': True,
+    }
+    if form.arguments == "json":
+        expected['{"b": [2], "a": 2}'] = True
+    for text, fits in expected.items():
+        block = text_of(form, Made("f", json.loads(text)))
+        assert allows(compiled.matcher(), block) is fits, block
 
 
 def test_what_keyword_arguments_cannot_say_is_refused_by_name() -> None:

@@ -23,6 +23,7 @@ from branchline.runtime.core.outputs import (
     ScoreResult,
 )
 from branchline.runtime.errors import BranchlineError, InvalidRequest
+from branchline.runtime.responses import DECLARED, ToolSpec
 from branchline.runtime.responses.reasoning import ReasoningFormat
 
 SPECIALS = {"<|bos|>": 1, "<|end|>": 2, "<|turn|>": 3}
@@ -73,6 +74,8 @@ class ChunkTokenizer:
 class SimpleTurns:
     """`<|turn|>role\\n … <|end|>\\n`; a default system turn comes first, as in real templates."""
 
+    tool_format = DECLARED
+
     def begin(self, history: Sequence[tuple[str, str]], role: str) -> str:
         if role not in ("system", "user", "assistant"):
             raise InvalidRequest("the template has no such role", value=role)
@@ -81,6 +84,9 @@ class SimpleTurns:
 
     def end(self, history: Sequence[tuple[str, str]], role: str) -> str:
         return "<|end|>\n"
+
+    def with_tools(self, tools: Sequence[ToolSpec]) -> SimpleTurns:
+        return self
 
 
 @dataclass

@@ -213,8 +213,8 @@ def test_refusals_name_the_role_and_say_what_the_template_said() -> None:
         TurnRenderer(template("gemma")).begin([], "system")
     with pytest.raises(ProgramError, match="'user' after user: Roles must alternate"):
         TurnRenderer(template("mistral")).begin([("user", "a")], "user")
-    with pytest.raises(ProgramError, match="does not show a turn of 'tool' as the first turn"):
-        TurnRenderer(template("deepseek")).begin([], "tool")
+    with pytest.raises(ProgramError, match="does not show a turn of 'critic' as the first turn"):
+        TurnRenderer(template("deepseek")).begin([], "critic")
     with pytest.raises(ProgramError, match=r"refuses these turns: System role.*\[got system\]"):
         template("gemma").render([SYSTEM])
 

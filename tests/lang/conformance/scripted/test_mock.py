@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import gc
 import threading
 import time
 from typing import Any
@@ -169,20 +168,6 @@ def test_after_closing_values_stay_and_texts_are_an_error_and_nothing_hangs() ->
         state.text()
 
 
-def test_a_mock_that_nobody_holds_ends_its_thread() -> None:
-    def names() -> int:
-        return sum(thread.name == "branchline-mock" for thread in threading.enumerate())
-
-    gc.collect()
-    before = names()
-    assert value("a") == "a"
-    gc.collect()
-    deadline = time.monotonic() + 3
-    while names() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert names() <= before
-
-
 def test_settings_are_checked() -> None:
     with pytest.raises(InvalidRequest):
         bl.Mock("a", latency_s=-1)
@@ -242,12 +227,15 @@ def test_what_a_backend_cannot_do_is_refused_before_anything_is_sent() -> None:
 
         program.run(backend=Small())
 
-    for expression in (bl.select("x", ["a"]), bl.user("hi"), bl.gen("x", logprobs=1)):
+    for expression in (
+        bl.select("x", ["a"]),
+        bl.user("hi"),
+        bl.gen("x", logprobs=1),
+        bl.call("x", {"name": "f"}),
+    ):
         with pytest.raises(bl.UnsupportedFeature, match="'small' does not support"):
             attempt(expression)
     with pytest.raises(bl.UnsupportedConstraint, match="cannot enforce"):
         attempt(bl.gen("x", int))
     with pytest.raises(bl.UnsupportedFeature, match="adapters"):
         value("a", adapter="mine")
-    with pytest.raises(bl.UnsupportedFeature, match="tools"):
-        bl.gen("x", tools=[])

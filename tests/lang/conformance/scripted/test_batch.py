@@ -121,7 +121,7 @@ def test_programs_of_a_batch_share_one_thread() -> None:
     before = threading.active_count()
     where.run_batch([{}] * 100, backend=bl.Mock("x", latency_s=0.05))
     assert threads == {threading.get_ident()}
-    assert threading.active_count() <= before + 1, "the mock's loop alone"
+    assert threading.active_count() <= before + 3, "the backend's own threads alone"
 
 
 def test_workers_let_blocking_programs_overlap() -> None:

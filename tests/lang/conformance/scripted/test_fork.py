@@ -289,3 +289,24 @@ def test_dropped_branches_free_their_lanes() -> None:
     assert state.result == "end"
     drops = [op for op in state._run.ops if type(op).__name__ == "Drop"]
     assert not drops, "drops are no part of the recorded program"
+
+
+def test_a_branch_that_fails_after_the_function_has_returned_cancels_its_siblings() -> None:
+    def reply(name: str, text: str) -> str:
+        if text.endswith("1"):
+            raise RuntimeError("branch 1 failed")
+        return "z" * 100_000
+
+    def body(s: bl.State) -> None:
+        forks = s.fork(3)
+        for number, branch in enumerate(forks):
+            branch += str(number) + bl.gen("x", max_tokens=None)
+            branch += bl.gen("y", max_tokens=None)
+
+    mock = bl.Mock(reply, latency_s=0.2)
+    with pytest.raises(bl.BackendError, match="branch 1 failed"):
+        bl.function(body).run(backend=mock)
+    end = time.monotonic() + 5
+    while mock.stats().programs_open and time.monotonic() < end:
+        time.sleep(0.01)
+    assert mock.stats().programs_open == 0

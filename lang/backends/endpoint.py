@@ -1,0 +1,350 @@
+"""A branchline server as a backend: programs run there, next to its cache.
+
+One connection carries all programs of an endpoint; what crosses it is what is new. When it breaks,
+the endpoint connects again and every program goes on where it was, as long as the server's lease
+lasts; after that they end with a retryable error. A thread of its own owns the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from branchline.lang.backends.base import Backend
+from branchline.lang.backends.link import Link, LinkStats, closed_error
+from branchline.lang.backends.loop_thread import LoopThread
+from branchline.lang.errors import (
+    BackendError,
+    BranchlineError,
+    Cancelled,
+    InvalidRequest,
+    UnsupportedFeature,
+    from_wire,
+    wrap,
+)
+from branchline.lang.sampling import SAMPLING_NAMES, check_names
+from branchline.runtime.programs import wire
+from branchline.runtime.programs.wire import Hello, Refused, Welcome
+
+if TYPE_CHECKING:
+    from branchline.runtime.programs.protocol import OpenProgram, Session, Sink
+
+logger = logging.getLogger(__name__)
+
+PATH = "/v1/programs/live"
+HEARTBEAT_S = 20.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+
+
+class Endpoint(Backend):
+    """Programs on a branchline server.
+
+    Args:
+        url: of the server, `http://host:port`.
+        api_key: sent as a bearer token; None = none.
+        timeout_s: seconds to reach the server, here and when `info` or `flush_cache` ask it.
+        sampling_defaults: weakest layer of sampling options of programs that run here.
+
+    Attributes:
+        features: what the server can do.
+        model: name of the server's model.
+        server: name and version of the server.
+
+    Raises:
+        InvalidRequest: not a URL.
+        BackendError: the server cannot be reached, or refuses; retryable where that may pass.
+        UnsupportedFeature: the server speaks another version of the protocol.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 10.0,
+        sampling_defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = "endpoint"
+        self.url = _checked(url)
+        self.sampling_defaults = dict(sampling_defaults or {})
+        check_names(self.sampling_defaults, SAMPLING_NAMES, "sampling_defaults")
+        self._thread = LoopThread("branchline-endpoint")
+        self._line = _Line(self.url, api_key, timeout_s, self._thread)
+        try:
+            welcome = self._thread.run(self._line.begin())
+        except BaseException:
+            self._thread.stop()
+            raise
+        self.features = frozenset(welcome.features)
+        self.model, self.server = welcome.model, welcome.server
+        self._close = weakref.finalize(self, self._line.close, wait=False)
+
+    def open(self, program: OpenProgram, sink: Sink) -> Session:
+        """Start a program; see `ProgramBackend`. BackendError when the endpoint is closed."""
+        return self._line.open(program, sink)
+
+    def flush_cache(self) -> None:
+        """Have the server forget all cached prefixes that nothing uses; needs its admin key."""
+        self._ask("POST", "/flush_cache")
+
+    def info(self) -> dict[str, Any]:
+        """What runs on the server."""
+        return {"backend": self.name, "url": self.url, **self._ask("GET", "/get_server_info")}
+
+    def stats(self) -> LinkStats:
+        """Counts of this side: bytes, frames, connections, programs."""
+        return self._line.link.stats()
+
+    def close(self) -> None:
+        """End all programs and the connection. May be called again."""
+        if self._close.detach() is not None:
+            self._line.close()
+
+    def _ask(self, method: str, path: str) -> dict[str, Any]:
+        if not self._close.alive:
+            raise closed_error()
+        return self._thread.run(self._line.ask(method, path))
+
+
+class RuntimeEndpoint(Endpoint):
+    """`Endpoint` under the name it has in SGLang's language."""
+
+
+class _Line:
+    """The socket's side of an endpoint; all coroutines run on its thread.
+
+    Must not refer to the endpoint: an endpoint that nobody holds closes its line.
+    """
+
+    def __init__(self, url: str, api_key: str | None, timeout_s: float, thread: LoopThread) -> None:
+        self.link = Link(self._wake)
+        self._url = url
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._timeout_s = timeout_s
+        self._thread = thread
+        self._http: aiohttp.ClientSession | None = None
+        self._work = asyncio.Event()
+        self._waking = False
+        self._lock = threading.RLock()
+        self._lease_s = 0.0
+
+    # ---- any thread
+
+    def open(self, program: OpenProgram, sink: Sink) -> Session:
+        return self.link.open(program, sink)
+
+    def close(self, *, wait: bool = True) -> None:
+        """Say goodbye to the server, end every program."""
+        ended = Cancelled("the endpoint was closed", hint="Make a new Endpoint.")
+        self.link.fail(ended, closed=closed_error())
+        self._thread.stop(self._leave, wait=wait)
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._waking:
+                return
+            self._waking = True
+        with suppress(BackendError, RuntimeError):  # stopped: there is nobody to wake
+            self._thread.call_soon(self._woken)
+
+    def _woken(self) -> None:
+        self._waking = False
+        self._work.set()
+
+    # ---- the thread of the socket
+
+    async def begin(self) -> Welcome:
+        """Connect for the first time, and go on in a task."""
+        self._http = aiohttp.ClientSession(headers=self._headers)
+        try:
+            socket, welcome = await self._connect()
+        except BaseException:
+            await self._http.close()
+            raise
+        self._task = asyncio.get_running_loop().create_task(self._keep(socket, welcome))
+        return welcome
+
+    async def ask(self, method: str, path: str) -> dict[str, Any]:
+        """One HTTP request of its own; the object it answers, {} for another answer."""
+        assert self._http is not None
+        timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+        try:
+            async with self._http.request(method, self._url + path, timeout=timeout) as answer:
+                if answer.status != 200:
+                    raise await _refusal(answer, self._url + path)
+                if answer.content_type != "application/json":
+                    return {}
+                found = await answer.json()
+                return found if isinstance(found, dict) else {}
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unreachable(self._url, error) from error
+
+    async def _connect(self) -> tuple[aiohttp.ClientWebSocketResponse, Welcome]:
+        assert self._http is not None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                socket = await self._http.ws_connect(
+                    self._url + PATH, heartbeat=HEARTBEAT_S, max_msg_size=MAX_MESSAGE_BYTES
+                )
+                try:
+                    await socket.send_bytes(wire.encode([Hello(wire.VERSION, _client_name())]))
+                    return socket, _greeting(await socket.receive(), self._url)
+                except BaseException:
+                    await socket.close()
+                    raise
+        except aiohttp.WSServerHandshakeError as error:
+            raise _handshake_error(error, self._url) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unreachable(self._url, error) from error
+
+    async def _keep(self, socket: aiohttp.ClientWebSocketResponse, welcome: Welcome) -> None:
+        """Hold a connection as long as there is an endpoint."""
+        try:
+            while True:
+                self._lease_s = welcome.lease_s
+                await self._converse(socket, welcome)
+                socket, welcome = await self._again()
+        except Exception as error:  # a bug here must not leave programs waiting
+            logger.exception("the line to %s ended by an internal error", self._url)
+            self.link.fail(wrap(error), closed=wrap(error))
+
+    async def _converse(self, socket: aiohttp.ClientWebSocketResponse, welcome: Welcome) -> None:
+        """Read and write until the connection ends."""
+        self.link.connected(welcome)
+        writer = asyncio.get_running_loop().create_task(self._write(socket))
+        try:
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.BINARY:
+                    break
+                self.link.receive(message.data)
+        except wire.WireError as error:  # a new connection begins from what both are sure of
+            logger.warning("connecting to %s again: %s", self._url, error)
+        finally:
+            self.link.disconnected()
+            writer.cancel()
+            with suppress(asyncio.CancelledError, ConnectionError, aiohttp.ClientError):
+                await writer
+            closing = asyncio.current_task()
+            code = aiohttp.WSCloseCode.OK if closing and closing.cancelling() else 4000
+            with suppress(ConnectionError, aiohttp.ClientError):
+                await socket.close(code=code)
+
+    async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            self._work.clear()
+            while (frame := self.link.collect()) is not None:
+                await socket.send_bytes(frame)
+            await self._work.wait()
+
+    async def _again(self) -> tuple[aiohttp.ClientWebSocketResponse, Welcome]:
+        """A new connection, as soon as there is one and somebody wants it."""
+        end = time.monotonic() + self._lease_s
+        pause = FIRST_PAUSE_S
+        while True:
+            while not self.link.has_programs:
+                self._work.clear()
+                await self._work.wait()
+                end = time.monotonic() + self._lease_s
+            try:
+                return await self._connect()
+            except BranchlineError as error:
+                if time.monotonic() + pause >= end or not error.retryable:
+                    self.link.fail(error)
+                    pause = FIRST_PAUSE_S
+            await asyncio.sleep(pause * (1.0 + random.random()) / 2.0)
+            pause = min(2.0 * pause, LONGEST_PAUSE_S)
+
+    async def _leave(self) -> None:
+        """Close the connection in order, so that the server frees everything at once."""
+        task: asyncio.Task[None] | None = getattr(self, "_task", None)
+        try:
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        finally:
+            if self._http is not None:
+                await self._http.close()
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url if isinstance(url, str) else "")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InvalidRequest(
+            "not the URL of a server", value=url, hint="Write Endpoint('http://host:port')."
+        )
+    return url.rstrip("/")
+
+
+def _client_name() -> str:
+    from branchline import __version__
+
+    return f"branchline {__version__}"
+
+
+def _greeting(message: aiohttp.WSMessage, url: str) -> Welcome:
+    if message.type is aiohttp.WSMsgType.BINARY:
+        said = wire.decode_down(message.data)
+        first = said[0] if said else None
+        if isinstance(first, Refused):
+            raise from_wire(first.error)
+        if isinstance(first, Welcome):
+            if first.version == wire.VERSION:
+                return first
+            raise UnsupportedFeature(
+                f"the server speaks version {first.version} of the program protocol, this client "
+                f"version {wire.VERSION}",
+                value=first.server,
+                hint="Install the same release of branchline on both sides.",
+            )
+    raise BackendError(
+        "the server does not greet as a branchline server does",
+        value=url,
+        hint="Is it a branchline server of this release?",
+    )
+
+
+def _handshake_error(error: aiohttp.WSServerHandshakeError, url: str) -> BackendError:
+    hints = {
+        401: "Give the server's key: Endpoint(url, api_key=…).",
+        403: "The key may not run programs here.",
+        404: "No branchline server answers there, or a proxy does not pass WebSockets on.",
+    }
+    return BackendError(
+        f"the server refuses programs: HTTP {error.status}",
+        value=url,
+        hint=hints.get(error.status, "See the server's log."),
+        retryable=error.status == 429 or error.status >= 500,
+    )
+
+
+async def _refusal(answer: aiohttp.ClientResponse, url: str) -> BackendError:
+    text = (await answer.text())[:500]
+    return BackendError(
+        f"the server answers HTTP {answer.status}: {text}",
+        value=url,
+        hint="Give a key that may do this: Endpoint(url, api_key=…)."
+        if answer.status in (401, 403)
+        else "See the server's log.",
+        retryable=answer.status == 429 or answer.status >= 500,
+    )
+
+
+def _unreachable(url: str, error: BaseException) -> BackendError:
+    return BackendError(
+        f"the server cannot be reached: {error or type(error).__name__}",
+        value=url,
+        hint="Is it running there? Start one: branchline serve.",
+        retryable=True,
+    )
