@@ -30,7 +30,7 @@ def page() -> str:
     """The whole text of the page."""
     parts = [HEAD, "\n## Limits\n\n", "Every one is a flag of the server.\n\n"]
     parts += ["| flag | default | bounds |\n|---|---|---|\n"]
-    for item in fields(Limits):
+    for item in (*fields(Limits), *fields(Limits().programs)):
         if "help" in item.metadata:
             flag = f"--{item.name.replace('_', '-')}"
             parts.append(f"| `{flag}` | {item.default} | {item.metadata['help']} |\n")
