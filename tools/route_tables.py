@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from branchline.runtime.programs.remote_program import ProgramLimits
 from branchline.runtime.server.app import FAMILIES
 from branchline.runtime.server.fields import NO_EFFECT
 from branchline.runtime.server.limits import Limits
@@ -30,7 +31,7 @@ def page() -> str:
     """The whole text of the page."""
     parts = [HEAD, "\n## Limits\n\n", "Every one is a flag of the server.\n\n"]
     parts += ["| flag | default | bounds |\n|---|---|---|\n"]
-    for item in fields(Limits):
+    for item in (*fields(Limits), *fields(ProgramLimits)):
         if "help" in item.metadata:
             flag = f"--{item.name.replace('_', '-')}"
             parts.append(f"| `{flag}` | {item.default} | {item.metadata['help']} |\n")

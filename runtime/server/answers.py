@@ -222,7 +222,9 @@ class Questions:
             conversation = replace(conversation, messages=turns)
         prompt = await self._prompts.chat(conversation)
         self._prompts.check_length(prompt.ids)
-        thinking = self._thinking
+        # A format with voices tells reasoning itself, in its grammar and in its parser.
+        voiced = reading is not None and bool(self._format.frames)
+        thinking = None if voiced else self._thinking
         position = None if thinking is None else thinking.position(prompt.turn)
         section = None
         if thinking is not None and position == "open":

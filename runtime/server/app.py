@@ -20,12 +20,14 @@ from branchline.runtime.errors import QueueFull
 from branchline.runtime.server import (
     admin,
     anthropic_messages,
+    http_metrics,
     info,
     native,
     openai_chat,
     openai_completions,
     openai_responses,
     programs,
+    score,
     tokens,
 )
 from branchline.runtime.server.context import ServerContext
@@ -62,10 +64,12 @@ class Family(NamedTuple):
 
 FAMILIES: tuple[Family, ...] = (
     Family(info.routes, openai_body, info.ACCESS),
+    Family(http_metrics.routes, openai_body, http_metrics.ACCESS),
     Family(programs.routes, native_body, bodies=programs.BODIES),
     Family(openai_completions.routes, openai_body, bodies=openai_completions.BODIES),
     Family(openai_chat.routes, openai_body, bodies=openai_chat.BODIES),
     Family(openai_responses.routes, openai_body, bodies=openai_responses.BODIES),
+    Family(score.routes, openai_body, bodies=score.BODIES),
     Family(tokens.routes, openai_body, bodies=tokens.BODIES),
     Family(anthropic_messages.routes, anthropic_body, bodies=anthropic_messages.BODIES),
     Family(native.routes, native_body, bodies=native.BODIES),
@@ -134,7 +138,15 @@ class _Gate:
     async def _run(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         resource = request.match_info.route.resource
         path = "" if resource is None else resource.canonical
-        request[REQUEST_ID] = _request_id(request)
+        name = request[REQUEST_ID] = _request_id(request)
+        with http_metrics.counted(self._context.metrics, request.method, path, name) as served:
+            response = await self._answer(request, path, handler)
+            served.status = response.status
+            return response
+
+    async def _answer(
+        self, request: web.Request, path: str, handler: Handler
+    ) -> web.StreamResponse:
         try:
             access = self._access.get(path, Access.NORMAL)
             request[CALLER] = self._context.keys.identify(request.headers, access)

@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 
 from branchline.runtime.core.protocols import EnginePort
 from branchline.runtime.engine_client import EngineClient
+from branchline.runtime.observability.metrics import Metrics
+from branchline.runtime.observability.tracing import Tracer
 from branchline.runtime.programs.executor import Executor
 from branchline.runtime.programs.remote_program import ProgramLimits
 from branchline.runtime.server.errors import Refused
 from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.limits import Limits
+from branchline.runtime.server.metered_port import MeteredPort
+from branchline.runtime.server.observed_programs import ObservedPrograms
 from branchline.runtime.server.running import RunningRequests
 from branchline.runtime.tokenizer.chat import ChatTemplate
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
@@ -32,7 +36,7 @@ class ServerContext:
 
     Attributes:
         client: awaits requests on `port`.
-        executor: runs programs on `port`.
+        programs: opens programs on `executor`, which runs them on `port`.
         chat: the model's own chat template.
         model_names: what the model is called here; the first one is its name in answers.
         health: why the server cannot answer right now; "" when it can.
@@ -44,6 +48,8 @@ class ServerContext:
     port: EnginePort
     client: EngineClient
     executor: Executor
+    programs: ObservedPrograms
+    metrics: Metrics
     tokenizer: TokenizerLike
     chat: ChatTemplate
     model_names: tuple[str, ...]
@@ -89,15 +95,22 @@ def make_context(
     program_limits: ProgramLimits | None = None,
     keys: Keys | None = None,
     health: Callable[[], str] = always_ready,
+    tracer: Tracer | None = None,
 ) -> ServerContext:
-    """A context over `port`, with a client and an executor of its own."""
+    """A context over `port`, with a client and an executor of its own, both watched."""
+    model_names = model_names or (port.model_name,)
+    metrics = Metrics(model_names[0], port.info)
+    watched = MeteredPort(port, metrics, tracer)
+    executor = Executor(watched)
     return ServerContext(
-        port=port,
-        client=EngineClient(port, prefix="http-"),
-        executor=Executor(port),
+        port=watched,
+        client=EngineClient(watched, prefix="http-"),
+        executor=executor,
+        programs=ObservedPrograms(executor, metrics, tracer),
+        metrics=metrics,
         tokenizer=tokenizer,
         chat=chat or ChatTemplate.of(tokenizer),
-        model_names=model_names or (port.model_name,),
+        model_names=model_names,
         limits=limits or Limits(),
         program_limits=program_limits or ProgramLimits(),
         keys=keys or Keys(),

@@ -80,9 +80,11 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def log_failure(failure: Failure, request_id: str, error: Exception) -> None:
-    """Failures that are not the client's own go to the log."""
-    if failure.status >= 500:
+    """Failures that are not the client's own go to the log; a bug with its traceback."""
+    if failure.status == 500:
         logger.error("request %s: %s", request_id, failure.message, exc_info=error)
+    elif failure.status > 500:
+        logger.warning("request %s: %s", request_id, failure.message)
 
 
 def headers_of(failure: Failure) -> dict[str, str]:
@@ -134,7 +136,7 @@ _ANTHROPIC_TYPES = {
     **_OPENAI_TYPES,
     413: "request_too_large",
     503: "overloaded_error",
-    504: "timeout_error",
+    408: "timeout_error",
 }
 
 
@@ -156,7 +158,7 @@ _STATUSES: tuple[tuple[type[BranchlineError], int], ...] = (
     (UnsupportedFeature, 400),
     (ProgramError, 400),
     (QueueFull, 429),
-    (DeadlineExceeded, 504),
+    (DeadlineExceeded, 408),
     (Cancelled, CLIENT_GONE),
 )
 

@@ -24,7 +24,7 @@ from branchline.runtime.core.outputs import (
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.sequence import sequence_names
 from branchline.runtime.server.context import ServerContext
-from branchline.runtime.server.limits import check
+from branchline.runtime.server.limits import Limits, check
 from branchline.runtime.server.wire import CALLER
 
 
@@ -81,9 +81,7 @@ async def generate(
     check("max_prompts", "the number of prompts", len(jobs), limits.max_prompts)
     wanted = sum(job.sampling.n for job in jobs)
     check("max_sequences", "the number of outputs (prompts times n)", wanted, limits.max_sequences)
-    seconds = limits.total_timeout_s
-    if options.deadline_s is not None:
-        seconds = min(seconds, options.deadline_s)
+    deadline = deadline_of(limits, options.deadline_s)
     requests = [
         GenerateRequest(
             id=context.client.new_id(),
@@ -92,7 +90,7 @@ async def generate(
             stream=options.stream,
             namespace=caller.namespace(options.salt),
             priority=options.priority,
-            deadline=time.monotonic() + seconds,
+            deadline=deadline,
             name=options.name,
         )
         for job in jobs
@@ -125,6 +123,12 @@ async def _steps(context: ServerContext, requests: Sequence[GenerateRequest]) ->
             assert not isinstance(output, ScoreResult)
             job, sequence = places[output.request_id]
             yield Step(job, sequence, output)
+
+
+def deadline_of(limits: Limits, asked_s: float | None) -> float:
+    """`time.monotonic()` value at which a request that comes now must have ended."""
+    seconds = limits.total_timeout_s
+    return time.monotonic() + (seconds if asked_s is None else min(seconds, asked_s))
 
 
 def response_id(prefix: str, *given: str | None) -> str:

@@ -125,7 +125,7 @@ class _Live:
         if self._host is None:
             context = self._context
             self._host = ProgramHost(
-                context.executor.open,
+                context.programs.open,
                 ServerFacts(
                     server=_server_name(),
                     model=context.model_name,
@@ -279,7 +279,7 @@ class _Posted:
     @asynccontextmanager
     async def _running(self, run: _GraphRun, ops: list[Op]) -> AsyncIterator[None]:
         """Run the ops; leaving early, because the client has left too, ends the program."""
-        session = self._context.executor.open(run.opened, run.sink)
+        session = self._context.programs.open(run.opened, run.sink)
         try:
             session.send(ops)
             async with asyncio.timeout(self._limits.program_total_s):

@@ -201,3 +201,35 @@ def test_tools_beside_a_constraint_are_refused(spelled: Spelled) -> None:
     body = {"messages": ASK, "tools": TOOLS, "regex": "a+"}
     answer = spelled.server.post("/v1/chat/completions", body)
     assert (answer.status, answer.json["error"]["param"]) == (400, "tools")
+
+
+HARMONY = (
+    "{% if tools %}functions.{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
+    "{% for message in messages %}<|start|>{{ message['role'] }}<|message|>{{ message['content'] }}"
+    "<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    "{# <|channel|>analysis #}"
+)
+
+
+def test_a_format_with_voices_tells_reasoning_itself() -> None:
+    answer = (
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+        "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
+        '{"town": "Rome"}'
+    )
+    with spelled_server(lambda prompt, index: answer, template=HARMONY) as spelled:
+        assert spelled.port.reasoning is not None
+        body = {"messages": ASK, "tools": TOOLS, "logprobs": True}
+        one = whole(spelled.server.post("/v1/chat/completions", body).json)
+        many = joined(spelled.server.post("/v1/chat/completions", {**body, "stream": True}).events)
+        for found in (one, many):
+            [call] = found["tool_calls"]
+            assert json.loads(call["arguments"]) == {"town": "Rome"}
+            assert (found["reasoning_content"], found["content"]) == ("Hm.", "")
+        assert spelled.last.sampling.section is None
+        plain = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+        plain += "<|channel|>final<|message|>Yes."
+        spelled.port.reply = lambda prompt, index: plain
+        [choice] = spelled.server.post("/v1/chat/completions", {"messages": ASK}).json["choices"]
+        message = choice["message"]
+        assert (message["reasoning_content"], message["content"]) == ("Hm.", "Yes.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,14 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import branchline as bl
 from branchline.runtime.server.app import FAMILIES
 from tests.server.spelled import Spelled, spelled_server
 
 BODIES = {path: kind for family in FAMILIES for path, kind in family.bodies.items()}
+
+
+@bl.function
+def greet(s: bl.State) -> None:
+    s += "Hello, " + bl.gen("name", max_tokens=4)
+
+
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "x"},
+    "/v1/programs": {"graph": json.loads(greet.trace().to_json())},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
     "/v1/responses": {"input": "x"},
+    "/v1/score": {"query": "x", "items": ["y"], "label_token_ids": [1]},
     "/v1/tokenize": {"prompt": "x"},
     "/tokenize": {"prompt": "x"},
     "/v1/detokenize": {"tokens": [1]},

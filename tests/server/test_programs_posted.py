@@ -104,7 +104,7 @@ def test_failures_have_a_status_and_the_errors_own_fields(engine: Engine) -> Non
         answer = server.post("/v1/programs", body)
         assert answer.status == 400 and answer.json["error"]["variable"] == "first"
         body = {"graph": GRAPH, "arguments": {"topic": "a"}, "deadline_s": 1e-6}
-        assert server.post("/v1/programs", body).status == 504
+        assert server.post("/v1/programs", body).status == 408
         events = server.post("/v1/programs", {**body, "stream": True}).events
         assert events[-1]["error"]["code"] == "DeadlineExceeded"
 

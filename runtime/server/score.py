@@ -1,0 +1,112 @@
+"""`POST /v1/score`: how likely given tokens follow a text, as SGLang's clients ask for it.
+
+Invariant: every label of an item is scored in one forward over the item's text. Texts that share
+their beginning with the query share its computation.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from branchline.runtime.core.messages import ScoreRequest
+from branchline.runtime.core.outputs import ScoreResult
+from branchline.runtime.server.context import ServerContext
+from branchline.runtime.server.errors import Refused
+from branchline.runtime.server.generation import deadline_of
+from branchline.runtime.server.limits import check
+from branchline.runtime.server.prompts import Prompts
+from branchline.runtime.server.wire import CALLER, json_response, read_body
+
+
+class ScoringRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Texts (or ids) of a query and of items, and the ids of the labels.
+
+    Attributes:
+        apply_softmax: values over the labels add up to 1; else each is the label's probability.
+        item_first: an item stands before the query, not behind it.
+    """
+
+    query: str | list[int]
+    items: str | list[str | list[int]]
+    label_token_ids: list[int]
+    model: str | None = None
+    apply_softmax: bool = False
+    item_first: bool = False
+    priority: int | None = None
+    deadline_s: float | None = None
+    user: str | None = None
+
+
+BODIES: dict[str, type[Any]] = {"/v1/score": ScoringRequest}
+
+
+def routes(context: ServerContext) -> list[web.RouteDef]:
+    """Routes of this module."""
+    return [web.post("/v1/score", _Scoring(context).handle)]
+
+
+class _Scoring:
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._prompts = Prompts(context)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Probabilities of the labels behind each item."""
+        context, limits = self._context, self._context.limits
+        body = await read_body(request, ScoringRequest, limits)
+        items = [body.items] if isinstance(body.items, str) else body.items
+        model = context.check_model(body.model)
+        if not items or not body.label_token_ids:
+            name = "label_token_ids" if items else "items"
+            raise Refused(400, f"{name} is empty", param=name)
+        check("max_prompts", "the number of items", len(items), limits.max_prompts)
+        labels = body.label_token_ids
+        check("max_logit_bias", "the number of labels", len(labels), limits.max_logit_bias)
+        prompts = [await self._prompt(body, item) for item in items]
+        asked = [
+            ScoreRequest(
+                id=context.client.new_id(),
+                prompt_ids=ids,
+                choices=[[label] for label in body.label_token_ids],
+                namespace=request[CALLER].namespace(),
+                priority=body.priority or 0,
+                deadline=deadline_of(limits, body.deadline_s),
+            )
+            for ids in prompts
+        ]
+        found: dict[str, list[float]] = {}
+        async with aclosing(context.client.run(*asked)) as outputs:
+            async for output in outputs:
+                assert isinstance(output, ScoreResult)
+                found[output.request_id] = [row[0] for row in output.token_logprobs]
+        count = sum(map(len, prompts))
+        return json_response(
+            {
+                "scores": [_values(found[item.id], body.apply_softmax) for item in asked],
+                "model": model,
+                "usage": {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0},
+                "object": "scoring",
+            }
+        )
+
+    async def _prompt(self, body: ScoringRequest, item: str | list[int]) -> list[int]:
+        first, second = (item, body.query) if body.item_first else (body.query, item)
+        if isinstance(first, str) and isinstance(second, str):
+            ids = await self._prompts.text(first + second)
+        elif isinstance(first, list) and isinstance(second, list):
+            ids = [*first, *second]
+        else:
+            raise Refused(400, "query and items are both texts or both ids", param="items")
+        self._prompts.check_length(ids)
+        return ids
+
+
+def _values(logprobs: list[float], softmax: bool) -> list[float]:
+    values = [math.exp(value) for value in logprobs]
+    total = sum(values)
+    return [value / total for value in values] if softmax and total > 0.0 else values

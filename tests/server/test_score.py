@@ -1,0 +1,54 @@
+"""Scores of labels, against the engine's own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from branchline.runtime.engine import Engine
+from tests.support.http_server import RunningServer
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_scores_are_probabilities_of_the_labels(
+    server: RunningServer, engine: Engine, softmax: bool, first: bool
+) -> None:
+    body = {
+        "query": "Is it? ",
+        "items": ["yes", "perhaps"],
+        "label_token_ids": [65, 66, 200],
+        "apply_softmax": softmax,
+        "item_first": first,
+    }
+    answer = server.post("/v1/score", body).json
+    for item, values in zip(body["items"], answer["scores"], strict=True):
+        text = f"{item}Is it? " if first else f"Is it? {item}"
+        rows = engine.score(text, [[65], [66], [200]]).token_logprobs
+        expected = [math.exp(row[0]) for row in rows]
+        if softmax:
+            expected = [value / sum(expected) for value in expected]
+        assert values == pytest.approx(expected, rel=1e-3)
+    ids = [list(b"Is it? "), [list(b"yes"), list(b"perhaps")]]
+    again = server.post("/v1/score", {**body, "query": ids[0], "items": ids[1]}).json
+    for one, other in zip(again["scores"], answer["scores"], strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    assert answer["usage"]["prompt_tokens"] == 7 + 3 + 7 + 7
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"items": []}, "items is empty"),
+        ({"label_token_ids": []}, "label_token_ids is empty"),
+        ({"items": [[1]]}, "both texts or both ids"),
+        ({"label_token_ids": [10_000]}, "vocabulary"),
+    ],
+)
+def test_errors_name_what_is_wrong(server: RunningServer, change: Any, words: str) -> None:
+    body = {"query": "x", "items": ["y"], "label_token_ids": [1], **change}
+    answer = server.post("/v1/score", body)
+    assert answer.status == 400, answer.raw
+    assert words in answer.json["error"]["message"]
