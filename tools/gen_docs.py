@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import metrics_page
 import route_tables
 from structured_page import page as structured_page
 
@@ -55,6 +56,7 @@ def configuration() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
+    "metrics.md": metrics_page.page,
     "routes.md": route_tables.page,
     "structured_output.md": structured_page,
 }

@@ -23,17 +23,26 @@ is refused by name; one marked *no effect* is taken and changes nothing; one mar
 known, and only null may be sent. Fields of streamed and whole answers are those of the API's own
 documentation.
 """
+LIMITS = """
+## Limits
+
+Each is set by `--limit NAME=X`, or in the table `[limits]` or `[program_limits]` of a file.
+
+"""
 _MODULE = re.compile(r"(?:\w+\.)+(?=\w)")
 _LITERAL = re.compile(r"Literal\[([^\]]*)\]")
 
 
 def page() -> str:
     """The whole text of the page."""
-    parts = [HEAD, "\n## Limits\n\n", "Every one is a flag of the server.\n\n"]
-    parts += ["| flag | default | bounds |\n|---|---|---|\n"]
+    parts = [
+        HEAD,
+        LIMITS,
+    ]
+    parts += ["| limit | default | bounds |\n|---|---|---|\n"]
     for item in (*fields(Limits), *fields(ProgramLimits)):
         if "help" in item.metadata:
-            flag = f"--{item.name.replace('_', '-')}"
+            flag = item.name
             parts.append(f"| `{flag}` | {item.default} | {item.metadata['help']} |\n")
     for kind, paths in _bodies().items():
         named = ", ".join(f"`{path}`" for path in paths)

@@ -15,8 +15,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from branchline.cli.options import add_engine_flags
-from branchline.cli.server_settings import SERVER_SECTIONS
+from branchline.cli.options import add_engine_flags, add_limit_flag
+from branchline.cli.server_settings import FLAG_SECTIONS, LIMIT_SECTIONS
 from branchline.runtime.errors import BranchlineError, InvalidRequest, ProgramError
 
 RUNTIME_PACKAGES = frozenset(
@@ -92,7 +92,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE.toml", help="settings, one table a group below; flags win"
     )
-    add_engine_flags(parser, SERVER_SECTIONS)
+    add_engine_flags(parser, FLAG_SECTIONS)
+    add_limit_flag(parser, LIMIT_SECTIONS)
     parser.set_defaults(target="branchline.cli.serve:serve")
 
 

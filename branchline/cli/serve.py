@@ -8,20 +8,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
-import logging
 import signal
-import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from branchline.cli.server_keys import read_keys
 from branchline.cli.server_settings import Choices, choices_of
+from branchline.runtime.config import env
 from branchline.runtime.config.server import ServerSection
-from branchline.runtime.errors import BranchlineError
+from branchline.runtime.errors import BranchlineError, InvalidRequest
 from branchline.runtime.launch.remote_engine import RemoteEngine
+from branchline.runtime.observability.logs import set_up_logs
+from branchline.runtime.observability.tracing import Tracer
 from branchline.runtime.server.app import create_app
 from branchline.runtime.server.context import ServerContext, make_context
 from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.run import Entrance, Stopping, run
+
+if TYPE_CHECKING:
+    from branchline.runtime.server.grpc_api.service import GrpcServer
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -29,12 +33,8 @@ def serve(arguments: argparse.Namespace) -> int:
     choices = choices_of(arguments)
     server = choices.server
     keys = read_keys(server)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=server.log_level.upper(),
-        format="%(asctime)s %(levelname)s http: %(message)s",
-    )
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    set_up_logs("json" if server.log_format == "json" else "text", server.log_level, "http")
+    tracer = _tracer()
     _say(f"loading {choices.engine.get('model', 'the default model')}")
     failed: list[BranchlineError] = []
     stop_for: list[Any] = []
@@ -51,17 +51,21 @@ def serve(arguments: argparse.Namespace) -> int:
         engine.start()
         for decision in engine.port.info()["decisions"]:
             _say(f"  {decision['setting']} = {decision['value']}: {decision['why']}")
-        drained = asyncio.run(_serve(engine, choices, keys, stop_for))
+        drained = asyncio.run(_serve(engine, choices, keys, tracer, stop_for))
     finally:
         signal.signal(signal.SIGTERM, before)
         engine.close()
+        if tracer is not None:
+            tracer.close()
     if failed:
         raise failed[0]
     _say("stopped" if drained else "stopped before everything was finished")
     return 0 if drained else 1
 
 
-async def _serve(engine: RemoteEngine, choices: Choices, keys: Keys, stop_for: list[Any]) -> bool:
+async def _serve(
+    engine: RemoteEngine, choices: Choices, keys: Keys, tracer: Tracer | None, stop_for: list[Any]
+) -> bool:
     server = choices.server
     loop, stopping = asyncio.get_running_loop(), Stopping()
     stop_for.append(lambda: loop.call_soon_threadsafe(stopping.fail))
@@ -80,9 +84,11 @@ async def _serve(engine: RemoteEngine, choices: Choices, keys: Keys, stop_for: l
         program_limits=choices.program_limits,
         keys=keys,
         health=health,
+        tracer=tracer,
     )
     app = create_app(context)
     entrance = Entrance(app)
+    grpc = await _grpc(context, server)
     try:
         return await run(
             app,
@@ -95,7 +101,34 @@ async def _serve(engine: RemoteEngine, choices: Choices, keys: Keys, stop_for: l
             listening=lambda url: _listening(url, server, keys),
         )
     finally:
+        if grpc is not None:
+            await grpc.stop(1.0)
         context.executor.close()
+
+
+async def _grpc(context: ServerContext, server: ServerSection) -> GrpcServer | None:
+    """The gRPC server, listening, if one was asked for."""
+    if server.grpc_port is None:
+        return None
+    try:
+        from branchline.runtime.server.grpc_api.service import GrpcServer
+    except ModuleNotFoundError as error:
+        raise InvalidRequest(
+            "gRPC needs packages that are not installed",
+            value=error.name,
+            hint="Install them: pip install 'branchline[grpc]'.",
+        ) from error
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    made = GrpcServer(context, f"{host}:{server.grpc_port}")
+    await made.start()
+    _say(f"gRPC at {host}:{made.port}")
+    return made
+
+
+def _tracer() -> Tracer | None:
+    """Where spans go, if the environment names a collector."""
+    endpoint = env.read("OTEL_EXPORTER_OTLP_ENDPOINT")
+    return Tracer(endpoint) if endpoint else None
 
 
 def _listening(url: str, server: ServerSection, keys: Keys) -> None:

@@ -26,6 +26,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "eviction": ("lru", "lfu", "fifo", "priority"),
     "policy": ("lpm", "fcfs", "priority"),
     "log_level": ("debug", "info", "warning", "error"),
+    "log_format": ("text", "json"),
     "grammar_backend": ("auto", "llguidance", "xgrammar", "outlines"),
 }
 _NOT_NEGATIVE = ("drain_timeout_s", "max_restarts")
@@ -107,8 +108,9 @@ def _check(name: str, value: Any) -> None:
         raise InvalidRequest(
             f"{name} must not be negative", value=value, hint=f"Set {name} to 0 or more."
         )
-    if name == "port" and not (_is_number(value) and 0 <= value < 65536):
-        raise InvalidRequest("port is not a port", value=value, hint="Use 0 to 65535.")
+    is_port = name == "port" or (name == "grpc_port" and value is not None)
+    if is_port and not (_is_number(value) and 0 <= value < 65536):
+        raise InvalidRequest(f"{name} is not a port", value=value, hint="Use 0 to 65535.")
     if name == "memory_fraction" and not (_is_number(value) and 0.0 < value <= 1.0):
         raise InvalidRequest(
             "memory_fraction is a share", value=value, hint="Use a number above 0 and at most 1."

@@ -17,6 +17,8 @@ VARIABLES: Final[Mapping[str, str]] = {
     "XDG_CACHE_HOME": "folder for caches; branchline uses `branchline` in it",
     "BRANCHLINE_API_KEY": "API keys of `branchline serve`, separated by commas",
     "BRANCHLINE_ADMIN_KEY": "admin keys of `branchline serve`, separated by commas",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "collector that `branchline serve` sends spans to, by OTLP over "
+    "HTTP; not set = no spans",
     "HF_HUB_OFFLINE": "1, true, yes or on: do not ask the Hugging Face hub",
 }
 """Name to meaning."""

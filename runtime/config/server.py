@@ -34,4 +34,8 @@ class ServerSection:
     max_restarts: int = setting(
         5, "restarts within ten minutes until the server gives up and exits with status 1"
     )
+    grpc_port: int | None = setting(
+        None, "port for the engine's calls over gRPC, at the same host; None = none"
+    )
     log_level: str = setting("info", '"debug", "info", "warning" or "error"')
+    log_format: str = setting("text", 'log lines: "text" for people, "json" for machines')

@@ -43,15 +43,6 @@ def read_start(kind: type[S]) -> S:
     return start
 
 
-def log_to_stderr(role: str, level: str) -> None:
-    """Log lines of this process, with its role in each."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format=f"%(asctime)s %(levelname)s {role}: %(message)s",
-    )
-
-
 def leave(status: int) -> NoReturn:
     """End this process now. Everything that matters has been closed; taking the interpreter apart
     would only keep the parent waiting (seconds, with torch loaded)."""

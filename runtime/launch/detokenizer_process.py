@@ -26,7 +26,7 @@ from branchline.runtime.ipc.messages import (
     ToPort,
     ToScheduler,
 )
-from branchline.runtime.ipc.parent import leave, log_to_stderr, read_start
+from branchline.runtime.ipc.parent import leave, read_start
 from branchline.runtime.ipc.socket_loop import SocketLoop
 from branchline.runtime.ipc.sockets import Inbox, Outlet
 from branchline.runtime.launch.starts import (
@@ -37,6 +37,7 @@ from branchline.runtime.launch.starts import (
     scheduler_codec,
 )
 from branchline.runtime.launch.text_parts import load_text
+from branchline.runtime.observability.logs import set_up_logs
 from branchline.runtime.tokenizer.sequence_reader import SequenceReader
 from branchline.runtime.tokenizer.side_thread import SideThread
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
@@ -177,7 +178,7 @@ def run(start: ProcessStart, context: zmq.Context[zmq.Socket[bytes]]) -> int:
 def main() -> int:
     """Body of the process."""
     start = read_start(ProcessStart)
-    log_to_stderr("detokenizer", start.log_level)
+    set_up_logs(start.log_format, start.log_level, "detokenizer")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     status = run(start, context)
     # Told to stop, nobody listens any more; failed, somebody wants to know why.

@@ -119,7 +119,7 @@ class Births:
     ) -> None:
         self._loop = loop
         self._settings = settings
-        self._log_level = server.log_level
+        self._server = server
         self._hear = hear
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._folder = _private_folder()
@@ -138,7 +138,8 @@ class Births:
             inbox=endpoint,
             port=inbox.endpoint,
             peer=peer,
-            log_level=self._log_level,
+            log_level=self._server.log_level,
+            log_format="json" if self._server.log_format == "json" else "text",
         )
         life = Life(role, Child(MODULES[role], start), endpoint, inbox)
         self._loop.watch(inbox, lambda message: self._hear(life, message))

@@ -37,7 +37,7 @@ from branchline.runtime.ipc.messages import (
     ToPort,
     ToScheduler,
 )
-from branchline.runtime.ipc.parent import leave, log_to_stderr, read_start
+from branchline.runtime.ipc.parent import leave, read_start
 from branchline.runtime.ipc.sockets import Inbox, Outlet
 from branchline.runtime.launch.remote_outbox import RemoteOutbox
 from branchline.runtime.launch.scheduler_parts import build_scheduler
@@ -49,6 +49,7 @@ from branchline.runtime.launch.starts import (
     scheduler_codec,
 )
 from branchline.runtime.launch.text_parts import open_model, text_parts
+from branchline.runtime.observability.logs import set_up_logs
 from branchline.runtime.scheduler.loop import Loop
 from branchline.runtime.scheduler.scheduler import Scheduler
 
@@ -221,7 +222,7 @@ def _beating(outlet: Outlet[ToPort], beat: Callable[[], Beat]) -> Iterator[None]
 def main() -> int:
     """Body of the process."""
     start = read_start(ProcessStart)
-    log_to_stderr("scheduler", start.log_level)
+    set_up_logs(start.log_format, start.log_level, "scheduler")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     status = run(start, context)
     # Told to stop, nobody listens any more; failed, somebody wants to know why.

@@ -8,6 +8,7 @@ import msgspec
 
 from branchline.runtime.ipc.codec import Codec
 from branchline.runtime.ipc.messages import ToDetokenizer, ToPort, ToScheduler
+from branchline.runtime.observability.logs import LogFormat
 
 BEAT_PERIOD_S = 0.5
 
@@ -21,6 +22,7 @@ class ProcessStart(msgspec.Struct, kw_only=True):
         port: where the HTTP process listens to it.
         peer: where the other one of the two listens.
         log_level: "debug", "info", "warning" or "error".
+        log_format: "text" or "json".
     """
 
     settings: dict[str, Any]
@@ -28,6 +30,7 @@ class ProcessStart(msgspec.Struct, kw_only=True):
     port: str
     peer: str
     log_level: str = "warning"
+    log_format: LogFormat = "text"
 
 
 def scheduler_codec() -> Codec[ToScheduler]:

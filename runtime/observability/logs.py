@@ -21,14 +21,22 @@ request_id: ContextVar[str] = ContextVar("branchline_request_id", default="")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "request_id"}
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, request_id, and what `extra=` gave."""
+class _Formatter(logging.Formatter):
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self.role = role
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line: time, level, process, logger, message, request_id, and what `extra=`
+    gave."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
         line: dict[str, object] = {
             "time": _time_of(record),
             "level": record.levelname.lower(),
+            "process": self.role,
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -41,22 +49,27 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
-class TextFormatter(logging.Formatter):
-    """`time LEVEL logger: message [request]`."""
+class TextFormatter(_Formatter):
+    """`time LEVEL process: message [request]`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, a traceback below it."""
         current = request_id.get()
-        text = f"{_time_of(record)} {record.levelname:<7} {record.name}: {record.getMessage()}"
+        text = f"{_time_of(record)} {record.levelname:<7} {self.role}: {record.getMessage()}"
         text += f" [{current}]" if current else ""
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
-def set_up(form: LogFormat, level: str, stream: TextIO | None = None) -> None:
-    """Send all logs of this process to `stream` (standard error), replacing what was set up."""
+def set_up_logs(form: LogFormat, level: str, role: str, stream: TextIO | None = None) -> None:
+    """Send all logs of this process to `stream` (standard error), replacing what was set up.
+
+    Args:
+        role: of the process, in each line.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter(role) if form == "json" else TextFormatter(role))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 def _time_of(record: logging.LogRecord) -> str:

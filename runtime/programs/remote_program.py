@@ -57,7 +57,7 @@ EVENT_BYTES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramLimits:
-    """What one program, and all of them together, may use. A field is a flag of the server."""
+    """What one program, and all of them together, may use. A field `x` is set by `--limit x=…`."""
 
     max_programs: int = setting(16384, "programs that clients may have here at a time")
     max_program_ops: int = setting(100_000, "operations of one program")
@@ -109,7 +109,7 @@ class Guard:
                 f"the program has more {_WORDS[what]} than this server allows",
                 value=f"more than {limit}",
                 hint="Split the program, or start the server with a larger "
-                f"--max-program-{what.replace('_', '-')}.",
+                f"--limit max_program_{what}=….",
             )
 
 
@@ -248,7 +248,7 @@ class RemoteProgram:
                     "the client does not read the program's events",
                     value=f"more than {self.limits.max_program_unread_bytes} bytes unread",
                     hint="Read faster, or start the server with a larger "
-                    "--max-program-unread-bytes.",
+                    "--limit max_program_unread_bytes=….",
                 )
             )
         self.wake()
@@ -323,7 +323,7 @@ class RemoteProgram:
                     "the program asked for nothing",
                     value=f"{limits.program_idle_s} s",
                     hint="End programs that only wait, or start the server with a larger "
-                    "--program-idle-s.",
+                    "--limit program_idle_s=….",
                 )
             )
         return True

@@ -163,7 +163,7 @@ class _Gate:
             raise QueueFull(
                 "too many requests are being worked on",
                 value=self._open,
-                hint="Try again later, or start the server with a larger --max-open-requests.",
+                hint="Try again later, or start the server with --limit max_open_requests=….",
             )
         self._open += 1
         try:

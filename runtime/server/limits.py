@@ -1,4 +1,4 @@
-"""Every bound on what a client may ask for, in one table; one field is one flag of the server.
+"""Every bound on what a client may ask for, in one table; one field is one `--limit` of the server.
 
 Invariant: a value beyond a bound is refused before any of it is worked on, by an error that names
 the bound, what was found and the most that is allowed. Sizes of one constraint beyond those here
@@ -18,7 +18,7 @@ from branchline.runtime.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most of everything. A field `max_x` is the flag `--max-x`."""
+    """The most of everything. A field `x` is set by `--limit x=…`."""
 
     max_body_bytes: int = setting(8 * 1024 * 1024, "bytes of a request's body")
     max_open_requests: int = setting(1024, "requests worked on at once; more get 429")
@@ -53,7 +53,7 @@ def check(name: str, what: str, found: int, most: int | None) -> None:
         raise InvalidRequest(
             f"{what} is beyond the server's limit",
             value=found,
-            hint=f"Use at most {most}, or start the server with --{name.replace('_', '-')}.",
+            hint=f"Use at most {most}, or start the server with --limit {name}=….",
         )
 
 

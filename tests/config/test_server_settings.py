@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
 from branchline.cli.main import build_parser
 from branchline.cli.server_keys import read_keys
-from branchline.cli.server_settings import SERVER_SECTIONS, Choices, choices_of
+from branchline.cli.server_settings import (
+    FLAG_SECTIONS,
+    LIMIT_SECTIONS,
+    SERVER_SECTIONS,
+    Choices,
+    choices_of,
+)
 from branchline.runtime.config.sections import all_settings
 from branchline.runtime.config.server import ServerSection
 from branchline.runtime.errors import InvalidRequest
@@ -29,8 +35,32 @@ def write(folder: Path, text: str) -> str:
 def test_every_setting_is_a_flag_and_there_are_fewer_than_sixty() -> None:
     known = all_settings(SERVER_SECTIONS)
     assert len(known) == sum(len(all_settings([section])) for section in SERVER_SECTIONS), "unique"
-    assert len(known) + len(("--config",)) < 60
-    assert {f"setting_{name}" for name in known} <= set(vars(build_parser().parse_args(["serve"])))
+    flags = all_settings(FLAG_SECTIONS)
+    assert len(flags) + len(("--config", "--limit")) < 60
+    assert {f"setting_{name}" for name in flags} <= set(vars(build_parser().parse_args(["serve"])))
+
+
+def test_every_limit_is_set_by_its_name() -> None:
+    for name, (_, item) in all_settings(LIMIT_SECTIONS).items():
+        value = 7 if "int" in str(item.type) else 7.5
+        choices = choose("--limit", f"{name.replace('_', '-')}={value}")
+        found = {**asdict(choices.limits), **asdict(choices.program_limits)}
+        assert found[name] == value, name
+    assert choose("--limit", "max_n=3", "--limit", "max_tools = 5").limits.max_tools == 5
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("max_m=3", "unknown limit 'max_m'.*max_n"),
+        ("max_n", "has no value.*--limit max_n=128"),
+        ("max_n=many", "--limit max_n is a number.*--limit max_n=8"),
+        ("max_n=0", "max_n must be above 0"),
+    ],
+)
+def test_a_limit_that_cannot_be_meant_is_an_error(word: str, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        choose("--limit", word)
 
 
 def test_nothing_said_is_every_default() -> None:

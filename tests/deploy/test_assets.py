@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from branchline.cli.main import build_parser
+from branchline.cli.server_settings import choices_of
+from branchline.runtime.config.env import VARIABLES
 from branchline.runtime.observability.metrics import INSTRUMENTS, PREFIX, READINGS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "assets" / "deploy"
@@ -70,6 +73,24 @@ def test_probes_ask_for_health_on_the_port_that_the_image_serves() -> None:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["httpGet"] == {"path": "/health", "port": port["name"]}
     assert manifest("service.yaml")["spec"]["ports"][0]["targetPort"] == port["name"]
+
+
+def test_what_images_and_manifests_tell_the_server_is_what_it_takes() -> None:
+    container = manifest("deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    said = [container["args"], compose["services"]["branchline"]["command"]]
+    for name in ("cpu.Dockerfile", "cuda.Dockerfile"):
+        text = (DEPLOY / name).read_text()
+        entry, command = (
+            json.loads(re.findall(rf"^{word} (\[.*\])$", text, re.MULTILINE)[0])
+            for word in ("ENTRYPOINT", "CMD")
+        )
+        said.append([*entry[1:], *command])
+    for words in said:
+        words = words if words[0] == "serve" else ["serve", *words]
+        choices_of(build_parser().parse_args(words))
+    for variable in container["env"]:
+        assert variable["name"] in VARIABLES
 
 
 def test_all_manifests_speak_of_the_same_pods() -> None:

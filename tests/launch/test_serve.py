@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
+import http.server
 import json
 import re
 import signal
@@ -14,8 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -187,3 +191,58 @@ def test_a_port_in_use_is_an_error_with_a_hint(settings: dict[str, Any]) -> None
         done = subprocess.run(words, capture_output=True, text=True, timeout=100)
         assert done.returncode == 2
         assert "cannot listen at 127.0.0.1" in done.stderr and "hint: " in done.stderr
+
+
+def test_serve_is_watched_by_metrics_spans_and_json_logs_and_speaks_grpc(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = _Collector()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", spans.url)
+    with spans, serving(settings, "--grpc-port", "0", "--log-format", "json") as served:
+        at = next(line for line in served.lines if line.startswith("gRPC at ")).split()[-1]
+        with grpc.insecure_channel(at) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=30)
+            assert answer.status == health_pb2.HealthCheckResponse.ServingStatus.Value("SERVING")
+        body = {"prompt": "Once", "max_tokens": 3, "ignore_eos": True}
+        status, response = served.request("POST", "/v1/completions", body)
+        response.read()
+        assert status == 200
+        text = served.request("GET", "/metrics")[1].read().decode()
+        assert re.search(r"branchline:generation_tokens_total\{.*\} 3\.0", text)
+        assert "branchline:max_total_num_tokens{" in text
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(60) == 0
+    assert b"generate" in spans.body()
+
+
+class _Collector:
+    """Takes spans, as an OTLP collector does."""
+
+    def __init__(self) -> None:
+        self._bodies: list[bytes] = []
+        bodies = self._bodies
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                data = self.rfile.read(int(self.headers["content-length"]))
+                gzipped = self.headers.get("content-encoding") == "gzip"
+                bodies.append(gzip.decompress(data) if gzipped else data)
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def body(self) -> bytes:
+        return b"".join(self._bodies)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from branchline.runtime.observability.logs import request_id, set_up
+from branchline.runtime.observability.logs import request_id, set_up_logs
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def root_handlers() -> Iterator[None]:
 
 def test_a_json_line_has_the_request_the_extras_and_the_traceback() -> None:
     stream = io.StringIO()
-    set_up("json", "info", stream)
+    set_up_logs("json", "info", "http", stream)
     token = request_id.set("r-7")
     try:
         try:
@@ -37,7 +37,7 @@ def test_a_json_line_has_the_request_the_extras_and_the_traceback() -> None:
     line = json.loads(text)
     assert line["message"] == "it failed"
     assert line["level"] == "error"
-    assert line["logger"] == "a.room"
+    assert (line["logger"], line["process"]) == ("a.room", "http")
     assert line["request_id"] == "r-7"
     assert line["rows"] == [1]
     assert "ValueError: of\nno use" in line["exception"]
@@ -46,11 +46,11 @@ def test_a_json_line_has_the_request_the_extras_and_the_traceback() -> None:
 
 def test_a_text_line_names_the_request_only_while_it_is_served() -> None:
     stream = io.StringIO()
-    set_up("text", "warning", stream)
+    set_up_logs("text", "warning", "http", stream)
     token = request_id.set("r-8")
     logging.getLogger("a.room").warning("one")
     request_id.reset(token)
     logging.getLogger("a.room").warning("two")
     first, second = stream.getvalue().splitlines()
-    assert first.endswith("WARNING a.room: one [r-8]")
-    assert second.endswith("WARNING a.room: two")
+    assert first.endswith("WARNING http: one [r-8]")
+    assert second.endswith("WARNING http: two")

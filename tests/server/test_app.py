@@ -110,7 +110,7 @@ def test_different_keys_never_share_a_namespace() -> None:
 def test_a_bound_is_named_with_what_was_found() -> None:
     check("max_n", "n", 4, 4)
     check("max_prompt_tokens", "the prompt", 10**9, None)
-    with pytest.raises(InvalidRequest, match=r"n is beyond.*got 5.*at most 4.*--max-n"):
+    with pytest.raises(InvalidRequest, match=r"n is beyond.*got 5.*at most 4.*--limit max_n="):
         check("max_n", "n", 5, Limits(max_n=4).max_n)
 
 

@@ -67,7 +67,7 @@ def test_log_lines_of_a_request_carry_its_id(
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.append(JsonFormatter().format(record))
+            lines.append(JsonFormatter("http").format(record))
 
     def broken(client: object) -> str:
         raise RuntimeError("a bug")

@@ -286,9 +286,9 @@ def test_limits_of_programs_are_the_servers(engine: Engine) -> None:
         def long(s: bl.State) -> None:
             s += "word " * 100 + bl.gen("x")
 
-        with pytest.raises(bl.InvalidRequest, match="--max-program-ops"):
+        with pytest.raises(bl.InvalidRequest, match="--limit max_program_ops="):
             many.run(backend=endpoint)
-        with pytest.raises(bl.InvalidRequest, match="--max-program-text-bytes"):
+        with pytest.raises(bl.InvalidRequest, match="--limit max_program_text_bytes="):
             long.run(backend=endpoint)
         assert story.run(tokens=2, backend=endpoint).result
         endpoint.close()

@@ -98,7 +98,7 @@ def test_what_cannot_run_is_a_400_that_says_why(
 def test_failures_have_a_status_and_the_errors_own_fields(engine: Engine) -> None:
     with serve_engine(engine, program_limits=ProgramLimits(max_program_ops=3)) as small:
         answer = small.post("/v1/programs", {"graph": GRAPH, "arguments": {"topic": "a"}})
-    assert answer.status == 400 and "--max-program-ops" in answer.json["error"]["hint"]
+    assert answer.status == 400 and "--limit max_program_ops=" in answer.json["error"]["hint"]
     with serve_engine(engine) as server:
         body = {"graph": GRAPH, "arguments": {"topic": "a " * 3000}}
         answer = server.post("/v1/programs", body)
@@ -137,10 +137,10 @@ def test_the_page_of_programs_names_every_limit_and_its_default() -> None:
     rows = {
         line.split("|")[1].strip(): line.split("|")[2]
         for line in page.splitlines()
-        if "`--" in line
+        if line.startswith(("| `max_", "| `program_"))
     }
     for item in fields(ProgramLimits):
-        shown = rows.pop(f"`--{item.name.replace('_', '-')}`")
+        shown = rows.pop(f"`{item.name}`")
         value = float(shown.replace(",", "").split()[0]) * (1 << 20 if "MiB" in shown else 1)
         assert value == item.default, item.name
         assert item.metadata["help"]
