@@ -40,6 +40,9 @@ class AttentionMeta:
         tree_lens: [b] int32, draft-tree tokens of each row, at most `extend_lens`; 0 = none.
         tree_offsets: [b] int32, first word of the row's mask in `tree_words`.
         tree_words: [w] int64, mask bits (read as unsigned 64-bit words).
+        host_seq_lens: `seq_lens` in host memory, for backends that plan a step there without
+            waiting for the device; None = `seq_lens` itself is in host memory.
+        host_extend_lens: `extend_lens` likewise.
     """
 
     rows: torch.Tensor
@@ -50,6 +53,8 @@ class AttentionMeta:
     tree_lens: torch.Tensor | None = None
     tree_offsets: torch.Tensor | None = None
     tree_words: torch.Tensor | None = None
+    host_seq_lens: torch.Tensor | None = None
+    host_extend_lens: torch.Tensor | None = None
 
 
 class Ops(ABC):
