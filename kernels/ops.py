@@ -115,6 +115,60 @@ class Ops(ABC):
         native backend; the reference multiplies by the dequantized weight.
         """
 
+    def head(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """linear(x, weight) in float32 if the backend's sums are: logits [t, N].
+
+        Logits that were rounded to bfloat16 are equal too often to be ranked.
+        """
+        return self.linear(x, weight)
+
+    def norm_linear(
+        self,
+        x: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """linear(rms_norm(x)); one op so that a backend can read x once. [t, K] -> [t, N]."""
+        return self.linear(self.rms_norm(x, norm, eps), weight, bias)
+
+    def residual_step(
+        self,
+        x: torch.Tensor,
+        projection: Weight,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight | None,
+        *,
+        gated: bool = False,
+        projection_bias: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """From the end of one block to the start of the next, through the residual stream.
+
+        `residual += linear(x, projection)` in place, then the norm of the sum, then `weight`.
+        A backend may fuse what it likes; this is what they all compute.
+
+        Args:
+            x: [t, K], or with `gated` [t, 2K], of which silu_mul is taken first.
+            projection: [H, K].
+            residual: [t, H], changed.
+            norm: [H] weight of the norm.
+            eps: of the norm.
+            weight: [N, H]; None = the result is the norm itself.
+            gated: x holds gate and up.
+            projection_bias: [H] float32.
+            bias: [N] float32.
+
+        Returns:
+            [t, N], or [t, H] without `weight`.
+        """
+        y = self.linear(self.silu_mul(x) if gated else x, projection, projection_bias)
+        normed = self.add_rms_norm(y, residual, norm, eps)
+        return normed if weight is None else self.linear(normed, weight, bias)
+
     @abstractmethod
     def qk_norm_rope_write(
         self,
@@ -204,3 +258,14 @@ class Ops(ABC):
     @abstractmethod
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         """log(sum(exp(logits))) of each row. [n, V] -> [n] float32; -inf if all are -inf."""
+
+    def copy_slots(self, buffer: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy slots of a pool in all its planes; every source is read before a target is written.
+
+        Args:
+            buffer: [..., num_slots, hkv, d].
+            source: [n] int32 or int64.
+            target: [n] likewise, distinct.
+        """
+        dim = buffer.dim() - 3
+        buffer.index_copy_(dim, target.long(), buffer.index_select(dim, source.long()))
