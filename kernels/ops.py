@@ -133,6 +133,12 @@ class Ops(ABC):
         """linear(rms_norm(x)); one op so that a backend can read x once. [t, K] -> [t, N]."""
         return self.linear(self.rms_norm(x, norm, eps), weight, bias)
 
+    def gated_linear(
+        self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """silu_mul(linear(x)) for a weight that holds gate and up. [t, K] -> [t, N / 2]."""
+        return self.silu_mul(self.linear(x, weight, bias))
+
     def residual_step(
         self,
         x: torch.Tensor,
@@ -152,22 +158,24 @@ class Ops(ABC):
         A backend may fuse what it likes; this is what they all compute.
 
         Args:
-            x: [t, K], or with `gated` [t, 2K], of which silu_mul is taken first.
+            x: [t, K].
             projection: [H, K].
             residual: [t, H], changed.
             norm: [H] weight of the norm.
             eps: of the norm.
             weight: [N, H]; None = the result is the norm itself.
-            gated: x holds gate and up.
+            gated: `weight` holds gate and up, the result is silu_mul of the product.
             projection_bias: [H] float32.
             bias: [N] float32.
 
         Returns:
-            [t, N], or [t, H] without `weight`.
+            [t, N], or with `gated` [t, N / 2], or without `weight` [t, H].
         """
-        y = self.linear(self.silu_mul(x) if gated else x, projection, projection_bias)
+        y = self.linear(x, projection, projection_bias)
         normed = self.add_rms_norm(y, residual, norm, eps)
-        return normed if weight is None else self.linear(normed, weight, bias)
+        if weight is None:
+            return normed
+        return (self.gated_linear if gated else self.linear)(normed, weight, bias)
 
     @abstractmethod
     def qk_norm_rope_write(

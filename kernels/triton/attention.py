@@ -20,7 +20,7 @@ _LOG2_E = 1.4426950408889634
 _MAX_SPLITS = 32
 _TILE_ROWS = 128
 _SMALL_TILE_ROWS = 64
-_LONGEST_SPLIT = 64
+_DECODE_KEYS = 64
 
 
 def attend(
@@ -70,7 +70,7 @@ def _decode(
     group = hq // hkv
     # Enough programs to fill the device twice, no more parts than the longest row has blocks.
     splits = min(_MAX_SPLITS, max(1, 2 * gpu.processors // (b * hkv)))
-    splits = min(splits, triton.cdiv(meta.slot_table.shape[1], _LONGEST_SPLIT))
+    splits = min(splits, triton.cdiv(meta.slot_table.shape[1], _DECODE_KEYS))
     if b * hkv > gpu.counters.shape[0]:
         splits = 1
     shape = (b, hkv, splits, group)
@@ -98,10 +98,12 @@ def _decode(
         GROUP_PAD=max(16, power_of_two(group)),
         D=d,
         BLOCK_D=max(16, power_of_two(d)),
-        BLOCK_N=64,
+        BLOCK_N=_DECODE_KEYS,
         SPLITS=splits,
+        JOIN_G=power_of_two(group),
+        JOIN_S=min(power_of_two(splits), max(1, 32 // power_of_two(group))),
         WIDE=gpu.interpreted,
-        **gpu.launch(4, 2),
+        **gpu.launch(2, 2 if b < 128 else 3),
     )
 
 
@@ -145,7 +147,7 @@ def _extend(
         D=d,
         BLOCK_D=max(16, power_of_two(d)),
         TOKENS=tokens,
-        BLOCK_N=64 if q.dtype != torch.float32 else 32,
+        BLOCK_N=64 if no_tree and q.dtype != torch.float32 else 32,
         BLOCK_B=power_of_two(b),
         TREE=not no_tree,
         WIDE=gpu.interpreted,

@@ -15,6 +15,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: _block: operands of a launch
+# size: _join_parts: operands of a launch
 # size: decode_kernel: operands of a launch; its parts share the tile that they join
 # size: extend_kernel: operands of a launch; both loops update one tile
 
@@ -93,6 +94,8 @@ def decode_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr,
+    JOIN_G: tl.constexpr,
+    JOIN_S: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -142,30 +145,45 @@ def decode_kernel(
         tl.debug_barrier()  # the whole program has written before it says so
         if tl.atomic_add(arrived + one, 1) == SPLITS - 1:
             tl.store(arrived + one, 0)
-            top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
-            total = tl.zeros([GROUP_PAD], tl.float32)
-            acc = tl.zeros([GROUP_PAD, BLOCK_D], tl.float32)
             used = tl.cdiv(length, tl.maximum(part, 1))
-            for s in range(0, used):
-                other = (one * SPLITS + s) * GROUP + g
-                # .cg: what other multiprocessors wrote is in L2, not in this one's L1.
-                lse = tl.load(
-                    part_lse + other, mask=g < GROUP, other=float("-inf"), cache_modifier=".cg"
-                )
-                value = tl.load(
-                    part_out + other[:, None] * D + i[None, :],
-                    mask=q_live,
-                    other=0.0,
-                    cache_modifier=".cg",
-                )
-                new = tl.maximum(top, lse)
-                base = tl.where(new == float("-inf"), 0.0, new)
-                shrink, weight = tl.exp2(top - base), tl.exp2(lse - base)
-                acc = acc * shrink[:, None] + value * weight[:, None]
-                total = total * shrink + weight
-                top = new
-            value = acc / tl.where(total > 0, total, 1.0)[:, None]
-            tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)
+            _join_parts(
+                part_out, part_lse, out, token, one, head, hkv, used,
+                GROUP, JOIN_G, D, BLOCK_D, SPLITS, JOIN_S,
+            )  # fmt: skip
+
+
+@triton.jit
+def _join_parts(
+    part_out, part_lse, out, token, one, head, hkv, used,
+    GROUP: tl.constexpr, JOIN_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr, JOIN_S: tl.constexpr,
+):  # fmt: skip
+    """Join the parts of one row and KV head, JOIN_S at a time, in order."""
+    g, i, s = tl.arange(0, JOIN_G), tl.arange(0, BLOCK_D), tl.arange(0, JOIN_S)
+    inside = (g < GROUP)[:, None] & (i < D)[None, :]
+    top = tl.full([JOIN_G], float("-inf"), tl.float32)
+    total = tl.zeros([JOIN_G], tl.float32)
+    acc = tl.zeros([JOIN_G, BLOCK_D], tl.float32)
+    for first in range(0, used, JOIN_S):
+        live = (first + s < used)[:, None] & (g < GROUP)[None, :]
+        place = (one * SPLITS + first + s)[:, None] * GROUP + g[None, :]
+        # .cg: what other multiprocessors wrote is in L2, not in this one's L1.
+        lse = tl.load(part_lse + place, mask=live, other=float("-inf"), cache_modifier=".cg")
+        value = tl.load(
+            part_out + place[:, :, None] * D + i[None, None, :],
+            mask=live[:, :, None] & (i < D)[None, None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new = tl.maximum(top, tl.max(lse, axis=0))
+        base = tl.where(new == float("-inf"), 0.0, new)
+        shrink, weight = tl.exp2(top - base), tl.exp2(lse - base[None, :])
+        acc = acc * shrink[:, None] + tl.sum(value * weight[:, :, None], axis=0)
+        total = total * shrink + tl.sum(weight, axis=0)
+        top = new
+    value = acc / tl.where(total > 0, total, 1.0)[:, None]
+    target = out + (token * hkv * GROUP + head * GROUP + g[:, None]) * D + i[None, :]
+    tl.store(target, value.to(out.dtype.element_ty), mask=inside & (g[:, None] * 0 + used > 0))
 
 
 @triton.jit

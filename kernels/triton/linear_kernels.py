@@ -4,10 +4,10 @@ Invariant: a program owns some columns of the output and sums over all of K by i
 and in a fixed order, so results are the same from run to run. The weights are constants: they are
 asked for before the wait for the kernel before.
 
-Three prologues and one epilogue are compiled in:
-  NORM   y = rms_norm(x): the products take x * norm, the row's scale is applied to the sums.
-  GATED  y = silu(gate) * up, x holding both.
-  ADD    the output is added to what is in `out`, the residual stream.
+What may be compiled in:
+  NORM   the product of rms_norm(x): the sums are of x * norm, the row's scale is applied to them.
+  GATED  the matrix holds gate and up, the result is silu(gate) * up.
+  ADD    the result is added to what is in `out`, the residual stream.
 """
 
 from __future__ import annotations
@@ -40,44 +40,70 @@ def gemv_kernel(
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One row of x times the matrix [n_rows, width]: each program some rows of the matrix."""
+    """One row of x times the matrix: each program BLOCK_N of the n_rows outputs.
+
+    The matrix is [n_rows, width], or with GATED [2 * n_rows, width].
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    n_live = n < n_rows
     lines = weight + n.to(tl.int64)[:, None] * width
-    w = tl.load(lines + k[None, :], mask=n_live[:, None] & (k < width)[None, :], other=0.0)
-    if NORM:
-        scales = tl.load(norm + k, mask=k < width, other=0.0).to(tl.float32)
+    up_lines = lines + n_rows.to(tl.int64) * width
+    live = (n < n_rows)[:, None] & (k < width)[None, :]
+    w = tl.load(lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
+    if GATED:
+        u = tl.load(up_lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
     for first in range(0, width, BLOCK_K):
         place = first + k
         y = tl.load(x + place, mask=place < width, other=0.0).to(tl.float32)
-        if GATED:
-            up = tl.load(x + width + place, mask=place < width, other=0.0).to(tl.float32)
-            y = y / (1.0 + tl.exp(-y)) * up
         if NORM:
             squares += y * y
-            y = y * scales
+            y = y * tl.load(norm + place, mask=place < width, other=0.0).to(tl.float32)
         acc += w.to(tl.float32) * y[None, :]
+        if GATED:
+            up_acc += u.to(tl.float32) * y[None, :]
         if first + BLOCK_K < width:
             then = place + BLOCK_K
-            w = tl.load(
-                lines + then[None, :], mask=n_live[:, None] & (then < width)[None, :], other=0.0
-            )
-            if NORM:
-                scales = tl.load(norm + then, mask=then < width, other=0.0).to(tl.float32)
-    total = tl.sum(acc, axis=1)
+            live = (n < n_rows)[:, None] & (then < width)[None, :]
+            w = tl.load(lines + then[None, :], mask=live, other=0.0, eviction_policy="evict_first")
+            if GATED:
+                u = tl.load(
+                    up_lines + then[None, :], mask=live, other=0.0, eviction_policy="evict_first"
+                )
+    total, up = tl.sum(acc, axis=1), tl.sum(up_acc, axis=1)
     if NORM:
-        total = total / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
+        scale = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
+        total, up = total * scale, up * scale
     if BIAS:
-        total += tl.load(bias + n, mask=n_live, other=0.0)
+        total += tl.load(bias + n, mask=n < n_rows, other=0.0)
+        if GATED:
+            up += tl.load(bias + n_rows + n, mask=n < n_rows, other=0.0)
+    if GATED:
+        total = total / (1.0 + tl.exp(-total)) * up
     if ADD:
-        total += tl.load(out + n, mask=n_live, other=0.0).to(tl.float32)
-    tl.store(out + n, total.to(out.dtype.element_ty), mask=n_live)
+        total += tl.load(out + n, mask=n < n_rows, other=0.0).to(tl.float32)
+    tl.store(out + n, total.to(out.dtype.element_ty), mask=n < n_rows)
+
+
+@triton.jit
+def _ask_for(lines, width):
+    """Ask for some rows of a matrix to come into the L2 cache. lines are their starts."""
+    i = tl.arange(0, 16) * 64  # elements in a cache line of 128 bytes
+    for first in range(0, width, 1024):
+        place = lines[:, None] + tl.minimum(first + i, width - 64)[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [place.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -85,59 +111,65 @@ def skinny_kernel(
     x,
     weight,
     bias,
-    norm,
     out,
     tokens,
     n_rows,
     width,
-    eps,
-    NORM: tl.constexpr,
-    ADD: tl.constexpr,
+    GATED: tl.constexpr,
     BIAS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """At most BLOCK_T rows of x times the matrix [n_rows, width], in the matrix units."""
+    """At most BLOCK_T rows of x times the matrix, in the matrix units.
+
+    The matrix is [n_rows, width], or with GATED [2 * n_rows, width]; AHEAD asks for it before the
+    wait, which pays while the kernel before leaves the memory idle.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t, k = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_K)
     n_live, t_live = n < n_rows, t < tokens
     lines = weight + n.to(tl.int64)[None, :] * width
+    up_lines = lines + n_rows.to(tl.int64) * width
     if PDL:
         gdc_launch_dependents()
+        if AHEAD:
+            near = weight + tl.minimum(n, n_rows - 1).to(tl.int64) * width
+            _ask_for(near, width)
+            if GATED:
+                _ask_for(near + n_rows.to(tl.int64) * width, width)
         gdc_wait()
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-    squares = tl.zeros([BLOCK_T], tl.float32)
+    up_acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for first in tl.range(0, width, BLOCK_K, num_stages=STAGES):
         place = first + k
-        w = tl.load(
-            lines + place[:, None], mask=(place < width)[:, None] & n_live[None, :], other=0.0
-        )
+        live = (place < width)[:, None] & n_live[None, :]
+        w = tl.load(lines + place[:, None], mask=live, other=0.0)
         y = tl.load(
             x + t[:, None] * width + place[None, :],
             mask=t_live[:, None] & (place < width)[None, :],
             other=0.0,
         )
-        if NORM:
-            wide = y.to(tl.float32)
-            squares += tl.sum(wide * wide, axis=1)
-            scales = tl.load(norm + place, mask=place < width, other=0.0).to(tl.float32)
-            y = (wide * scales[None, :]).to(y.dtype)
         if WIDE:  # the interpreter takes the bits of a bfloat16 for an integer
             y, w = y.to(tl.float32), w.to(tl.float32)
         acc = tl.dot(y, w, acc, input_precision="ieee")
-    if NORM:
-        acc = acc / tl.sqrt(squares / width + eps)[:, None]
+        if GATED:
+            u = tl.load(up_lines + place[:, None], mask=live, other=0.0)
+            if WIDE:
+                u = u.to(tl.float32)
+            up_acc = tl.dot(y, u, up_acc, input_precision="ieee")
     if BIAS:
         acc += tl.load(bias + n, mask=n_live, other=0.0)[None, :]
+        if GATED:
+            up_acc += tl.load(bias + n_rows + n, mask=n_live, other=0.0)[None, :]
+    if GATED:
+        acc = acc / (1.0 + tl.exp(-acc)) * up_acc
     place = t[:, None] * n_rows + n[None, :]
-    live = t_live[:, None] & n_live[None, :]
-    if ADD:
-        acc += tl.load(out + place, mask=live, other=0.0).to(tl.float32)
-    tl.store(out + place, acc.to(out.dtype.element_ty), mask=live)
+    tl.store(out + place, acc.to(out.dtype.element_ty), mask=t_live[:, None] & n_live[None, :])
 
 
 @triton.jit

@@ -64,6 +64,10 @@ class TritonOps(Ops, SamplingOps):
         self._gpu = Device(self.device)
         self._linears = Linears(self._gpu, deterministic)
 
+    def fused(self, rows: int) -> bool:
+        """Whether norms and additions of so many rows are part of the products."""
+        return self._linears.fuses(rows)
+
     def prepare(self, weight: Weight) -> Weight:
         """The weight as a dense matrix of `dtype` on the device."""
         dense = weight.tensor if isinstance(weight, DenseWeight) else weight.dequantize()
@@ -122,9 +126,17 @@ class TritonOps(Ops, SamplingOps):
         weight: Weight,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if self._linears.fuses(x.shape[0]):
-            return self._linears.norm_linear(x, norm, eps, _dense(weight), bias)
+        if self.fused(x.shape[0]):
+            dense = _dense(weight)
+            return self._linears.norm_linear(x, norm, eps, dense, bias, gated=False)
         return super().norm_linear(x, norm, eps, weight, bias)
+
+    def gated_linear(
+        self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if self._linears.gates(x.shape[0]):
+            return self._linears.gated_linear(x, _dense(weight), bias)
+        return super().gated_linear(x, weight, bias)
 
     def linear_add(
         self,
@@ -132,13 +144,9 @@ class TritonOps(Ops, SamplingOps):
         weight: Weight,
         residual: torch.Tensor,
         bias: torch.Tensor | None = None,
-        *,
-        gated: bool = False,
     ) -> None:
-        """`residual += linear(silu_mul(x) if gated else x)` in place, for a few rows."""
-        gate = gated and x.shape[0] > 1
-        y = self.silu_mul(x) if gate else x
-        self._linears.linear_add(y, _dense(weight), residual, bias, gated=gated and not gate)
+        """`residual += linear(x)` in place, where `fused` says so."""
+        self._linears.linear_add(x, _dense(weight), residual, bias)
 
     def residual_step(
         self,
@@ -153,11 +161,12 @@ class TritonOps(Ops, SamplingOps):
         projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if self._linears.fuses(x.shape[0]):
-            self.linear_add(x, projection, residual, projection_bias, gated=gated)
+        if self.fused(x.shape[0]):
+            self.linear_add(x, projection, residual, projection_bias)
             if weight is None:
                 return self.rms_norm(residual, norm, eps)
-            return self.norm_linear(residual, norm, eps, weight, bias)
+            dense = _dense(weight)
+            return self._linears.norm_linear(residual, norm, eps, dense, bias, gated=gated)
         return super().residual_step(
             x,
             projection,

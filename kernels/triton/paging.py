@@ -9,8 +9,6 @@ import torch
 import triton
 import triton.language as tl
 
-from branchline.kernels.ops import AttentionMeta
-
 __all__ = ["slots_of_rows"]
 
 
@@ -25,24 +23,19 @@ def _slots_kernel(slot_table, rows, indptr, out, context, BLOCK: tl.constexpr):
 
 
 def slots_of_rows(
-    meta: AttentionMeta,
-    indptr: torch.Tensor,
-    lens: torch.Tensor,
-    out: torch.Tensor | None = None,
+    slot_table: torch.Tensor, rows: torch.Tensor, indptr: torch.Tensor, lens: torch.Tensor
 ) -> torch.Tensor:
-    """Slots of the first lens[i] tokens of each row i, one row after the other.
+    """Slots of the first lens[i] tokens of each row, one row after the other: int32 [sum].
 
     Args:
-        meta: gives rows and slot table.
+        slot_table: [max_rows, max_ctx] int32.
+        rows: [b] int32 on the device, rows of the table.
         indptr: [b + 1] int32 on the device, where each row begins in the result.
         lens: [b] int32 on the host.
-        out: int32 of enough elements on the device; None = a new one.
     """
-    total, longest = int(lens.sum()), int(lens.max()) if len(lens) else 0
-    if out is None:
-        out = torch.empty(total, dtype=torch.int32, device=meta.slot_table.device)
-    if total:
-        _slots_kernel[(len(lens), triton.cdiv(longest, 1024))](
-            meta.slot_table, meta.rows, indptr, out, meta.slot_table.stride(0), BLOCK=1024
+    out = torch.empty(int(lens.sum()), dtype=torch.int32, device=slot_table.device)
+    if len(out):
+        _slots_kernel[(len(lens), triton.cdiv(int(lens.max()), 1024))](
+            slot_table, rows, indptr, out, slot_table.stride(0), BLOCK=1024
         )
     return out

@@ -1,15 +1,16 @@
-"""Attention by FlashInfer (Ye et al., 2025) over the pool seen as pages of one slot.
+"""Attention of prompts by FlashInfer (Ye et al., 2025), over the pool seen as pages of one slot.
 
 Invariant: a step is planned once, from lengths that the host has, and its plan serves all layers.
-Planning writes a pinned buffer that the device copies later, so buffers are used in turn and one
-is written again only when its copy is over. Steps with trees go to the ops' own kernel, which
-reads the mask bits where they lie; FlashInfer would want a byte for each key and query.
+Rows of one token, steps with trees and recorded steps go to the ops' own kernels, which need no
+planning and were no slower where they were measured (docs/benchmarks.md). Planning writes a pinned
+buffer that the device copies later, so buffers are used in turn, and one is written again only
+when its copy is over.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,36 +21,35 @@ from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan, Sup
 _WORKSPACE_BYTES = 256 << 20
 _TURNS = 3
 _HEADS = (64, 128, 256)
-_DECODE_GROUPS = (1, 2, 3, 4, 8)
-"""Query heads per KV head that FlashInfer's own decode kernel is compiled for."""
 
 
 @dataclass(slots=True)
 class FlashInferPlan:
-    """One step, or the steps of one graph.
+    """One step.
 
     Attributes:
         meta: of the step.
-        wrapper: FlashInfer's planned wrapper; None = the ops' own kernel runs the step.
-        indices: [most tokens] int32, slots of all rows one after the other; of a graph only.
+        wrapper: FlashInfer's planned wrapper; None = the ops' own kernels run the step.
+        first: tokens before this one are of rows with one token each.
+        singles: metadata of those rows, the others without tokens; None = there are none.
     """
 
     meta: AttentionMeta
     wrapper: Any = None
-    indices: torch.Tensor | None = None
+    first: int = 0
+    singles: AttentionMeta | None = None
 
 
 @dataclass(slots=True)
 class _Turn:
-    """A prefill and a decode wrapper over one set of buffers, and when they may be used again."""
+    """A wrapper over buffers of its own, and when they may be used again."""
 
-    extend: Any
-    decode: Any
+    wrapper: Any
     copied: torch.cuda.Event
 
 
 class FlashInferAttention:
-    """Prefill, mixed steps and decode.
+    """Prompts and steps that mix them with rows of one token.
 
     Args:
         needs: what the model and the pool are; wrappers are made at the first plan.
@@ -61,7 +61,6 @@ class FlashInferAttention:
         self._needs = needs
         self._turns: list[_Turn] = []
         self._next = 0
-        self._workspace: torch.Tensor | None = None
 
     def supports(self, needs: AttentionNeeds) -> Support:
         """bfloat16 pools on CUDA and heads of 64, 128 or 256, if FlashInfer is installed."""
@@ -77,23 +76,26 @@ class FlashInferAttention:
 
     def plan(self, meta: AttentionMeta) -> FlashInferPlan:
         """Plans the step on the host; queues the copy of the plan to the device."""
-        lens = _host_lengths(meta)
-        if lens is None or meta.tree_lens is not None:
+        seq_lens, extend_lens = meta.host_seq_lens, meta.host_extend_lens
+        if seq_lens is None or extend_lens is None or meta.tree_lens is not None:
             return FlashInferPlan(meta)
-        seq_lens, extend_lens = lens
-        if _longest(extend_lens) <= 1 and self._group not in _DECODE_GROUPS:
+        long = extend_lens > 1
+        if not bool(long.any()):
             return FlashInferPlan(meta)
+        # Rows of one token come first in a step; were they not, they are planned as the others.
+        split = int(long.int().argmax())
+        first = int(extend_lens[:split].sum())
         turn = self._take_turn()
-        indptr = _indptr(seq_lens)
-        indices = _slots_of_rows(meta, indptr.to(self._needs.device), seq_lens)
-        if bool((extend_lens == 1).all()):
-            self._plan_decode(turn.decode, indptr, indices)
-            wrapper = turn.decode
-        else:
-            self._plan_extend(turn.extend, _indptr(extend_lens), indptr, indices)
-            wrapper = turn.extend
+        self._plan_long(turn.wrapper, meta, seq_lens, extend_lens, split)
         turn.copied.record()
-        return FlashInferPlan(meta, wrapper)
+        singles = None
+        if first:
+            short = torch.where(meta.extend_lens > 1, 0, meta.extend_lens)
+            short[split:] = 0
+            host = extend_lens.clone()
+            host[split:] = 0
+            singles = replace(meta, extend_lens=short, host_extend_lens=host)
+        return FlashInferPlan(meta, turn.wrapper, first, singles)
 
     def forward(
         self,
@@ -108,104 +110,63 @@ class FlashInferAttention:
         assert isinstance(plan, FlashInferPlan), "a plan belongs to the backend that made it"
         if plan.wrapper is None:
             return ops.paged_attention(q, k_pool, v_pool, plan.meta, scale)
+        if plan.singles is None:
+            out = torch.empty_like(q)
+        else:
+            out = ops.paged_attention(q, k_pool, v_pool, plan.singles, scale).view_as(q)
         usual = self._needs.head_dim**-0.5
         if abs(scale - usual) > 1e-6 * usual:
             q = q * (scale / usual)
-        out: torch.Tensor = plan.wrapper.run(q, (k_pool[:, None], v_pool[:, None]))
-        return out.reshape(q.shape[0], -1)
+        pools = (k_pool[:, None], v_pool[:, None])
+        plan.wrapper.run(q[plan.first :], pools, out=out[plan.first :])
+        return out.view(q.shape[0], -1)
 
     def init_graph(self, meta: AttentionMeta) -> FlashInferPlan:
-        """Decode of as many rows as `meta` has, over buffers of its own; else the ops' kernel."""
-        from flashinfer import BatchDecodeWithPagedKVCacheWrapper
-
-        lens = _host_lengths(meta)
-        decode = lens is not None and _longest(lens[1]) <= 1
-        if not decode or meta.tree_lens is not None or self._group not in _DECODE_GROUPS:
-            return FlashInferPlan(meta)
-        rows, device = meta.rows.shape[0], self._needs.device
-        indices = torch.zeros(rows * meta.slot_table.shape[1], dtype=torch.int32, device=device)
-        wrapper = BatchDecodeWithPagedKVCacheWrapper(
-            self._buffer(),
-            use_cuda_graph=True,
-            paged_kv_indptr_buffer=torch.zeros(rows + 1, dtype=torch.int32, device=device),
-            paged_kv_indices_buffer=indices,
-            paged_kv_last_page_len_buffer=torch.ones(rows, dtype=torch.int32, device=device),
-        )
-        plan = FlashInferPlan(meta, wrapper, indices)
-        self.plan_replay(plan, meta)
-        return plan
+        """A recorded step runs on the ops' own kernels."""
+        return FlashInferPlan(meta)
 
     def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
-        """Plan a recorded decode for these lengths; a row without tokens reads one slot."""
-        assert isinstance(plan, FlashInferPlan), "a plan belongs to the backend that made it"
-        if plan.wrapper is None or plan.indices is None:
-            return
-        lens = _host_lengths(meta)
-        assert lens is not None, "a recorded decode is planned from lengths on the host"
-        seq_lens = lens[0].clip(min=1)
-        indptr = _indptr(seq_lens)
-        _slots_of_rows(meta, indptr.to(self._needs.device), seq_lens, out=plan.indices)
-        self._plan_decode(plan.wrapper, indptr, plan.indices[: int(indptr[-1])])
-
-    @property
-    def _group(self) -> int:
-        return self._needs.heads // self._needs.kv_heads
-
-    def _buffer(self) -> torch.Tensor:
-        """Scratch of the kernels, shared: they run one after the other."""
-        if self._workspace is None:
-            self._workspace = torch.zeros(
-                _WORKSPACE_BYTES, dtype=torch.uint8, device=self._needs.device
-            )
-        return self._workspace
+        """Those kernels read the metadata on the device; there is nothing to plan."""
 
     def _take_turn(self) -> _Turn:
-        from flashinfer import (
-            BatchDecodeWithPagedKVCacheWrapper,
-            BatchPrefillWithPagedKVCacheWrapper,
-        )
+        # Imported at the first prompt: it takes a second, and a CPU never gets here.
+        from flashinfer import BatchPrefillWithPagedKVCacheWrapper
 
         if len(self._turns) < _TURNS:
-            self._turns.append(
-                _Turn(
-                    BatchPrefillWithPagedKVCacheWrapper(self._buffer()),
-                    BatchDecodeWithPagedKVCacheWrapper(self._buffer()),
-                    torch.cuda.Event(),  # type: ignore[no-untyped-call]  # torch's own
-                )
-            )
+            if self._turns:
+                scratch = self._turns[0].wrapper._float_workspace_buffer
+            else:
+                device = self._needs.device
+                scratch = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
+            # Steps run one after the other, so that they share the kernels' scratch.
+            self._turns.append(_Turn(BatchPrefillWithPagedKVCacheWrapper(scratch), copied))
             return self._turns[-1]
         turn = self._turns[self._next]
         self._next = (self._next + 1) % _TURNS
         turn.copied.synchronize()
         return turn
 
-    def _plan_decode(self, wrapper: Any, indptr: torch.Tensor, indices: torch.Tensor) -> None:
-        needs = self._needs
-        wrapper.plan(
-            indptr,
-            indices,
-            torch.ones(len(indptr) - 1, dtype=torch.int32),
-            needs.heads,
-            needs.kv_heads,
-            needs.head_dim,
-            1,
-            q_data_type=torch.bfloat16,
-            kv_data_type=needs.kv_dtype,
-        )
-
-    def _plan_extend(
+    def _plan_long(
         self,
         wrapper: Any,
-        qo_indptr: torch.Tensor,
-        indptr: torch.Tensor,
-        indices: torch.Tensor,
+        meta: AttentionMeta,
+        seq_lens: torch.Tensor,
+        extend_lens: torch.Tensor,
+        split: int,
     ) -> None:
-        needs = self._needs
+        """Plan the rows from `split` on."""
+        # Imported where it is used: a machine without a GPU may have no Triton.
+        from branchline.kernels.triton.paging import slots_of_rows
+
+        needs, lens = self._needs, seq_lens[split:]
+        indptr = _indptr(lens)
+        indices = slots_of_rows(meta.slot_table, meta.rows[split:], indptr.to(needs.device), lens)
         wrapper.plan(
-            qo_indptr,
+            _indptr(extend_lens[split:]),
             indptr,
             indices,
-            torch.ones(len(indptr) - 1, dtype=torch.int32),
+            torch.ones(len(lens), dtype=torch.int32),
             needs.heads,
             needs.kv_heads,
             needs.head_dim,
@@ -216,32 +177,8 @@ class FlashInferAttention:
         )
 
 
-def _host_lengths(meta: AttentionMeta) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """seq_lens and extend_lens in host memory, or None where only the device has them."""
-    seq_lens, extend_lens = meta.host_seq_lens, meta.host_extend_lens
-    if seq_lens is None or extend_lens is None:
-        return None
-    return seq_lens, extend_lens
-
-
-def _longest(lens: torch.Tensor) -> int:
-    return int(lens.max()) if len(lens) else 0
-
-
 def _indptr(lens: torch.Tensor) -> torch.Tensor:
     """int32 [b + 1], 0 and the running sums of lens."""
     out = torch.zeros(len(lens) + 1, dtype=torch.int32)
     torch.cumsum(lens, 0, out=out[1:])
     return out
-
-
-def _slots_of_rows(
-    meta: AttentionMeta,
-    indptr: torch.Tensor,
-    lens: torch.Tensor,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    # Imported where it is used: a machine without a GPU may have no Triton.
-    from branchline.kernels.triton.paging import slots_of_rows
-
-    return slots_of_rows(meta, indptr, lens, out)

@@ -88,22 +88,26 @@ def test_linears(
     assert close(logits, reference.linear(wide, exact), 1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("rows", [1, 3, 20, 70])
 @pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
 def test_residual_step(
-    ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int, gated: bool
+    ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int, gated: bool, biased: bool
 ) -> None:
     down, up = DenseWeight(randn(ops, 64, 96)), DenseWeight(randn(ops, 80, 64))
     norm = torch.randn(64, device=ops.device)
-    x, residual = randn(ops, rows, 192 if gated else 96), randn(ops, rows, 64)
-    wide, stream = x.float(), residual.float().clone()
+    biases = [torch.randn(n, device=ops.device) if biased else None for n in (64, 80)]
+    x, residual = randn(ops, rows, 96), randn(ops, rows, 64)
+    stream = residual.float().clone()
     exact = [DenseWeight(w.tensor.float()) for w in (down, up)]
-    want = reference.residual_step(wide, exact[0], stream, norm, 1e-5, exact[1], gated=gated)
-    got = ops.residual_step(x, down, residual, norm, 1e-5, up, gated=gated)
-    assert close(got, want, 2 * BOUNDS[dtype]) and close(residual, stream, BOUNDS[dtype])
-    want = reference.residual_step(wide, exact[0], stream, norm, 1e-5, None, gated=gated)
-    got = ops.residual_step(x, down, residual, norm, 1e-5, None, gated=gated)
-    assert close(got, want, 2 * BOUNDS[dtype])
+    for last in (False, True):
+        given = {"gated": gated, "projection_bias": biases[0], "bias": biases[1]}
+        want = reference.residual_step(
+            x.float(), exact[0], stream, norm, 1e-5, None if last else exact[1], **given
+        )
+        got = ops.residual_step(x, down, residual, norm, 1e-5, None if last else up, **given)
+        assert close(got, want, 3 * BOUNDS[dtype])
+        assert close(residual, stream, 2 * BOUNDS[dtype])
 
 
 @pytest.mark.parametrize("heads", [(4, 2, 32), (9, 3, 64), (2, 1, 80)], ids=str)
