@@ -43,6 +43,9 @@ class AttentionMeta:
         host_seq_lens: `seq_lens` in host memory, for backends that plan a step there without
             waiting for the device; None = `seq_lens` itself is in host memory.
         host_extend_lens: `extend_lens` likewise.
+        trunk_lens: [tiles] int32, how many first slots the rows of each tile of the batch have in
+            common, where a backend has found that out (`TritonOps.find_trunks`); the result does
+            not depend on it.
     """
 
     rows: torch.Tensor
@@ -55,6 +58,7 @@ class AttentionMeta:
     tree_words: torch.Tensor | None = None
     host_seq_lens: torch.Tensor | None = None
     host_extend_lens: torch.Tensor | None = None
+    trunk_lens: torch.Tensor | None = None
 
 
 class Ops(ABC):

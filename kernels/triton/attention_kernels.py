@@ -14,14 +14,14 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
-# size: _block: operands of a launch
-# size: _join_parts: operands of a launch
+# size: attend_block: operands of a launch
+# size: join_parts: operands of a launch
 # size: decode_kernel: operands of a launch; its parts share the tile that they join
 # size: extend_kernel: operands of a launch; both loops update one tile
 
 
 @triton.jit
-def _block(
+def attend_block(
     q,
     top,
     total,
@@ -81,6 +81,7 @@ def decode_kernel(
     seq_lens,
     extend_lens,
     extend_start,
+    trunk_lens,
     part_out,
     part_lse,
     arrived,
@@ -93,6 +94,8 @@ def decode_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TRUNK_ROWS: tl.constexpr,
+    TRUNK_PARTS: tl.constexpr,
     SPLITS: tl.constexpr,
     JOIN_G: tl.constexpr,
     JOIN_S: tl.constexpr,
@@ -101,15 +104,24 @@ def decode_kernel(
 ):
     """Rows of at most one token. A program takes one row, one KV head and one of SPLITS parts.
 
-    The program that arrives last at `arrived` [b * hkv] joins the parts and sets it back to 0.
-    part_out [b, hkv, SPLITS, GROUP, D] and part_lse [b, hkv, SPLITS, GROUP] are float32 scratch.
+    Where TRUNK_PARTS is not 0, the first keys of a row, as many as `trunk_lens` says for its
+    TRUNK_ROWS neighbours, have been seen to by the kernel before (`trunk_kernel`). The program that
+    arrives last at `arrived` [b * hkv] joins all parts and sets it back to 0. Float32 scratch:
+    part_out [b, hkv, PARTS, GROUP, D] and part_lse [b, hkv, PARTS, GROUP].
     """
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    PARTS: tl.constexpr = TRUNK_PARTS + SPLITS
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     extend = tl.load(extend_lens + row)
     length = tl.where(extend > 0, tl.load(seq_lens + row), 0)
+    trunk = length * 0
+    used_trunk = trunk
+    if TRUNK_PARTS > 0:
+        trunk = tl.load(trunk_lens + row // TRUNK_ROWS)
+        trunk = tl.where(length > trunk, trunk, 0)
+        used_trunk = parts_of(trunk, TRUNK_PARTS, BLOCK_N)[1]
     token = tl.load(extend_start + row).to(tl.int64)
     table = slot_table + tl.load(rows + row).to(tl.int64) * context
     g, i, n = tl.arange(0, GROUP_PAD), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
@@ -118,8 +130,8 @@ def decode_kernel(
     q_live = ((g < GROUP) & (g * 0 + length > 0))[:, None] & (i < D)[None, :]
     query = tl.load(q + q_place, mask=q_live, other=0.0).to(tl.float32) * scale_log2
     query = query.to(k_pool.dtype.element_ty)
-    part = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N) * BLOCK_N
-    start = split * part
+    part, used_own = parts_of(length - trunk, SPLITS, BLOCK_N)
+    start = trunk + split * part
     end = tl.minimum(start + part, length)
     top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
@@ -128,37 +140,50 @@ def decode_kernel(
         key = first + n
         slots = tl.load(table + key, mask=key < end, other=0)
         visible = (key < end)[None, :] & (g >= 0)[:, None]
-        top, total, acc = _block(
+        top, total, acc = attend_block(
             query, top, total, acc, k_pool, v_pool, slots, key < end, visible,
             head * D, hkv * D, D, BLOCK_D, WIDE,
         )  # fmt: skip
-    if SPLITS == 1:
-        value = acc / tl.where(total > 0, total, 1.0)[:, None]
+    value = acc / tl.where(total > 0, total, 1.0)[:, None]
+    if PARTS == 1 or (SPLITS == 1 and used_trunk == 0):
         tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)
     else:
         one = (row * hkv + head).to(tl.int64)
-        mine = (one * SPLITS + split) * GROUP + g
-        value = acc / tl.where(total > 0, total, 1.0)[:, None]
+        mine = (one * PARTS + TRUNK_PARTS + split) * GROUP + g
         lse = tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
         tl.store(part_out + mine[:, None] * D + i[None, :], value, mask=q_live)
         tl.store(part_lse + mine, lse, mask=g < GROUP)
         tl.debug_barrier()  # the whole program has written before it says so
-        if tl.atomic_add(arrived + one, 1) == SPLITS - 1:
-            tl.store(arrived + one, 0)
-            used = tl.cdiv(length, tl.maximum(part, 1))
-            _join_parts(
-                part_out, part_lse, out, token, one, head, hkv, used,
-                GROUP, JOIN_G, D, BLOCK_D, SPLITS, JOIN_S,
+        before = SPLITS - 1
+        if SPLITS > 1:
+            before = tl.atomic_add(arrived + one, 1)
+        if before == SPLITS - 1:
+            if SPLITS > 1:
+                tl.store(arrived + one, 0)
+            join_parts(
+                part_out, part_lse, out, token, one, head, hkv, used_trunk + used_own, used_trunk,
+                GROUP, JOIN_G, D, BLOCK_D, TRUNK_PARTS, PARTS, JOIN_S,
             )  # fmt: skip
 
 
 @triton.jit
-def _join_parts(
-    part_out, part_lse, out, token, one, head, hkv, used,
+def parts_of(length, PARTS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(keys of a part, parts in use) when `length` keys are cut into at most PARTS parts."""
+    part = tl.cdiv(tl.cdiv(length, PARTS), BLOCK_N) * BLOCK_N
+    return part, tl.cdiv(length, tl.maximum(part, 1))
+
+
+@triton.jit
+def join_parts(
+    part_out, part_lse, out, token, one, head, hkv, used, used_first,
     GROUP: tl.constexpr, JOIN_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr, JOIN_S: tl.constexpr,
+    FIRST: tl.constexpr, PARTS: tl.constexpr, JOIN_S: tl.constexpr,
 ):  # fmt: skip
-    """Join the parts of one row and KV head, JOIN_S at a time, in order."""
+    """Join the parts of one row and KV head, JOIN_S at a time, in order.
+
+    There is room for PARTS; in use are the first `used_first`, and then, from FIRST on, the others
+    of all `used`.
+    """
     g, i, s = tl.arange(0, JOIN_G), tl.arange(0, BLOCK_D), tl.arange(0, JOIN_S)
     inside = (g < GROUP)[:, None] & (i < D)[None, :]
     top = tl.full([JOIN_G], float("-inf"), tl.float32)
@@ -166,7 +191,9 @@ def _join_parts(
     acc = tl.zeros([JOIN_G, BLOCK_D], tl.float32)
     for first in range(0, used, JOIN_S):
         live = (first + s < used)[:, None] & (g < GROUP)[None, :]
-        place = (one * SPLITS + first + s)[:, None] * GROUP + g[None, :]
+        part = first + s
+        part = tl.where(part < used_first, part, part - used_first + FIRST)
+        place = (one * PARTS + part)[:, None] * GROUP + g[None, :]
         # .cg: what other multiprocessors wrote is in L2, not in this one's L1.
         lse = tl.load(part_lse + place, mask=live, other=float("-inf"), cache_modifier=".cg")
         value = tl.load(
@@ -261,7 +288,7 @@ def extend_kernel(
         for first in range(0, plain_until, BLOCK_N):
             slots = tl.load(table + first + n)
             every = (n >= 0)[None, :] & (m >= 0)[:, None]
-            top, total, acc = _block(
+            top, total, acc = attend_block(
                 query, top, total, acc, k_pool, v_pool, slots, n >= 0, every,
                 head * D, hkv * D, D, BLOCK_D, WIDE,
             )  # fmt: skip
@@ -279,7 +306,7 @@ def extend_kernel(
                 )
                 seen = ((word >> (other % 64).to(tl.int64)[None, :]) & 1) != 0
                 visible = tl.where(both, seen, visible)
-            top, total, acc = _block(
+            top, total, acc = attend_block(
                 query, top, total, acc, k_pool, v_pool, slots, key < end, visible,
                 head * D, hkv * D, D, BLOCK_D, WIDE,
             )  # fmt: skip

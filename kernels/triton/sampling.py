@@ -39,7 +39,7 @@ def kept_by(
         floors,
         vocabulary,
         words,
-        BLOCK=min(2048, power_of_two(vocabulary)),
+        BLOCK=min(4096, power_of_two(vocabulary)),
         **gpu.launch(16),
     )
     return cuts, limits, floors

@@ -74,6 +74,12 @@ def _log_exponential(i, low, high):
 
 
 @triton.jit
+def _value(order):
+    """The float of an order."""
+    return (order ^ ((order >> 31) & INT32_MAX)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _largest_with(
     logits, bitmask, row, vocabulary, words, masked, top, inv_temperature, target, floor,
     BY_MASS: tl.constexpr, BLOCK: tl.constexpr,
@@ -81,33 +87,47 @@ def _largest_with(
     """The largest order whose tokens and those above it reach `target`.
 
     They are counted, or with BY_MASS weighed by exp((x - top) * inv_temperature). `floor` is an
-    order that reaches it. Also returns what the tokens strictly above have.
+    order that reaches it. Each pass over the row cuts the range that is left into FANOUT parts;
+    where tokens are counted and one is left in the range, a last pass finds it. Also returns what
+    the tokens strictly above have.
     """
     low = floor.to(tl.int64)
     high = tl.full([], INT32_MAX, tl.int64) + 1
     above = 0.0
+    inside = 2.0  # tokens from low to below high, or 2 where that is not known
     j = tl.arange(0, FANOUT)
-    while high - low > 1:
+    while (high - low > 1) & (inside != 1.0):
         step = tl.maximum((high - low + FANOUT - 1) // FANOUT, 1)
         pivots = low + (j + 1) * step
-        reached = tl.zeros([FANOUT], tl.float32)
+        edges = _value(tl.minimum(pivots, INT32_MAX).to(tl.int32))
+        # Among the orders of NaN: those below that of -inf are reached by all, the others by none.
+        edges = tl.where(edges == edges, edges, tl.where(pivots < 0, float("-inf"), float("inf")))
+        edges = tl.where(pivots < high, edges, float("inf"))
+        reached = tl.zeros([BLOCK, FANOUT], tl.float32)
         for first in range(0, vocabulary, BLOCK):
             i = first + tl.arange(0, BLOCK)
             x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
-            value = tl.exp((x - top) * inv_temperature) if BY_MASS else 1.0
+            value = tl.exp((x - top) * inv_temperature) if BY_MASS else tl.where(x == x, 1.0, 0.0)
             value = tl.where(i < vocabulary, value, 0.0)
-            order = _order(x).to(tl.int64)
-            reached += tl.sum(
-                tl.where(order[:, None] >= pivots[None, :], value[:, None], 0.0), axis=0
-            )
-        enough = (reached >= target) & (pivots < high)
-        count = tl.sum(enough.to(tl.int64), axis=0)
+            reached += tl.where(x[:, None] >= edges[None, :], value[:, None], 0.0)
+        sums = tl.sum(reached, axis=0)
+        count = tl.sum(((sums >= target) & (pivots < high)).to(tl.int64), axis=0)
         next_high = tl.minimum(low + (count + 1) * step, high)
         # What the first pivot that fails has: with the last round that pivot is low + 1.
-        failed = tl.sum(tl.where((j == count) & (pivots < high), reached, 0.0), axis=0)
+        failed = tl.sum(tl.where((j == count) & (pivots < high), sums, 0.0), axis=0)
         above = tl.where(next_high < high, failed, above)
+        low_has = tl.sum(tl.where(j == count - 1, sums, 0.0), axis=0)
         low = low + count * step
         high = next_high
+        if not BY_MASS:
+            inside = tl.where(count > 0, low_has - above, 2.0)
+    if high - low > 1:
+        found = tl.full([BLOCK], INT32_MIN, tl.int32)
+        for first in range(0, vocabulary, BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            order = _order(_masked(logits, bitmask, row, i, vocabulary, words, masked))
+            found = tl.maximum(found, tl.where(order < high, order, INT32_MIN))
+        low = tl.max(found, axis=0).to(tl.int64)
     return low.to(tl.int32), above
 
 
@@ -193,12 +213,6 @@ def cut_kernel(
     tl.store(cuts + row, cut)
     tl.store(limits + row, limit)
     tl.store(floors + row, floor)
-
-
-@triton.jit
-def _value(order):
-    """The float of an order."""
-    return (order ^ ((order >> 31) & INT32_MAX)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ import torch
 
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan, Support
+from branchline.runtime.attention.triton import TritonAttention, TritonPlan
 
 _WORKSPACE_BYTES = 256 << 20
 _TURNS = 3
@@ -28,16 +29,21 @@ class FlashInferPlan:
     """One step.
 
     Attributes:
-        meta: of the step.
-        wrapper: FlashInfer's planned wrapper; None = the ops' own kernels run the step.
+        own: of the ops' own kernels.
+        wrapper: FlashInfer's planned wrapper; None = the ops' own kernels run the whole step.
         first: tokens before this one are of rows with one token each.
         singles: metadata of those rows, the others without tokens; None = there are none.
     """
 
-    meta: AttentionMeta
+    own: TritonPlan
     wrapper: Any = None
     first: int = 0
     singles: AttentionMeta | None = None
+
+    @property
+    def meta(self) -> AttentionMeta:
+        """The step."""
+        return self.own.meta
 
 
 @dataclass(slots=True)
@@ -59,6 +65,7 @@ class FlashInferAttention:
 
     def __init__(self, needs: AttentionNeeds) -> None:
         self._needs = needs
+        self._own = TritonAttention(needs)
         self._turns: list[_Turn] = []
         self._next = 0
 
@@ -78,10 +85,10 @@ class FlashInferAttention:
         """Plans the step on the host; queues the copy of the plan to the device."""
         seq_lens, extend_lens = meta.host_seq_lens, meta.host_extend_lens
         if seq_lens is None or extend_lens is None or meta.tree_lens is not None:
-            return FlashInferPlan(meta)
+            return FlashInferPlan(self._own.plan(meta))
         long = extend_lens > 1
         if not bool(long.any()):
-            return FlashInferPlan(meta)
+            return FlashInferPlan(self._own.plan(meta))
         # Rows of one token come first in a step; were they not, they are planned as the others.
         split = int(long.int().argmax())
         first = int(extend_lens[:split].sum())
@@ -95,7 +102,7 @@ class FlashInferAttention:
             host = extend_lens.clone()
             host[split:] = 0
             singles = replace(meta, extend_lens=short, host_extend_lens=host)
-        return FlashInferPlan(meta, turn.wrapper, first, singles)
+        return FlashInferPlan(TritonPlan(meta), turn.wrapper, first, singles)
 
     def forward(
         self,
@@ -123,10 +130,12 @@ class FlashInferAttention:
 
     def init_graph(self, meta: AttentionMeta) -> FlashInferPlan:
         """A recorded step runs on the ops' own kernels."""
-        return FlashInferPlan(meta)
+        return FlashInferPlan(self._own.init_graph(meta))
 
     def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
-        """Those kernels read the metadata on the device; there is nothing to plan."""
+        """As those kernels want it."""
+        assert isinstance(plan, FlashInferPlan), "a plan belongs to the backend that made it"
+        self._own.plan_replay(plan.own, meta)
 
     def _take_turn(self) -> _Turn:
         # Imported at the first prompt: it takes a second, and a CPU never gets here.

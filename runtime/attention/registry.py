@@ -13,7 +13,7 @@ from branchline.runtime.errors import InvalidRequest
 
 BACKENDS: dict[str, Callable[[AttentionNeeds], AttentionBackend]] = {
     "cpu": lambda needs: CpuAttention(),
-    "triton": lambda needs: TritonAttention(),
+    "triton": TritonAttention,
     "flashinfer": FlashInferAttention,
     "torch_native": lambda needs: TorchAttention(),
 }

@@ -12,6 +12,7 @@ from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.testing import random_step
 from branchline.kernels.triton import TritonOps
+from branchline.kernels.triton.attention import find_trunks, trunk_tiles
 from branchline.kernels.weights import DenseWeight
 
 
@@ -29,6 +30,67 @@ def test_split_rows_equal_whole_ones(kernel_device: torch.device) -> None:
         got = ops.paged_attention(*(x.to(kernel_device) for x in (q, k, v)), meta, 0.2)
         torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=1e-6)
         assert not ops._gpu.counters.any()
+
+
+FORKS = [(4, 40, 0), (4, 40, 100), (4, 40, 256), (3, 20, 300)]
+FORKS_ON_GPU = [(1, 70, 700), (2, 256, 2048), (8, 70, 256)]
+
+
+@pytest.mark.parametrize(
+    ("group", "count", "trunk"),
+    FORKS + [pytest.param(*case, marks=pytest.mark.gpu) for case in FORKS_ON_GPU],
+)
+def test_forks_of_a_trunk_equal_rows_alone(
+    kernel_device: torch.device, group: int, count: int, trunk: int
+) -> None:
+    """Tiles that share a trunk or only a part of it, tiles that share none, and the last tile."""
+    torch.manual_seed(0)
+    lens = torch.randint(trunk + 1, trunk + 90, (count,)).tolist()
+    lens[3], lens[4] = 5, 300  # rows that do not have the whole trunk, or none of it
+    step = random_step([(n, 1) for n in lens], seed=7)
+    table, rows = step.meta.slot_table.clone(), step.meta.rows.tolist()
+    for i in range(count):
+        # The first rows share one trunk, later ones another, one in between has its own.
+        if i != count // 2:
+            first, shared = rows[0 if i < count // 2 else -1], min(trunk, lens[i])
+            table[rows[i], :shared] = step.meta.slot_table[first, :shared]
+    meta = AttentionMeta(**(vars(step.meta) | {"slot_table": table}))
+    hkv = 1
+    q = torch.randn(count, hkv * group, 32)
+    k, v = torch.randn(2, step.num_slots, hkv, 32).unbind(0)
+    want = ReferenceOps().paged_attention(q, k, v, meta, 0.2)
+    ops = TritonOps(kernel_device, torch.float32)
+    placed = on_device(meta, kernel_device)
+    trunks = torch.full((trunk_tiles(count, group),), -1, dtype=torch.int32, device=kernel_device)
+    find_trunks(placed, group, trunks)
+    assert (trunks % 64 == 0).all() and (trunks <= trunk).all()
+    assert bool(trunks.any()) == (trunk >= 256)
+    placed = AttentionMeta(**(vars(placed) | {"trunk_lens": trunks}))
+    for _ in range(2):
+        got = ops.paged_attention(*(x.to(kernel_device) for x in (q, k, v)), placed, 0.2)
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=1e-6)
+        assert not ops._gpu.counters.any()
+
+
+def test_trunks_are_looked_for_among_rows_with_tokens(kernel_device: torch.device) -> None:
+    """A padding row in the tile hides nothing; a row alone in its tile has no trunk."""
+    table = torch.arange(600, dtype=torch.int32).expand(4, -1).contiguous()
+    table[3] += 1000
+    meta = AttentionMeta(
+        rows=torch.tensor([0, 3, 1, 2], dtype=torch.int32),
+        slot_table=table,
+        seq_lens=torch.tensor([400, 1, 600, 500], dtype=torch.int32),
+        extend_lens=torch.tensor([1, 1, 1, 1], dtype=torch.int32),
+        extend_start=torch.arange(5, dtype=torch.int32),
+    )
+    out = torch.empty(1, dtype=torch.int32, device=kernel_device)
+    find_trunks(on_device(meta, kernel_device), 2, out)
+    assert out.tolist() == [384]
+    alone = AttentionMeta(
+        **(vars(meta) | {"extend_lens": torch.tensor([1, 0, 0, 0], dtype=torch.int32)})
+    )
+    find_trunks(on_device(alone, kernel_device), 2, out)
+    assert out.tolist() == [0]
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -74,9 +74,9 @@ def test_cuts_equal_the_sorted_ones(kernel_device: torch.device, decimals: int) 
 
 def test_draws_equal_the_reference(kernel_device: torch.device) -> None:
     torch.manual_seed(1)
-    rows = ROWS * 6
-    logits = (torch.randn(len(rows), 2500) * 2).to(kernel_device)
-    words = torch.randint(-(2**31), 2**31, (len(rows), 79)).to(torch.int32).to(kernel_device)
+    rows = ROWS * 3
+    logits = (torch.randn(len(rows), 1100) * 2).to(kernel_device)
+    words = torch.randint(-(2**31), 2**31, (len(rows), 35)).to(torch.int32).to(kernel_device)
     need = (torch.arange(len(rows)) % 3 > 0).to(kernel_device)
     draws = draws_of(rows, kernel_device)
     before = logits.clone()
@@ -85,7 +85,7 @@ def test_draws_equal_the_reference(kernel_device: torch.device) -> None:
     assert torch.equal(logits, before) and not bad.any() and not none.any()
     assert (ids != want).sum() <= 1, "the same tokens, but for two scores equal in float32"
     alone = TritonOps(kernel_device)
-    for i in (1, 25, 43):
+    for i in (1, 12, 25):
         one = Draws(*(getattr(draws, name)[i : i + 1] for name in list(vars(draws))[:6]))
         assert (
             alone.sample_rows(logits[i : i + 1], one, words[i : i + 1], need[i : i + 1])[0]
@@ -110,7 +110,7 @@ def test_frequencies_are_those_of_the_cpu_sampler(
 ) -> None:
     """Chi-square of the draws against the distribution that the CPU's sampler draws from."""
     torch.manual_seed(3)
-    count, vocabulary = 1200 if kind[1] == 0 else 250, 12
+    count, vocabulary = 8000 if kernel_device.type == "cuda" else 150, 12
     one = torch.randn(1, vocabulary) * 1.5
     draws = draws_of([kind] * count, kernel_device, seed=11)
     draws = replace(draws, positions=torch.arange(count, device=kernel_device) % 7)
