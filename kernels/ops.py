@@ -3,6 +3,7 @@
 Invariant (a law of the project): the result for one row of any op depends on that row's operands
 alone. It is bitwise the same whatever the number of rows, the batch mates, the split of a prompt
 into chunks, the number of threads, and whether the op runs eagerly or in a recorded graph.
+On a GPU this holds in deterministic mode; elsewhere kernels may be chosen by the number of rows.
 
 A model is handed an `Ops` object and calls nothing else on its activations, so the same model code
 runs eagerly (`dispatch.make_ops`) and under capture (`cpu.graph.CpuGraph`). The ops know nothing of

@@ -107,6 +107,11 @@ def _longest_extend(meta: AttentionMeta) -> int:
     return int(lens.max()) if len(lens) else 0
 
 
+def _parts(gpu: Device, results: int) -> int:
+    """Into how many parts to cut each result so that programs fill the device twice."""
+    return min(_MAX_SPLITS, max(1, 2 * gpu.processors // results))
+
+
 def _decode(
     gpu: Device,
     q: torch.Tensor,
@@ -118,14 +123,11 @@ def _decode(
 ) -> None:
     b, hq, d, hkv = meta.rows.shape[0], *q.shape[1:], k_pool.shape[1]
     group, trunks = hq // hkv, meta.trunk_lens
-    # Enough programs to fill the device twice, no more parts than the longest row has blocks.
-    splits = min(_MAX_SPLITS, max(1, 2 * gpu.processors // (b * hkv)))
-    splits = min(splits, triton.cdiv(meta.slot_table.shape[1], _DECODE_KEYS))
+    # No more parts than the longest row has blocks.
+    splits = min(_parts(gpu, b * hkv), triton.cdiv(meta.slot_table.shape[1], _DECODE_KEYS))
     if b * hkv > gpu.counters.shape[0]:
         splits = 1
-    trunk_parts = 0
-    if trunks is not None:
-        trunk_parts = min(_MAX_SPLITS, max(1, 2 * gpu.processors // (len(trunks) * hkv)))
+    trunk_parts = 0 if trunks is None else _parts(gpu, len(trunks) * hkv)
     parts = splits + trunk_parts
     shape = (b, hkv, parts, group) if parts > 1 else (1,)
     part_out = torch.empty(*shape, d, dtype=torch.float32, device=q.device)

@@ -21,6 +21,7 @@ import torch
 
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.sampling import Draws
+from branchline.kernels.triton.attention import find_trunks, trunk_tiles
 from branchline.kernels.triton.ops import TritonOps
 from branchline.kernels.weights import DenseWeight
 
@@ -253,6 +254,42 @@ def attention(bench: Bench, name: str, shape: Shape) -> None:
         )
 
 
+def fork_call(
+    ops: TritonOps, shape: Shape, rows: int, trunk: int, *, together: bool
+) -> Callable[[], object]:
+    """Decode of rows with 64 tokens of their own behind a trunk that all share."""
+    hq, hkv, d, own = shape.query_heads, shape.kv_heads, shape.head, 64
+    slots = trunk + rows * own + 1
+    pools = [torch.randn(2, slots, hkv, d, device="cuda").bfloat16() for _ in range(3)]
+    pool = cycle(pools).__next__
+    order = torch.randperm(slots - 1, device="cuda").to(torch.int32)
+    shared = order[:trunk].expand(rows, -1)
+    table = torch.cat([shared, order[trunk : trunk + rows * own].view(rows, own)], dim=1)
+    meta = step_meta(rows, trunk + own, 1, rows * (trunk + own) + 1)
+    meta = replace(meta, slot_table=table.contiguous())
+    if together:
+        trunks = torch.zeros(trunk_tiles(rows, hq // hkv), dtype=torch.int32, device="cuda")
+        find_trunks(meta, hq // hkv, trunks)
+        meta = replace(meta, trunk_lens=trunks)
+    q = torch.randn(rows, hq, d, device="cuda").bfloat16()
+
+    def call() -> torch.Tensor:
+        keys, values = pool().unbind(0)
+        return ops.paged_attention(q, keys, values, meta, d**-0.5)
+
+    return call
+
+
+def forks(bench: Bench, name: str, shape: Shape) -> None:
+    """Forks of a trunk, row by row and together."""
+    ops = TritonOps("cuda")
+    for rows, trunk in ((8, 2048), (64, 2048), (256, 2048), (8, 32768), (64, 8192), (64, 32768)):
+        for together in (False, True):
+            how = "together" if together else "row by row"
+            call = fork_call(ops, shape, rows, trunk, together=together)
+            bench.add(f"{name} {rows} forks over {trunk}, {how}", call, 6)
+
+
 def between_products(bench: Bench, name: str, shape: Shape, t: int) -> None:
     """Norm, rotary embedding with the write, activation."""
     ops, h = TritonOps("cuda"), shape.hidden
@@ -395,6 +432,8 @@ def run(shapes: Sequence[str], layers: int, parts: Sequence[str]) -> None:
             linears(bench, name, shape, (1, 4, 16, 64))
         if "attention" in parts:
             attention(bench, name, shape)
+        if "forks" in parts:
+            forks(bench, name, shape)
         if "small" in parts:
             for t in (1, 64, 4096):
                 between_products(bench, name, shape, t)

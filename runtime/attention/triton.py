@@ -15,7 +15,7 @@ from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan, Support
 
 _LARGEST_HEAD = 256
-_FEWEST_ROWS = 16
+_FEWEST_ROWS = 8
 """Rows below which a shared trunk is read from the cache about as fast row by row."""
 
 
