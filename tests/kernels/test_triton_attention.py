@@ -33,7 +33,7 @@ def test_split_rows_equal_whole_ones(kernel_device: torch.device) -> None:
 
 
 FORKS = [(4, 40, 0), (4, 40, 100), (4, 40, 256), (3, 20, 300)]
-FORKS_ON_GPU = [(1, 70, 700), (2, 256, 2048), (8, 70, 256)]
+FORKS_ON_GPU = [(1, 70, 700), (2, 80, 2048), (8, 70, 256)]
 
 
 @pytest.mark.parametrize(

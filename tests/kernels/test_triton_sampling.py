@@ -104,13 +104,18 @@ def test_rows_that_cannot_be_sampled_are_named(kernel_device: torch.device) -> N
         assert torch.equal(none, bad) and torch.equal(same, ids)
 
 
-@pytest.mark.parametrize("kind", [(1.0, 0, 1.0, 0.0), (0.8, 6, 0.95, 0.02)], ids=str)
+# The interpreter takes half a minute for the searches of the second.
+@pytest.mark.parametrize(
+    "kind",
+    [(1.0, 0, 1.0, 0.0), pytest.param((0.8, 6, 0.95, 0.02), marks=pytest.mark.gpu)],
+    ids=str,
+)
 def test_frequencies_are_those_of_the_cpu_sampler(
     kernel_device: torch.device, kind: tuple[float, int, float, float]
 ) -> None:
     """Chi-square of the draws against the distribution that the CPU's sampler draws from."""
     torch.manual_seed(3)
-    count, vocabulary = 8000 if kernel_device.type == "cuda" else 150, 12
+    count, vocabulary = 8000 if kernel_device.type == "cuda" else 120, 12
     one = torch.randn(1, vocabulary) * 1.5
     draws = draws_of([kind] * count, kernel_device, seed=11)
     draws = replace(draws, positions=torch.arange(count, device=kernel_device) % 7)
