@@ -10,6 +10,8 @@ when its copy is over.
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,8 +77,16 @@ class FlashInferAttention:
             return Support(False, f"its kernels run on CUDA, the pool is on {needs.device}")
         if importlib.util.find_spec("flashinfer") is None:
             return Support(False, "it is not installed: pip install 'branchline[cuda]'")
+        if not _can_build():
+            return Support(
+                False,
+                "it compiles its kernels at first use and there is no nvcc (set CUDA_HOME, or "
+                "install flashinfer-jit-cache)",
+            )
         if needs.kv_dtype != torch.bfloat16:
             return Support(False, f"it reads bfloat16 pools, not {needs.kv_dtype}")
+        if needs.deterministic:
+            return Support(False, "it sums in an order that depends on the whole step")
         if needs.head_dim not in _HEADS:
             return Support(False, f"its heads have {_HEADS} elements, not {needs.head_dim}")
         return Support(True)
@@ -184,6 +194,12 @@ class FlashInferAttention:
             q_data_type=torch.bfloat16,
             kv_data_type=needs.kv_dtype,
         )
+
+
+def _can_build() -> bool:
+    """Whether FlashInfer's kernels are there ready-made, or can be compiled."""
+    ready = importlib.util.find_spec("flashinfer_jit_cache") is not None
+    return ready or "CUDA_HOME" in os.environ or shutil.which("nvcc") is not None
 
 
 def _indptr(lens: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,9 @@ from branchline.runtime.errors import InvalidRequest
 
 BACKENDS: dict[str, Callable[[AttentionNeeds], AttentionBackend]] = {
     "cpu": lambda needs: CpuAttention(),
-    "triton": TritonAttention,
+    # Before triton: it takes what is faster there, and leaves the rest to the same kernels.
     "flashinfer": FlashInferAttention,
+    "triton": TritonAttention,
     "torch_native": lambda needs: TorchAttention(),
 }
 """In order of preference for "auto"."""

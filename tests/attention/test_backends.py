@@ -187,6 +187,6 @@ def test_a_backend_that_cannot_says_why() -> None:
     with pytest.raises(InvalidRequest, match="cannot be recorded"):
         make_attention("torch_native", needs(graph=True))
     with pytest.raises(
-        InvalidRequest, match=r"'?flashy'?.* Use auto, cpu, triton, flashinfer, torch_native"
+        InvalidRequest, match=r"'?flashy'?.* Use auto, cpu, flashinfer, triton, torch_native"
     ):
         make_attention("flashy", needs())

@@ -9,10 +9,34 @@ from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.testing import Step, random_step
 from branchline.kernels.triton import TritonOps
 from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan
+from branchline.runtime.attention.flashinfer import FlashInferAttention
 from branchline.runtime.attention.registry import make_attention
 from tests.attention.test_backends import CASES, brute_force
 
-pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+
+
+def test_without_a_way_to_its_kernels_it_says_so_and_auto_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is imported or compiled to find out."""
+    needs = AttentionNeeds(8, 2, 128, torch.bfloat16, CUDA)
+    backend = FlashInferAttention(needs)
+    there = {"flashinfer"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    assert "no nvcc" in backend.supports(needs).reason
+    assert make_attention("auto", needs).name == "triton"
+    there.add("flashinfer_jit_cache")
+    assert make_attention("auto", needs).name == "flashinfer"
+    there.clear()
+    assert "not installed" in backend.supports(needs).reason
+    odd = AttentionNeeds(8, 2, 80, torch.bfloat16, CUDA)
+    there.update(("flashinfer", "flashinfer_jit_cache"))
+    assert make_attention("auto", odd).name == "triton"
+    fixed = AttentionNeeds(8, 2, 128, torch.bfloat16, CUDA, deterministic=True)
+    assert make_attention("auto", fixed).name == "triton"
 
 
 def place(meta: AttentionMeta) -> AttentionMeta:
@@ -46,6 +70,7 @@ class Subject:
         return float((got.double().cpu() - want).norm() / want.norm())
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("heads", [(8, 2, 128), (4, 2, 128)], ids=str)
 def test_forward_equals_brute_force(heads: tuple[int, int, int], case: str) -> None:
@@ -58,6 +83,7 @@ def test_forward_equals_brute_force(heads: tuple[int, int, int], case: str) -> N
         assert subject.error(got, q, step, scale) < 8e-3
 
 
+@pytest.mark.gpu
 def test_many_plans_in_flight_keep_their_own_lengths() -> None:
     """Steps are planned faster than they run; none sees the lengths of a later one."""
     steps = [random_step([(40 + 9 * i, 1), (300 - 20 * i, 5)], seed=i) for i in range(8)]
@@ -71,6 +97,7 @@ def test_many_plans_in_flight_keep_their_own_lengths() -> None:
         assert subject.error(out, q, step, 0.1) < 8e-3
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("lens", [[(40, 1), (33, 1), (90, 20)], [(50, 30), (40, 1), (9, 9)]])
 def test_rows_of_one_token_mix_with_prompts(lens: list[tuple[int, int]]) -> None:
     """Before the prompts, as the scheduler puts them, and behind one."""
