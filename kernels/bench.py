@@ -1,5 +1,7 @@
 """Micro-benchmarks of the native CPU kernels and of a whole forward recorded as a graph.
 
+With `--device cuda`, those of the GPU's: see `branchline.kernels.triton.bench`.
+
 `python -m branchline.kernels.bench [--threads 2] [--repeats 10] [--pool bf16]`: a line per figure,
 the last line one JSON document. Random weights at the shape of SmolLM2-135M (30 layers, hidden 576,
 9 and 3 heads of 64, ffn 1536, vocabulary 49152; Q4_1 body, Q8_0 head). Every figure is the minimum
@@ -23,6 +25,8 @@ from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.ops import Ops
 from branchline.kernels.testing import random_quantized, random_step
 from branchline.kernels.weights import DenseWeight, Q4_1Weight, Q8_0Weight, Weight
+
+_GPU_PARTS = ("linears", "attention", "forks", "small", "steps")
 
 __all__ = ["Shape", "SyntheticModel", "main"]
 
@@ -157,7 +161,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="workers, the caller included")
     parser.add_argument("--repeats", type=int, default=10, help="calls of which the best counts")
     parser.add_argument("--pool", choices=("f32", "bf16"), default="f32", help="KV pool dtype")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to measure")
+    gpu = parser.add_argument_group("with --device cuda")
+    gpu.add_argument("--shape", choices=("8B", "0.6B"), action="append", help="both if not given")
+    gpu.add_argument("--layers", type=int, default=0, help="layers of a step; 0 = the shape's")
+    gpu.add_argument(
+        "--part", choices=_GPU_PARTS, action="append", help="figures to take; all if not given"
+    )
     options = parser.parse_args(arguments)
+    if options.device == "cuda":
+        from branchline.kernels.triton.bench import run
+
+        run(options.shape or ["0.6B", "8B"], options.layers, options.part or _GPU_PARTS)
+        return
     torch.manual_seed(0)
     library = load_library()
     runner = Runner(library, options.threads)
@@ -174,7 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runner.close()
     for name, value in figures.items():
         sys.stdout.write(f"{name:32s} {value:10.2f}\n")
-    about = {"isa": library.isa, **vars(options), "shape": asdict(shape)}
+    told = {name: getattr(options, name) for name in ("threads", "repeats", "pool")}
+    about = {"isa": library.isa, **told, "shape": asdict(shape)}
     rounded = {name: round(value, 3) for name, value in figures.items()}
     sys.stdout.write(json.dumps({**about, "figures": rounded}) + "\n")
 

@@ -3,6 +3,7 @@
 Invariant (a law of the project): the result for one row of any op depends on that row's operands
 alone. It is bitwise the same whatever the number of rows, the batch mates, the split of a prompt
 into chunks, the number of threads, and whether the op runs eagerly or in a recorded graph.
+On a GPU this holds in deterministic mode; elsewhere kernels may be chosen by the number of rows.
 
 A model is handed an `Ops` object and calls nothing else on its activations, so the same model code
 runs eagerly (`dispatch.make_ops`) and under capture (`cpu.graph.CpuGraph`). The ops know nothing of
@@ -40,6 +41,12 @@ class AttentionMeta:
         tree_lens: [b] int32, draft-tree tokens of each row, at most `extend_lens`; 0 = none.
         tree_offsets: [b] int32, first word of the row's mask in `tree_words`.
         tree_words: [w] int64, mask bits (read as unsigned 64-bit words).
+        host_seq_lens: `seq_lens` in host memory, for backends that plan a step there without
+            waiting for the device; None = `seq_lens` itself is in host memory.
+        host_extend_lens: `extend_lens` likewise.
+        trunk_lens: [tiles] int32, how many first slots the rows of each tile of the batch have in
+            common, where a backend has found that out (`TritonOps.find_trunks`); the result does
+            not depend on it.
     """
 
     rows: torch.Tensor
@@ -50,6 +57,9 @@ class AttentionMeta:
     tree_lens: torch.Tensor | None = None
     tree_offsets: torch.Tensor | None = None
     tree_words: torch.Tensor | None = None
+    host_seq_lens: torch.Tensor | None = None
+    host_extend_lens: torch.Tensor | None = None
+    trunk_lens: torch.Tensor | None = None
 
 
 class Ops(ABC):
@@ -109,6 +119,68 @@ class Ops(ABC):
         Quantized weights take x rounded per block of 32 to 8 bits (scale = max|x| / 127) in the
         native backend; the reference multiplies by the dequantized weight.
         """
+
+    def head(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """linear(x, weight) in float32 if the backend's sums are: logits [t, N].
+
+        Logits that were rounded to bfloat16 are equal too often to be ranked.
+        """
+        return self.linear(x, weight)
+
+    def norm_linear(
+        self,
+        x: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """linear(rms_norm(x)); one op so that a backend can read x once. [t, K] -> [t, N]."""
+        return self.linear(self.rms_norm(x, norm, eps), weight, bias)
+
+    def gated_linear(
+        self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """silu_mul(linear(x)) for a weight that holds gate and up. [t, K] -> [t, N / 2]."""
+        return self.silu_mul(self.linear(x, weight, bias))
+
+    def residual_step(
+        self,
+        x: torch.Tensor,
+        projection: Weight,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight | None,
+        *,
+        gated: bool = False,
+        projection_bias: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """From the end of one block to the start of the next, through the residual stream.
+
+        `residual += linear(x, projection)` in place, then the norm of the sum, then `weight`.
+        A backend may fuse what it likes; this is what they all compute.
+
+        Args:
+            x: [t, K].
+            projection: [H, K].
+            residual: [t, H], changed.
+            norm: [H] weight of the norm.
+            eps: of the norm.
+            weight: [N, H]; None = the result is the norm itself.
+            gated: `weight` holds gate and up, the result is silu_mul of the product.
+            projection_bias: [H] float32.
+            bias: [N] float32.
+
+        Returns:
+            [t, N], or with `gated` [t, N / 2], or without `weight` [t, H].
+        """
+        y = self.linear(x, projection, projection_bias)
+        normed = self.add_rms_norm(y, residual, norm, eps)
+        if weight is None:
+            return normed
+        return (self.gated_linear if gated else self.linear)(normed, weight, bias)
 
     @abstractmethod
     def qk_norm_rope_write(
@@ -199,3 +271,14 @@ class Ops(ABC):
     @abstractmethod
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         """log(sum(exp(logits))) of each row. [n, V] -> [n] float32; -inf if all are -inf."""
+
+    def copy_slots(self, buffer: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy slots of a pool in all its planes; every source is read before a target is written.
+
+        Args:
+            buffer: [..., num_slots, hkv, d].
+            source: [n] int32 or int64.
+            target: [n] likewise, distinct.
+        """
+        dim = buffer.dim() - 3
+        buffer.index_copy_(dim, target.long(), buffer.index_select(dim, source.long()))

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
+
+if not Path("/dev/nvidiactl").exists():
+    # Read when a kernel is defined: without a GPU, Triton's kernels run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +22,11 @@ def default_model() -> Path:
     from branchline.runtime.loading.catalog import resolve_model
 
     return resolve_model("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def kernel_device() -> torch.device:
+    """Where Triton's kernels run: the GPU, or the CPU under the interpreter."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

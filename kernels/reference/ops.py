@@ -7,6 +7,8 @@ backends are compared with these. Used for real only where no faster backend exi
 import torch
 
 from branchline.kernels.ops import AttentionMeta, Ops
+from branchline.kernels.reference.sampling import draw
+from branchline.kernels.sampling import Draws, SamplingOps
 from branchline.kernels.weights import DenseWeight, Weight
 
 __all__ = ["ReferenceOps"]
@@ -40,7 +42,7 @@ def visible_tokens(meta: AttentionMeta, row: int) -> torch.Tensor:
     return mask
 
 
-class ReferenceOps(Ops):
+class ReferenceOps(Ops, SamplingOps):
     """Every op in torch.
 
     Args:
@@ -160,3 +162,16 @@ class ReferenceOps(Ops):
 
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         return torch.logsumexp(logits.float(), dim=-1)
+
+    def sample_rows(
+        self,
+        logits: torch.Tensor,
+        draws: Draws,
+        bitmask: torch.Tensor | None = None,
+        need: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if bitmask is not None:
+            logits = logits.clone()
+            every = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+            self.apply_bitmask(logits, bitmask, every if need is None else need)
+        return draw(logits, draws)

@@ -32,6 +32,7 @@ class AttentionNeeds:
         kv_dtype: of the pool.
         device: of queries and pool.
         graph: `forward` will be recorded and replayed.
+        deterministic: a token's result must not depend on the rest of the step.
     """
 
     heads: int
@@ -40,6 +41,7 @@ class AttentionNeeds:
     kv_dtype: torch.dtype
     device: torch.device
     graph: bool = False
+    deterministic: bool = False
 
 
 class AttentionPlan(Protocol):

@@ -6,12 +6,17 @@ from collections.abc import Callable
 
 from branchline.runtime.attention.base import AttentionBackend, AttentionNeeds
 from branchline.runtime.attention.cpu import CpuAttention
+from branchline.runtime.attention.flashinfer import FlashInferAttention
 from branchline.runtime.attention.torch_native import TorchAttention
+from branchline.runtime.attention.triton import TritonAttention
 from branchline.runtime.errors import InvalidRequest
 
-BACKENDS: dict[str, Callable[[], AttentionBackend]] = {
-    CpuAttention.name: CpuAttention,
-    TorchAttention.name: TorchAttention,
+BACKENDS: dict[str, Callable[[AttentionNeeds], AttentionBackend]] = {
+    "cpu": lambda needs: CpuAttention(),
+    # Before triton: it takes what is faster there, and leaves the rest to the same kernels.
+    "flashinfer": FlashInferAttention,
+    "triton": TritonAttention,
+    "torch_native": lambda needs: TorchAttention(),
 }
 """In order of preference for "auto"."""
 
@@ -24,7 +29,7 @@ def make_attention(name: str, needs: AttentionNeeds) -> AttentionBackend:
     """
     if name == "auto":
         for make in BACKENDS.values():
-            backend = make()
+            backend = make(needs)
             if backend.supports(needs).ok:
                 return backend
     if name not in BACKENDS:
@@ -33,7 +38,7 @@ def make_attention(name: str, needs: AttentionNeeds) -> AttentionBackend:
             value=name,
             hint=f"Use auto, {', '.join(BACKENDS)}.",
         )
-    backend = BACKENDS[name]()
+    backend = BACKENDS[name](needs)
     support = backend.supports(needs)
     if not support.ok:
         raise InvalidRequest(

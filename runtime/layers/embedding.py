@@ -71,8 +71,8 @@ class LMHead(Embedding):
         self._tied = tied
 
     def __call__(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """Logits in x's dtype."""
-        return ops.linear(x, self.weight if self._tied is None else self._tied.weight)
+        """Logits, in float32 if the backend sums in it."""
+        return ops.head(x, self.weight if self._tied is None else self._tied.weight)
 
     def prepare(self, ops: Ops) -> None:
         """Its own matrix, if it is not tied."""

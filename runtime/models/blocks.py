@@ -1,7 +1,7 @@
 """The parts that decoders of the Llama family share: attention, gated MLP, decoder layer.
 
-Invariant: the residual stream is updated in place, and each block returns what is still to be
-added to it, so that the addition and the next norm are one op.
+Invariant: the residual stream is updated in place, and what lies between two blocks (projection,
+addition, norm, next projection) is one op, which a backend may fuse.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ class Attention:
         index: of the layer; its pool is `kv.layer(index)`.
         rotary: float32 [context, head_dim], shared by all layers.
         dtype: how matrices are kept.
+
+    Attributes:
+        rotary: the table, on the device of the weights.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class Attention:
     ) -> None:
         name = f"model.layers.{index}.self_attn"
         self._index = index
-        self._rotary = rotary
+        self.rotary = rotary
         self._scale = spec.head_dim**-0.5
         self._eps = spec.rms_eps
         self.qkv = Linear(
@@ -58,12 +61,14 @@ class Attention:
             for which in ("q", "k")
         )
 
-    def forward(self, x: torch.Tensor, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
-        """x [t, hidden] -> attended values before the output projection, [t, q_size]."""
+    def forward(
+        self, qkv: torch.Tensor, batch: ForwardBatch, ops: Ops, kv: KVLayers
+    ) -> torch.Tensor:
+        """Heads [t, q_size + 2 kv_size] -> attended, before the output projection: [t, q_size]."""
         k_pool, v_pool = kv.layer(self._index)
         q = ops.qk_norm_rope_write(
-            self.qkv(x, ops),
-            self._rotary,
+            qkv,
+            self.rotary,
             batch.positions,
             k_pool,
             v_pool,
@@ -101,10 +106,6 @@ class GatedMLP:
             spec.ffn, [(f"{name}.down_proj", spec.hidden)], bias=spec.mlp_bias, dtype=dtype
         )
 
-    def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """[t, hidden] -> [t, hidden]."""
-        return self.down(ops.silu_mul(self.gate_up(x, ops)), ops)
-
     def slots(self) -> Iterator[Slot]:
         """All tensors of the block."""
         yield from self.gate_up.slots()
@@ -112,7 +113,11 @@ class GatedMLP:
 
 
 class DecoderLayer:
-    """norm, attention, norm, MLP, each added to the residual stream."""
+    """norm, attention, norm, MLP, each added to the residual stream.
+
+    A layer begins with its query, key and value heads and ends with its gated values: the way from
+    there to the next layer's heads is one op (`step`).
+    """
 
     def __init__(
         self, spec: ModelSpec, index: int, rotary: torch.Tensor, dtype: WeightDtype
@@ -123,25 +128,28 @@ class DecoderLayer:
         self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", spec.hidden, spec.rms_eps)
         self.mlp = GatedMLP(spec, index, dtype)
 
-    def attend(
-        self,
-        x: torch.Tensor | None,
-        residual: torch.Tensor,
-        batch: ForwardBatch,
-        ops: Ops,
-        kv: KVLayers,
-    ) -> torch.Tensor:
-        """First half: attended values [t, q_size]; adds x, the layer before's output, if any."""
-        if x is None:
-            normed = self.input_norm(residual, ops)
-        else:
-            normed = self.input_norm.add(x, residual, ops)
-        return self.attention.forward(normed, batch, ops, kv)
+    def begin(self, residual: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """Heads of the first layer: [t, q_size + 2 kv_size]."""
+        norm, qkv = self.input_norm, self.attention.qkv
+        return ops.norm_linear(residual, norm.weight, norm.eps, qkv.weight, qkv.bias)
 
-    def finish(self, attended: torch.Tensor, residual: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """Second half: each token by itself, so it may be given fewer tokens. [t, hidden]."""
-        normed = self.mlp_norm.add(self.attention.output(attended, ops), residual, ops)
-        return self.mlp.forward(normed, ops)
+    def gated(self, attended: torch.Tensor, residual: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """Second half, up to the gate: each token by itself, so it may be given fewer. [t, F]."""
+        output, gate_up = self.attention.output, self.mlp.gate_up
+        return step(attended, output, residual, self.mlp_norm, gate_up, ops, gated=True)
+
+    def then(
+        self, gated: torch.Tensor, residual: torch.Tensor, following: DecoderLayer, ops: Ops
+    ) -> torch.Tensor:
+        """From this layer's gated values to the heads of the following one."""
+        norm, qkv = following.input_norm, following.attention.qkv
+        return step(gated, self.mlp.down, residual, norm, qkv, ops)
+
+    def end(
+        self, gated: torch.Tensor, residual: torch.Tensor, norm: RMSNorm, ops: Ops
+    ) -> torch.Tensor:
+        """From the last layer's gated values to the model's final norm: [t, hidden]."""
+        return step(gated, self.mlp.down, residual, norm, None, ops)
 
     def norms(self) -> list[RMSNorm]:
         """All norms of the layer."""
@@ -155,3 +163,27 @@ class DecoderLayer:
         """All tensors of the layer."""
         for part in (self.input_norm, self.attention, self.mlp_norm, self.mlp):
             yield from part.slots()
+
+
+def step(
+    x: torch.Tensor,
+    projection: Linear,
+    residual: torch.Tensor,
+    norm: RMSNorm,
+    into: Linear | None,
+    ops: Ops,
+    *,
+    gated: bool = False,
+) -> torch.Tensor:
+    """`Ops.residual_step` with the layers' own weights: from one block to the next."""
+    return ops.residual_step(
+        x,
+        projection.weight,
+        residual,
+        norm.weight,
+        norm.eps,
+        None if into is None else into.weight,
+        gated=gated,
+        projection_bias=projection.bias,
+        bias=None if into is None else into.bias,
+    )

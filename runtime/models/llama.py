@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 
 import torch
 
@@ -49,15 +49,15 @@ class Llama:
     def forward(self, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
         """[l, hidden], normed."""
         residual = self.embed(batch.input_ids, ops)
-        x = None
-        for layer in self.layers[:-1]:
-            attended = layer.attend(x, residual, batch, ops, kv)
-            x = layer.finish(attended, residual, ops)
+        qkv = self.layers[0].begin(residual, ops)
+        for layer, following in pairwise(self.layers):
+            attended = layer.attention.forward(qkv, batch, ops, kv)
+            qkv = layer.then(layer.gated(attended, residual, ops), residual, following, ops)
         last = self.layers[-1]
-        attended = last.attend(x, residual, batch, ops, kv)
+        attended = last.attention.forward(qkv, batch, ops, kv)
         residual = ops.gather_rows(residual, batch.logit_idx)
-        x = last.finish(ops.gather_rows(attended, batch.logit_idx), residual, ops)
-        return self.norm.add(x, residual, ops)
+        attended = ops.gather_rows(attended, batch.logit_idx)
+        return last.end(last.gated(attended, residual, ops), residual, self.norm, ops)
 
     def logits(self, hidden: torch.Tensor, ops: Ops) -> torch.Tensor:
         """[n, hidden] -> [n, vocab]."""
@@ -73,6 +73,9 @@ class Llama:
 
     def prepare(self, ops: Ops) -> None:
         """Once, after all slots are filled."""
+        self.rotary = self.rotary.to(self.norm.weight.device)
+        for layer in self.layers:
+            layer.attention.rotary = self.rotary
         self.embed.prepare(ops)
         for layer in self.layers:
             for linear in chain(*layer.linears()):

@@ -9,7 +9,8 @@ from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.reference.ops import visible_tokens
 from branchline.kernels.testing import random_step
-from branchline.runtime.attention.base import AttentionNeeds
+from branchline.kernels.triton import TritonOps
+from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan
 from branchline.runtime.attention.registry import BACKENDS, make_attention
 from branchline.runtime.attention.torch_native import TorchAttention
 from branchline.runtime.errors import InvalidRequest
@@ -46,55 +47,102 @@ def brute_force(
     return out.reshape(q.shape[0], -1)
 
 
-@pytest.fixture(scope="module", params=["native", "reference"])
-def ops(request: pytest.FixtureRequest) -> Ops:
-    return make_ops(request.param, threads=2)
+class Subject:
+    """A backend with ops that it runs with, on their device.
+
+    Args:
+        backend: its name.
+        ops: "native", "reference" or "triton".
+        device: of the pool.
+    """
+
+    def __init__(self, backend: str, ops: str, device: torch.device) -> None:
+        self.name = backend
+        self.device = device
+        self.ops: Ops
+        if ops == "triton":
+            self.ops = TritonOps(device, torch.float32)
+        else:
+            self.ops = make_ops("native" if ops == "native" else "reference", threads=2)
+        self.backend = BACKENDS[backend](needs())
+
+    def place(self, meta: AttentionMeta) -> AttentionMeta:
+        """The metadata on the device, lengths on the host too."""
+        moved = {
+            name: value if value is None else value.to(self.device)
+            for name, value in vars(meta).items()
+        }
+        host = {"host_seq_lens": meta.seq_lens, "host_extend_lens": meta.extend_lens}
+        return AttentionMeta(**(moved | host))
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        meta: AttentionMeta,
+        scale: float,
+        plan: AttentionPlan | None = None,
+    ) -> torch.Tensor:
+        """`forward` of operands in host memory."""
+        plan = self.backend.plan(self.place(meta)) if plan is None else plan
+        operands = (x.to(self.device) for x in (q, k, v))
+        return self.backend.forward(self.ops, *operands, plan, scale).cpu()
+
+
+SUBJECTS = [
+    ("cpu", "native"),
+    ("cpu", "reference"),
+    ("torch_native", "native"),
+    ("torch_native", "reference"),
+    ("triton", "triton"),
+]
+
+
+@pytest.fixture(params=SUBJECTS, ids="-".join)
+def subject(request: pytest.FixtureRequest, kernel_device: torch.device) -> Subject:
+    name, ops = request.param
+    return Subject(name, ops, kernel_device if name == "triton" else torch.device("cpu"))
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (6, 2), (8, 1)], ids=str)
-@pytest.mark.parametrize("name", BACKENDS)
-def test_forward_equals_brute_force(name: str, heads: tuple[int, int], case: str, ops: Ops) -> None:
+def test_forward_equals_brute_force(subject: Subject, heads: tuple[int, int], case: str) -> None:
     lens, trees = CASES[case]
     step = random_step(lens, seed=3, trees=trees)
     torch.manual_seed(1)
     q = torch.randn(step.tokens, heads[0], 32)
     k, v = (torch.randn(step.num_slots, heads[1], 32) for _ in range(2))
-    backend = BACKENDS[name]()
-    out = backend.forward(ops, q, k, v, backend.plan(step.meta), 0.2)
+    out = subject.attend(q, k, v, step.meta, 0.2)
     assert out.shape == (step.tokens, heads[0] * 32)
     expected = brute_force(q, k, v, step.meta, 0.2)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_a_bfloat16_pool_is_accumulated_in_float32(name: str, ops: Ops) -> None:
+def test_a_bfloat16_pool_is_accumulated_in_float32(subject: Subject) -> None:
     step = random_step([(300, 3), (5, 1)], seed=2)
     torch.manual_seed(1)
     q = torch.randn(step.tokens, 6, 64)
     k, v = (torch.randn(step.num_slots, 2, 64).bfloat16() for _ in range(2))
-    backend = BACKENDS[name]()
-    out = backend.forward(ops, q, k, v, backend.plan(step.meta), 0.125)
+    out = subject.attend(q, k, v, step.meta, 0.125)
     expected = brute_force(q, k.float(), v.float(), step.meta, 0.125)
-    # the native kernel rounds queries and weights to bfloat16; sums are float32 in both
-    torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=4e-3)
-    if name == "torch_native":
+    # kernels round queries and weights to the pool's bfloat16; sums are float32 in all
+    torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=1e-2)
+    if subject.name == "torch_native":
         torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_replayed_plan_equals_a_fresh_one(name: str, ops: Ops) -> None:
-    backend = BACKENDS[name]()
+def test_replayed_plan_equals_a_fresh_one(subject: Subject) -> None:
     first, second = random_step([(9, 4), (6, 1)], seed=0), random_step([(12, 1), (8, 8)], seed=5)
-    plan = backend.init_graph(second.meta)
+    plan = subject.backend.init_graph(subject.place(second.meta))
     for step in (first, second):
         torch.manual_seed(4)
         q = torch.randn(step.tokens, 4, 16)
         k, v = (torch.randn(step.num_slots, 2, 16) for _ in range(2))
-        fresh = backend.forward(ops, q, k, v, backend.plan(step.meta), 0.25)
-        if step is second or name == "torch_native":
-            backend.plan_replay(plan, step.meta)
-            assert torch.equal(backend.forward(ops, q, k, v, plan, 0.25), fresh)
+        fresh = subject.attend(q, k, v, step.meta, 0.25)
+        if step is second or subject.name == "torch_native":
+            subject.backend.plan_replay(plan, subject.place(step.meta))
+            assert torch.equal(subject.attend(q, k, v, step.meta, 0.25, plan), fresh)
 
 
 def test_torch_backend_splits_long_rows_without_changing_results(
@@ -132,7 +180,13 @@ def test_auto_takes_the_first_backend_that_can() -> None:
 def test_a_backend_that_cannot_says_why() -> None:
     with pytest.raises(InvalidRequest, match="runs on the CPU, the pool is on meta"):
         make_attention("cpu", needs(device=torch.device("meta")))
+    with pytest.raises(InvalidRequest, match="run on CUDA, the pool is on cpu"):
+        make_attention("triton", needs())
+    with pytest.raises(InvalidRequest, match="run on CUDA, the pool is on cpu"):
+        make_attention("flashinfer", needs())
     with pytest.raises(InvalidRequest, match="cannot be recorded"):
         make_attention("torch_native", needs(graph=True))
-    with pytest.raises(InvalidRequest, match=r"'?flashy'?.* Use auto, cpu, torch_native"):
+    with pytest.raises(
+        InvalidRequest, match=r"'?flashy'?.* Use auto, cpu, flashinfer, triton, torch_native"
+    ):
         make_attention("flashy", needs())

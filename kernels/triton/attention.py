@@ -1,0 +1,240 @@
+"""Launches of the attention kernels: which one, in how many parts.
+
+Invariant: the choice is made from what the host knows (shapes, and the lengths that
+`AttentionMeta` has on the host), never by reading the device.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from branchline.kernels.errors import KernelInputError
+from branchline.kernels.ops import AttentionMeta
+from branchline.kernels.triton.attention_kernels import decode_kernel, extend_kernel
+from branchline.kernels.triton.trunk_kernels import (
+    first_difference_kernel,
+    trunk_kernel,
+    trunk_length_kernel,
+)
+from branchline.kernels.triton.tuning import Device, power_of_two
+
+__all__ = ["attend", "find_trunks", "trunk_tiles"]
+
+_LOG2_E = 1.4426950408889634
+_MAX_SPLITS = 32
+_TILE_ROWS = 128
+_SMALL_TILE_ROWS = 64
+_DECODE_KEYS = 64
+_TRUNK_QUERIES = 64
+"""Queries of a tile that reads a trunk: rows times query heads of a KV head."""
+_COMPARED = 512
+"""Slots of each row that one program compares."""
+_SHORTEST_TRUNK = 256
+"""Keys below which a trunk is not worth the joining."""
+
+
+def attend(
+    gpu: Device,
+    q: torch.Tensor,
+    k_pool: torch.Tensor,
+    v_pool: torch.Tensor,
+    meta: AttentionMeta,
+    scale: float,
+    deterministic: bool,
+) -> torch.Tensor:
+    """See `Ops.paged_attention`. With `deterministic`, one kernel serves all rows, uncut."""
+    t, hq, d = q.shape
+    hkv = k_pool.shape[1]
+    if hq % hkv:
+        raise KernelInputError(f"{hq} query heads cannot share {hkv} KV heads evenly")
+    out = q.new_empty(t, hq * d)
+    if t == 0:
+        return out
+    if not deterministic and meta.tree_lens is None and _longest_extend(meta) <= 1:
+        _decode(gpu, q, k_pool, v_pool, meta, scale, out)
+    else:
+        _extend(gpu, q, k_pool, v_pool, meta, scale, out, small=deterministic)
+    return out
+
+
+def _trunk_rows(group: int) -> int:
+    """Rows of a tile that reads a trunk together."""
+    return max(1, _TRUNK_QUERIES // power_of_two(group))
+
+
+def trunk_tiles(rows: int, group: int) -> int:
+    """Entries of `AttentionMeta.trunk_lens` for so many rows of the batch."""
+    return -(-rows // _trunk_rows(group))
+
+
+def find_trunks(meta: AttentionMeta, group: int, out: torch.Tensor) -> None:
+    """Fill `out` [trunk_tiles] with how many first slots the rows of each tile share."""
+    tiles, context = out.shape[0], meta.slot_table.shape[1]
+    blocks = triton.cdiv(context, _COMPARED)
+    found = torch.empty(tiles, blocks, dtype=torch.int32, device=out.device)
+    first_difference_kernel[(tiles, blocks)](
+        meta.rows,
+        meta.slot_table,
+        meta.seq_lens,
+        meta.extend_lens,
+        found,
+        meta.rows.shape[0],
+        meta.slot_table.stride(0),
+        _SHORTEST_TRUNK,
+        ROWS=_trunk_rows(group),
+        BLOCK=_COMPARED,
+        num_warps=8,
+    )
+    trunk_length_kernel[(tiles,)](
+        found,
+        out,
+        blocks,
+        _SHORTEST_TRUNK,
+        BLOCK=power_of_two(blocks),
+        BLOCK_N=_DECODE_KEYS,
+        num_warps=1,
+    )
+
+
+def _longest_extend(meta: AttentionMeta) -> int:
+    """Tokens of the row with the most, or 2 where only the device knows."""
+    lens = meta.host_extend_lens
+    if lens is None:
+        lens = meta.extend_lens
+        if lens.device.type != "cpu":
+            return 2
+    return int(lens.max()) if len(lens) else 0
+
+
+def _parts(gpu: Device, results: int) -> int:
+    """Into how many parts to cut each result so that programs fill the device twice."""
+    return min(_MAX_SPLITS, max(1, 2 * gpu.processors // results))
+
+
+def _decode(
+    gpu: Device,
+    q: torch.Tensor,
+    k_pool: torch.Tensor,
+    v_pool: torch.Tensor,
+    meta: AttentionMeta,
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    b, hq, d, hkv = meta.rows.shape[0], *q.shape[1:], k_pool.shape[1]
+    group, trunks = hq // hkv, meta.trunk_lens
+    # No more parts than the longest row has blocks.
+    splits = min(_parts(gpu, b * hkv), triton.cdiv(meta.slot_table.shape[1], _DECODE_KEYS))
+    if b * hkv > gpu.counters.shape[0]:
+        splits = 1
+    trunk_parts = 0 if trunks is None else _parts(gpu, len(trunks) * hkv)
+    parts = splits + trunk_parts
+    shape = (b, hkv, parts, group) if parts > 1 else (1,)
+    part_out = torch.empty(*shape, d, dtype=torch.float32, device=q.device)
+    part_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    if trunks is not None:
+        trunk_kernel[(len(trunks), hkv, trunk_parts)](
+            q,
+            k_pool,
+            v_pool,
+            meta.rows,
+            meta.slot_table,
+            meta.seq_lens,
+            meta.extend_lens,
+            meta.extend_start,
+            trunks,
+            part_out,
+            part_lse,
+            scale * _LOG2_E,
+            b,
+            meta.slot_table.stride(0),
+            hkv,
+            GROUP=group,
+            GROUP_PAD=power_of_two(group),
+            D=d,
+            BLOCK_D=max(16, power_of_two(d)),
+            BLOCK_N=_DECODE_KEYS,
+            ROWS=_trunk_rows(group),
+            TRUNK_PARTS=trunk_parts,
+            PARTS=parts,
+            WIDE=gpu.interpreted,
+            **gpu.launch(4, 2),
+        )
+    decode_kernel[(b, hkv, splits)](
+        q,
+        k_pool,
+        v_pool,
+        meta.rows,
+        meta.slot_table,
+        meta.seq_lens,
+        meta.extend_lens,
+        meta.extend_start,
+        meta.extend_lens if trunks is None else trunks,
+        part_out,
+        part_lse,
+        gpu.counters,
+        out,
+        scale * _LOG2_E,
+        meta.slot_table.stride(0),
+        hkv,
+        GROUP=group,
+        GROUP_PAD=max(16, power_of_two(group)),
+        D=d,
+        BLOCK_D=max(16, power_of_two(d)),
+        BLOCK_N=_DECODE_KEYS,
+        TRUNK_ROWS=_trunk_rows(group),
+        TRUNK_PARTS=trunk_parts,
+        SPLITS=splits,
+        JOIN_G=power_of_two(group),
+        JOIN_S=min(power_of_two(parts), max(1, 16 // power_of_two(group))),
+        WIDE=gpu.interpreted,
+        **gpu.launch(2, 2 if b < 128 else 3),
+    )
+
+
+def _extend(
+    gpu: Device,
+    q: torch.Tensor,
+    k_pool: torch.Tensor,
+    v_pool: torch.Tensor,
+    meta: AttentionMeta,
+    scale: float,
+    out: torch.Tensor,
+    *,
+    small: bool,
+) -> None:
+    b, t, hq, d, hkv = meta.rows.shape[0], *q.shape, k_pool.shape[1]
+    group = hq // hkv
+    group_pad = power_of_two(group)
+    few = small or t <= 16 * b or q.dtype == torch.float32
+    tokens = max(1, (_SMALL_TILE_ROWS if few else _TILE_ROWS) // group_pad)
+    no_tree = meta.tree_lens is None or meta.tree_offsets is None or meta.tree_words is None
+    none = meta.extend_lens
+    extend_kernel[(t // tokens + b, hkv)](
+        q,
+        k_pool,
+        v_pool,
+        meta.rows,
+        meta.slot_table,
+        meta.seq_lens,
+        meta.extend_lens,
+        meta.extend_start,
+        none if no_tree else meta.tree_lens,
+        none if no_tree else meta.tree_offsets,
+        none if no_tree else meta.tree_words,
+        out,
+        scale * _LOG2_E,
+        b,
+        meta.slot_table.stride(0),
+        hkv,
+        GROUP=group,
+        GROUP_PAD=group_pad,
+        D=d,
+        BLOCK_D=max(16, power_of_two(d)),
+        TOKENS=tokens,
+        BLOCK_N=64 if no_tree and q.dtype != torch.float32 else 32,
+        BLOCK_B=power_of_two(b),
+        TREE=not no_tree,
+        WIDE=gpu.interpreted,
+        **gpu.launch(4 if few else 8, 2),
+    )

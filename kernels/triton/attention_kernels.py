@@ -1,0 +1,314 @@
+"""Attention over the paged pool: one kernel for rows of one token, one for rows of any number.
+
+Invariant: scores, weights and sums are float32 (the products take the pool's elements), every key
+of a row is read through the slot table, and blocks of keys are visited in order, so the result of
+a token depends on its row alone. WIDE multiplies in float32: the interpreter takes the bits of a
+bfloat16 for an integer. `extend_kernel` visits them whole, in blocks that start at key 0
+whatever the step; `decode_kernel` cuts the row into SPLITS parts that it joins in order.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# The arguments of a kernel are its operands: a launch has no structures to hand over.
+# size: attend_block: operands of a launch
+# size: join_parts: operands of a launch
+# size: decode_kernel: operands of a launch; its parts share the tile that they join
+# size: extend_kernel: operands of a launch; both loops update one tile
+
+
+@triton.jit
+def attend_block(
+    q,
+    top,
+    total,
+    acc,
+    k_pool,
+    v_pool,
+    slots,
+    key_live,
+    visible,
+    head_offset,
+    slot_stride,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Add one block of keys to the running softmax of a tile of queries.
+
+    q [M, BLOCK_D] is scaled already, by log2(e) too; slots, key_live [N]; visible [M, N].
+    """
+    i = tl.arange(0, BLOCK_D)
+    inside = i < D
+    place = slots.to(tl.int64) * slot_stride + head_offset
+    keys = tl.load(
+        k_pool + place[None, :] + i[:, None],
+        mask=key_live[None, :] & inside[:, None],
+        other=0.0,
+    )
+    if WIDE:
+        q, keys = q.to(tl.float32), keys.to(tl.float32)
+    scores = tl.dot(q, keys, input_precision="ieee")
+    scores = tl.where(visible, scores, float("-inf"))
+    new = tl.maximum(top, tl.max(scores, axis=1))
+    base = tl.where(new == float("-inf"), 0.0, new)
+    weights = tl.exp2(scores - base[:, None])
+    shrink = tl.exp2(top - base)
+    total = total * shrink + tl.sum(weights, axis=1)
+    values = tl.load(
+        v_pool + place[:, None] + i[None, :],
+        mask=key_live[:, None] & inside[None, :],
+        other=0.0,
+    )
+    acc = acc * shrink[:, None]
+    weights = weights.to(values.dtype)
+    if WIDE:
+        weights, values = weights.to(tl.float32), values.to(tl.float32)
+    acc = tl.dot(weights, values, acc, input_precision="ieee")
+    return new, total, acc
+
+
+@triton.jit
+def decode_kernel(
+    q,
+    k_pool,
+    v_pool,
+    rows,
+    slot_table,
+    seq_lens,
+    extend_lens,
+    extend_start,
+    trunk_lens,
+    part_out,
+    part_lse,
+    arrived,
+    out,
+    scale_log2,
+    context,
+    hkv,
+    GROUP: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TRUNK_ROWS: tl.constexpr,
+    TRUNK_PARTS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    JOIN_G: tl.constexpr,
+    JOIN_S: tl.constexpr,
+    WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Rows of at most one token. A program takes one row, one KV head and one of SPLITS parts.
+
+    Where TRUNK_PARTS is not 0, the first keys of a row, as many as `trunk_lens` says for its
+    TRUNK_ROWS neighbours, have been seen to by the kernel before (`trunk_kernel`). The program that
+    arrives last at `arrived` [b * hkv] joins all parts and sets it back to 0. Float32 scratch:
+    part_out [b, hkv, PARTS, GROUP, D] and part_lse [b, hkv, PARTS, GROUP].
+    """
+    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    PARTS: tl.constexpr = TRUNK_PARTS + SPLITS
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    extend = tl.load(extend_lens + row)
+    length = tl.where(extend > 0, tl.load(seq_lens + row), 0)
+    trunk = length * 0
+    used_trunk = trunk
+    if TRUNK_PARTS > 0:
+        trunk = tl.load(trunk_lens + row // TRUNK_ROWS)
+        trunk = tl.where(length > trunk, trunk, 0)
+        used_trunk = parts_of(trunk, TRUNK_PARTS, BLOCK_N)[1]
+    token = tl.load(extend_start + row).to(tl.int64)
+    table = slot_table + tl.load(rows + row).to(tl.int64) * context
+    g, i, n = tl.arange(0, GROUP_PAD), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+    q_place = (token * hkv * GROUP + head * GROUP + g[:, None]) * D + i[None, :]
+    # Compared after it is spread: the interpreter spreads numbers, not truth values.
+    q_live = ((g < GROUP) & (g * 0 + length > 0))[:, None] & (i < D)[None, :]
+    query = tl.load(q + q_place, mask=q_live, other=0.0).to(tl.float32) * scale_log2
+    query = query.to(k_pool.dtype.element_ty)
+    part, used_own = parts_of(length - trunk, SPLITS, BLOCK_N)
+    start = trunk + split * part
+    end = tl.minimum(start + part, length)
+    top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP_PAD], tl.float32)
+    acc = tl.zeros([GROUP_PAD, BLOCK_D], tl.float32)
+    for first in range(start, end, BLOCK_N):
+        key = first + n
+        slots = tl.load(table + key, mask=key < end, other=0)
+        visible = (key < end)[None, :] & (g >= 0)[:, None]
+        top, total, acc = attend_block(
+            query, top, total, acc, k_pool, v_pool, slots, key < end, visible,
+            head * D, hkv * D, D, BLOCK_D, WIDE,
+        )  # fmt: skip
+    value = acc / tl.where(total > 0, total, 1.0)[:, None]
+    if PARTS == 1 or (SPLITS == 1 and used_trunk == 0):
+        tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)
+    else:
+        one = (row * hkv + head).to(tl.int64)
+        mine = (one * PARTS + TRUNK_PARTS + split) * GROUP + g
+        lse = tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
+        tl.store(part_out + mine[:, None] * D + i[None, :], value, mask=q_live)
+        tl.store(part_lse + mine, lse, mask=g < GROUP)
+        tl.debug_barrier()  # the whole program has written before it says so
+        before = SPLITS - 1
+        if SPLITS > 1:
+            before = tl.atomic_add(arrived + one, 1)
+        if before == SPLITS - 1:
+            if SPLITS > 1:
+                tl.store(arrived + one, 0)
+            join_parts(
+                part_out, part_lse, out, token, one, head, hkv, used_trunk + used_own, used_trunk,
+                GROUP, JOIN_G, D, BLOCK_D, TRUNK_PARTS, PARTS, JOIN_S,
+            )  # fmt: skip
+
+
+@triton.jit
+def parts_of(length, PARTS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(keys of a part, parts in use) when `length` keys are cut into at most PARTS parts."""
+    part = tl.cdiv(tl.cdiv(length, PARTS), BLOCK_N) * BLOCK_N
+    return part, tl.cdiv(length, tl.maximum(part, 1))
+
+
+@triton.jit
+def join_parts(
+    part_out, part_lse, out, token, one, head, hkv, used, used_first,
+    GROUP: tl.constexpr, JOIN_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    FIRST: tl.constexpr, PARTS: tl.constexpr, JOIN_S: tl.constexpr,
+):  # fmt: skip
+    """Join the parts of one row and KV head, JOIN_S at a time, in order.
+
+    There is room for PARTS; in use are the first `used_first`, and then, from FIRST on, the others
+    of all `used`.
+    """
+    g, i, s = tl.arange(0, JOIN_G), tl.arange(0, BLOCK_D), tl.arange(0, JOIN_S)
+    inside = (g < GROUP)[:, None] & (i < D)[None, :]
+    top = tl.full([JOIN_G], float("-inf"), tl.float32)
+    total = tl.zeros([JOIN_G], tl.float32)
+    acc = tl.zeros([JOIN_G, BLOCK_D], tl.float32)
+    for first in range(0, used, JOIN_S):
+        live = (first + s < used)[:, None] & (g < GROUP)[None, :]
+        part = first + s
+        part = tl.where(part < used_first, part, part - used_first + FIRST)
+        place = (one * PARTS + part)[:, None] * GROUP + g[None, :]
+        # .cg: what other multiprocessors wrote is in L2, not in this one's L1.
+        lse = tl.load(part_lse + place, mask=live, other=float("-inf"), cache_modifier=".cg")
+        value = tl.load(
+            part_out + place[:, :, None] * D + i[None, None, :],
+            mask=live[:, :, None] & (i < D)[None, None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new = tl.maximum(top, tl.max(lse, axis=0))
+        base = tl.where(new == float("-inf"), 0.0, new)
+        shrink, weight = tl.exp2(top - base), tl.exp2(lse - base[None, :])
+        acc = acc * shrink[:, None] + tl.sum(value * weight[:, :, None], axis=0)
+        total = total * shrink + tl.sum(weight, axis=0)
+        top = new
+    value = acc / tl.where(total > 0, total, 1.0)[:, None]
+    target = out + (token * hkv * GROUP + head * GROUP + g[:, None]) * D + i[None, :]
+    tl.store(target, value.to(out.dtype.element_ty), mask=inside & (g[:, None] * 0 + used > 0))
+
+
+@triton.jit
+def extend_kernel(
+    q,
+    k_pool,
+    v_pool,
+    rows,
+    slot_table,
+    seq_lens,
+    extend_lens,
+    extend_start,
+    tree_lens,
+    tree_offsets,
+    tree_words,
+    out,
+    scale_log2,
+    batch,
+    context,
+    hkv,
+    GROUP: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    TREE: tl.constexpr,
+    WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Rows of any number of tokens; a program takes TOKENS tokens of one row and one KV head.
+
+    Its queries are a tile [TOKENS * GROUP_PAD, D]. Programs past the last tile do nothing, so the
+    grid needs an upper bound of the tiles only.
+    """
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest ones first
+    head = tl.program_id(1)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    b = tl.arange(0, BLOCK_B)
+    tiles = tl.cdiv(tl.load(extend_lens + b, mask=b < batch, other=0), TOKENS)
+    ends = tl.cumsum(tiles, axis=0)
+    if tile < tl.max(ends, axis=0):
+        row = tl.sum((ends <= tile).to(tl.int32), axis=0)
+        tile_in_row = tile - tl.max(tl.where(ends <= tile, ends, 0), axis=0)
+        extend, length = tl.load(extend_lens + row), tl.load(seq_lens + row)
+        table = slot_table + tl.load(rows + row).to(tl.int64) * context
+        m, i, n = tl.arange(0, TOKENS * GROUP_PAD), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+        x, g = tile_in_row * TOKENS + m // GROUP_PAD, m % GROUP_PAD
+        token = tl.load(extend_start + row).to(tl.int64) + x
+        q_place = (token[:, None] * hkv * GROUP + head * GROUP + g[:, None]) * D + i[None, :]
+        q_live = ((x < extend) & (g < GROUP))[:, None] & (i < D)[None, :]
+        query = tl.load(q + q_place, mask=q_live, other=0.0).to(tl.float32) * scale_log2
+        query = query.to(k_pool.dtype.element_ty)
+        prefix = length - extend
+        first_x = tile_in_row * TOKENS
+        last_x = tl.minimum(first_x + TOKENS, extend) - 1
+        plain_until = prefix + first_x + 1  # every token of the tile sees the keys before it
+        end = prefix + last_x + 1
+        if TREE:
+            nodes = tl.load(tree_lens + row)
+            words = tree_words + tl.load(tree_offsets + row)
+            root = length - nodes
+            stride = tl.cdiv(nodes, 64)
+            node = x - (extend - nodes)
+            if last_x >= extend - nodes:
+                plain_until = tl.minimum(plain_until, root)
+                end = length
+        plain_until = plain_until // BLOCK_N * BLOCK_N
+        top = tl.full([TOKENS * GROUP_PAD], float("-inf"), tl.float32)
+        total = tl.zeros([TOKENS * GROUP_PAD], tl.float32)
+        acc = tl.zeros([TOKENS * GROUP_PAD, BLOCK_D], tl.float32)
+        for first in range(0, plain_until, BLOCK_N):
+            slots = tl.load(table + first + n)
+            every = (n >= 0)[None, :] & (m >= 0)[:, None]
+            top, total, acc = attend_block(
+                query, top, total, acc, k_pool, v_pool, slots, n >= 0, every,
+                head * D, hkv * D, D, BLOCK_D, WIDE,
+            )  # fmt: skip
+        for first in range(plain_until, end, BLOCK_N):
+            key = first + n
+            slots = tl.load(table + key, mask=key < end, other=0)
+            visible = (key[None, :] <= prefix + x[:, None]) & (key < end)[None, :]
+            if TREE:
+                other = key - root
+                both = (node >= 0)[:, None] & (other >= 0)[None, :] & (key < length)[None, :]
+                word = tl.load(
+                    words + node[:, None] * stride + (other // 64)[None, :],
+                    mask=both & (x < extend)[:, None],
+                    other=0,
+                )
+                seen = ((word >> (other % 64).to(tl.int64)[None, :]) & 1) != 0
+                visible = tl.where(both, seen, visible)
+            top, total, acc = attend_block(
+                query, top, total, acc, k_pool, v_pool, slots, key < end, visible,
+                head * D, hkv * D, D, BLOCK_D, WIDE,
+            )  # fmt: skip
+        value = acc / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)

@@ -1,0 +1,230 @@
+"""Matrix products: our kernels for a few rows, the vendor's library for more.
+
+Invariant: which one is chosen depends on shapes alone; in deterministic mode there is one.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from branchline.kernels.errors import KernelInputError
+from branchline.kernels.triton.linear_kernels import fixed_kernel, gemv_kernel, skinny_kernel
+from branchline.kernels.triton.tuning import Device, power_of_two
+
+__all__ = ["Linears"]
+
+_FEW = 64
+"""Most rows that our kernels take; for more, the library is faster."""
+_PREFETCHED = 16 << 20
+"""Elements of the largest matrix that is asked into the cache before its turn, for few rows: with
+2 to 8 rows a step is 4 % faster for it, with 16 or more slower: attention wants the memory."""
+
+
+class Linears:
+    """Products on one device.
+
+    Args:
+        gpu: facts of the device.
+        deterministic: one kernel with one tile shape for every number of rows.
+    """
+
+    def __init__(self, gpu: Device, deterministic: bool) -> None:
+        self._gpu = gpu
+        self._deterministic = deterministic
+
+    def fuses(self, rows: int) -> bool:
+        """Whether norms and additions are part of the product for so many rows."""
+        return rows == 1 and not self._deterministic
+
+    def gates(self, rows: int) -> bool:
+        """Whether silu(gate) * up is part of the product for so many rows."""
+        return rows <= _FEW and not self._deterministic
+
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """x [t, K] @ weight [N, K].T + bias -> [t, N] of `dtype`."""
+        t, n = x.shape[0], weight.shape[0]
+        if self._deterministic:
+            out = torch.empty(t, n, dtype=dtype, device=x.device)
+            self._fixed(x, weight, bias, out)
+            return out
+        if t == 1:
+            out = torch.empty(t, n, dtype=dtype, device=x.device)
+            self._one(x, weight, bias, out)
+            return out
+        if t <= _FEW:
+            out = torch.empty(t, n, dtype=dtype, device=x.device)
+            self._few(x, weight, bias, out)
+            return out
+        if dtype == x.dtype:
+            return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(dtype))
+        if x.device.type == "cuda":
+            return torch.mm(x, weight.t(), out_dtype=dtype)
+        return (x.to(dtype) @ weight.t().to(dtype)).contiguous()
+
+    def norm_linear(
+        self,
+        x: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        gated: bool,
+    ) -> torch.Tensor:
+        """linear(rms_norm(x)) of one row, maybe gated."""
+        n = weight.shape[0] // 2 if gated else weight.shape[0]
+        out = torch.empty(1, n, dtype=x.dtype, device=x.device)
+        self._one(x, weight, bias, out, norm=norm, eps=eps, gated=gated)
+        return out
+
+    def gated_linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """silu_mul(linear(x)) of a few rows."""
+        out = torch.empty(x.shape[0], weight.shape[0] // 2, dtype=x.dtype, device=x.device)
+        if x.shape[0] == 1:
+            self._one(x, weight, bias, out, gated=True)
+        else:
+            self._few(x, weight, bias, out, gated=True)
+        return out
+
+    def linear_add(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        residual: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> None:
+        """`residual += linear(x)` of one row."""
+        self._one(x, weight, bias, residual, add=True)
+
+    def _one(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        *,
+        norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+        add: bool = False,
+        gated: bool = False,
+    ) -> None:
+        n, k = out.shape[1], weight.shape[1]
+        _check(x, weight, out, gated)
+        block_n, block_k, warps = gemv_tile(n, k)
+        gemv_kernel[(triton.cdiv(n, block_n),)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            weight if norm is None else norm,
+            out,
+            n,
+            k,
+            eps,
+            NORM=norm is not None,
+            GATED=gated,
+            ADD=add,
+            BIAS=bias is not None,
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            **self._gpu.launch(warps),
+        )
+
+    def _few(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        *,
+        gated: bool = False,
+    ) -> None:
+        t, n, k = x.shape[0], out.shape[1], weight.shape[1]
+        _check(x, weight, out, gated)
+        block_n, block_k, stages, warps = skinny_tile(t, n, gated)
+        block_k = block_k * 2 // x.element_size()
+        skinny_kernel[(triton.cdiv(n, block_n),)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            out,
+            t,
+            n,
+            k,
+            GATED=gated,
+            BIAS=bias is not None,
+            BLOCK_T=max(16, power_of_two(t)),
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            STAGES=stages,
+            AHEAD=self._gpu.overlap and t <= 8 and weight.numel() <= _PREFETCHED,
+            WIDE=self._gpu.interpreted,
+            **self._gpu.launch(warps, stages),
+        )
+
+    def _fixed(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        t, (n, k) = x.shape[0], weight.shape
+        fixed_kernel[(triton.cdiv(t, 64), triton.cdiv(n, 64))](
+            x,
+            weight,
+            weight if bias is None else bias,
+            out,
+            t,
+            n,
+            k,
+            BIAS=bias is not None,
+            BLOCK_T=64,
+            BLOCK_N=64,
+            BLOCK_K=64 if x.dtype != torch.float32 else 32,
+            STAGES=4,
+            WIDE=self._gpu.interpreted,
+            **self._gpu.launch(4, 4),
+        )
+
+
+def _check(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, gated: bool) -> None:
+    """Our kernels read by pointer: what does not fit must not get that far."""
+    n, k = weight.shape
+    if x.shape[1] != k or out.shape[1] != (n // 2 if gated else n) or out.shape[0] != x.shape[0]:
+        raise KernelInputError(
+            f"x {tuple(x.shape)} times a matrix {tuple(weight.shape)} does not give "
+            f"{tuple(out.shape)}{' when gated' if gated else ''}"
+        )
+
+
+def gemv_tile(n: int, k: int) -> tuple[int, int, int]:
+    """(outputs, columns at a time, warps) of a program for one row of x.
+
+    Measured on an H100: small matrices want many short programs, or whole rows where K is long and
+    few outputs are there to share out; large ones stream at 2.7 to 3.2 TB/s in any tile of 4,096.
+    """
+    if n * k > 12 << 20:
+        return 4, min(power_of_two(k), 1024), 4
+    if k <= 1024:
+        return 8, min(power_of_two(k), 512), 4
+    return 4, min(power_of_two(k), 4096), 4 if k <= 2048 else 8
+
+
+def skinny_tile(t: int, n: int, gated: bool) -> tuple[int, int, int, int]:
+    """(outputs, columns at a time, stages, warps) of a program for t rows of x, measured."""
+    if t > 32:
+        return 16 if n < 2048 else 32, 128, 3 if n >= 8192 else 4 if gated else 6, 4
+    if t > 16:
+        if gated:
+            return 64, 128, 4, 4
+        return 16 if n < 2048 else 32, 256, 6 if n < 32768 else 3, 4
+    return 32, 256, 3 if n >= 8192 else 4 if gated else 6, 4

@@ -1,0 +1,220 @@
+"""Products of a few rows with a matrix, where reading the matrix is all the work.
+
+Invariant: a program owns some columns of the output and sums over all of K by itself, in float32
+and in a fixed order, so results are the same from run to run. The weights are constants: they are
+asked for before the wait for the kernel before.
+
+What may be compiled in:
+  NORM   the product of rms_norm(x): the sums are of x * norm, the row's scale is applied to them.
+  GATED  the matrix holds gate and up, the result is silu(gate) * up.
+  ADD    the result is added to what is in `out`, the residual stream.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# The arguments of a kernel are its operands: a launch has no structures to hand over.
+# size: fixed_kernel: operands of a launch
+# size: gemv_kernel: operands of a launch
+# size: skinny_kernel: operands of a launch
+
+
+@triton.jit
+def gemv_kernel(
+    x,
+    weight,
+    bias,
+    norm,
+    out,
+    n_rows,
+    width,
+    eps,
+    NORM: tl.constexpr,
+    GATED: tl.constexpr,
+    ADD: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One row of x times the matrix: each program BLOCK_N of the n_rows outputs.
+
+    The matrix is [n_rows, width], or with GATED [2 * n_rows, width].
+    """
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    lines = weight + n.to(tl.int64)[:, None] * width
+    up_lines = lines + n_rows.to(tl.int64) * width
+    live = (n < n_rows)[:, None] & (k < width)[None, :]
+    w = tl.load(lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
+    if GATED:
+        u = tl.load(up_lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    squares = tl.zeros([BLOCK_K], tl.float32)
+    for first in range(0, width, BLOCK_K):
+        place = first + k
+        y = tl.load(x + place, mask=place < width, other=0.0).to(tl.float32)
+        if NORM:
+            squares += y * y
+            y = y * tl.load(norm + place, mask=place < width, other=0.0).to(tl.float32)
+        acc += w.to(tl.float32) * y[None, :]
+        if GATED:
+            up_acc += u.to(tl.float32) * y[None, :]
+        if first + BLOCK_K < width:
+            then = place + BLOCK_K
+            live = (n < n_rows)[:, None] & (then < width)[None, :]
+            w = tl.load(lines + then[None, :], mask=live, other=0.0, eviction_policy="evict_first")
+            if GATED:
+                u = tl.load(
+                    up_lines + then[None, :], mask=live, other=0.0, eviction_policy="evict_first"
+                )
+    total, up = tl.sum(acc, axis=1), tl.sum(up_acc, axis=1)
+    if NORM:
+        scale = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
+        total, up = total * scale, up * scale
+    if BIAS:
+        total += tl.load(bias + n, mask=n < n_rows, other=0.0)
+        if GATED:
+            up += tl.load(bias + n_rows + n, mask=n < n_rows, other=0.0)
+    if GATED:
+        total = total / (1.0 + tl.exp(-total)) * up
+    if ADD:
+        total += tl.load(out + n, mask=n < n_rows, other=0.0).to(tl.float32)
+    tl.store(out + n, total.to(out.dtype.element_ty), mask=n < n_rows)
+
+
+@triton.jit
+def _ask_for(lines, width):
+    """Ask for some rows of a matrix to come into the L2 cache. lines are their starts."""
+    i = tl.arange(0, 16) * 64  # elements in a cache line of 128 bytes
+    for first in range(0, width, 1024):
+        place = lines[:, None] + tl.minimum(first + i, width - 64)[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [place.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
+def skinny_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    tokens,
+    n_rows,
+    width,
+    GATED: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
+    WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """At most BLOCK_T rows of x times the matrix, in the matrix units.
+
+    The matrix is [n_rows, width], or with GATED [2 * n_rows, width]; AHEAD asks for it before the
+    wait, which pays while the kernel before leaves the memory idle.
+    """
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    t, k = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_K)
+    n_live, t_live = n < n_rows, t < tokens
+    lines = weight + n.to(tl.int64)[None, :] * width
+    up_lines = lines + n_rows.to(tl.int64) * width
+    if PDL:
+        gdc_launch_dependents()
+        if AHEAD:
+            near = weight + tl.minimum(n, n_rows - 1).to(tl.int64) * width
+            _ask_for(near, width)
+            if GATED:
+                _ask_for(near + n_rows.to(tl.int64) * width, width)
+        gdc_wait()
+    acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    up_acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    for first in tl.range(0, width, BLOCK_K, num_stages=STAGES):
+        place = first + k
+        live = (place < width)[:, None] & n_live[None, :]
+        w = tl.load(lines + place[:, None], mask=live, other=0.0)
+        y = tl.load(
+            x + t[:, None] * width + place[None, :],
+            mask=t_live[:, None] & (place < width)[None, :],
+            other=0.0,
+        )
+        if WIDE:  # the interpreter takes the bits of a bfloat16 for an integer
+            y, w = y.to(tl.float32), w.to(tl.float32)
+        acc = tl.dot(y, w, acc, input_precision="ieee")
+        if GATED:
+            u = tl.load(up_lines + place[:, None], mask=live, other=0.0)
+            if WIDE:
+                u = u.to(tl.float32)
+            up_acc = tl.dot(y, u, up_acc, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias + n, mask=n_live, other=0.0)[None, :]
+        if GATED:
+            up_acc += tl.load(bias + n_rows + n, mask=n_live, other=0.0)[None, :]
+    if GATED:
+        acc = acc / (1.0 + tl.exp(-acc)) * up_acc
+    place = t[:, None] * n_rows + n[None, :]
+    tl.store(out + place, acc.to(out.dtype.element_ty), mask=t_live[:, None] & n_live[None, :])
+
+
+@triton.jit
+def fixed_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    tokens,
+    n_rows,
+    width,
+    BIAS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Any number of rows of x times the matrix, by one tile shape: a row's sums never change.
+
+    What a library picks by the number of rows sums in another order for another number.
+    """
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    n_live, t_live = n < n_rows, t < tokens
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    lines = weight + n.to(tl.int64)[None, :] * width
+    places = x + t.to(tl.int64)[:, None] * width
+    for first in tl.range(0, width, BLOCK_K, num_stages=STAGES):
+        place = first + k
+        w = tl.load(
+            lines + place[:, None], mask=(place < width)[:, None] & n_live[None, :], other=0.0
+        )
+        y = tl.load(
+            places + place[None, :], mask=t_live[:, None] & (place < width)[None, :], other=0.0
+        )
+        if WIDE:  # the interpreter takes the bits of a bfloat16 for an integer
+            y, w = y.to(tl.float32), w.to(tl.float32)
+        acc = tl.dot(y, w, acc, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias + n, mask=n_live, other=0.0)[None, :]
+    target = out + t.to(tl.int64)[:, None] * n_rows + n[None, :]
+    tl.store(target, acc.to(out.dtype.element_ty), mask=t_live[:, None] & n_live[None, :])

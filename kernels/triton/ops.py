@@ -1,0 +1,354 @@
+"""The ops on a GPU: fused Triton kernels, and the vendor's library for matrix products.
+
+Invariant: no op waits for the device, allocates by the data or branches on it, so every op can be
+recorded in a CUDA graph; a row with no tokens is harmless. Activations are `dtype`, sums float32.
+Rows keep their bits whatever runs beside them, except through `linear` and attention, whose
+libraries and parts are chosen by the number of rows; `deterministic=True` fixes those too.
+
+On a CPU the same kernels run under Triton's interpreter (TRITON_INTERPRET=1), for tests.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from branchline.kernels.errors import KernelInputError
+from branchline.kernels.ops import AttentionMeta, Ops
+from branchline.kernels.sampling import Draws, SamplingOps
+from branchline.kernels.triton.attention import attend
+from branchline.kernels.triton.linear import Linears
+from branchline.kernels.triton.rope_kernel import rope_write_kernel
+from branchline.kernels.triton.row_kernels import (
+    add_kernel,
+    apply_bitmask_kernel,
+    argmax_join_kernel,
+    argmax_part_kernel,
+    copy_slots_kernel,
+    gather_rows_kernel,
+    logsumexp_kernel,
+    resolve_ids_kernel,
+    rms_norm_kernel,
+    silu_mul_kernel,
+)
+from branchline.kernels.triton.sampling import sample_rows
+from branchline.kernels.triton.tuning import Device, power_of_two
+from branchline.kernels.weights import DenseWeight, Weight
+
+__all__ = ["TritonOps"]
+
+_COPIED_AT_ONCE = 256
+
+
+class TritonOps(Ops, SamplingOps):
+    """Every op on one device.
+
+    Args:
+        device: of weights and activations: a CUDA device, or the CPU under the interpreter.
+        dtype: of activations and dense weights: bfloat16 or float32.
+        deterministic: fix the order of all sums, at some cost in speed.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str = "cuda",
+        dtype: torch.dtype = torch.bfloat16,
+        *,
+        deterministic: bool = False,
+    ) -> None:
+        if dtype not in (torch.bfloat16, torch.float32):
+            raise KernelInputError(f"activations are bfloat16 or float32 here, not {dtype}")
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.deterministic = deterministic
+        self._gpu = Device(self.device)
+        self._linears = Linears(self._gpu, deterministic)
+
+    def fused(self, rows: int) -> bool:
+        """Whether norms and additions of so many rows are part of the products."""
+        return self._linears.fuses(rows)
+
+    def prepare(self, weight: Weight) -> Weight:
+        """The weight as a dense matrix of `dtype` on the device."""
+        dense = weight.tensor if isinstance(weight, DenseWeight) else weight.dequantize()
+        return DenseWeight(dense.to(device=self.device, dtype=self.dtype).contiguous())
+
+    def resolve_ids(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        meta: AttentionMeta,
+        token_table: torch.Tensor,
+    ) -> torch.Tensor:
+        t, b = ids.shape[0], meta.rows.shape[0]
+        out = torch.empty_like(ids)
+        block = 32
+        resolve_ids_kernel[(triton.cdiv(t, block),)](
+            ids,
+            positions,
+            meta.rows,
+            meta.extend_start,
+            token_table,
+            out,
+            t,
+            b,
+            token_table.stride(0),
+            BLOCK_T=block,
+            BLOCK_B=min(power_of_two(b), 256),
+            **self._gpu.launch(4),
+        )
+        return out
+
+    def embedding(self, ids: torch.Tensor, weight: Weight) -> torch.Tensor:
+        return self._gather(_dense(weight), ids, self.dtype)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return self._norm(x, x, weight, eps, add=False)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        return self._norm(x, residual, weight, eps, add=True)
+
+    def linear(
+        self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self._linears.linear(x, _dense(weight), bias, x.dtype)
+
+    def head(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        return self._linears.linear(x, _dense(weight), None, torch.float32)
+
+    def norm_linear(
+        self,
+        x: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if self.fused(x.shape[0]):
+            dense = _dense(weight)
+            return self._linears.norm_linear(x, norm, eps, dense, bias, gated=False)
+        return super().norm_linear(x, norm, eps, weight, bias)
+
+    def gated_linear(
+        self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if self._linears.gates(x.shape[0]):
+            return self._linears.gated_linear(x, _dense(weight), bias)
+        return super().gated_linear(x, weight, bias)
+
+    def linear_add(
+        self,
+        x: torch.Tensor,
+        weight: Weight,
+        residual: torch.Tensor,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        """`residual += linear(x)` in place, where `fused` says so."""
+        self._linears.linear_add(x, _dense(weight), residual, bias)
+
+    def residual_step(
+        self,
+        x: torch.Tensor,
+        projection: Weight,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight | None,
+        *,
+        gated: bool = False,
+        projection_bias: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if self.fused(x.shape[0]):
+            self.linear_add(x, projection, residual, projection_bias)
+            if weight is None:
+                return self.rms_norm(residual, norm, eps)
+            dense = _dense(weight)
+            return self._linears.norm_linear(residual, norm, eps, dense, bias, gated=gated)
+        return super().residual_step(
+            x,
+            projection,
+            residual,
+            norm,
+            eps,
+            weight,
+            gated=gated,
+            projection_bias=projection_bias,
+            bias=bias,
+        )
+
+    def qk_norm_rope_write(
+        self,
+        qkv: torch.Tensor,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        out_slots: torch.Tensor,
+        *,
+        q_norm: torch.Tensor | None = None,
+        k_norm: torch.Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> torch.Tensor:
+        t, (_, hkv, d) = qkv.shape[0], k_pool.shape
+        hq = qkv.shape[1] // d - 2 * hkv
+        out = qkv.new_empty(t, hq, d)
+        heads = 2 if t < 64 else 8
+        rope_write_kernel[(t, triton.cdiv(hq + 2 * hkv, heads))](
+            qkv,
+            cos_sin,
+            positions,
+            k_pool,
+            v_pool,
+            out_slots,
+            cos_sin if q_norm is None else q_norm,
+            cos_sin if k_norm is None else k_norm,
+            out,
+            eps,
+            hq,
+            hkv,
+            D=d,
+            HALF=power_of_two(d // 2),
+            HEADS=heads,
+            NORM_Q=q_norm is not None,
+            NORM_K=k_norm is not None,
+            **self._gpu.launch(1 if heads == 2 else 4),
+        )
+        return out
+
+    def paged_attention(
+        self,
+        q: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        meta: AttentionMeta,
+        scale: float,
+    ) -> torch.Tensor:
+        return attend(self._gpu, q, k_pool, v_pool, meta, scale, self.deterministic)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        t, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(t, width)
+        block = min(power_of_two(width), 1024 if t < 64 else 4096)
+        silu_mul_kernel[(t, triton.cdiv(width, block))](
+            gate_up, out, width, BLOCK=block, **self._gpu.launch(4 if block <= 1024 else 8)
+        )
+        return out
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        add_kernel[(triton.cdiv(x.numel(), 1024),)](
+            x, y, out, x.numel(), BLOCK=1024, **self._gpu.launch(4)
+        )
+        return out
+
+    def gather_rows(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return self._gather(x, index, x.dtype)
+
+    def apply_bitmask(
+        self, logits: torch.Tensor, bitmask: torch.Tensor, need: torch.Tensor
+    ) -> None:
+        n, vocabulary = logits.shape
+        apply_bitmask_kernel[(n, triton.cdiv(vocabulary, 4096))](
+            logits,
+            bitmask,
+            need,
+            vocabulary,
+            bitmask.shape[1],
+            BLOCK=4096,
+            **self._gpu.launch(4),
+        )
+
+    def argmax_rows(self, logits: torch.Tensor) -> torch.Tensor:
+        n, vocabulary = logits.shape
+        span, parts = self._gpu.spans(n, vocabulary)
+        best = torch.empty(n, parts, dtype=torch.float32, device=logits.device)
+        where = torch.empty(n, parts, dtype=torch.int32, device=logits.device)
+        out = torch.empty(n, dtype=torch.int32, device=logits.device)
+        argmax_part_kernel[(n, parts)](
+            logits, best, where, vocabulary, span, BLOCK=2048, **self._gpu.launch(8)
+        )
+        argmax_join_kernel[(n,)](
+            best, where, out, parts, BLOCK=power_of_two(parts), **self._gpu.launch(1)
+        )
+        return out
+
+    def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
+        logsumexp_kernel[(logits.shape[0],)](
+            logits, out, logits.shape[1], BLOCK=4096, **self._gpu.launch(16)
+        )
+        return out
+
+    def sample_rows(
+        self,
+        logits: torch.Tensor,
+        draws: Draws,
+        bitmask: torch.Tensor | None = None,
+        need: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return sample_rows(self._gpu, logits, draws, bitmask, need)
+
+    def copy_slots(self, buffer: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
+        count, planes, slots = source.shape[0], *buffer.flatten(0, -4).shape[:2]
+        width = buffer.shape[-1] * buffer.shape[-2]
+        if count > _COPIED_AT_ONCE:
+            super().copy_slots(buffer, source, target)
+            return
+        block_n = power_of_two(count)
+        block_w = min(power_of_two(width), max(16, 8192 // block_n))
+        copy_slots_kernel[(planes, triton.cdiv(width, block_w))](
+            buffer,
+            source,
+            target,
+            count,
+            slots * width,
+            width,
+            BLOCK_N=block_n,
+            BLOCK_W=block_w,
+            **self._gpu.launch(4),
+        )
+
+    def _norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        *,
+        add: bool,
+    ) -> torch.Tensor:
+        out = torch.empty_like(x)
+        width = x.shape[1]
+        rms_norm_kernel[(x.shape[0],)](
+            x,
+            residual,
+            weight,
+            out,
+            width,
+            eps,
+            ADD=add,
+            BLOCK=power_of_two(width),
+            **self._gpu.launch(4 if width <= 4096 else 8),
+        )
+        return out
+
+    def _gather(self, x: torch.Tensor, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        n, width = index.shape[0], x.shape[1]
+        out = torch.empty(n, width, dtype=dtype, device=x.device)
+        block = min(power_of_two(width), 1024)
+        gather_rows_kernel[(n, triton.cdiv(width, block))](
+            x, index, out, width, BLOCK=block, **self._gpu.launch(4)
+        )
+        return out
+
+
+def _dense(weight: Weight) -> torch.Tensor:
+    if not isinstance(weight, DenseWeight):
+        raise KernelInputError(
+            f"the GPU ops cannot multiply by a {type(weight).__name__} of shape {weight.shape}; "
+            "keep the result of ops.prepare(weight) instead"
+        )
+    return weight.tensor

@@ -1,0 +1,105 @@
+"""Launches of the sampling kernels. Invariant: logits are read, never written."""
+
+from __future__ import annotations
+
+import torch
+
+from branchline.kernels.sampling import Draws
+from branchline.kernels.triton.sampling_kernels import choose_kernel, cut_kernel, draw_kernel
+from branchline.kernels.triton.tuning import Device, power_of_two
+
+__all__ = ["kept_by", "sample_rows"]
+
+Cuts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Per row: order of the last kept logit, end of the ids kept of that order, least kept logit."""
+
+
+def kept_by(
+    gpu: Device,
+    logits: torch.Tensor,
+    draws: Draws,
+    bitmask: torch.Tensor | None = None,
+    need: torch.Tensor | None = None,
+) -> Cuts:
+    """Where each row is cut by top_k, top_p and min_p."""
+    n, vocabulary = logits.shape
+    bitmask, need, words = _mask(logits, bitmask, need)
+    cuts, limits = torch.empty(2, n, dtype=torch.int32, device=logits.device).unbind(0)
+    floors = torch.empty(n, dtype=torch.float32, device=logits.device)
+    cut_kernel[(n,)](
+        logits,
+        bitmask,
+        need,
+        draws.inv_temperature,
+        draws.top_k,
+        draws.top_p,
+        draws.min_p,
+        cuts,
+        limits,
+        floors,
+        vocabulary,
+        words,
+        BLOCK=min(4096, power_of_two(vocabulary)),
+        **gpu.launch(16),
+    )
+    return cuts, limits, floors
+
+
+def sample_rows(
+    gpu: Device,
+    logits: torch.Tensor,
+    draws: Draws,
+    bitmask: torch.Tensor | None,
+    need: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `Ops.sample_rows`."""
+    n, vocabulary = logits.shape
+    device = logits.device
+    cuts = kept_by(gpu, logits, draws, bitmask, need) if draws.truncated else None
+    bitmask, need, words = _mask(logits, bitmask, need)
+    span, parts = gpu.spans(n, vocabulary)
+    scores = torch.empty(n, parts, dtype=torch.float32, device=device)
+    found, broken = torch.empty(2, n, parts, dtype=torch.int32, device=device).unbind(0)
+    ids = torch.empty(n, dtype=torch.int32, device=device)
+    bad = torch.empty(n, dtype=torch.bool, device=device)
+    draw_kernel[(n, parts)](
+        logits,
+        bitmask,
+        need,
+        draws.inv_temperature,
+        draws.seeds,
+        draws.positions,
+        *(cuts or (found, found, scores)),
+        scores,
+        found,
+        broken,
+        vocabulary,
+        words,
+        span,
+        CUT=cuts is not None,
+        BLOCK=2048,
+        **gpu.launch(8),
+    )
+    choose_kernel[(n,)](
+        scores,
+        found,
+        broken,
+        ids,
+        bad.view(torch.int8),
+        parts,
+        BLOCK=power_of_two(parts),
+        **gpu.launch(1),
+    )
+    return ids, bad
+
+
+def _mask(
+    logits: torch.Tensor, bitmask: torch.Tensor | None, need: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The mask, or where there is none anything that no row needs."""
+    if bitmask is None:
+        none = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
+        return logits.view(torch.int32), none, 0
+    if need is None:
+        need = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+    return bitmask, need, bitmask.shape[1]

@@ -1,0 +1,293 @@
+"""Choosing one token a row: cuts found by search, then the largest of perturbed logits.
+
+Invariant: nothing is sorted and nothing depends on other rows. A draw is the argmax of
+logit / temperature - log(E) over the kept tokens, with E exponential and a function of the row's
+seed, its position and the token's id alone; that argmax follows softmax(logits / temperature) over
+what is kept (Gumbel, 1954). Logits are compared by `order`, a signed integer that sorts as they do.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+INT32_MIN = tl.constexpr(-(2**31))
+INT32_MAX = tl.constexpr(2**31 - 1)
+FANOUT = tl.constexpr(8)
+"""Into how many parts one pass over a row cuts the range of orders that is left."""
+
+
+# The arguments of a kernel are its operands: a launch has no structures to hand over.
+# size: _largest_with: operands of a launch
+# size: cut_kernel: operands of a launch
+# size: draw_kernel: operands of a launch
+
+
+@triton.jit
+def _masked(logits, bitmask, row, i, vocabulary, words, masked):
+    """Logits of a row at i, -inf where the mask refuses or the row has ended."""
+    live = i < vocabulary
+    x = tl.load(logits + row * vocabulary + i, mask=live, other=float("-inf")).to(tl.float32)
+    # Compared after it is spread: the interpreter spreads numbers, not truth values.
+    asked = (i * 0 + masked) != 0
+    word = tl.load(bitmask + row * words + i // 32, mask=live & asked, other=-1)
+    return tl.where(((word >> (i % 32)) & 1) != 0, x, float("-inf"))
+
+
+@triton.jit
+def _order(x):
+    """int32 that compares as the float does; -0 counts as 0."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & INT32_MAX)
+
+
+@triton.jit
+def _scramble(h):
+    """Finalizer of MurmurHash3 (Appleby): every bit of a uint32 moves every other."""
+    h = (h ^ (h >> 16)) * 0x85EBCA6B
+    h = (h ^ (h >> 13)) * 0xC2B2AE35
+    return h ^ (h >> 16)
+
+
+@triton.jit
+def _stream(seed, position):
+    """Two uint32 for a (seed, position): output `position` of the seed's SplitMix64 stream."""
+    golden = tl.full([1], 0x9E3779B97F4A7C15, tl.uint64)
+    state = seed.to(tl.uint64) + (position.to(tl.uint64) + 1) * golden
+    state = (state ^ (state >> 30)) * tl.full([1], 0xBF58476D1CE4E5B9, tl.uint64)
+    state = (state ^ (state >> 27)) * tl.full([1], 0x94D049BB133111EB, tl.uint64)
+    state = state ^ (state >> 31)
+    return state.to(tl.uint32), (state >> 32).to(tl.uint32)
+
+
+@triton.jit
+def _log_exponential(i, low, high):
+    """log(E) of an exponential number for each token i."""
+    h = _scramble(i.to(tl.uint32) * tl.full([1], 0x9E3779B1, tl.uint32) ^ low)
+    h = _scramble(h + high)
+    # 24 bits are exact in float32; small ones are where draws are decided, so no 1 - v for them.
+    v = ((h >> 8).to(tl.float32) + 0.5) * (1.0 / 16777216.0)
+    tail = (h & 255).to(tl.float32) * (1.0 / 4294967296.0)
+    v = tl.where(v < 0.001, v + tail, v)
+    return tl.log(tl.where(v < 0.001, v + 0.5 * v * v, -tl.log(1.0 - v)))
+
+
+@triton.jit
+def _value(order):
+    """The float of an order."""
+    return (order ^ ((order >> 31) & INT32_MAX)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _largest_with(
+    logits, bitmask, row, vocabulary, words, masked, top, inv_temperature, target, floor,
+    BY_MASS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The largest order whose tokens and those above it reach `target`.
+
+    They are counted, or with BY_MASS weighed by exp((x - top) * inv_temperature). `floor` is an
+    order that reaches it. Each pass over the row cuts the range that is left into FANOUT parts;
+    where tokens are counted and one is left in the range, a last pass finds it. Also returns what
+    the tokens strictly above have.
+    """
+    low = floor.to(tl.int64)
+    high = tl.full([], INT32_MAX, tl.int64) + 1
+    above = 0.0
+    inside = 2.0  # tokens from low to below high, or 2 where that is not known
+    j = tl.arange(0, FANOUT)
+    while (high - low > 1) & (inside != 1.0):
+        step = tl.maximum((high - low + FANOUT - 1) // FANOUT, 1)
+        pivots = low + (j + 1) * step
+        edges = _value(tl.minimum(pivots, INT32_MAX).to(tl.int32))
+        # Among the orders of NaN: those below that of -inf are reached by all, the others by none.
+        edges = tl.where(edges == edges, edges, tl.where(pivots < 0, float("-inf"), float("inf")))
+        edges = tl.where(pivots < high, edges, float("inf"))
+        reached = tl.zeros([BLOCK, FANOUT], tl.float32)
+        for first in range(0, vocabulary, BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+            value = tl.exp((x - top) * inv_temperature) if BY_MASS else tl.where(x == x, 1.0, 0.0)
+            value = tl.where(i < vocabulary, value, 0.0)
+            reached += tl.where(x[:, None] >= edges[None, :], value[:, None], 0.0)
+        sums = tl.sum(reached, axis=0)
+        count = tl.sum(((sums >= target) & (pivots < high)).to(tl.int64), axis=0)
+        next_high = tl.minimum(low + (count + 1) * step, high)
+        # What the first pivot that fails has: with the last round that pivot is low + 1.
+        failed = tl.sum(tl.where((j == count) & (pivots < high), sums, 0.0), axis=0)
+        above = tl.where(next_high < high, failed, above)
+        low_has = tl.sum(tl.where(j == count - 1, sums, 0.0), axis=0)
+        low = low + count * step
+        high = next_high
+        if not BY_MASS:
+            inside = tl.where(count > 0, low_has - above, 2.0)
+    if high - low > 1:
+        found = tl.full([BLOCK], INT32_MIN, tl.int32)
+        for first in range(0, vocabulary, BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            order = _order(_masked(logits, bitmask, row, i, vocabulary, words, masked))
+            found = tl.maximum(found, tl.where(order < high, order, INT32_MIN))
+        low = tl.max(found, axis=0).to(tl.int64)
+    return low.to(tl.int32), above
+
+
+@triton.jit
+def cut_kernel(
+    logits,
+    bitmask,
+    need,
+    inv_temperatures,
+    top_ks,
+    top_ps,
+    min_ps,
+    cuts,
+    limits,
+    floors,
+    vocabulary,
+    words,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """What a row keeps: tokens x >= floor of order > cut, and of order == cut with id < limit."""
+    row = tl.program_id(0).to(tl.int64)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    masked = tl.load(need + row).to(tl.int32)
+    inv_temperature = tl.load(inv_temperatures + row)
+    top_k, top_p, min_p = tl.load(top_ks + row), tl.load(top_ps + row), tl.load(min_ps + row)
+    cut = tl.full([], INT32_MIN, tl.int32)
+    limit = vocabulary
+    floor = -float("inf")
+    if (inv_temperature > 0) & ((top_k > 0) | (top_p < 1.0) | (min_p > 0)):
+        tops = tl.full([BLOCK], float("-inf"), tl.float32)
+        for first in range(0, vocabulary, BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            tops = tl.maximum(tops, _masked(logits, bitmask, row, i, vocabulary, words, masked))
+        top = tl.max(tops, axis=0)
+        if (top > -float("inf")) & (top < float("inf")):
+            if min_p > 0:
+                floor = top + tl.log(min_p) / inv_temperature
+            ties = -1.0  # how many tokens of order `cut` are kept; -1 = all
+            if (top_k > 0) & (top_k < vocabulary):
+                cut, above = _largest_with(
+                    logits, bitmask, row, vocabulary, words, masked, top, inv_temperature,
+                    top_k.to(tl.float32), cut, False, BLOCK,
+                )  # fmt: skip
+                ties = top_k.to(tl.float32) - above
+            if top_p < 1.0:
+                more = tl.zeros([BLOCK], tl.float32)
+                level = tl.zeros([BLOCK], tl.float32)
+                for first in range(0, vocabulary, BLOCK):
+                    i = first + tl.arange(0, BLOCK)
+                    x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+                    weight = tl.exp((x - top) * inv_temperature)
+                    order = _order(x)
+                    more += tl.where(order > cut, weight, 0.0)
+                    level += tl.where((order == cut) & (i < vocabulary), weight, 0.0)
+                # One weight of order `cut` for each kept tie; all of them where none is refused.
+                one = tl.exp((_value(cut) - top) * inv_temperature)
+                whole = tl.sum(more, axis=0)
+                whole += tl.where(ties >= 0, ties * one, tl.sum(level, axis=0))
+                target = top_p * whole
+                edge, above = _largest_with(
+                    logits, bitmask, row, vocabulary, words, masked, top, inv_temperature,
+                    target, cut, True, BLOCK,
+                )  # fmt: skip
+                one = tl.exp((_value(edge) - top) * inv_temperature)
+                wanted = tl.maximum(tl.ceil((target - above) / tl.where(one > 0, one, 1.0)), 1.0)
+                same = (edge == cut) & (ties >= 0)
+                ties = tl.where(same, tl.minimum(ties, wanted), wanted)
+                cut = edge
+            if ties >= 0:
+                seen = 0
+                limit = 0
+                for first in range(0, vocabulary, BLOCK):
+                    i = first + tl.arange(0, BLOCK)
+                    x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+                    equal = ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
+                    rank = seen + tl.cumsum(equal, axis=0)
+                    kept = (equal > 0) & (rank.to(tl.float32) <= ties)
+                    limit = tl.maximum(limit, tl.max(tl.where(kept, i + 1, 0), axis=0))
+                    seen += tl.sum(equal, axis=0)
+    tl.store(cuts + row, cut)
+    tl.store(limits + row, limit)
+    tl.store(floors + row, floor)
+
+
+@triton.jit
+def draw_kernel(
+    logits,
+    bitmask,
+    need,
+    inv_temperatures,
+    seeds,
+    positions,
+    cuts,
+    limits,
+    floors,
+    scores,
+    ids,
+    broken,
+    vocabulary,
+    words,
+    span,
+    CUT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The best kept token among `span` of a row, and whether one of its logits is NaN or inf."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    masked = tl.load(need + row).to(tl.int32)
+    inv_temperature = tl.load(inv_temperatures + row)
+    low, high = _stream(tl.load(seeds + row), tl.load(positions + row))
+    if CUT:
+        cut, limit = tl.load(cuts + row), tl.load(limits + row)
+        floor = tl.load(floors + row)
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    at = tl.full([BLOCK], INT32_MAX, tl.int32)
+    bad = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, span, BLOCK):
+        inner = first + tl.arange(0, BLOCK)
+        i = part * span + inner
+        i = tl.where(inner < span, i, vocabulary)
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        bad |= ((x != x) | (x == float("inf"))).to(tl.int32)
+        score = x
+        if inv_temperature > 0:
+            score = x * inv_temperature - _log_exponential(i, low, high)
+        keep = (x == x) & (x > -float("inf"))
+        if CUT:
+            order = _order(x)
+            keep &= (x >= floor) & ((order > cut) | ((order == cut) & (i < limit)))
+        take = keep & (score > top)
+        top = tl.where(take, score, top)
+        at = tl.where(take, i, at)
+    best = tl.max(top, axis=0)
+    slot = row * tl.num_programs(1) + part
+    tl.store(scores + slot, best)
+    tl.store(ids + slot, tl.min(tl.where(top == best, at, INT32_MAX), axis=0))
+    tl.store(broken + slot, tl.max(bad, axis=0))
+
+
+@triton.jit
+def choose_kernel(scores, ids, broken, out, bad, parts, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """The best of a row's parts; a row with a broken logit or nothing kept is bad, its id 0."""
+    row = tl.program_id(0).to(tl.int64)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    i = tl.arange(0, BLOCK)
+    live = i < parts
+    score = tl.load(scores + row * parts + i, mask=live, other=float("-inf"))
+    at = tl.load(ids + row * parts + i, mask=live, other=INT32_MAX)
+    best = tl.max(score, axis=0)
+    sick = tl.max(tl.load(broken + row * parts + i, mask=live, other=0), axis=0) > 0
+    sick = sick | (best == -float("inf"))
+    found = tl.min(tl.where(score == best, at, INT32_MAX), axis=0)
+    tl.store(out + row, tl.where(sick, 0, found))
+    tl.store(bad + row, sick.to(tl.int8))

@@ -1,0 +1,68 @@
+"""What the kernels are launched with: how a device is filled, and by how many warps.
+
+Knows nothing of what the kernels compute.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from branchline.kernels.errors import KernelBuildError
+
+__all__ = ["Device", "power_of_two"]
+
+_COUNTERS = 1 << 16
+_SPAN = 2048
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n (and at least 1)."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+class Device:
+    """Facts of one device.
+
+    Args:
+        device: a CUDA device, or the CPU for Triton's interpreter.
+
+    Attributes:
+        processors: multiprocessors.
+        interpreted: kernels run in Triton's interpreter.
+        overlap: kernels may start before the kernel ahead of them has ended (Hopper and later).
+        counters: int32, all zero between kernels: where the parts of one result count themselves.
+
+    Raises:
+        KernelBuildError: a device that Triton cannot run on here.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if device.type == "cuda":
+            facts = torch.cuda.get_device_properties(device)
+            self.processors: int = facts.multi_processor_count
+            self.overlap: bool = facts.major >= 9 and not self.interpreted
+        elif self.interpreted:
+            self.processors, self.overlap = 4, False
+        else:
+            raise KernelBuildError(
+                f"Triton kernels need a CUDA device, not {device}; use make_ops() on a CPU, or "
+                "set TRITON_INTERPRET=1 before the import to test the kernels there"
+            )
+        self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+
+    def launch(self, warps: int, stages: int = 3) -> dict[str, Any]:
+        """Keyword arguments that every launch takes."""
+        if self.overlap:
+            return {"num_warps": warps, "num_stages": stages, "PDL": True, "launch_pdl": True}
+        return {"num_warps": warps, "num_stages": stages, "PDL": False}
+
+    def spans(self, rows: int, width: int) -> tuple[int, int]:
+        """(elements, parts) into which a row is cut so that `rows` rows fill the device."""
+        parts = max(1, min(2 * self.processors // max(rows, 1), -(-width // _SPAN)))
+        span = -(-width // parts)
+        span = -(-span // _SPAN) * _SPAN
+        return span, -(-width // span)

@@ -1,0 +1,184 @@
+"""Every Triton op equals its reference, on fresh random inputs and into poisoned outputs.
+
+Runs on the GPU where there is one, else under Triton's interpreter (see conftest).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from branchline.kernels.ops import AttentionMeta
+from branchline.kernels.reference import ReferenceOps
+from branchline.kernels.testing import random_step
+from branchline.kernels.triton import TritonOps
+from branchline.kernels.weights import DenseWeight
+
+Dtype = torch.dtype
+BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
+DTYPES = pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+
+
+@pytest.fixture(params=BOUNDS, ids=str)
+def dtype(request: pytest.FixtureRequest) -> Dtype:
+    kind: Dtype = request.param
+    return kind
+
+
+@pytest.fixture
+def ops(dtype: Dtype, kernel_device: torch.device) -> TritonOps:
+    return TritonOps(kernel_device, dtype)
+
+
+@pytest.fixture
+def reference() -> ReferenceOps:
+    return ReferenceOps(torch.float64)
+
+
+def close(got: torch.Tensor, want: torch.Tensor, bound: float) -> bool:
+    """Relative error in norm under the bound, NaN never."""
+    got, want = got.double().cpu(), want.double().cpu()
+    return bool((got - want).norm() <= bound * want.norm() + 1e-12) and got.shape == want.shape
+
+
+def randn(ops: TritonOps, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape).to(device=ops.device, dtype=ops.dtype)
+
+
+@pytest.mark.parametrize("width", [64, 576])
+def test_norms(ops: TritonOps, reference: ReferenceOps, dtype: Dtype, width: int) -> None:
+    x, residual = randn(ops, 5, width), randn(ops, 5, width)
+    weight = torch.randn(width, device=ops.device)
+    want = reference.rms_norm(x.double(), weight.double(), 1e-5)
+    assert close(ops.rms_norm(x, weight, 1e-5), want, BOUNDS[dtype])
+    total = residual + x
+    want = reference.rms_norm(total.double(), weight.double(), 1e-5)
+    assert close(ops.add_rms_norm(x, residual, weight, 1e-5), want, BOUNDS[dtype])
+    # Not equal: the interpreter cuts to bfloat16 where the GPU rounds.
+    assert close(residual, total, BOUNDS[dtype])
+
+
+def test_activations_and_lookups(ops: TritonOps, reference: ReferenceOps, dtype: Dtype) -> None:
+    x, y = randn(ops, 7, 192), randn(ops, 7, 192)
+    assert close(ops.silu_mul(x), reference.silu_mul(x.double()), BOUNDS[dtype])
+    assert close(ops.add(x, y), x.double() + y.double(), BOUNDS[dtype])
+    index = torch.tensor([6, 0, 0, 3], dtype=torch.int32, device=ops.device)
+    assert torch.equal(ops.gather_rows(x, index), x[index.long()])
+    table = DenseWeight(randn(ops, 11, 48))
+    assert torch.equal(ops.embedding(index, table), table.tensor[index.long()])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+@pytest.mark.parametrize("shape", [(48, 64), (40, 96)], ids=str)
+def test_linears(
+    ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int, shape: tuple[int, int]
+) -> None:
+    n, k = shape
+    weight, bias = DenseWeight(randn(ops, n, k)), torch.randn(n, device=ops.device)
+    exact = DenseWeight(weight.tensor.float())
+    x, norm = randn(ops, rows, k), torch.randn(k, device=ops.device)
+    wide = x.float()
+    for b in (None, bias):
+        want = reference.linear(wide, exact, b)
+        assert close(ops.linear(x, weight, b), want, BOUNDS[dtype])
+        want = reference.norm_linear(wide, norm, 1e-5, exact, b)
+        assert close(ops.norm_linear(x, norm, 1e-5, weight, b), want, BOUNDS[dtype])
+    logits = ops.head(x, weight)
+    assert logits.dtype == torch.float32
+    assert close(logits, reference.linear(wide, exact), 1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20, 70])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_residual_step(
+    ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int, gated: bool, biased: bool
+) -> None:
+    down, up = DenseWeight(randn(ops, 64, 96)), DenseWeight(randn(ops, 80, 64))
+    norm = torch.randn(64, device=ops.device)
+    biases = [torch.randn(n, device=ops.device) if biased else None for n in (64, 80)]
+    x, residual = randn(ops, rows, 96), randn(ops, rows, 64)
+    stream = residual.float().clone()
+    exact = [DenseWeight(w.tensor.float()) for w in (down, up)]
+    for last in (False, True):
+        given = {"gated": gated, "projection_bias": biases[0], "bias": biases[1]}
+        want = reference.residual_step(
+            x.float(), exact[0], stream, norm, 1e-5, None if last else exact[1], **given
+        )
+        got = ops.residual_step(x, down, residual, norm, 1e-5, None if last else up, **given)
+        assert close(got, want, 3 * BOUNDS[dtype])
+        assert close(residual, stream, 2 * BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 32), (9, 3, 64), (2, 1, 80)], ids=str)
+@pytest.mark.parametrize("norms", ["none", "both", "q"])
+def test_rope_and_write(
+    ops: TritonOps, reference: ReferenceOps, dtype: Dtype, heads: tuple[int, int, int], norms: str
+) -> None:
+    hq, hkv, d = heads
+    t, slots, device = 5, 20, ops.device
+    qkv = randn(ops, t, (hq + 2 * hkv) * d)
+    cos_sin = torch.randn(50, d, device=device)
+    positions = torch.randint(0, 50, (t,), device=device)
+    out_slots = torch.randperm(slots)[:t].to(device=device, dtype=torch.int32)
+    q_norm, k_norm = torch.randn(2, d, device=device).unbind(0)
+    given = {"q_norm": None if norms == "none" else q_norm}
+    given["k_norm"] = k_norm if norms == "both" else None
+    pools = torch.full((2, slots, hkv, d), 7.0, dtype=dtype, device=device)
+    wide = pools.double()
+    got = ops.qk_norm_rope_write(qkv, cos_sin, positions, *pools, out_slots, **given)
+    want = reference.qk_norm_rope_write(qkv.double(), cos_sin, positions, *wide, out_slots, **given)
+    assert close(got, want, BOUNDS[dtype]) and close(pools, wide, BOUNDS[dtype])
+
+
+def test_ids_come_from_the_token_table(ops: TritonOps, reference: ReferenceOps) -> None:
+    step = random_step([(9, 3), (4, 0), (6, 1), (40, 37)], seed=2)
+    table = torch.randint(0, 99, tuple(step.meta.slot_table.shape), dtype=torch.int32)
+    ids = torch.where(torch.rand(step.tokens) < 0.5, -1, 5).to(torch.int32)
+    want = reference.resolve_ids(ids, step.positions, step.meta, table)
+    move = [x.to(ops.device) for x in (ids, step.positions)]
+    got = ops.resolve_ids(*move, on(step.meta, ops.device), table.to(ops.device))
+    assert torch.equal(got.cpu(), want)
+    # Tokens past the last row (padding of a recorded step) get an id that can be looked up.
+    padded = torch.cat([ids, torch.tensor([-1, 3], dtype=torch.int32)]).to(ops.device)
+    more = torch.cat([step.positions, torch.zeros(2, dtype=torch.int64)]).to(ops.device)
+    got = ops.resolve_ids(padded, more, on(step.meta, ops.device), table.to(ops.device))
+    assert torch.equal(got[:-2].cpu(), want) and (got[-2:] >= 0).all()
+
+
+def on(meta: AttentionMeta, device: torch.device) -> AttentionMeta:
+    """The metadata on a device, its lengths kept on the host too."""
+    moved = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in vars(meta).items()
+    }
+    host = {"host_seq_lens": meta.seq_lens, "host_extend_lens": meta.extend_lens}
+    return AttentionMeta(**(moved | host))
+
+
+@pytest.mark.parametrize("vocabulary", [33, 5000])
+def test_rows_of_logits(ops: TritonOps, reference: ReferenceOps, vocabulary: int) -> None:
+    logits = torch.randn(4, vocabulary, device=ops.device).round(decimals=1)
+    words = (vocabulary + 31) // 32
+    bitmask = torch.randint(-(2**31), 2**31, (4, words), device=ops.device).to(torch.int32)
+    need = torch.tensor([True, False, True, True], device=ops.device)
+    want = logits.clone()
+    reference.apply_bitmask(want, bitmask, need)
+    ops.apply_bitmask(logits, bitmask, need)
+    assert torch.equal(logits, want)
+    logits[3] = -torch.inf
+    assert torch.equal(ops.argmax_rows(logits), reference.argmax_rows(logits))
+    got, want = ops.logsumexp_rows(logits), reference.logsumexp_rows(logits)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 9, 300])
+def test_slots_are_copied_as_if_at_once(ops: TritonOps, count: int) -> None:
+    """Sources and targets overlap: a chain of moves shifts, it does not smear."""
+    pool = randn(ops, 2, 3, 310, 2, 16)
+    source = torch.randperm(310)[:count].to(torch.int32).to(ops.device)
+    target = torch.randperm(310)[:count].to(torch.int32).to(ops.device)
+    want = pool.clone()
+    want[:, :, target.long()] = pool[:, :, source.long()]
+    ops.copy_slots(pool, source, target)
+    assert torch.equal(pool, want)
