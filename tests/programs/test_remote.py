@@ -209,10 +209,10 @@ def _closed_by(wires: Wires, client: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("limits", "ops", "flag"),
     [
-        ({"max_program_ops": 3}, [text(i, "a") for i in range(4)], "program-ops"),
-        ({"max_program_lanes": 3}, [Fork(0, 1, (1, 2)), Fork(0, 2, (3,))], "program-lanes"),
-        ({"max_program_text_bytes": 5}, [text(0, "äää")], "program-text-bytes"),
-        ({"max_program_text_bytes": 5}, [AppendText(0, 0, ("abc", "def"))], "program-text-bytes"),
+        ({"max_program_ops": 3}, [text(i, "a") for i in range(4)], "program_ops"),
+        ({"max_program_lanes": 3}, [Fork(0, 1, (1, 2)), Fork(0, 2, (3,))], "program_lanes"),
+        ({"max_program_text_bytes": 5}, [text(0, "äää")], "program_text_bytes"),
+        ({"max_program_text_bytes": 5}, [AppendText(0, 0, ("abc", "def"))], "program_text_bytes"),
     ],
 )
 def test_a_program_beyond_a_limit_ends_with_an_error_that_names_it(
