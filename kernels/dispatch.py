@@ -37,6 +37,8 @@ def make_ops(
     *,
     threads: int | None = None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    deterministic: bool = False,
 ) -> Ops:
     """The ops that a model runs eagerly.
 
@@ -44,7 +46,9 @@ def make_ops(
         backend: "native" needs the compiled CPU library, "reference" is plain torch, "auto" takes
             the native one where it can be built and warns where it cannot.
         threads: of the native backend, the caller's own included; all usable cores if not given.
-        dtype: of the reference's activations; the native backend's are float32 always.
+        dtype: of the activations; the native backend's are float32 always.
+        device: where they run; on a CUDA device "auto" takes the Triton kernels.
+        deterministic: fix the order of all sums where a backend does not do so anyway.
 
     Raises:
         KernelBuildError: "native" where the library cannot be built.
@@ -52,6 +56,11 @@ def make_ops(
     """
     if backend == "reference":
         return ReferenceOps(dtype)
+    if device is not None and device.type != "cpu":
+        # Triton comes with torch's CUDA builds, and a machine without a GPU need not have it.
+        from branchline.kernels.triton import TritonOps
+
+        return TritonOps(device, dtype, deterministic=deterministic)
     if backend not in ("auto", "native"):
         raise KernelInputError(f"unknown backend {backend!r}: use auto, native or reference")
     try:

@@ -27,6 +27,7 @@ from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.launch.assemble import assemble
 
 Prompt = str | Sequence[int]
+Sampling = SamplingParams | dict[str, Any] | None
 
 
 class Engine:
@@ -57,14 +58,15 @@ class Engine:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        sampling: SamplingParams | dict[str, Any] | None = None,
+        sampling: Sampling | Sequence[Sampling] = None,
         **options: Any,
     ) -> Any:
         """Continue one prompt or many; waits.
 
         Args:
             prompts: text, token ids, or a list of either.
-            sampling: `SamplingParams`, or its fields as a dict.
+            sampling: `SamplingParams`, or its fields as a dict; for a list of prompts also a list
+                of as many.
             options: fields of `SamplingParams` (over `sampling`), and `priority`, `deadline_s`,
                 `namespace`, `timeout_s`.
 
@@ -77,7 +79,16 @@ class Engine:
         """
         single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
         batch: list[Any] = [prompts] if single else list(prompts)
-        requests = [self._request(prompt, sampling, options) for prompt in batch]
+        each = sampling if isinstance(sampling, list | tuple) else [sampling] * len(batch)
+        if len(each) != len(batch):
+            raise InvalidRequest(
+                "there are not as many sampling parameters as prompts",
+                value=f"{len(each)} for {len(batch)}",
+                hint="Give one for all, or a list with one for each prompt.",
+            )
+        requests = [
+            self._request(prompt, one, options) for prompt, one in zip(batch, each, strict=True)
+        ]
         results = self._run(requests, options.get("timeout_s"))
         groups = [_group(request, results) for request in requests]
         return groups[0] if single else groups
@@ -194,8 +205,7 @@ class Engine:
 
     def _run(self, requests: Sequence[EngineRequest], timeout_s: float | None) -> dict[str, Output]:
         inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        for request in requests:
-            self._client.start(request, inbox.put)
+        self._client.start_all(requests, inbox.put)
         left = sum(r.sampling.n if isinstance(r, GenerateRequest) else 1 for r in requests)
         results: dict[str, Output] = {}
         end = None if timeout_s is None else time.monotonic() + timeout_s

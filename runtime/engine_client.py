@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TypeVar
 
 from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
@@ -51,14 +51,19 @@ class EngineClient:
 
         `deliver` is called on the port's loop thread.
         """
+        self.start_all([request], deliver)
+
+    def start_all(self, requests: Sequence[EngineRequest], deliver: Deliver) -> None:
+        """Submit many in one turn of the loop, so that its first step sees them all."""
 
         def submit() -> None:
-            try:
-                self.port.submit(request, deliver)
-            except BranchlineError as error:
-                deliver(error)
-            except Exception as error:
-                deliver(wrap(error))
+            for request in requests:
+                try:
+                    self.port.submit(request, deliver)
+                except BranchlineError as error:
+                    deliver(error)
+                except Exception as error:
+                    deliver(wrap(error))
 
         self.port.call_soon(submit)
 

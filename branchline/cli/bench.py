@@ -17,7 +17,12 @@ def offline(arguments: argparse.Namespace) -> int:
         return 0
     from branchline.runtime.bench.offline import offline as run
 
-    run(engine_settings(arguments), workloads=arguments.workload, repeats=arguments.repeats)
+    run(
+        engine_settings(arguments),
+        workloads=arguments.workload,
+        repeats=arguments.repeats,
+        profile=arguments.profile,
+    )
     return 0
 
 

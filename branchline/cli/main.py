@@ -126,7 +126,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
                 "--workload",
                 action="append",
                 metavar="NAME",
-                help='may be repeated; "list" names them; default: those that suit a CPU',
+                help='may be repeated; "list" names them; default: those that suit a CPU; "gpu": '
+                "those that suit a GPU",
+            )
+        if name == "offline":
+            action.add_argument(
+                "--profile", action="store_true", help="once more under a profiler: where time goes"
             )
         if name in ("programs", "serve-programs"):
             most = 16 if name == "programs" else 64

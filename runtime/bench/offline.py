@@ -6,17 +6,19 @@ the call to the last token. Knows the engine only by its public methods.
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import sys
 from typing import Any, TextIO
 
+import msgspec
+
 from branchline.runtime.bench.environment import header
 from branchline.runtime.bench.measure import Series, json_line, peak_memory_mb, repeat
+from branchline.runtime.bench.profile import profiled, show_profile
 from branchline.runtime.bench.report import Column, table
 from branchline.runtime.bench.workloads import Workload, chosen
 from branchline.runtime.core.outputs import GenerateResult
-from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.engine import Engine
 
 COLUMNS = (
@@ -31,31 +33,36 @@ COLUMNS = (
 )
 
 
-def generate(engine: Engine, ids: list[list[int]], lengths: list[int]) -> list[GenerateResult]:
-    """Continue every prompt greedily by exactly its length, all at once."""
-
-    def sampling(length: int) -> SamplingParams:
-        return SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
-
-    if len(set(lengths)) == 1:
-        results: list[GenerateResult] = engine.generate(ids, sampling(lengths[0]))
-        return results
-
-    async def together() -> list[GenerateResult]:
-        pairs = zip(ids, lengths, strict=True)
-        return list(
-            await asyncio.gather(*(engine.agenerate(one, sampling(out)) for one, out in pairs))
+def generate(
+    engine: Engine, ids: list[list[int]], lengths: list[int], schema: dict[str, Any] | None = None
+) -> list[GenerateResult]:
+    """Continue every prompt greedily, all at once: by exactly its length, or by a JSON document of
+    at most that length."""
+    constraint = None
+    if schema is not None:
+        constraint = Constraint(kind="json_schema", text=msgspec.json.encode(schema).decode())
+    sampling = [
+        SamplingParams(
+            temperature=0.0, max_tokens=length, ignore_eos=schema is None, constraint=constraint
         )
+        for length in lengths
+    ]
+    results: list[GenerateResult] = engine.generate(ids, sampling)
+    return results
 
-    return asyncio.run(together())
 
+def run_workload(
+    engine: Engine, workload: Workload, repeats: int, *, profile: bool = False
+) -> Series:
+    """Warm up once, time `repeats` runs; `extra` holds tokens and rates.
 
-def run_workload(engine: Engine, workload: Workload, repeats: int) -> Series:
-    """Warm up once, time `repeats` runs; `extra` holds tokens and rates."""
+    Args:
+        profile: run once more and look at where the time goes.
+    """
     context = int(engine.info()["max_context"])
 
     def run(round_: int) -> list[GenerateResult]:
-        return generate(engine, *workload.make(round_))
+        return generate(engine, *workload.make(round_), workload.schema)
 
     ids, lengths = workload.make(0)
     longest = max(len(prompt) + out for prompt, out in zip(ids, lengths, strict=True))
@@ -64,15 +71,18 @@ def run_workload(engine: Engine, workload: Workload, repeats: int) -> Series:
         series.extra["skipped"] = f"{longest} tokens, the context holds {context}"
         return series
     series = repeat(workload.name, run, repeats=repeats, before=engine.flush_cache)
-    _figures(series, sum(lengths))
+    _figures(series, sum(lengths), exact=workload.schema is None)
+    if profile:
+        engine.flush_cache()
+        series.extra["profile"] = profiled(engine, lambda: run(repeats + 1))
     return series
 
 
-def _figures(series: Series, wanted: int) -> None:
+def _figures(series: Series, wanted: int, *, exact: bool) -> None:
     """Fill in the rates; the output must be complete, or the time means nothing."""
     results: list[GenerateResult] = series.samples[-1].result
     out_tok = sum(len(result.token_ids) for result in results)
-    if out_tok != wanted:
+    if out_tok > wanted or (exact and out_tok < wanted) or any(r.error for r in results):
         errors = [result.error for result in results if result.error]
         raise AssertionError(f"{series.name}: {out_tok} tokens instead of {wanted}: {errors[:1]}")
     decode = [
@@ -89,6 +99,7 @@ def _figures(series: Series, wanted: int) -> None:
         "ttft_s": statistics.median(
             result.meta.ttft_s for sample in series.samples for result in sample.result
         ),
+        "forced_tok": sum(result.meta.forced_tokens for result in results),
         "cached_tok": sum(result.meta.cached_tokens for result in results),
         "prompt_tok": sum(result.meta.prompt_tokens for result in results),
     }
@@ -116,13 +127,15 @@ def offline(
     *,
     workloads: list[str] | None = None,
     repeats: int = 3,
+    profile: bool = False,
     stream: TextIO = sys.stdout,
 ) -> list[Series]:
     """Run the workloads and print the table, then one JSON line for each.
 
     Args:
         settings: the engine's.
-        workloads: names; None = those that suit a CPU.
+        workloads: names; None = those that suit a CPU, "gpu" = those that suit a GPU.
+        profile: run each once more under a profiler, not timed.
 
     Raises:
         InvalidRequest: an unknown workload or setting.
@@ -134,13 +147,16 @@ def offline(
         print(header(info), file=stream)
         series = []
         for workload in selected:
-            series.append(run_workload(engine, workload, repeats))
+            series.append(run_workload(engine, workload, repeats, profile=profile))
             print(f"  {workload.name} done", file=sys.stderr)
     finally:
         engine.close()
     rows = [_row(workload, item) for workload, item in zip(selected, series, strict=True)]
     table(f"offline, median of {repeats}", COLUMNS, rows, stream)
     print(f"peak memory {peak_memory_mb():.0f} MB", file=stream)
+    for item in series:
+        if "profile" in item.extra:
+            show_profile(item.name, item.extra["profile"], stream)
     for item in series:
         timing: dict[str, Any] = {}
         if item.samples:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from branchline.runtime.errors import InvalidRequest
 
@@ -40,6 +41,7 @@ class Workload:
 
     Attributes:
         make: round number -> prompts and output lengths.
+        schema: JSON Schema that every output follows; its length is then a limit.
         cpu: part of the default run on a CPU.
     """
 
@@ -47,6 +49,34 @@ class Workload:
     about: str
     make: Callable[[int], Batch]
     cpu: bool = False
+    schema: dict[str, Any] | None = None
+
+
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": 8},
+            "minItems": 4,
+            "maxItems": 4,
+        },
+        "address": {
+            "type": "object",
+            "properties": {
+                "street": {"type": "string", "maxLength": 20},
+                "zip": {"type": "string", "pattern": "^[0-9]{5}$"},
+            },
+            "required": ["street", "zip"],
+            "additionalProperties": False,
+        },
+        "kind": {"enum": ["alpha", "beta", "gamma"]},
+    },
+    "required": ["name", "age", "tags", "address", "kind"],
+    "additionalProperties": False,
+}
 
 
 def _same(ids: list[list[int]], out: int) -> Batch:
@@ -83,18 +113,26 @@ _ALL = (
     ),
     Workload("mixed256", "256 × [100, 1024] → [100, 1024]", _mixed),
     Workload("free32", "32 × 128 → 120", lambda i: _same(prompts(32, 128, 128, 70 + i), 120)),
+    Workload(
+        "json32",
+        "32 × 128 → JSON, ≤ 120",
+        lambda i: _same(prompts(32, 128, 128, 70 + i), 120),
+        schema=PERSON,
+    ),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}
 
 
 def chosen(names: list[str] | None) -> list[Workload]:
-    """Workloads by name; the CPU's when none is named.
+    """Workloads by name; the CPU's when none is named, all others for "gpu".
 
     Raises:
         InvalidRequest: a name that is not a workload.
     """
     if not names:
         return [workload for workload in _ALL if workload.cpu]
+    if names == ["gpu"]:
+        return [workload for workload in _ALL if not workload.cpu]
     for name in names:
         if name not in WORKLOADS:
             known = ", ".join(WORKLOADS)

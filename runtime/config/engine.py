@@ -9,6 +9,7 @@ from typing import Any
 
 from branchline.runtime.config.sections import (
     SECTIONS,
+    DeviceSection,
     GrammarSection,
     MemorySection,
     ModelSection,
@@ -22,7 +23,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "kv_dtype": ("auto", "float32", "bfloat16"),
     "quantization": ("auto", "none", None),
     "load_format": ("auto", "dummy"),
-    "device": ("auto", "cpu"),
+    "device": ("auto", "cpu", "cuda"),
     "eviction": ("lru", "lfu", "fifo", "priority"),
     "policy": ("lpm", "fcfs", "priority"),
     "log_level": ("debug", "info", "warning", "error"),
@@ -53,6 +54,7 @@ class EngineConfig:
     memory: MemorySection = field(default_factory=MemorySection)
     scheduler: SchedulerSection = field(default_factory=SchedulerSection)
     grammar: GrammarSection = field(default_factory=GrammarSection)
+    device: DeviceSection = field(default_factory=DeviceSection)
 
     @staticmethod
     def from_settings(settings: dict[str, Any]) -> EngineConfig:
@@ -111,7 +113,11 @@ def _check(name: str, value: Any) -> None:
     is_port = name == "port" or (name == "grpc_port" and value is not None)
     if is_port and not (_is_number(value) and 0 <= value < 65536):
         raise InvalidRequest(f"{name} is not a port", value=value, hint="Use 0 to 65535.")
-    if name == "memory_fraction" and not (_is_number(value) and 0.0 < value <= 1.0):
+    if (
+        name == "memory_fraction"
+        and value is not None
+        and not (_is_number(value) and 0.0 < value <= 1.0)
+    ):
         raise InvalidRequest(
             "memory_fraction is a share", value=value, hint="Use a number above 0 and at most 1."
         )

@@ -23,17 +23,20 @@ class ModelSection:
 
     model: str = setting("smollm2-135m", "catalog name, Hugging Face directory, or .gguf file")
     dtype: str = setting(
-        "auto", 'activations and weights: "auto" (the file\'s own), "float32" or "bfloat16"'
+        "auto",
+        'activations and weights: "auto" (the file\'s own; bfloat16 on CUDA), "float32" or '
+        '"bfloat16"',
     )
     quantization: str | None = setting(
-        "auto", 'weights: "auto" keeps the file\'s 4/8 bits, "none" widens them to dtype'
+        "auto",
+        'weights: "auto" keeps the file\'s 4/8 bits on a CPU, "none" widens them to dtype',
     )
     kv_dtype: str = setting("auto", 'key-value cache: "auto", "float32" or "bfloat16"')
     context_length: int | None = setting(
         None, "tokens per sequence at most; None = the model's own"
     )
     load_format: str = setting("auto", '"auto" reads the file, "dummy" makes random weights')
-    device: str = setting("auto", '"auto" or "cpu"')
+    device: str = setting("auto", '"auto" (a CUDA device where there is one), "cpu" or "cuda"')
     threads: int | None = setting(None, "compute threads on the CPU; None = usable cores")
     chat_template: str | None = setting(None, "Jinja text that replaces the model's own template")
     reasoning_format: str = setting(
@@ -47,7 +50,11 @@ class ModelSection:
 class MemorySection:
     """How much memory key-value entries may take, and what is kept."""
 
-    memory_fraction: float = setting(0.3, "share of the free memory that the cache may grow to")
+    memory_fraction: float | None = setting(
+        None,
+        "share of the free memory that the cache may grow to; None = 0.3 on a CPU, 0.9 of what the "
+        "weights and the largest step leave on CUDA",
+    )
     kv_tokens: int | None = setting(None, "tokens in the cache; None = from memory_fraction")
     page_size: int = setting(1, "tokens per page of the cache")
     prefix_cache: bool = setting(True, "share computed prefixes between requests")
@@ -62,7 +69,9 @@ class SchedulerSection:
     max_running_requests: int = setting(256, "sequences computed in one step at most")
     max_queued_requests: int = setting(100_000, "requests that may wait; more get QueueFull")
     max_step_tokens: int | None = setting(
-        None, "tokens of one step: prompts are computed in chunks of this; None = 512 on a CPU"
+        None,
+        "tokens of one step: prompts are computed in chunks of this; None = 512 on a CPU, 8192 on "
+        "CUDA",
     )
     max_skips: int = setting(256, "times a waiting request may be passed over before it goes first")
     overlap: bool = setting(True, "plan and commit steps while the device computes")
@@ -81,11 +90,24 @@ class GrammarSection:
     grammar_timeout_s: float = setting(10.0, "seconds a constraint may take to compile")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSection:
+    """How a CUDA device is used."""
+
+    attention_backend: str = setting(
+        "auto", 'who computes attention: "auto" (the fastest that can), or one by its name'
+    )
+    deterministic: bool = setting(
+        False, "results of a row do not depend on its batch mates; slower on CUDA"
+    )
+
+
 SECTIONS: tuple[type[Any], ...] = (
     ModelSection,
     MemorySection,
     SchedulerSection,
     GrammarSection,
+    DeviceSection,
 )
 
 

@@ -47,6 +47,19 @@ class RowInit:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotWrites:
+    """Entries of the slot table that changed, for a copy of it on another device.
+
+    Attributes:
+        index: int64 [w], row * width + position, where width is the table's own.
+        slots: int32 [w]; a place named twice has the same slot both times.
+    """
+
+    index: Int64Array
+    slots: Int32Array
+
+
+@dataclass(frozen=True, slots=True)
 class TreeMask:
     """Which of the candidate tokens at the end of a row each of them may see.
 
@@ -100,6 +113,8 @@ class ScheduleBatch:
         score: log-probabilities to read, if any.
         tree: candidate-token masks, if any row has candidates.
         inits: rows of the token table to fill before the forward.
+        slot_writes: entries of the slot table that changed since the last plan, to be written to
+            copies of it before the forward; None where the table itself is read.
         copies: (src, dst) key-value slots to copy before the forward.
     """
 
@@ -119,6 +134,7 @@ class ScheduleBatch:
     score: ScoreRead | None = None
     tree: TreeMask | None = None
     inits: list[RowInit] = field(default_factory=list)
+    slot_writes: SlotWrites | None = None
     copies: tuple[Int32Array, Int32Array] | None = None
 
     @property

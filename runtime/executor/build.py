@@ -25,12 +25,15 @@ from branchline.runtime.executor.step import StepExecutor
 from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.executor.worker import CpuWorker, SyncWorker
 from branchline.runtime.layers.parameter import WeightDtype
-from branchline.runtime.loading.checkpoint import Checkpoint
+from branchline.runtime.loading.checkpoint import Checkpoint, DummyCheckpoint
 from branchline.runtime.loading.load import load_into
+from branchline.runtime.loading.on_device import OnDevice
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
 from branchline.runtime.models.registry import make_model
 from branchline.runtime.sampling.sampler import Sampler
+
+_CPU = torch.device("cpu")
 
 KVDtype = Literal["auto", "float32", "bfloat16"]
 
@@ -66,20 +69,27 @@ def kv_dtype_of(spec: ModelSpec, dtype: WeightDtype, kv_dtype: KVDtype = "auto")
     return torch.float32 if kv_dtype == "float32" else torch.bfloat16
 
 
-def load_weights(model: Model, checkpoint: Checkpoint) -> None:
-    """Fill every slot of the model, one tensor at a time.
+def load_weights(model: Model, checkpoint: Checkpoint, device: torch.device = _CPU) -> None:
+    """Fill every slot of the model, one tensor at a time, on the device.
 
     Raises:
         ModelLoadError: before anything is read: every missing, unexpected or misshapen tensor.
     """
+    if isinstance(checkpoint, DummyCheckpoint):
+        checkpoint.make_on(device)
     slots = {slot.name: slot for slot in model.slots()}
     expected = {name: slot.shape for name, slot in slots.items()}
     for name, tensor in load_into(expected, checkpoint):
-        slots[name].put(tensor)
+        slots[name].put(tensor if device.type == "cpu" else OnDevice(tensor, device))
 
 
 def load_model(
-    checkpoint: Checkpoint, ops: Ops, *, max_context: int | None = None, dtype: WeightDtype = "auto"
+    checkpoint: Checkpoint,
+    ops: Ops,
+    *,
+    max_context: int | None = None,
+    dtype: WeightDtype = "auto",
+    device: torch.device = _CPU,
 ) -> Model:
     """A model with its weights, fitted to `ops`.
 
@@ -87,7 +97,8 @@ def load_model(
         checkpoint: the file.
         ops: what it will run with.
         max_context: tokens per sequence at most; None = the model's own.
-        dtype: how matrices are kept, see `WeightDtype`.
+        dtype: how matrices are kept, see `WeightDtype`; not "auto" on another device than a CPU.
+        device: where the weights are.
 
     Raises:
         ModelLoadError: unsupported architecture or context, or the file does not fit.
@@ -95,7 +106,7 @@ def load_model(
     spec = checkpoint.spec
     model = make_model(spec, spec.max_context if max_context is None else max_context, dtype)
     with torch_threads(1):
-        load_weights(model, checkpoint)
+        load_weights(model, checkpoint, device)
         model.prepare(ops)
     return model
 

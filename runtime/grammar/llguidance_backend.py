@@ -8,6 +8,7 @@ sampled from. End ids are handled here: the engine never consumes one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
@@ -51,6 +52,9 @@ _KEPT = 64
 """Grammars from workers that are kept as text."""
 _SCHEMA_RULE = re.compile(r"^(\w+): %json (\{.*\})$", re.MULTILINE)
 
+_LANES_S = 0.02
+"""CPU seconds that compiling a grammar again, for more rows to be masked at once, may take."""
+
 _NO_FORCED: tuple[int, ...] = ()
 
 
@@ -92,6 +96,7 @@ class LLGuidanceBackend:
             n_vocab=self.vocab_size,
             eos_token=sorted(self.eos_ids),
         )
+        self._threads = threads
         self._executor = llguidance.LLExecutor(threads)
         self._bounds = limits
         self._try_first = try_first
@@ -137,7 +142,9 @@ class LLGuidanceBackend:
         Raises:
             UnsupportedConstraint: it cannot be enforced exactly.
         """
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        begun = time.thread_time()
+        matcher = self._engine(grammar)
+        took = time.thread_time() - begun
         if matcher.is_error():
             raise UnsupportedConstraint(
                 f"{constraint.kind}: {_first_lines(matcher.get_error())}",
@@ -164,8 +171,13 @@ class LLGuidanceBackend:
         begun = time.thread_time()
         matcher.deep_copy().compute_bitmask()  # as every request will begin
         check_mask_time(constraint, time.thread_time() - begun, self._bounds)
-        memory = _GRAMMAR_BYTES + 8 * len(grammar)
-        return LLGuidanceGrammar(constraint, matcher, self.eos_ids, only_empty, memory)
+        lanes = max(1, min(self._threads, int(_LANES_S / max(took, 1e-6))))
+        engines = [matcher, *(self._engine(grammar) for _ in range(lanes - 1))]
+        memory = lanes * (_GRAMMAR_BYTES + 8 * len(grammar))
+        return LLGuidanceGrammar(constraint, engines, self.eos_ids, only_empty, memory)
+
+    def _engine(self, grammar: str) -> llguidance.LLMatcher:
+        return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
 
     def fill_masks(self, matchers: Sequence[TokenMatcher | None], bitmask: Bitmask) -> NeedMask:
         """See `GrammarBackend.fill_masks`."""
@@ -202,12 +214,16 @@ class LLGuidanceBackend:
 
 
 class LLGuidanceGrammar:
-    """A compiled constraint; its matchers start as copies of one that never moves."""
+    """A compiled constraint; its matchers start as copies of engines that never move.
+
+    Copies of one engine share its lexer under a lock, so masks of rows that began from the same
+    engine are filled one after the other: new matchers go round the engines.
+    """
 
     def __init__(
         self,
         constraint: Constraint,
-        engine: llguidance.LLMatcher,
+        engines: Sequence[llguidance.LLMatcher],
         eos_ids: frozenset[int],
         only_empty: bool,
         memory_bytes: int,
@@ -215,13 +231,13 @@ class LLGuidanceGrammar:
         self.constraint = constraint
         self.memory_bytes = memory_bytes
         self.choice = Choice(LLGuidanceBackend.name, "asked for")
-        self._engine = engine
+        self._engines = itertools.cycle(engines)
         self._eos_ids = eos_ids
         self._only_empty = only_empty
 
     def matcher(self) -> LLGuidanceMatcher:
         """A matcher at the start."""
-        return LLGuidanceMatcher(self._engine.deep_copy(), self._eos_ids, self._only_empty)
+        return LLGuidanceMatcher(next(self._engines).deep_copy(), self._eos_ids, self._only_empty)
 
 
 class LLGuidanceMatcher:

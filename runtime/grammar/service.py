@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -52,6 +53,7 @@ class GrammarService:
         self._early: list[tuple[Constraint, Ready]] = []
         self._starting = False
         self._closed = False
+        self._filler: ThreadPoolExecutor | None = None
 
     def prepare(self) -> None:
         """Make the backend now, on another thread, if it is not made yet."""
@@ -113,6 +115,15 @@ class GrammarService:
                 need = matcher.restrict(bitmask[row]) or need
         return bitmask if need else None
 
+    def fill_beside(
+        self, matchers: Sequence[TokenMatcher | None], count: int
+    ) -> Callable[[], Bitmask | None]:
+        """Begin to `fill` on another thread; the call returned waits for it. The matchers must be
+        left alone until then."""
+        if self._filler is None:
+            self._filler = ThreadPoolExecutor(1, thread_name_prefix="branchline-masks")
+        return self._filler.submit(self.fill, matchers, count).result
+
     def failure(self, matcher: TokenMatcher) -> str:
         """Why a matcher can go no further; "" = it can."""
         inner = matcher.inner if isinstance(matcher, StagedMatcher) else matcher
@@ -141,6 +152,8 @@ class GrammarService:
             self._closed = True
             early, self._early = self._early, []
             manager = self._manager
+        if self._filler is not None:
+            self._filler.shutdown(wait=False)
         for _, ready in early:
             ready(_closed())
         if manager is not None:

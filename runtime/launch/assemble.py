@@ -11,9 +11,8 @@ from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.engine_core import EngineCore
 from branchline.runtime.grammar.service import GrammarService
 from branchline.runtime.launch.scheduler_parts import SchedulerParts, build_scheduler
-from branchline.runtime.launch.text_parts import open_model, text_parts
+from branchline.runtime.launch.text_parts import AnyTokenizer, open_model, text_parts
 from branchline.runtime.tokenizer.output_processor import OutputProcessor
-from branchline.runtime.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ class Assembly:
 
     config: EngineConfig
     core: EngineCore
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     outputs: OutputProcessor
     scheduler_parts: SchedulerParts
 

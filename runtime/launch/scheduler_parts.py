@@ -11,41 +11,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from branchline.kernels.cpu.binding import usable_cores
 from branchline.kernels.cpu.native_ops import NativeOps
-from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.protocols import Worker
-from branchline.runtime.errors import InvalidRequest
-from branchline.runtime.executor.build import (
-    RunnerSettings,
-    build_runner,
-    build_worker,
-    kv_dtype_of,
-    load_model,
-)
-from branchline.runtime.executor.warmup import warm_up
 from branchline.runtime.grammar.base import GrammarBackend
 from branchline.runtime.grammar.service import GrammarService
 from branchline.runtime.launch.decisions import Decision
-from branchline.runtime.launch.text_parts import TextParts
-from branchline.runtime.layers.parameter import WeightDtype
+from branchline.runtime.launch.text_parts import AnyTokenizer, TextParts
+from branchline.runtime.launch.workers import choose_device, load, on_device, on_host
 from branchline.runtime.loading.checkpoint import Checkpoint
-from branchline.runtime.memory.cache_manager import CacheManager
-from branchline.runtime.memory.kv_pool import KVPool
-from branchline.runtime.memory.sizing import SizingDecision, decide_pages, free_memory
+from branchline.runtime.memory.sizing import SizingDecision
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.commit import Outbox
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
-from branchline.runtime.tokenizer.tokenizer import Tokenizer
 
-CPU_STEP_TOKENS = 512
-MASK_THREADS = 8
+MAX_TREE = 2048
+"""Choices are scored in trees of at most this many tokens."""
+GROW_AHEAD = 16
+"""Slots that a decoding row on a device is given at once."""
+MASK_THREADS = 16
 """Rows whose masks are filled at once at most; a mask takes tens of microseconds."""
 
 
@@ -123,33 +111,12 @@ def build_scheduler(
     started = time.monotonic()
     decisions: list[Decision] = []
     tokenizer = text.tokenizer
-    model, ops = _load(config, checkpoint, decisions)
+    device = choose_device(config.model.device, decisions)
+    loaded = load(config, checkpoint, device, decisions)
     checkpoint.close()
-    sizing = _size(config, model, decisions)
-    max_step_tokens = config.scheduler.max_step_tokens or CPU_STEP_TOKENS
-    max_running = min(config.scheduler.max_running_requests, max(1, max_step_tokens // 2))
-    cache = CacheManager(
-        sizing.num_pages,
-        sizing.page_size,
-        max_running,
-        model.max_context,
-        eviction=config.memory.eviction,
-        prefix_cache=config.memory.prefix_cache,
-    )
-    runner = build_runner(
-        model,
-        ops,
-        RunnerSettings(
-            num_pages=sizing.num_pages,
-            page_size=sizing.page_size,
-            max_step_tokens=max_step_tokens,
-            max_step_rows=max_running,
-            kv_dtype=kv_dtype_of(model.spec, _weight_dtype(config), _kv_dtype(config)),
-        ),
-        cache.slot_table.array,
-    )
-    warm_up(runner)
-    worker = build_worker(runner, overlap=config.scheduler.overlap)
+    host = device.type == "cpu"
+    cache, worker, sizing = (on_host if host else on_device)(config, loaded, decisions)
+    model = loaded.model
     vocab_size = model.spec.vocab_size
     grammars = GrammarService(
         lambda: _grammar_backend(tokenizer, vocab_size, config),
@@ -158,81 +125,29 @@ def build_scheduler(
         limit_s=config.grammar.grammar_timeout_s,
     )
     context = min(model.max_context, sizing.num_tokens - sizing.page_size)
-    bounds = Bounds(vocab_size, context, max_step_tokens - max_running)
+    largest_tree = min(loaded.max_step_tokens - loaded.max_running, MAX_TREE)
+    bounds = Bounds(vocab_size, context, largest_tree)
     scheduler = Scheduler(
         config.scheduler,
         cache,
         worker,
         outbox,
         Intake(bounds),
-        max_step_tokens=max_step_tokens,
-        max_running=max_running,
+        max_step_tokens=loaded.max_step_tokens,
+        max_running=loaded.max_running,
         eos_ids=tokenizer.eos_ids,
         grammars=grammars,
         call_soon=call_soon,
+        grow_ahead=1 if host else GROW_AHEAD,
+        masks_beside=not host,
     )
     facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
-    return SchedulerParts(scheduler, worker, grammars, ops, bounds, facts, decisions)
+    return SchedulerParts(scheduler, worker, grammars, loaded.ops, bounds, facts, decisions)
 
 
-def _load(
-    config: EngineConfig, checkpoint: Checkpoint, decisions: list[Decision]
-) -> tuple[Model, Ops]:
-    limit = checkpoint.spec.max_context
-    context = config.model.context_length
-    if context is not None and context > limit:
-        raise InvalidRequest(
-            "context_length is longer than the model's own",
-            value=context,
-            hint=f"The model was made for {limit} tokens.",
-        )
-    dtype = _weight_dtype(config)
-    ops = make_ops(
-        threads=config.model.threads,
-        dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32,
-    )
-    decisions.append(
-        Decision("device", "cpu", f"{type(ops).__name__}, the only kind of device built in so far")
-    )
-    model = load_model(checkpoint, ops, max_context=context, dtype=dtype)
-    decisions.append(
-        Decision("dtype", dtype, f"weights take {model.memory_report().total / 1e6:.0f} MB")
-    )
-    return model, ops
-
-
-def _size(config: EngineConfig, model: Model, decisions: list[Decision]) -> SizingDecision:
-    spec = model.spec
-    kv_dtype = kv_dtype_of(spec, _weight_dtype(config), _kv_dtype(config))
-    sizing = decide_pages(
-        bytes_per_token=KVPool.bytes_per_token(
-            spec.num_layers, spec.kv_heads, spec.head_dim, kv_dtype
-        ),
-        page_size=config.memory.page_size,
-        max_context=model.max_context,
-        free_bytes=free_memory(torch.device("cpu")),
-        memory_fraction=config.memory.memory_fraction,
-        kv_tokens=config.memory.kv_tokens,
-    )
-    decisions.append(Decision("kv_tokens", str(sizing.num_tokens), sizing.why))
-    return sizing
-
-
-def _weight_dtype(config: EngineConfig) -> WeightDtype:
-    """How matrices are kept: the file's own bits, unless dtype or quantization says otherwise."""
-    chosen = config.model.dtype
-    if chosen == "float32":
-        return "float32"
-    if chosen == "bfloat16" or config.model.quantization in ("none", None):
-        return "bfloat16"
-    return "auto"
-
-
-def _kv_dtype(config: EngineConfig) -> Any:
-    return config.model.kv_dtype
-
-
-def _grammar_backend(tokenizer: Tokenizer, vocab_size: int, config: EngineConfig) -> GrammarBackend:
+def _grammar_backend(
+    tokenizer: AnyTokenizer, vocab_size: int, config: EngineConfig
+) -> GrammarBackend:
     # Imported here: an engine that constrains nothing does not load it.
     from branchline.runtime.grammar.backends import GrammarBackends
     from branchline.runtime.grammar.limits import Limits

@@ -30,7 +30,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class StoredTensor(Protocol):
-    """A tensor as a file holds it (`loading.RawTensor` is one).
+    """A tensor as a file holds it (`loading.RawTensor` is one); `to_torch` decides where it goes.
 
     Attributes:
         kind: "f32", "f16", "bf16", "q4_0", "q4_1" or "q8_0".
@@ -94,11 +94,14 @@ def make_weight(parts: Sequence[StoredTensor], dtype: WeightDtype) -> Weight:
             case _:
                 pass
     to = _dense_dtype(kinds) if dtype == "auto" else _DTYPES[dtype]
+    first = parts[0].to_torch(to)
     if len(parts) == 1:
-        return DenseWeight(parts[0].to_torch(to))
-    out = torch.empty((sum(part.shape[0] for part in parts), parts[0].shape[1]), dtype=to)
-    start = 0
-    for part in parts:
+        return DenseWeight(first)
+    # on the device that the parts come to
+    out = first.new_empty((sum(part.shape[0] for part in parts), parts[0].shape[1]))
+    out[: parts[0].shape[0]] = first
+    start = parts[0].shape[0]
+    for part in parts[1:]:
         out[start : start + part.shape[0]] = part.to_torch(to)
         start += part.shape[0]
     return DenseWeight(out)

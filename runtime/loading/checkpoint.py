@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from branchline.runtime.config.model_spec import ModelSpec
+from branchline.runtime.loading.on_device import Noise
 from branchline.runtime.loading.raw_tensor import RawTensor
 from branchline.runtime.loading.weight_map import expected_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from branchline.runtime.layers.parameter import StoredTensor
 
 TURN_END_TOKENS: tuple[str, ...] = (
     "<|im_end|>",
@@ -71,7 +77,7 @@ class Checkpoint(Protocol):
     def shape(self, name: str) -> tuple[int, ...]:
         """Logical shape, known without reading the tensor."""
 
-    def read(self, name: str) -> RawTensor:
+    def read(self, name: str) -> StoredTensor:
         """The tensor; raises `ModelLoadError` for an unknown name or an unreadable type."""
 
     def close(self) -> None:
@@ -82,7 +88,8 @@ class DummyCheckpoint:
     """Random weights of a model that exists only as a spec (`load_format="dummy"`).
 
     Matrices and biases are normal(0, 0.02) in float32, norms are one. A tensor depends on its
-    name, its shape and the seed alone, so reading order does not matter.
+    name, its shape and the seed alone, so reading order does not matter. Made on
+    another device than the CPU (`make_on`) they are other values.
     """
 
     def __init__(
@@ -96,7 +103,12 @@ class DummyCheckpoint:
         self.location = f"random weights (seed {seed})"
         self.tokenizer_source = tokenizer_source
         self._seed = seed
+        self._device: torch.device | None = None
         self._shapes = expected_tensors(spec)
+
+    def make_on(self, device: torch.device) -> None:
+        """Tensors read from now on are made on this device."""
+        self._device = None if device.type == "cpu" else device
 
     def tensor_names(self) -> list[str]:
         """Canonical names, embedding first."""
@@ -106,9 +118,11 @@ class DummyCheckpoint:
         """Logical shape."""
         return self._shapes[name]
 
-    def read(self, name: str) -> RawTensor:
-        """The tensor, made now: kind "f32"."""
+    def read(self, name: str) -> RawTensor | Noise:
+        """The tensor: kind "f32"."""
         shape = self._shapes[name]
+        if self._device is not None:
+            return Noise(name, shape, self._seed, self._device)
         if name.endswith("norm.weight"):
             return RawTensor("f32", shape, np.ones(shape, np.float32))
         rng = np.random.default_rng((self._seed, zlib.crc32(name.encode())))

@@ -8,22 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from branchline.runtime.config.model_spec import from_hf_config
 from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.loading.checkpoint import Checkpoint, DummyCheckpoint
 from branchline.runtime.loading.gguf import GgufCheckpoint
-from branchline.runtime.loading.raw_tensor import RawTensor
-from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
+from branchline.runtime.loading.safetensors import SafetensorsCheckpoint, read_json
+
+if TYPE_CHECKING:
+    from branchline.runtime.layers.parameter import StoredTensor
 
 LoadFormat = Literal["auto", "gguf", "safetensors", "dummy"]
 
 
-def open_checkpoint(path: Path, load_format: LoadFormat = "auto", *, seed: int = 0) -> Checkpoint:
+def open_checkpoint(
+    path: Path,
+    load_format: LoadFormat = "auto",
+    *,
+    seed: int = 0,
+) -> Checkpoint:
     """The checkpoint at `path`: a .gguf file or a Hugging Face directory.
 
     Args:
-        path: where the files are.
+        path: where the files are; for "dummy" also a config.json alone.
         load_format: "auto" decides by what `path` is; "dummy" takes the facts and tokenizer of
             the files but random weights.
         seed: of the random weights.
@@ -36,6 +44,8 @@ def open_checkpoint(path: Path, load_format: LoadFormat = "auto", *, seed: int =
             f"There is no model at {path}.",
             hint="Pass a .gguf file, a Hugging Face directory, or a name of the catalog.",
         )
+    if path.suffix == ".json":
+        return _config_alone(path, load_format, seed)
     actual = "safetensors" if path.is_dir() else "gguf"
     if load_format in ("gguf", "safetensors") and load_format != actual:
         what = "directory" if path.is_dir() else "file"
@@ -53,9 +63,19 @@ def open_checkpoint(path: Path, load_format: LoadFormat = "auto", *, seed: int =
     return DummyCheckpoint(checkpoint.spec, seed, tokenizer_source=checkpoint.tokenizer_source)
 
 
+def _config_alone(path: Path, load_format: LoadFormat, seed: int) -> Checkpoint:
+    """A shape without weights or tokenizer."""
+    if load_format != "dummy":
+        raise ModelLoadError(
+            f"{path} is a configuration without weights.",
+            hint="Use load_format='dummy' for random weights of that shape, or pass the directory.",
+        )
+    return DummyCheckpoint(from_hf_config(read_json(path)), seed)
+
+
 def load_into(
     expected: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint
-) -> Iterator[tuple[str, RawTensor]]:
+) -> Iterator[tuple[str, StoredTensor]]:
     """Yield (canonical name, tensor) for every expected tensor, in the file's order.
 
     Args:

@@ -144,7 +144,7 @@ class Auditor:
                 continue
             for index, page in zip(lost.tolist(), fresh, strict=True):
                 at = start + index * size
-                table.array[row, at : at + size] = table.page_slots(np.array([page], np.int32))
+                table.write(row, at, table.page_slots(np.array([page], np.int32)))
         return found
 
     def _check_shared(self) -> list[Violation]:

@@ -251,7 +251,7 @@ class CacheManager(RowMemory):
             return None
         if result.matched > shared:
             duplicates = slot_pages(table.array[row, shared : result.matched], self.page_size)
-            table.array[row, shared : result.matched] = result.slots
+            table.write(row, shared, result.slots)
             self._stats.duplicates += len(result.slots)
             self._free(duplicates)
         self._stats.inserted += whole - result.matched

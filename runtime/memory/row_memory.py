@@ -187,7 +187,7 @@ class RowMemory:
         others = np.ones(held - base_len, dtype=np.bool_)
         others[kept - base_len] = False
         dropped: Slots = slots[base_len:held][others]
-        slots[base_len:new_len] = src
+        table.write(row, base_len, src)
         table.held[row] = new_len
         self._free(dropped)
         return empty_slots(), empty_slots()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from branchline.runtime.core.batch import SlotWrites
 from branchline.runtime.memory.types import Pages, Slots
 
 
@@ -42,6 +43,7 @@ class SlotTable:
         self.held = [0] * max_rows
         self.in_use = [False] * max_rows
         self._free = list(range(max_rows - 1, -1, -1))
+        self._changed: list[tuple[int, int, int]] | None = None
         self._offsets = np.arange(page_size, dtype=np.int32)
 
     @property
@@ -82,16 +84,40 @@ class SlotTable:
         if not 0 <= row < self.max_rows or not self.in_use[row]:
             raise ValueError(f"row {row} is not in use")
 
+    def write(self, row: int, start: int, slots: Slots) -> None:
+        """Point positions start … start + len(slots) - 1 of a row at these slots."""
+        end = start + len(slots)
+        self.array[row, start:end] = slots
+        if self._changed is not None and len(slots):
+            self._changed.append((row, start, end))
+
+    def record_changes(self) -> None:
+        """From now on keep what is written for `take_changes`; once, on a fresh table."""
+        self._changed = []
+
+    def take_changes(self) -> SlotWrites | None:
+        """What was written since the last call, for a copy of the table elsewhere; None = nothing,
+        or nothing is recorded. A place written twice comes twice, with its present value."""
+        changed = self._changed
+        if not changed:
+            return None
+        width = self.array.shape[1]
+        index = np.concatenate(
+            [np.arange(row * width + start, row * width + end) for row, start, end in changed]
+        )
+        changed.clear()
+        return SlotWrites(index, self.array.reshape(-1)[index])
+
     def share(self, row: int, slots: Slots) -> None:
         """Let an empty row begin with cached slots: int32, whole pages."""
-        self.array[row, : len(slots)] = slots
+        self.write(row, 0, slots)
         self.shared[row] = self.held[row] = len(slots)
 
     def append_pages(self, row: int, pages: Pages) -> None:
         """Give the row more pages behind those it has."""
         slots = self.page_slots(pages)
         start = self.held[row]
-        self.array[row, start : start + len(slots)] = slots
+        self.write(row, start, slots)
         self.held[row] = start + len(slots)
 
     def page_slots(self, pages: Pages) -> Slots:

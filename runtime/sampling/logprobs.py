@@ -29,6 +29,12 @@ def read_top_logprobs(logits: Tensor, token_ids: Tensor, k: int) -> TopLogprobs:
         first. Rows with NaN give NaN. Which of several equal alternatives are listed at the cut is
         not defined, but depends on the row alone.
     """
+    chosen, top_ids, top_values = queue_top_logprobs(logits, token_ids, k)
+    return TopLogprobs(chosen.cpu().numpy(), top_ids.cpu().numpy(), top_values.cpu().numpy())
+
+
+def queue_top_logprobs(logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as tensors on the device of the logits; does not wait for it."""
     count, vocab = logits.shape
     k = min(k, vocab)
     device = logits.device
@@ -54,7 +60,7 @@ def read_top_logprobs(logits: Tensor, token_ids: Tensor, k: int) -> TopLogprobs:
         if k:
             top_values[part] = (values - log_sum).float()
             top_ids[part] = indices.int()
-    return TopLogprobs(chosen.cpu().numpy(), top_ids.cpu().numpy(), top_values.cpu().numpy())
+    return chosen, top_ids, top_values
 
 
 def scatter_logprobs(

@@ -18,6 +18,7 @@ from branchline.runtime.core.batch import (
 )
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import TreeGroup
+from branchline.runtime.memory.slot_table import SlotTable
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
 
 _NO_INTS = np.zeros(0, dtype=np.int32)
@@ -68,16 +69,17 @@ class PlanBuilder:
     """Builds plans; keeps the last sampling batch, which steady decoding reuses.
 
     Args:
-        slot_table: int32 [max_rows, max_context], position -> slot.
+        slot_table: position -> slot of every row; its recorded changes travel with the plans.
         suppress_ids: ids that may not be sampled before `min_tokens`, for one request.
     """
 
     def __init__(
         self,
-        slot_table: np.ndarray[tuple[int, int], np.dtype[np.int32]],
+        slot_table: SlotTable,
         suppress_ids: Callable[[Request], tuple[int, ...]],
     ) -> None:
-        self._slots = slot_table
+        self._table = slot_table
+        self._slots = slot_table.array
         self._suppress_ids = suppress_ids
         self._sampled: list[Request] = []
         self._sampling: SamplingBatch | None = None
@@ -109,6 +111,7 @@ class PlanBuilder:
             sample_rows=every,
             sampling=self._sampling_batch([s.request for s in segments]),
             inits=inits,
+            slot_writes=self._table.take_changes(),
         )
         return StepPlan(batch, segments, [])
 
@@ -164,6 +167,7 @@ class PlanBuilder:
             ),
             tree=_tree_mask(segments),
             inits=inits,
+            slot_writes=self._table.take_changes(),
         )
         return StepPlan(batch, segments, spans)
 

@@ -38,6 +38,8 @@ class Planner:
         max_running: rows in one step at most.
         max_step_tokens: tokens in one step at most.
         started: told of each request when it is first part of a step.
+        grow_ahead: slots that a row which needs more is given at once while memory is plentiful:
+            fewer calls, and fewer changes of the slot table to send to a device.
 
     Attributes:
         running: requests that hold a row, oldest admission first.
@@ -53,6 +55,7 @@ class Planner:
         max_running: int,
         max_step_tokens: int,
         started: Callable[[Request], None],
+        grow_ahead: int = 1,
     ) -> None:
         self._started = started
         self.running: dict[Request, None] = {}
@@ -61,6 +64,8 @@ class Planner:
         self._stats = stats
         self._max_running = max_running
         self._max_step_tokens = max_step_tokens
+        self._grow_ahead = grow_ahead
+        self._plenty = 2 * grow_ahead * max_running
         self._reserve_share = 0.5
         self.prefixes = PrefixesInFlight()
         self.constrained = 0
@@ -142,6 +147,11 @@ class Planner:
         current = self._cache.slot_table.held[request.row]
         if new_len <= current:
             return True
+        if self._grow_ahead > 1:
+            ahead = min(new_len + self._grow_ahead - 1, request.max_len)
+            free = self._cache.free_tokens + self._cache.evictable_tokens
+            if ahead > new_len and free >= ahead - current + self._plenty:
+                return self._cache.extend(request.row, current, ahead)
         while not self._cache.extend(request.row, current, new_len):
             if self._cache.break_leases(new_len - current):
                 continue

@@ -1,10 +1,11 @@
 """The loop's body: take requests in, plan a step, hand it out, take the one before back.
 
-Overlap: step N + 1 is planned and given to the worker while N computes; then N is committed, the
-masks of N + 1 are filled (they need N's ids, the forward does not) and N + 1 is sampled. While a
-constrained request runs, N is committed before N + 1 is planned: what N's ids force then joins
-N + 1, which saves more than the overlap; masks still fill while N + 1 computes. All calls are made
-on one thread, the loop thread. Knows nothing of text, threads or sockets.
+Overlap: step N + 1 is planned and given to the worker while N computes; where no row is constrained
+it is sampled at once, before anyone has looked at N. Else N is committed first and the masks of
+N + 1 are filled: they need N's ids, the forward does not. While a constrained request runs, N is
+committed before N + 1 is planned: what N's ids force then joins N + 1, which saves more than the
+overlap; masks still fill while N + 1 computes. All calls are made on one thread, the loop thread.
+Knows nothing of text, threads or sockets.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class Grammars(Protocol):
 
     def fill(self, matchers: Sequence[TokenMatcher | None], count: int) -> Bitmask | None: ...
 
+    def fill_beside(
+        self, matchers: Sequence[TokenMatcher | None], count: int
+    ) -> Callable[[], Bitmask | None]: ...
+
     def failure(self, matcher: TokenMatcher) -> str: ...
 
     def explain(self, constraint: Constraint) -> str: ...
@@ -64,6 +69,9 @@ class Scheduler:
     Args:
         max_step_tokens: tokens of one step at most.
         max_running: sequences computed in one step at most; no more than there are rows.
+        grow_ahead: slots that a decoding row is given at once, see `Planner`.
+        masks_beside: fill masks on another thread while a step is handed to the worker, for
+            workers that take a while to hand it on.
         grammars: matchers and masks.
         call_soon: posts to the loop thread, for matchers that come from another one.
     """
@@ -81,6 +89,8 @@ class Scheduler:
         eos_ids: frozenset[int],
         grammars: Grammars,
         call_soon: Callable[[Callable[[], None]], None],
+        grow_ahead: int = 1,
+        masks_beside: bool = False,
     ) -> None:
         self.stats = SchedulerStats()
         self.cache = cache
@@ -89,6 +99,7 @@ class Scheduler:
         self._intake = intake
         self._grammars = grammars
         self._call_soon = call_soon
+        self._masks_beside = masks_beside
         self.waiting = WaitingQueue(settings.policy, cache.match_len, settings.max_skips)
         self._planner = Planner(
             cache,
@@ -97,9 +108,10 @@ class Scheduler:
             max_running=max_running,
             max_step_tokens=max_step_tokens,
             started=outbox.started,
+            grow_ahead=grow_ahead,
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
-        self._builder = PlanBuilder(cache.slot_table.array, _suppress_ids(eos_ids))
+        self._builder = PlanBuilder(cache.slot_table, _suppress_ids(eos_ids))
         self._inflight: deque[tuple[StepPlan, Pending]] = deque()
         self._requests: dict[str, Request] = {}
         self._deadlines: list[tuple[float, str]] = []
@@ -174,11 +186,25 @@ class Scheduler:
         start = time.thread_time()
         plan = self._plan()
         self.stats.plan_s += time.thread_time() - start
+        free = plan is not None and not _is_masked(plan)
+        # Every step that a constrained row was part of has been committed above, so that its
+        # matcher is where this step's mask begins.
+        filling = self._begin_mask(plan) if plan is not None and not free else None
+        start = time.thread_time()
         pending = self._worker.forward(plan.batch) if plan is not None else None
+        if free and pending is not None:  # nothing of N is needed: the device has no reason to wait
+            self._worker.sample(pending, None)
+        self.stats.launch_s += time.thread_time() - start
         while self._inflight:
             self._commit_oldest()
         if plan is not None and pending is not None:
-            self._worker.sample(pending, self._mask(plan))
+            if filling is not None:
+                start = time.thread_time()
+                mask = filling()
+                self.stats.mask_s += time.thread_time() - start
+                start = time.thread_time()
+                self._worker.sample(pending, mask)
+                self.stats.launch_s += time.thread_time() - start
             self._inflight.append((plan, pending))
             self.stats.steps += 1
             self.stats.step_tokens += plan.batch.num_tokens
@@ -211,16 +237,15 @@ class Scheduler:
         segments, inits = self._planner.plan()
         return self._builder.build(segments, inits) if segments else None
 
-    def _mask(self, plan: StepPlan) -> Bitmask | None:
-        """What each sampled row may take; None when nothing is forbidden."""
-        start = time.thread_time()
+    def _begin_mask(self, plan: StepPlan) -> Callable[[], Bitmask | None]:
+        """A call that gives what each sampled row may take; None when nothing is forbidden."""
         rows = plan.batch.sample_rows.tolist()
         matchers = [_masked(plan.segments[index].request) for index in rows]
         if all(matcher is None for matcher in matchers):
-            return None
-        bitmask = self._grammars.fill(matchers, len(matchers))
-        self.stats.mask_s += time.thread_time() - start
-        return bitmask
+            return lambda: None
+        if self._masks_beside:
+            return self._grammars.fill_beside(matchers, len(matchers))
+        return lambda: self._grammars.fill(matchers, len(matchers))
 
     def _commit_oldest(self) -> None:
         plan, pending = self._inflight.popleft()
@@ -279,6 +304,12 @@ class Scheduler:
         if len(self._deadlines) > 2 * len(self._requests) + 64:
             self._deadlines = [item for item in self._deadlines if item[1] in self._requests]
             heapq.heapify(self._deadlines)
+
+
+def _is_masked(plan: StepPlan) -> bool:
+    """True when some sampled row has a matcher, so that its mask may forbid ids."""
+    rows = plan.batch.sample_rows.tolist()
+    return any(plan.segments[index].request.matcher is not None for index in rows)
 
 
 def _masked(request: Request) -> TokenMatcher | None:

@@ -16,8 +16,8 @@ class SchedulerStats:
         finished, aborted, failed: requests by how they ended.
         retractions: times a running request gave its memory back.
         held_back: times a request waited for a prefix in flight.
-        intake_s, plan_s, mask_s, commit_s: CPU seconds of the loop thread in each phase (commit
-            includes what readers do with the results).
+        intake_s, plan_s, launch_s, mask_s, commit_s: CPU seconds of the loop thread in each phase
+            (commit includes what readers do with the results, launch is handing steps over).
         wait_s: seconds the loop thread waited for the worker.
     """
 
@@ -33,6 +33,7 @@ class SchedulerStats:
     audit_repairs: int = 0
     intake_s: float = 0.0
     plan_s: float = 0.0
+    launch_s: float = 0.0
     mask_s: float = 0.0
     wait_s: float = 0.0
     commit_s: float = 0.0

@@ -69,6 +69,16 @@ def test_greedy_output_does_not_depend_on_batch_cache_or_chunks(default_model: P
             assert greedy(engine, work[::-1]) == alone[::-1], "with every prefix cached"
 
 
+def test_prompts_may_have_parameters_of_their_own(engine: Engine) -> None:
+    prompts = [[1, 2, 3], [4, 5]]
+    results = engine.generate(
+        prompts, [{"max_tokens": n, "temperature": 0.0} for n in (2, 5)], ignore_eos=True
+    )
+    assert [len(result.token_ids) for result in results] == [2, 5]
+    with pytest.raises(InvalidRequest, match="1 for 2"):
+        engine.generate(prompts, [{"max_tokens": 2}])
+
+
 def test_a_retracted_request_has_the_same_output(default_model: Path) -> None:
     with Engine(str(default_model), kv_tokens=9000) as roomy:
         work = ids(roomy, 6, 30, 40)

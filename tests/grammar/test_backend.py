@@ -202,3 +202,15 @@ def test_classes_allow_nothing_that_python_does_not(pattern: str) -> None:
         elif compiled.fullmatch(text):
             missing.append(code)
     assert not missing or pattern in (r"\d", r"(?i)[a-zß-ÿ]")
+
+
+def test_matchers_of_different_engines_allow_the_same() -> None:
+    backend = LLGuidanceBackend(ByteVocabulary(), vocab_size=300, threads=4)
+    grammar = backend.compile(Constraint(kind="regex", text="[a-c]{2,9}x"))
+    rows: list[TokenMatcher | None] = [grammar.matcher() for _ in range(9)]
+    for step in range(3):
+        bitmask = np.full((len(rows), 10), -1, dtype=np.int32)
+        backend.fill_masks(rows, bitmask)
+        assert (bitmask == bitmask[0]).all()
+        for row in rows:
+            assert row is not None and row.accept(ord("abc"[step]))

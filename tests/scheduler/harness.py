@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +104,12 @@ class TableGrammars:
                 matcher.fill(bitmask, row)
         return bitmask
 
+    def fill_beside(self, matchers: Any, count: int) -> Callable[[], np.ndarray]:
+        thread_pool = ThreadPoolExecutor(1)
+        future = thread_pool.submit(self.fill, matchers, count)
+        thread_pool.shutdown(wait=False)
+        return future.result
+
     def failure(self, matcher: Any) -> str:
         return ""
 
@@ -150,13 +158,18 @@ class Bench:
         prefix_cache: bool = True,
         forcing: bool = True,
         fail_steps: frozenset[int] = frozenset(),
+        mirror: bool = False,
+        grow_ahead: int = 1,
         **settings: Any,
     ) -> None:
         self.cache = CacheManager(
             tokens // page_size, page_size, rows, context, prefix_cache=prefix_cache
         )
+        table = self.cache.slot_table
+        if mirror:  # the worker sees the slot table through the plans alone
+            table.record_changes()
         self.worker = HashWorker(
-            self.cache.slot_table.array,
+            np.zeros_like(table.array) if mirror else table.array,
             tokens + 2 * page_size,
             lazy=lazy,
             fail_steps=fail_steps,
@@ -175,6 +188,8 @@ class Bench:
             eos_ids=eos,
             grammars=self.grammars,
             call_soon=lambda fn: fn(),
+            grow_ahead=grow_ahead,
+            masks_beside=mirror,
         )
         self.out.scheduler = self.scheduler
 

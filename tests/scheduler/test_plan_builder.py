@@ -8,6 +8,7 @@ import pytest
 from branchline.runtime.core.messages import GenerateRequest
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.memory.slot_table import SlotTable
 from branchline.runtime.scheduler.plan_builder import PlanBuilder, Segment
 
 
@@ -27,7 +28,7 @@ def request(temperature: float) -> Request:
 
 
 def test_a_request_at_the_address_of_one_that_is_gone_is_sampled_by_its_own_choices() -> None:
-    builder = PlanBuilder(np.zeros((1, 9), dtype=np.int32), lambda request: ())
+    builder = PlanBuilder(SlotTable(1, 9, 1), lambda request: ())
 
     def temperature(one: Request) -> float:
         batch = builder.build([Segment(one, 0, 1, True)], []).batch
@@ -39,7 +40,7 @@ def test_a_request_at_the_address_of_one_that_is_gone_is_sampled_by_its_own_choi
 
 
 def test_steady_decoding_keeps_its_sampling_batch() -> None:
-    builder = PlanBuilder(np.zeros((1, 9), dtype=np.int32), lambda request: ())
+    builder = PlanBuilder(SlotTable(1, 9, 1), lambda request: ())
     one = request(0.5)
     first = builder.build([Segment(one, 0, 1, True)], []).batch.sampling
     assert builder.build([Segment(one, 0, 1, True)], []).batch.sampling is first

@@ -60,6 +60,8 @@ def test_random_loads_under_memory_pressure_keep_every_output(data: st.DataObjec
         lazy=data.draw(st.booleans()),
         prefix_cache=data.draw(st.booleans()),
         max_running_requests=data.draw(st.sampled_from([2, 6])),
+        mirror=data.draw(st.booleans()),
+        grow_ahead=data.draw(st.sampled_from([1, 5])),
     )
     r = random.Random(data.draw(st.integers(0, 10_000)))
     trunk = [r.randrange(VOCAB) for _ in range(30)]
@@ -74,6 +76,25 @@ def test_random_loads_under_memory_pressure_keep_every_output(data: st.DataObjec
     bench.run()
     for i, (prompt, count) in enumerate(work):
         assert bench.output(str(i)) == expected_output(prompt, count)
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_a_copy_of_the_slot_table_follows_the_plans(page_size: int) -> None:
+    # the hash model asserts that every slot it reads is the right one
+    shared = prompts(1, 40, 40, seed=5)[0]
+    work = [shared + prompt for prompt in prompts(20, 1, 30, seed=2)]
+    bench = Bench(page_size=page_size, mirror=True, grow_ahead=8)
+    for round_ in range(2):  # the second finds everything in the cache
+        for i, prompt in enumerate(work):
+            bench.submit(f"{round_}.{i}", prompt, 20)
+        bench.score(f"{round_}.score", shared, [[5, 6, 7], [5, 8]])
+        bench.run()
+        for i, prompt in enumerate(work):
+            assert bench.output(f"{round_}.{i}") == expected_output(prompt, 20)
+        scores = bench.out.done[f"{round_}.score"].score
+        assert scores is not None
+        for found, choice in zip(scores.results, ([5, 6, 7], [5, 8]), strict=True):
+            assert found == pytest.approx(expected_scores(shared, choice))
 
 
 def test_a_retracted_request_resumes_with_the_same_output() -> None:

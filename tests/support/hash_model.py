@@ -99,7 +99,8 @@ class HashWorker:
     """Runs steps in order, as late as possible (`lazy`) or at once.
 
     Args:
-        slot_table: the cache manager's array, shared.
+        slot_table: the cache manager's array, shared; or a copy of it that the plans' writes keep
+            up to date.
         num_slots: of the pool.
         lazy: run a step only when its result is asked for, so that it sees the latest tables.
         fail_steps: numbers of steps that raise.
@@ -156,6 +157,8 @@ class HashWorker:
             step.output = self._run(step.plan, step.bitmask)
 
     def _run(self, plan: ScheduleBatch, bitmask: np.ndarray | None) -> ForwardOutput:
+        if plan.slot_writes is not None:
+            self.slots.reshape(-1)[plan.slot_writes.index] = plan.slot_writes.slots
         for init in plan.inits:
             self.tokens[init.row, init.start : init.start + len(init.ids)] = init.ids
         self.forwarded_tokens += plan.num_tokens

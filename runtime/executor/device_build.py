@@ -1,0 +1,217 @@
+"""Puts the worker of a device together: what a step needs is measured, the rest is for the cache.
+
+Invariant: after `worker`, nothing is allocated that grows with load, and kernels that serving
+needs are compiled. What does not fit is left out and said so (`notes`). Knows nothing of settings
+files or requests.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from branchline.kernels.ops import Ops
+from branchline.runtime.attention.base import AttentionBackend, AttentionNeeds
+from branchline.runtime.attention.registry import make_attention
+from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.executor.device_graphs import (
+    TOKEN_STEP,
+    decode_sizes,
+    extend_shapes,
+    idle_step,
+    padded,
+    row_sizes,
+)
+from branchline.runtime.executor.device_runner import DeviceRunner
+from branchline.runtime.executor.device_stream import DeviceStream, to_device
+from branchline.runtime.executor.device_tables import DeviceTables
+from branchline.runtime.executor.device_worker import DeviceWorker
+from branchline.runtime.executor.plan_buffers import StepShape
+from branchline.runtime.memory.kv_pool import KVPool
+from branchline.runtime.memory.sizing import free_memory
+from branchline.runtime.models.base import Model
+from branchline.runtime.sampling.device_sampler import DeviceSampler
+from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
+
+GRAPH_WORK = 4e12
+GRAPH_TOKENS = (128, 4096)
+"""Mixed steps are recorded up to this many operations on the weights, which take a device about as
+long as the host needs to launch the kernels one by one, and within these bounds of tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSettings:
+    """Sizes and choices.
+
+    Attributes:
+        page_size: tokens per page.
+        max_step_tokens, max_rows: of a step.
+        slot_width: columns of the host's slot table.
+        kv_dtype: of the key-value pool.
+        attention: name of the backend, or "auto".
+        graphs: record forwards.
+    """
+
+    page_size: int
+    max_step_tokens: int
+    max_rows: int
+    slot_width: int
+    kv_dtype: torch.dtype
+    attention: str = "auto"
+    graphs: bool = True
+
+
+class DeviceBuilder:
+    """Builds one worker.
+
+    Args:
+        model: with its weights on the device.
+        ops: what it runs with.
+        device: where.
+
+    Attributes:
+        attention: the backend that was chosen.
+        notes: (setting, value, why) of what was decided on the way.
+    """
+
+    def __init__(
+        self, model: Model, ops: Ops, settings: DeviceSettings, device: torch.device
+    ) -> None:
+        spec = model.spec
+        self._model, self._ops, self._settings, self._device = model, ops, settings, device
+        self.notes: list[tuple[str, str, str]] = []
+        needs = AttentionNeeds(
+            spec.heads,
+            spec.kv_heads,
+            spec.head_dim,
+            settings.kv_dtype,
+            device,
+            graph=settings.graphs,
+        )
+        self.attention: AttentionBackend = make_attention(settings.attention, needs)
+        tables = DeviceTables(settings.max_rows, settings.slot_width, model.max_context, device)
+        self._runner = DeviceRunner(
+            model,
+            ops,
+            self.attention,
+            self._pool(1),
+            tables,
+            DeviceStream(device),
+            max_tokens=settings.max_step_tokens,
+            max_rows=settings.max_rows,
+            graph_tokens=self._graph_tokens(),
+        )
+
+    def _graph_tokens(self) -> int:
+        report = self._model.memory_report()
+        wide = 2 if report.kinds.get("bfloat16") else 4
+        weights = (report.attention + report.mlp) / wide
+        least, most = GRAPH_TOKENS
+        work = int(GRAPH_WORK / 2 / max(weights, 1))
+        settings = self._settings
+        return min(max(least, min(work, most)), settings.slot_width, settings.max_step_tokens)
+
+    def free_bytes(self) -> int:
+        """Memory left for the cache once the largest step has what it needs."""
+        device = self._device
+        if device.type != "cuda":
+            return free_memory(device)
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        self._largest_step()
+        needed = torch.cuda.max_memory_allocated(device) - before
+        torch.cuda.empty_cache()
+        free = free_memory(device)
+        self.notes.append(
+            ("step_memory", f"{needed / 1e6:.0f} MB", "measured in a step of the largest size")
+        )
+        return max(0, free - needed)
+
+    def worker(self, num_pages: int, *, overlap: bool) -> DeviceWorker:
+        """Allocate the cache, record and compile."""
+        self._runner.kv_pool = self._pool(num_pages)
+        if self._settings.graphs:
+            self._record()
+        self._warm_eager()
+        self._warm_sampling()
+        self._runner.stream.drain()
+        return DeviceWorker(self._runner, overlap=overlap)
+
+    def _pool(self, num_pages: int) -> KVPool:
+        spec = self._model.spec
+        return KVPool(
+            spec.num_layers,
+            num_pages,
+            self._settings.page_size,
+            spec.kv_heads,
+            spec.head_dim,
+            dtype=self._settings.kv_dtype,
+            device=self._device,
+        )
+
+    def _largest_step(self) -> None:
+        """All tokens there can be, in padding rows, and logits of all rows."""
+        tokens, rows = self._settings.max_step_tokens, self._settings.max_rows
+        shape = StepShape(tokens, rows, rows)
+        runner = self._runner
+        with runner.stream:
+            hidden = runner.eager_hidden(idle_step(shape), shape)
+            self._model.logits(hidden, self._ops).float()
+        runner.stream.drain()
+
+    def _record(self) -> None:
+        """Largest sizes first; stops where memory ends."""
+        started = time.monotonic()
+        graphs = self._runner.graphs
+        shapes = [StepShape(n, n, n, decode=True) for n in decode_sizes(self._settings.max_rows)]
+        shapes += extend_shapes(self._graph_tokens(), self._settings.max_rows)
+        shapes.sort(key=lambda shape: -shape.tokens)
+        why = "sizes recorded"
+        for shape in shapes:
+            try:
+                graphs.record(shape)
+            except torch.OutOfMemoryError:
+                why = f"of {len(shapes)} sizes: no memory for more; lower memory_fraction"
+                break
+        took = time.monotonic() - started
+        self.notes.append(("cuda_graphs", str(graphs.count), f"{why}, in {took:.1f} s"))
+
+    def _warm_eager(self) -> None:
+        """Every kind of size that a step which is not recorded can have."""
+        most_rows = self._settings.max_rows
+        runner = self._runner
+        for rows in row_sizes(most_rows, most_rows):
+            for tokens in (TOKEN_STEP, 16 * rows + TOKEN_STEP):
+                whole = min(tokens, self._settings.max_step_tokens) // TOKEN_STEP * TOKEN_STEP
+                for tree in (False, True):
+                    shape = StepShape(max(whole, TOKEN_STEP), rows, 8, tree=tree)
+                    with runner.stream:
+                        runner.eager_hidden(idle_step(shape), shape)
+        count = 8
+        while count <= padded(most_rows):
+            shape = StepShape(TOKEN_STEP, 8, TOKEN_STEP)
+            index = torch.zeros(count, dtype=torch.int32, device=self._device)
+            with runner.stream:
+                hidden = runner.eager_hidden(idle_step(shape), shape)
+                self._model.logits(self._ops.gather_rows(hidden, index), self._ops)
+            count *= 2
+
+    def _warm_sampling(self) -> None:
+        """Every way to choose a token, once."""
+        vocab = self._runner.vocab_size
+        kinds = ({"temperature": 0.0}, {"temperature": 0.7}, {"top_p": 0.9}, {"logprobs": 2})
+        rows = [RowSampling(SamplingParams(**kind), 0, 1) for kind in kinds]
+        batch = SamplingBatch.build(rows)
+        device = self._device
+        sampler = DeviceSampler(self._runner.sampling, lambda array: to_device(array, device))
+        words = np.full((len(rows), -(-vocab // 32)), -2, dtype=np.int32)
+        positions = np.ones(len(rows), dtype=np.int64)
+        shape = StepShape(len(rows), len(rows), len(rows))
+        with self._runner.stream:
+            hidden = self._runner.eager_hidden(idle_step(shape), shape)
+            logits = self._model.logits(hidden, self._ops)
+            sampler.sample(logits, batch, positions, lambda _: torch.empty(0), words)

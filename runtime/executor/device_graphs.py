@@ -1,0 +1,218 @@
+"""Forwards recorded once for a set of sizes; a step is filled up to the smallest that holds it.
+
+Invariant: what a replay gives for the step's own rows is what the same ops give eagerly; padding
+changes nothing they read. On a CPU a "recording" is the function itself, run again: the same
+buffers, sizes and padding without a device. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from branchline.runtime.attention.base import AttentionBackend, AttentionPlan
+from branchline.runtime.core.batch import ForwardMode, ScheduleBatch
+from branchline.runtime.executor.device_stream import DeviceStream
+from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape, StepTensors
+
+DECODE_STEP = 8
+"""Distance of the larger decode sizes."""
+
+EXTEND_TOKENS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+TREE_TOKENS = (32, 128, 512, 1024)
+"""Tokens of recorded steps that are not pure decoding, without and with tree masks."""
+
+ROW_SIZES = (8, 72)
+"""Rows that such steps are filled up to; one more than there can be comes on top."""
+
+LONG_STEP = 1024
+SHORT_CONTEXT = 512
+"""Longer steps than this are replayed where a token sees at most so many tokens on average: beyond,
+attention that is planned on the host gains more than replaying does."""
+
+TOKEN_STEP = 64
+"""Steps that are not recorded have a multiple of this many tokens, so that few sizes occur."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a recorded forward leaves in its buffers, overwritten by the next replay.
+
+    Attributes:
+        hidden: [l, hidden], final hidden states; None in decode graphs.
+        logits: [b, V] of decode graphs.
+        greedy: int32 [b], most likely ids of decode graphs, -1 where there is none; written to the
+            token table already.
+    """
+
+    hidden: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    greedy: torch.Tensor | None = None
+
+
+Forward = Callable[[StepShape, StepTensors, AttentionPlan], Outputs]
+
+
+@dataclass(slots=True)
+class _Graph:
+    shape: StepShape
+    plan: AttentionPlan
+    replay: Callable[[], Outputs]
+
+
+def decode_sizes(most: int) -> list[int]:
+    """Rows for which decoding is recorded, ascending, the last one at least `most`."""
+    sizes = [1, 2, 4]
+    while sizes[-1] < most:
+        sizes.append(DECODE_STEP * (sizes[-1] // DECODE_STEP + 1))
+    return [size for index, size in enumerate(sizes) if index == 0 or sizes[index - 1] < most]
+
+
+def row_sizes(tokens: int, most_rows: int) -> list[int]:
+    """Rows that a step of so many tokens is filled up to, ascending; each has room for padding."""
+    most = min(tokens, most_rows) + 1
+    return [*(rows for rows in ROW_SIZES if rows < most), most]
+
+
+def extend_shapes(most_tokens: int, most_rows: int) -> list[StepShape]:
+    """Shapes for small mixed steps, ascending."""
+    return [
+        StepShape(tokens, rows, tokens, tree=tree)
+        for tree, sizes in ((False, EXTEND_TOKENS), (True, TREE_TOKENS))
+        for tokens in sizes
+        if tokens <= most_tokens
+        for rows in row_sizes(tokens, most_rows)
+    ]
+
+
+def eager_shape(plan: ScheduleBatch, most_rows: int) -> StepShape:
+    """What a step that is not recorded is filled up to, so that few sizes occur: kernels are
+    compiled for kinds of sizes, and serving is no time to compile."""
+    tokens = -(-max(plan.num_tokens, 1) // TOKEN_STEP) * TOKEN_STEP
+    rows = next(n for n in row_sizes(most_rows, most_rows) if n > len(plan.rows))
+    logits = min(padded(len(plan.logit_idx)), tokens)
+    return StepShape(tokens, rows, logits, tree=plan.tree is not None)
+
+
+def padded(count: int) -> int:
+    """Rows of logits are made in these numbers: powers of two from 8."""
+    return max(8, 1 << max(0, count - 1).bit_length())
+
+
+def idle_step(shape: StepShape) -> ScheduleBatch:
+    """A plan without rows: filled up to `shape`, it is all padding."""
+    none = np.empty(0, dtype=np.int32)
+    return ScheduleBatch(
+        mode=ForwardMode.IDLE,
+        requests=[],
+        rows=none,
+        seq_lens=none,
+        extend_lens=none,
+        extend_start=np.zeros(1, dtype=np.int32),
+        input_ids=none,
+        positions=np.empty(0, dtype=np.int64),
+        out_slots=none,
+        logit_idx=none,
+        sample_idx=none,
+        sample_rows=none,
+    )
+
+
+class DeviceGraphs:
+    """All recorded sizes; they share one pool of memory, since only one runs at a time.
+
+    Args:
+        buffers: what the recordings read.
+        attention: must support `AttentionNeeds.graph`.
+        forward: runs the model on views of the buffers.
+        stream: where they run.
+    """
+
+    def __init__(
+        self,
+        buffers: PlanBuffers,
+        attention: AttentionBackend,
+        forward: Forward,
+        stream: DeviceStream,
+    ) -> None:
+        self._buffers = buffers
+        self._attention = attention
+        self._forward = forward
+        self._stream = stream
+        self._pool = torch.cuda.graph_pool_handle() if stream.device.type == "cuda" else None
+        self._decode: dict[int, _Graph] = {}
+        self._extend: dict[StepShape, _Graph] = {}
+
+    @property
+    def count(self) -> int:
+        """Recordings held."""
+        return len(self._decode) + len(self._extend)
+
+    def record(self, shape: StepShape) -> None:
+        """Record a size; the larger ones first, so that the smaller ones fit in their memory.
+
+        Raises:
+            torch.OutOfMemoryError: no memory for it; what was recorded before stays usable.
+        """
+        tensors = self._buffers.views(shape)
+        with self._stream:
+            meta = self._buffers.load(idle_step(shape), shape)
+            plan = self._attention.init_graph(meta)
+            self._attention.plan_replay(plan, meta)
+            replay = self._capture(lambda: self._forward(shape, tensors, plan))
+        graph = _Graph(shape, plan, replay)
+        if shape.decode:
+            self._decode[shape.rows] = graph
+            self._decode = dict(sorted(self._decode.items()))
+        else:
+            self._extend[shape] = graph
+            order = sorted(self._extend, key=lambda s: (s.tree, s.tokens, s.rows))
+            self._extend = {key: self._extend[key] for key in order}
+
+    def find(self, plan: ScheduleBatch) -> _Graph | None:
+        """The smallest recording that holds the step, if any."""
+        tokens, rows = plan.num_tokens, len(plan.rows)
+        if plan.mode is ForwardMode.DECODE:
+            return next((g for size, g in self._decode.items() if size >= rows), None)
+        if not self._buffers.fits(plan):
+            return None
+        if tokens > LONG_STEP:
+            seen = int(np.dot(plan.extend_lens.astype(np.int64), plan.seq_lens.astype(np.int64)))
+            if seen > SHORT_CONTEXT * tokens:
+                return None
+        tree = plan.tree is not None
+        for shape, graph in self._extend.items():
+            if shape.tree == tree and shape.tokens >= tokens and shape.rows > rows:
+                return graph
+        return None
+
+    def tensors(self, graph: _Graph) -> StepTensors:
+        """The views that a recording reads."""
+        return self._buffers.views(graph.shape)
+
+    def replay(self, graph: _Graph, plan: ScheduleBatch) -> Outputs:
+        """Queue the step."""
+        meta = self._buffers.load(plan, graph.shape)
+        self._attention.plan_replay(graph.plan, meta)
+        return graph.replay()
+
+    def _capture(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        run()  # compiles kernels and makes libraries' handles, which cannot be recorded
+        if self._pool is None:
+            return run
+        self._stream.drain()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            outputs = run()
+        finally:
+            graph.capture_end()
+
+        def replay() -> Outputs:
+            graph.replay()
+            return outputs
+
+        return replay

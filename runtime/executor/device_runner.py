@@ -1,0 +1,188 @@
+"""One model on a device: plans go in, hidden states and logits are queued.
+
+Invariant: nothing waits for the device; whatever a step reads was queued before it. A row's result
+does not depend on whether its step was replayed or run eagerly, beyond what its kernels promise.
+Knows nothing of sampling parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from branchline.kernels.ops import Ops
+from branchline.kernels.sampling import Draws, SamplingOps
+from branchline.runtime.attention.base import AttentionBackend, AttentionPlan
+from branchline.runtime.core.batch import ScheduleBatch
+from branchline.runtime.core.forward import ForwardBatch
+from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.executor.device_graphs import (
+    DECODE_STEP,
+    TOKEN_STEP,
+    DeviceGraphs,
+    Outputs,
+    eager_shape,
+    padded,
+)
+from branchline.runtime.executor.device_stream import DeviceStream
+from branchline.runtime.executor.device_tables import DeviceTables
+from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape, StepTensors
+from branchline.runtime.memory.kv_pool import KVPool
+from branchline.runtime.models.base import Model
+
+GRAPH_TREE_WORDS = 1 << 14
+"""Words of tree masks in a recorded step at most: one tree of 1,024 tokens, or many small ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedForward:
+    """Results of a forward on the device, valid until the next one is queued behind them.
+
+    Attributes:
+        hidden: [l, hidden]; None when only logits were wanted.
+        logits: [s, V] of the sampled rows; None when s = 0.
+        greedy: int32 [s], the most likely ids, written to the token table already; or None.
+        places: int64 [s], where sampled ids go in the flat token table.
+    """
+
+    hidden: torch.Tensor | None
+    logits: torch.Tensor | None
+    greedy: torch.Tensor | None
+    places: torch.Tensor
+
+
+class DeviceRunner:
+    """Queues steps one after the other; not thread-safe.
+
+    Args:
+        model: with its weights on the device.
+        ops: what it runs with.
+        attention: backend of all layers.
+        kv_pool: keys and values.
+        tables: slots and ids of the rows.
+        stream: where everything is queued.
+        max_tokens, max_rows: of a step.
+        graph_tokens: of the largest step that is recorded.
+        tree_words: words of tree masks in a step at most.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ops: Ops,
+        attention: AttentionBackend,
+        kv_pool: KVPool,
+        tables: DeviceTables,
+        stream: DeviceStream,
+        *,
+        max_tokens: int,
+        max_rows: int,
+        graph_tokens: int = 512,
+        tree_words: int = 1 << 18,
+    ) -> None:
+        if not isinstance(ops, SamplingOps):
+            raise InvalidRequest(
+                f"{type(ops).__name__} cannot choose tokens on a device.", hint="Use TritonOps."
+            )
+        self.model, self.ops, self.stream = model, ops, stream
+        self.sampling: SamplingOps = ops
+        self.kv_pool, self.tables = kv_pool, tables
+        self.attention = attention
+        self._max_rows = max_rows
+        most = max_rows + DECODE_STEP
+        self._eager_buffers = PlanBuffers(
+            tables,
+            tokens=max_tokens + TOKEN_STEP,
+            rows=most,
+            tree_words=tree_words,
+            stream=stream,
+        )
+        buffers = PlanBuffers(
+            tables,
+            tokens=max(graph_tokens, most),
+            rows=most,
+            tree_words=GRAPH_TREE_WORDS,
+            stream=stream,
+        )
+        self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream)
+
+    @property
+    def vocab_size(self) -> int:
+        """V: columns of the logits."""
+        return self.model.spec.vocab_size
+
+    def run(self, plan: ScheduleBatch) -> QueuedForward:
+        """Queue table changes, slot copies, the forward, and logits of the sampled rows."""
+        self.tables.apply(plan)
+        if plan.copies is not None:
+            self.kv_pool.copy_slots(*plan.copies)
+        sampled = len(plan.sample_rows)
+        graph = self.graphs.find(plan)
+        if graph is None:
+            tensors, outputs = self._eager(plan)
+        else:
+            tensors = self.graphs.tensors(graph)
+            outputs = self.graphs.replay(graph, plan)
+        places = tensors.sample_places[:sampled]
+        if outputs.logits is not None:
+            assert outputs.greedy is not None, "a decode graph chooses"
+            return QueuedForward(None, outputs.logits[:sampled], outputs.greedy[:sampled], places)
+        assert outputs.hidden is not None, "a graph gives logits or hidden states"
+        hidden = outputs.hidden[: len(plan.logit_idx)]
+        logits = None
+        if sampled:
+            index = tensors.sample_idx[: padded(sampled)]
+            rows = self.ops.gather_rows(outputs.hidden, index)
+            logits = self.model.logits(rows, self.ops)[:sampled]
+        return QueuedForward(hidden, logits, None, places)
+
+    def _eager(self, plan: ScheduleBatch) -> tuple[StepTensors, Outputs]:
+        shape = eager_shape(plan, self._max_rows)
+        hidden = self.eager_hidden(plan, shape)
+        return self._eager_buffers.views(shape), Outputs(hidden=hidden)
+
+    def eager_hidden(self, plan: ScheduleBatch, shape: StepShape) -> torch.Tensor:
+        """Queue a forward without a recording, filled up to `shape`: [l, hidden]."""
+        meta = self._eager_buffers.load(plan, shape)
+        return self._hidden(self._eager_buffers.views(shape), self.attention.plan(meta))
+
+    def _hidden(self, tensors: StepTensors, plan: AttentionPlan) -> torch.Tensor:
+        ids = self.ops.resolve_ids(
+            tensors.input_ids, tensors.positions, tensors.meta, self.tables.tokens
+        )
+        batch = ForwardBatch(
+            input_ids=ids,
+            positions=tensors.positions,
+            out_slots=tensors.out_slots,
+            logit_idx=tensors.logit_idx,
+            backend=self.attention,
+            plan=plan,
+        )
+        return self.model.forward(batch, self.ops, self.kv_pool)
+
+    def _recorded(self, shape: StepShape, tensors: StepTensors, plan: AttentionPlan) -> Outputs:
+        """What a graph holds: in decoding, the choice of the most likely ids too."""
+        hidden = self._hidden(tensors, plan)
+        if not shape.decode:
+            return Outputs(hidden=hidden)
+        logits = self.model.logits(hidden, self.ops)
+        greedy = greedy_draws(shape.rows, logits.device)
+        ids, bad = self.sampling.sample_rows(logits.float(), greedy)
+        self.tables.put_tokens(tensors.sample_places, ids)
+        return Outputs(logits=logits, greedy=ids.masked_fill(bad, -1))
+
+
+def greedy_draws(rows: int, device: torch.device) -> Draws:
+    """The most likely id of each row."""
+    floats = torch.zeros(rows, dtype=torch.float32, device=device)
+    longs = torch.zeros(rows, dtype=torch.int64, device=device)
+    return Draws(
+        inv_temperature=floats,
+        top_k=longs.int(),
+        top_p=floats + 1.0,
+        min_p=floats,
+        seeds=longs,
+        positions=longs,
+        truncated=False,
+    )

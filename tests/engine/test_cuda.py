@@ -1,0 +1,72 @@
+"""The engine on a CUDA device against the engine on the CPU, and its own laws there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from branchline.runtime.engine import Engine
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+PROMPTS = [
+    "The capital of France is",
+    "A short story about a dolphin:",
+    "def fibonacci(n):",
+    "The three largest cities of Japan are",
+    "Water boils at",
+]
+TIE = 2e-3
+"""Log-probabilities of two tokens that are as good as equal in float32."""
+
+
+def outputs(engine: Engine, prompts: Any, count: int = 48) -> list[Any]:
+    found: list[Any] = engine.generate(
+        prompts, temperature=0.0, max_tokens=count, ignore_eos=True, logprobs=2
+    )
+    return found
+
+
+def test_greedy_tokens_are_those_of_the_cpu_up_to_ties(default_model: Path) -> None:
+    settings: dict[str, Any] = {"dtype": "float32", "context_length": 1024, "kv_tokens": 8192}
+    with Engine(str(default_model), device="cpu", **settings) as engine:
+        wanted = outputs(engine, PROMPTS)
+    with Engine(str(default_model), device="cuda", **settings) as engine:
+        found = outputs(engine, PROMPTS)
+    for one, other in zip(found, wanted, strict=True):
+        for index, (a, b) in enumerate(zip(one.token_ids, other.token_ids, strict=True)):
+            if a != b:
+                (_, best), (_, second) = other.logprobs[index].top[:2]
+                assert best - second < TIE
+                break
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_deterministic_output_does_not_depend_on_company_or_cache(
+    default_model: Path, dtype: str
+) -> None:
+    settings: dict[str, Any] = {"dtype": dtype, "context_length": 1024, "kv_tokens": 20_000}
+    with Engine(str(default_model), device="cuda", deterministic=True, **settings) as engine:
+        alone = [outputs(engine, [prompt])[0] for prompt in PROMPTS]
+        engine.flush_cache()
+        together = outputs(engine, PROMPTS * 4)
+        cached = outputs(engine, [PROMPTS[0]])[0]
+    for index, result in enumerate(together):
+        assert result.token_ids == alone[index % len(PROMPTS)].token_ids
+    assert cached.token_ids == alone[0].token_ids
+
+
+def test_every_kind_of_request_runs(default_model: Path) -> None:
+    with Engine(str(default_model), device="cuda", kv_tokens=20_000) as engine:
+        drawn = engine.generate(PROMPTS, temperature=0.8, top_p=0.9, seed=3, max_tokens=16)
+        again = engine.generate(PROMPTS, temperature=0.8, top_p=0.9, seed=3, max_tokens=16)
+        scores = engine.score("The sky is", [" blue", " green", " made of cheese"])
+        penal = engine.generate(PROMPTS[0], repetition_penalty=1.3, max_tokens=16)
+        info = engine.info()
+    assert [r.token_ids for r in drawn] == [r.token_ids for r in again]
+    assert scores.token_logprobs[0][0] > scores.token_logprobs[2][0]
+    assert len(penal.token_ids) <= 16
+    assert info["scheduler"]["failed"] == 0
+    assert any(d["setting"] == "cuda_graphs" for d in info["decisions"])
