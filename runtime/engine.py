@@ -1,4 +1,4 @@
-"""The engine in this process: a model that generates and scores, from any thread or event loop.
+"""The engine in this process: a model that generates, scores and embeds, called from anywhere.
 
 Invariant: user code never runs on the loop thread and never blocks it; every call ends with a
 result or a typed error. Programs are run by `runtime.programs.executor` on `Engine.core`.
@@ -17,7 +17,13 @@ from typing import Any
 
 import msgspec
 
-from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
+from branchline.runtime.core.messages import (
+    EmbedRequest,
+    EngineRequest,
+    GenerateRequest,
+    Pooling,
+    ScoreRequest,
+)
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, ScoreResult
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.sequence import sequence_names
@@ -77,8 +83,7 @@ class Engine:
         Raises:
             BranchlineError: the first failure; the other requests are ended.
         """
-        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
-        batch: list[Any] = [prompts] if single else list(prompts)
+        batch, single = _batch(prompts)
         each = sampling if isinstance(sampling, list | tuple) else [sampling] * len(batch)
         if len(each) != len(batch):
             raise InvalidRequest(
@@ -120,7 +125,7 @@ class Engine:
             while left:
                 output = raise_if_failed(inbox.get())
                 left -= isinstance(output, GenerateResult)
-                assert not isinstance(output, ScoreResult)
+                assert isinstance(output, GenerateDelta | GenerateResult)
                 yield output
         finally:
             if left:
@@ -136,7 +141,7 @@ class Engine:
         request = self._request(prompt, sampling, options, stream=True)
         async with contextlib.aclosing(self._client.run(request)) as outputs:
             async for output in outputs:
-                assert not isinstance(output, ScoreResult)
+                assert isinstance(output, GenerateDelta | GenerateResult)
                 yield output
 
     def score(self, prompt: Prompt, choices: Sequence[Prompt], **options: Any) -> ScoreResult:
@@ -150,6 +155,54 @@ class Engine:
         result = self._run([request], options.get("timeout_s"))[request.id]
         assert isinstance(result, ScoreResult)
         return result
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """A vector for one prompt or for each of many; waits.
+
+        Args:
+            prompts: text, token ids, or a list of either.
+            pooling: "last": the final hidden state of the last token; "mean": the average over all
+                tokens, for which a prompt is computed whole, without what the cache has of it.
+            normalize: scale vectors to length 1.
+            dimensions: only the first so many numbers, for models that were trained for it.
+            options: `priority`, `deadline_s`, `namespace`, `timeout_s`.
+
+        Returns:
+            An `EmbedResult`; for a list of prompts, a list in their order.
+
+        Raises:
+            BranchlineError: the first failure; the other requests are ended.
+        """
+        unknown = sorted(set(options) - _COMMON)
+        if unknown:
+            raise InvalidRequest(
+                f"unknown option {unknown[0]!r}",
+                value=options[unknown[0]],
+                hint=f"Known: {', '.join(sorted(_COMMON))}.",
+            )
+        batch, single = _batch(prompts)
+        requests = [
+            EmbedRequest(
+                id=self._client.new_id(),
+                prompt_ids=self._encode(prompt),
+                pooling=pooling,
+                normalize=normalize,
+                dimensions=dimensions,
+                **_common(options),
+            )
+            for prompt in batch
+        ]
+        results = self._run(requests, options.get("timeout_s"))
+        found = [results[request.id] for request in requests]
+        return found[0] if single else found
 
     def abort(self, request_id: str) -> None:
         """End a request; unknown ids are ignored."""
@@ -244,6 +297,13 @@ class Engine:
         return box[0]
 
 
+def _batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
+    """(the prompts, whether it was a single one)."""
+    if isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int)):
+        return [prompts], True
+    return list(prompts), False
+
+
 _COMMON = frozenset({"priority", "deadline_s", "namespace", "timeout_s"})
 
 
@@ -278,7 +338,7 @@ def _sampling(
     return msgspec.structs.replace(base, **fields).validate()
 
 
-def _group(request: EngineRequest, results: dict[str, Output]) -> Any:
-    if isinstance(request, ScoreRequest) or request.sampling.n == 1:
+def _group(request: GenerateRequest, results: dict[str, Output]) -> Any:
+    if request.sampling.n == 1:
         return results[request.id]
     return [results[name] for name in sequence_names(request.id, request.sampling.n)]

@@ -15,8 +15,19 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TypeVar
 
-from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
-from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, ScoreResult
+from branchline.runtime.core.messages import (
+    EmbedRequest,
+    EngineRequest,
+    GenerateRequest,
+    ScoreRequest,
+)
+from branchline.runtime.core.outputs import (
+    EmbedResult,
+    GenerateDelta,
+    GenerateResult,
+    Output,
+    ScoreResult,
+)
 from branchline.runtime.core.protocols import EnginePort
 from branchline.runtime.core.sequence import sequence_names
 from branchline.runtime.errors import BackendError, BranchlineError, from_wire, wrap
@@ -109,6 +120,15 @@ class EngineClient:
             if isinstance(output, ScoreResult):
                 return output
         raise AssertionError("a score request ends with a score")
+
+    async def embed(self, *requests: EmbedRequest) -> list[EmbedResult]:
+        """The vectors of the requests, in their order; the first failure ends all of them."""
+        found: dict[str, EmbedResult] = {}
+        async with contextlib.aclosing(self.run(*requests)) as outputs:
+            async for output in outputs:
+                assert isinstance(output, EmbedResult)
+                found[output.request_id] = output
+        return [found[request.id] for request in requests]
 
     async def flush(self) -> int:
         """Drop every cached prefix that nothing holds; returns the tokens freed."""

@@ -86,8 +86,14 @@ class OpenAIPort:
         job: _Generation | _Scoring
         if isinstance(request, ScoreRequest):
             job = _Scoring(self, request, prompt)
-        else:
+        elif isinstance(request, GenerateRequest):
             job = _Generation(self, request, prompt)
+        else:
+            raise UnsupportedFeature(
+                "this backend runs programs, which have no embeddings",
+                value=request.id,
+                hint="Ask the server's /v1/embeddings.",
+            )
         task = asyncio.get_running_loop().create_task(self._run(job, request, on_output))
         self._tasks[request.id] = task
 

@@ -19,8 +19,19 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from branchline.lang import matching
-from branchline.lang.errors import BackendError, BranchlineError, ConstraintError, wrap
-from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
+from branchline.lang.errors import (
+    BackendError,
+    BranchlineError,
+    ConstraintError,
+    UnsupportedFeature,
+    wrap,
+)
+from branchline.runtime.core.messages import (
+    EmbedRequest,
+    EngineRequest,
+    GenerateRequest,
+    ScoreRequest,
+)
 from branchline.runtime.core.outputs import (
     FinishReason,
     GenerateDelta,
@@ -113,8 +124,11 @@ class EventLoop:
             return not self._running
 
 
+_Answerable = GenerateRequest | ScoreRequest
+
+
 class _Running(NamedTuple):
-    request: EngineRequest
+    request: _Answerable
     on_output: OnOutput
     started: float
 
@@ -155,7 +169,11 @@ class ScriptedEngine:
         self._loop.call_soon(fn)
 
     def submit(self, request: EngineRequest, on_output: OnOutput) -> None:
-        """See `EnginePort`."""
+        """See `EnginePort`; there is no model whose states could be embeddings."""
+        if isinstance(request, EmbedRequest):
+            raise UnsupportedFeature(
+                "a scripted engine has no embeddings", value=request.id, hint="Use an Engine."
+            )
         running = _Running(request, on_output, time.monotonic())
         self._running[request.id] = running
         outputs = self._outputs(request, running.started)
@@ -205,7 +223,7 @@ class ScriptedEngine:
             running.on_output(output)
 
     @staticmethod
-    def _is_last(request: EngineRequest, output: Output) -> bool:
+    def _is_last(request: _Answerable, output: Output) -> bool:
         count = request.sampling.n if isinstance(request, GenerateRequest) else 1
         last = request.id if count == 1 else f"{request.id}#{count - 1}"
         return output.request_id == last
@@ -224,7 +242,7 @@ class ScriptedEngine:
                 GenerateResult(request_id=output_id, text="", token_ids=[], meta=meta)
             )
 
-    def _outputs(self, request: EngineRequest, started: float) -> Iterator[Output]:
+    def _outputs(self, request: _Answerable, started: float) -> Iterator[Output]:
         if isinstance(request, ScoreRequest):
             yield self._scores(request, started)
             return

@@ -111,6 +111,7 @@ class ScheduleBatch:
             token_table[rows[i], seq_lens[i]].
         sampling: parameters of the s sampled rows; None when s = 0.
         score: log-probabilities to read, if any.
+        hidden_rows: int32 [p], logit rows whose hidden states are given back; None when p = 0.
         tree: candidate-token masks, if any row has candidates.
         inits: rows of the token table to fill before the forward.
         slot_writes: entries of the slot table that changed since the last plan, to be written to
@@ -132,6 +133,7 @@ class ScheduleBatch:
     sample_rows: Int32Array
     sampling: SamplingBatch | None = None
     score: ScoreRead | None = None
+    hidden_rows: Int32Array | None = None
     tree: TreeMask | None = None
     inits: list[RowInit] = field(default_factory=list)
     slot_writes: SlotWrites | None = None
@@ -167,6 +169,7 @@ class ForwardOutput:
         num_new: int32 [s], ids kept of each row.
         logprobs: of the sampled tokens, for the steps in which a row asked for them.
         scores: of `ScoreRead`.
+        hidden: float32 [p, hidden], final normed states of the plan's `hidden_rows`.
         bad_rows: sampled rows (indices into s) whose logits held NaN or nothing allowed.
     """
 
@@ -174,4 +177,5 @@ class ForwardOutput:
     num_new: Int32Array
     logprobs: TopLogprobs | None = None
     scores: TopLogprobs | None = None
+    hidden: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None = None
     bad_rows: tuple[int, ...] = ()

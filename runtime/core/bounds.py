@@ -7,10 +7,11 @@ scheduler itself or in a process that sends requests to one.
 from __future__ import annotations
 
 import time
+from typing import get_args
 
 import msgspec
 
-from branchline.runtime.core.messages import EngineRequest, ScoreRequest
+from branchline.runtime.core.messages import EmbedRequest, EngineRequest, Pooling, ScoreRequest
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.errors import InvalidRequest, QueueFull
 
@@ -24,11 +25,13 @@ class Bounds(msgspec.Struct, frozen=True):
         vocab_size: ids are in [0, vocab_size).
         max_context: tokens of a sequence at most (model and memory).
         max_tree: candidates of one tree forward at most.
+        embedding_size: numbers of a hidden state.
     """
 
     vocab_size: int
     max_context: int
     max_tree: int
+    embedding_size: int
 
     def check(self, source: EngineRequest) -> None:
         """Raise `InvalidRequest` naming the value that cannot be run, and what to do."""
@@ -44,6 +47,8 @@ class Bounds(msgspec.Struct, frozen=True):
         self._check_ids(ids, "the prompt")
         if isinstance(source, ScoreRequest):
             self._check_choices(source)
+        elif isinstance(source, EmbedRequest):
+            self._check_embedding(source)
         else:
             check_token_ids(source.sampling.validate(), self.vocab_size)
 
@@ -69,6 +74,19 @@ class Bounds(msgspec.Struct, frozen=True):
                     hint="Shorten the choice or the prompt, or raise max_step_tokens.",
                 )
             self._check_ids(choice, "a choice")
+
+    def _check_embedding(self, source: EmbedRequest) -> None:
+        known = get_args(Pooling)
+        if source.pooling not in known:
+            raise InvalidRequest(
+                "unknown pooling", value=source.pooling, hint=f"Known: {', '.join(known)}."
+            )
+        if source.dimensions is not None and not 1 <= source.dimensions <= self.embedding_size:
+            raise InvalidRequest(
+                "the model's embeddings do not have that many dimensions",
+                value=source.dimensions,
+                hint=f"Use 1 to {self.embedding_size}, or leave dimensions out.",
+            )
 
     def _check_ids(self, ids: list[int], what: str) -> None:
         low, high = min(ids), max(ids)

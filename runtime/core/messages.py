@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from branchline.runtime.core.sampling_params import SamplingParams
+
+Pooling = Literal["last", "mean"]
+"""How the hidden states of a prompt become one vector."""
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, tag=True):
@@ -52,4 +57,28 @@ class ScoreRequest(msgspec.Struct, kw_only=True, tag=True):
     name: str = ""
 
 
-EngineRequest = GenerateRequest | ScoreRequest
+class EmbedRequest(msgspec.Struct, kw_only=True, tag=True):
+    """One vector for `prompt_ids`: the model's final hidden states, after its last norm.
+
+    Attributes:
+        prompt_ids: at least one id.
+        pooling: "last" takes the state of the last token; "mean" the average over all tokens, for
+            which the whole prompt is computed: nothing of it comes from the prefix cache.
+        normalize: scale the vector to length 1.
+        dimensions: keep this many numbers, from the first on, before it is scaled; None = all.
+    """
+
+    id: str
+    prompt_ids: list[int]
+    pooling: Pooling = "last"
+    normalize: bool = True
+    dimensions: int | None = None
+    namespace: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    program_id: str = ""
+    lane_id: str = ""
+    name: str = ""
+
+
+EngineRequest = GenerateRequest | ScoreRequest | EmbedRequest

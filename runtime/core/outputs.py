@@ -110,4 +110,17 @@ class ScoreResult(msgspec.Struct, kw_only=True, tag=True):
     error: dict[str, str | bool] | None = None
 
 
-Output = GenerateDelta | GenerateResult | ScoreResult
+class EmbedResult(msgspec.Struct, kw_only=True, tag=True):
+    """The vector of one prompt.
+
+    Attributes:
+        embedding: float32 values; empty where the request was ended before it was complete.
+    """
+
+    request_id: str
+    embedding: list[float]
+    meta: RequestMeta
+    error: dict[str, str | bool] | None = None
+
+
+Output = GenerateDelta | GenerateResult | ScoreResult | EmbedResult

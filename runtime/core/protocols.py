@@ -130,7 +130,7 @@ class EnginePort(Protocol):
     def submit(self, request: EngineRequest, on_output: Callable[[Output], None]) -> None:
         """Queue a request. Raises `InvalidRequest`/`QueueFull`/… at once when it cannot be run;
         after that exactly one final output (`GenerateResult`, or n of them with ids `id`, `id#1`,
-        …, `id#n-1`; or `ScoreResult`) arrives, errors included."""
+        …, `id#n-1`; or `ScoreResult`, `EmbedResult`) arrives, errors included."""
 
     def abort(self, request_id: str) -> None:
         """End a request; its final output says "abort". Unknown ids are ignored."""

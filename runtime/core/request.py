@@ -11,12 +11,13 @@ import numpy as np
 
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import FinishReason, TokenLogprob
+from branchline.runtime.core.pooling import PoolState
 from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.core.tree import ScoreState
 from branchline.runtime.errors import BranchlineError
 
 if TYPE_CHECKING:
     from branchline.runtime.core.protocols import Handle, TokenMatcher
-    from branchline.runtime.core.tree import ScoreState
 
 TokenIds = np.ndarray[tuple[int], np.dtype[np.int32]]
 
@@ -84,7 +85,7 @@ class Request:
         row: row of the slot and token tables; -1 while it holds none.
         handle: lock on the cached prefix.
         inflight: steps planned and not committed; its memory is released when this is zero.
-        score: what a `ScoreRequest` still has to read; None for generation.
+        readout: what is read of a request that generates nothing; None for generation.
     """
 
     id: str
@@ -103,7 +104,7 @@ class Request:
     inflight: int = 0
     handle: Handle | None = None
     matcher: TokenMatcher | None = None
-    score: ScoreState | None = None
+    readout: ScoreState | PoolState | None = None
     finish: FinishReason | None = None
     progress: Progress = field(default_factory=Progress)
     times: RequestTimes = field(default_factory=RequestTimes)
@@ -117,6 +118,21 @@ class Request:
     def pending_len(self) -> int:
         """Tokens that still have to run before the next id can be sampled."""
         return self.sampled_len - self.planned_len
+
+    @property
+    def generates(self) -> bool:
+        """Ids are sampled behind its prompt."""
+        return self.readout is None
+
+    @property
+    def score(self) -> ScoreState | None:
+        """What a `ScoreRequest` still has to read; None for others."""
+        return self.readout if isinstance(self.readout, ScoreState) else None
+
+    @property
+    def pool(self) -> PoolState | None:
+        """What an `EmbedRequest` has read; None for others."""
+        return self.readout if isinstance(self.readout, PoolState) else None
 
     def append(self, token_id: int) -> None:
         """Add one generated id."""

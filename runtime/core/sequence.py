@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from branchline.runtime.core.messages import EngineRequest, GenerateRequest
+from branchline.runtime.core.messages import EmbedRequest, EngineRequest, GenerateRequest
 from branchline.runtime.core.outputs import (
+    EmbedResult,
     FinishReason,
     GenerateResult,
     RequestMeta,
@@ -115,15 +116,13 @@ def end_of(request: Request, shown: int, model_name: str) -> SequenceEnd:
     )
 
 
-def scores_of(request: Request, model_name: str) -> ScoreResult:
-    """The result of a score request, which has no text."""
-    assert request.score is not None
-    return ScoreResult(
-        request_id=request.id,
-        token_logprobs=request.score.results,
-        meta=_meta(request, model_name),
-        error=_error(request),
-    )
+def reading_of(request: Request, model_name: str) -> ScoreResult | EmbedResult:
+    """The result of a request that generates nothing, and so has no text."""
+    meta, error = _meta(request, model_name), _error(request)
+    if request.score is not None:
+        scores = request.score.results
+        return ScoreResult(request_id=request.id, token_logprobs=scores, meta=meta, error=error)
+    return EmbedResult(request_id=request.id, embedding=_embedding(request), meta=meta, error=error)
 
 
 def deadline_passed() -> DeadlineExceeded:
@@ -135,12 +134,14 @@ def deadline_passed() -> DeadlineExceeded:
 
 def never_run(
     request: EngineRequest, name: str, reason: FinishReason, error: BranchlineError | None
-) -> GenerateResult | ScoreResult:
+) -> GenerateResult | ScoreResult | EmbedResult:
     """The final output of sequence `name` of a request that the scheduler has no record of."""
     meta = RequestMeta(finish_reason=reason, prompt_tokens=len(request.prompt_ids))
     wire = None if error is None else error.to_wire()
     if isinstance(request, GenerateRequest):
         return GenerateResult(request_id=name, text="", token_ids=[], meta=meta, error=wire)
+    if isinstance(request, EmbedRequest):
+        return EmbedResult(request_id=name, embedding=[], meta=meta, error=wire)
     scores: list[list[float]] = [[] for _ in request.choices]
     return ScoreResult(request_id=name, token_logprobs=scores, meta=meta, error=wire)
 
@@ -154,6 +155,16 @@ def names_of(request: EngineRequest) -> list[str]:
     """Ids of the sequences that `request` asks for."""
     count = request.sampling.n if isinstance(request, GenerateRequest) else 1
     return sequence_names(request.id, count)
+
+
+def _embedding(request: Request) -> list[float]:
+    source = request.source
+    assert request.pool is not None and isinstance(source, EmbedRequest)
+    if request.finish != "stop":
+        return []
+    vector = request.pool.vector(dimensions=source.dimensions, normalize=source.normalize)
+    values: list[float] = vector.tolist()
+    return values
 
 
 def _meta(request: Request, model_name: str) -> RequestMeta:
@@ -172,7 +183,7 @@ def _meta(request: Request, model_name: str) -> RequestMeta:
         ttft_s=(times.first_token or end) - times.created,
         latency_s=end - times.created,
         queue_s=(times.admitted or end) - times.created,
-        seed=None if request.score is not None else request.seed,
+        seed=request.seed if request.generates else None,
         model=model_name,
     )
 

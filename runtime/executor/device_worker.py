@@ -34,6 +34,7 @@ class _Landing:
     ids: torch.Tensor | None = None
     logprobs: Reading | None = None
     scores: Reading | None = None
+    hidden: torch.Tensor | None = None
 
 
 class DevicePending:
@@ -43,6 +44,7 @@ class DevicePending:
         self.plan = plan
         self.forwarded: QueuedForward | None = None
         self.scores: Reading | None = None
+        self.hidden: torch.Tensor | None = None
         self.landing: _Landing | None = None
         self.error: Exception | None = None
 
@@ -58,9 +60,10 @@ class DevicePending:
         landing, plan = self.landing, self.plan
         landing.mark.wait()
         scores = None if landing.scores is None else _to_numpy(landing.scores)
+        hidden = None if landing.hidden is None else landing.hidden.numpy()
         if landing.ids is None or plan.sampling is None:
             none = np.empty(0, dtype=np.int32)
-            return ForwardOutput(none.reshape(0, 1), none, scores=scores)
+            return ForwardOutput(none.reshape(0, 1), none, scores=scores, hidden=hidden)
         ids = landing.ids.numpy()
         bad = np.flatnonzero(ids < 0)
         logprobs = None
@@ -72,6 +75,7 @@ class DevicePending:
             num_new=np.ones(len(ids), dtype=np.int32),
             logprobs=logprobs,
             scores=scores,
+            hidden=hidden,
             bad_rows=tuple(bad.tolist()),
         )
 
@@ -95,16 +99,20 @@ class DeviceWorker:
         """Queue a step's forward. Raises `BackendError` after `close`."""
         if self._closed:
             raise BackendError("The worker is closed.", hint="Make a new engine.")
-        step = DevicePending(plan)
-        self.runner.stream.adopt()
+        step, stream = DevicePending(plan), self.runner.stream
+        stream.adopt()
         try:
-            with self.runner.stream:
+            with stream:
                 step.forwarded = self.runner.run(plan)
                 if plan.score is not None and len(plan.score.logit_rows):
                     assert step.forwarded.hidden is not None, "scored steps give hidden states"
                     step.scores = queue_scores(
                         plan.score, step.forwarded.hidden, self._logits, self.runner.ops
                     )
+                if plan.hidden_rows is not None:
+                    assert step.forwarded.hidden is not None, "these steps give hidden states"
+                    wanted = to_device(plan.hidden_rows.astype(np.int64), stream.device)
+                    step.hidden = to_host(step.forwarded.hidden[wanted].float())
         except Exception as error:  # delivered by the step's result()
             step.error = error
         return step
@@ -134,7 +142,7 @@ class DeviceWorker:
     def _finish(self, step: DevicePending, bitmask: Bitmask | None) -> _Landing:
         plan, forwarded = step.plan, step.forwarded
         assert forwarded is not None, "a step is sampled once, after its forward"
-        landing = _Landing(Mark())
+        landing = _Landing(Mark(), hidden=step.hidden)
         if step.scores is not None:
             landing.scores = _reading_to_host(step.scores)
         if forwarded.logits is not None and plan.sampling is not None:

@@ -29,11 +29,13 @@ class Forwarded:
         plan: the step.
         logits: float32 [s, V] of the sampled rows, valid until the next forward; None when s = 0.
         scores: what the plan's `ScoreRead` asked for.
+        hidden: float32 [p, hidden], what its `hidden_rows` asked for; a copy.
     """
 
     plan: ScheduleBatch
     logits: torch.Tensor | None
     scores: TopLogprobs | None
+    hidden: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None = None
 
 
 class StepExecutor:
@@ -57,13 +59,17 @@ class StepExecutor:
             if plan.score is None and every_row_sampled and len(plan.sample_idx):
                 return Forwarded(plan, runner.run_to_logits(plan), None)
             hidden = runner.run(plan)
-            scores = logits = None
+            scores = logits = states = None
+            if plan.hidden_rows is not None:
+                index = torch.from_numpy(plan.hidden_rows)
+                # a copy: the next step overwrites what it is taken from
+                states = hidden[index].float().cpu().numpy()
             if plan.score is not None and len(plan.score.logit_rows):
                 scores = read_scores(plan.score, hidden, runner.logits, runner.ops)
             if len(plan.sample_idx):
                 index = torch.from_numpy(plan.sample_idx)
                 logits = runner.logits(runner.ops.gather_rows(hidden, index))
-        return Forwarded(plan, logits, scores)
+        return Forwarded(plan, logits, scores, states)
 
     def finish(self, step: Forwarded, bitmask: Bitmask | None) -> ForwardOutput:
         """Sample under the mask and write the ids to the token table.
@@ -75,7 +81,10 @@ class StepExecutor:
         plan = step.plan
         if step.logits is None or plan.sampling is None:
             return ForwardOutput(
-                np.empty((0, 1), dtype=np.int32), np.empty(0, dtype=np.int32), scores=step.scores
+                np.empty((0, 1), dtype=np.int32),
+                np.empty(0, dtype=np.int32),
+                scores=step.scores,
+                hidden=step.hidden,
             )
         rows = plan.rows[plan.sample_rows]
         positions = plan.seq_lens[plan.sample_rows].astype(np.int64)
@@ -90,5 +99,6 @@ class StepExecutor:
             num_new=np.ones(len(ids), dtype=np.int32),
             logprobs=result.logprobs,
             scores=step.scores,
+            hidden=step.hidden,
             bad_rows=result.bad_rows,
         )

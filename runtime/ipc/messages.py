@@ -15,8 +15,9 @@ from typing import Any, Literal
 import msgspec
 
 from branchline.runtime.core.bounds import Bounds
-from branchline.runtime.core.messages import GenerateRequest, ScoreRequest
+from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import (
+    EmbedResult,
     FinishReason,
     GenerateDelta,
     GenerateResult,
@@ -32,7 +33,7 @@ Question = Literal["info", "flush", "audit"]
 class Submit(msgspec.Struct, tag=True):
     """Run a request."""
 
-    request: GenerateRequest | ScoreRequest
+    request: EngineRequest
 
 
 class Abort(msgspec.Struct, tag=True):
@@ -130,6 +131,7 @@ ToPort = (
     GenerateDelta
     | GenerateResult
     | ScoreResult
+    | EmbedResult
     | Started
     | Answer
     | Beat

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from branchline.runtime.core.messages import EngineRequest, GenerateRequest
 from branchline.runtime.core.request import Request
-from branchline.runtime.core.sequence import end_of, openings, scores_of, tokens_since
+from branchline.runtime.core.sequence import end_of, openings, reading_of, tokens_since
 from branchline.runtime.ipc.messages import Started, ToDetokenizer, ToPort
 from branchline.runtime.ipc.sockets import Outlet
 
@@ -84,8 +84,8 @@ class RemoteOutbox:
     def finish(self, request: Request) -> None:
         """See `Outbox`."""
         self._forget(request)
-        if request.score is not None:
-            self._to_port.append(scores_of(request, self._model_name))
+        if not request.generates:
+            self._to_port.append(reading_of(request, self._model_name))
             return
         told = self._told.pop(request.id)
         self._to_detokenizer.append(end_of(request, told.shown, self._model_name))

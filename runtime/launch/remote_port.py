@@ -239,8 +239,8 @@ class RemotePort:
         self._drop_questions(error)
 
     def detokenizer_lost(self, error: BranchlineError) -> None:
-        """The detokenizer is gone: what nobody has seen anything of is run again; scores, which
-        have no text, go on."""
+        """The detokenizer is gone: what nobody has seen anything of is run again; what has no
+        text, such as scores, goes on."""
         self._open = False
         for entry in list(self._entries.values()):
             if isinstance(entry.request, GenerateRequest):

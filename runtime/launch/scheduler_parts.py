@@ -126,7 +126,7 @@ def build_scheduler(
     )
     context = min(model.max_context, sizing.num_tokens - sizing.page_size)
     largest_tree = min(loaded.max_step_tokens - loaded.max_running, MAX_TREE)
-    bounds = Bounds(vocab_size, context, largest_tree)
+    bounds = Bounds(vocab_size, context, largest_tree, model.spec.hidden)
     scheduler = Scheduler(
         config.scheduler,
         cache,

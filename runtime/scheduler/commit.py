@@ -14,6 +14,7 @@ import numpy as np
 
 from branchline.runtime.core.batch import ForwardOutput, TopLogprobs
 from branchline.runtime.core.outputs import FinishReason, TokenLogprob
+from branchline.runtime.core.pooling import HiddenStates
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.errors import BackendError, BranchlineError
@@ -71,6 +72,10 @@ class Committer:
             segment = plan.segments[span.segment]
             if segment.request.finish is None and output.scores is not None:
                 self._read_scores(segment, output.scores, span.start, span.count)
+        for span in plan.hidden_spans:
+            segment = plan.segments[span.segment]
+            if segment.request.finish is None and output.hidden is not None:
+                self._pool(segment, output.hidden[span.start : span.start + span.count])
         for segment in plan.segments:
             prompt = segment.start < segment.request.prompt_len
             if segment.request.finish is None and segment.count > 1 and prompt:
@@ -232,6 +237,21 @@ class Committer:
             self.end(request, "stop")
         else:
             request.planned_len = request.length - 1
+
+    def _pool(self, segment: Segment, states: HiddenStates) -> None:
+        request = segment.request
+        assert request.pool is not None
+        if not bool(np.isfinite(states).all()):
+            error = BackendError(
+                "the model gave no usable hidden states (NaN or infinite)",
+                hint="Only this request was ended. Check the weights.",
+            )
+            self.end(request, "error", error=error)
+            return
+        request.pool.add(states)
+        if segment.start + segment.count == request.prompt_len:
+            request.times.first_token = time.monotonic()
+            self.end(request, "stop")
 
 
 def _shareable(request: Request) -> int:

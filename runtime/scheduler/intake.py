@@ -7,7 +7,13 @@ import random
 import numpy as np
 
 from branchline.runtime.core.bounds import Bounds
-from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
+from branchline.runtime.core.messages import (
+    EmbedRequest,
+    EngineRequest,
+    GenerateRequest,
+    ScoreRequest,
+)
+from branchline.runtime.core.pooling import PoolState
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import ScoreState, build_groups
@@ -36,6 +42,10 @@ class Intake:
         self._bounds.check(source)
         if isinstance(source, ScoreRequest):
             return [self._score(source)]
+        if isinstance(source, EmbedRequest):
+            request = self._read_only(source)
+            request.readout = PoolState(source.pooling)
+            return [request]
         return self._generate(source)
 
     def _generate(self, source: GenerateRequest) -> list[Request]:
@@ -56,12 +66,16 @@ class Intake:
         ]
 
     def _score(self, source: ScoreRequest) -> Request:
-        request = self._record(
+        request = self._read_only(source)
+        groups = build_groups(source.choices, self._bounds.choice_limit(source))
+        request.readout = ScoreState(groups, [[] for _ in source.choices])
+        return request
+
+    def _read_only(self, source: ScoreRequest | EmbedRequest) -> Request:
+        """A record of which nothing is sampled."""
+        return self._record(
             source, source.id, SamplingParams(), max_len=len(source.prompt_ids), seed=0
         )
-        groups = build_groups(source.choices, self._bounds.choice_limit(source))
-        request.score = ScoreState(groups, [[] for _ in source.choices])
-        return request
 
     def _record(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import is_
 
 import numpy as np
@@ -32,6 +32,7 @@ class Segment:
         sample: the id after the segment's last token is sampled.
         group: choices to score behind the segment's last token.
         score_prompt: read the log-probability of the prompt's next token at every token.
+        hidden: tokens at the segment's end whose hidden states are read; nothing is sampled then.
     """
 
     request: Request
@@ -40,6 +41,7 @@ class Segment:
     sample: bool
     group: TreeGroup | None = None
     score_prompt: bool = False
+    hidden: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -48,8 +50,8 @@ class Segment:
 
 
 @dataclass(slots=True)
-class ScoreSpan:
-    """Which of a plan's m reads belong to a segment: `[start, start + count)`."""
+class Span:
+    """Which of a plan's reads of one kind belong to a segment: `[start, start + count)`."""
 
     segment: int
     start: int
@@ -58,11 +60,17 @@ class ScoreSpan:
 
 @dataclass(slots=True)
 class StepPlan:
-    """A plan and what its commit needs to know of it."""
+    """A plan and what its commit needs to know of it.
+
+    Attributes:
+        spans: of the m log-probabilities that are read.
+        hidden_spans: of the p hidden states that are read.
+    """
 
     batch: ScheduleBatch
     segments: list[Segment]
-    spans: list[ScoreSpan]
+    spans: list[Span]
+    hidden_spans: list[Span] = field(default_factory=list)
 
 
 class PlanBuilder:
@@ -119,12 +127,14 @@ class PlanBuilder:
         ids, positions, slots, logits, sample_idx, sample_rows = [], [], [], [], [], []
         read_rows: list[Int32Array] = []
         read_tokens: list[Int32Array] = []
-        spans: list[ScoreSpan] = []
+        hidden_rows: list[Int32Array] = []
+        spans: list[Span] = []
+        hidden_spans: list[Span] = []
         lens = np.fromiter((s.num_tokens for s in segments), np.int32, len(segments))
         start = np.zeros(len(segments) + 1, dtype=np.int32)
         np.cumsum(lens, out=start[1:])
         seq_lens = np.fromiter((s.start + s.num_tokens for s in segments), np.int32, len(segments))
-        num_logits = num_reads = 0
+        num_logits = num_reads = num_hidden = 0
         for index, segment in enumerate(segments):
             ids.append(_segment_ids(segment))
             positions.append(_segment_positions(segment))
@@ -132,10 +142,15 @@ class PlanBuilder:
             slots.append(self._slots[row, segment.start : end])
             wanted, reads, tokens = _segment_reads(segment)
             if len(reads):
-                spans.append(ScoreSpan(index, num_reads, len(reads)))
+                spans.append(Span(index, num_reads, len(reads)))
                 read_rows.append((reads + num_logits).astype(np.int32))
                 read_tokens.append(tokens)
                 num_reads += len(reads)
+            if segment.hidden:
+                hidden_spans.append(Span(index, num_hidden, segment.hidden))
+                end = num_logits + segment.hidden
+                hidden_rows.append(np.arange(num_logits, end, dtype=np.int32))
+                num_hidden += segment.hidden
             if segment.sample:
                 sample_idx.append(num_logits + len(wanted) - 1)
                 sample_rows.append(index)
@@ -165,11 +180,12 @@ class PlanBuilder:
                 if read_rows
                 else None
             ),
+            hidden_rows=np.concatenate(hidden_rows) if hidden_rows else None,
             tree=_tree_mask(segments),
             inits=inits,
             slot_writes=self._table.take_changes(),
         )
-        return StepPlan(batch, segments, spans)
+        return StepPlan(batch, segments, spans, hidden_spans)
 
     def _sampling_batch(self, requests: list[Request]) -> SamplingBatch:
         # The requests themselves are kept: the address of one that is gone may be another's.
@@ -234,7 +250,8 @@ def _segment_reads(segment: Segment) -> tuple[Int32Array, Int32Array, Int32Array
         tokens = request.ids[segment.start + 1 : segment.start + 1 + len(reads)]
         wanted = np.arange(0, segment.count if segment.sample else len(reads), dtype=np.int32)
         return wanted, reads, tokens
-    wanted = np.array([last], dtype=np.int32) if segment.sample else _NO_INTS
+    count = segment.hidden or int(segment.sample)
+    wanted = np.arange(segment.count - count, segment.count, dtype=np.int32)
     return wanted, _NO_INTS, _NO_INTS
 
 

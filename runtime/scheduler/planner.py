@@ -113,6 +113,7 @@ class Planner:
         if score_prompt:
             count = min(count, PROMPT_SCORE_CHUNK)
         last = count == request.pending_len
+        pool = request.pool
         if last and request.score is not None:
             group = request.score.groups[request.score.next_group]
             if count + len(group.tree) <= budget:
@@ -122,8 +123,11 @@ class Planner:
                 return 0
         if not self._make_room(request, start + count):
             return 0
-        sample = last and request.score is None
-        segments.append(Segment(request, start, count, sample, score_prompt=score_prompt))
+        sample = last and request.generates
+        hidden = 0 if pool is None else pool.wanted(count, last=last)
+        segments.append(
+            Segment(request, start, count, sample, score_prompt=score_prompt, hidden=hidden)
+        )
         _advance(request, count, sample=sample)
         if score_prompt:
             request.progress.prompt_scored = start + count
@@ -175,6 +179,8 @@ class Planner:
         if request.progress.prompt_scored < request.prompt_len - 1:
             request.progress.prompt_scored = 0
             request.progress.prompt_logprobs.clear()
+        if request.pool is not None:
+            request.pool.restart()
         request.status = Status.WAITING
         self._stats.retractions += 1
         self._reserve_share = min(1.0, self._reserve_share + 0.2)
@@ -227,9 +233,10 @@ class Planner:
         for looked_at, request in enumerate(self._waiting.candidates()):
             if budget <= 0 or len(self.running) >= self._max_running or looked_at > MAX_CANDIDATES:
                 break
-            limit = 0 if _scores_prompt(request) else request.length - 1
+            whole = _computes_all(request)
+            limit = 0 if whole else request.length - 1
             match = self._cache.match(request.ids[:limit], request.source.namespace)
-            if self.prefixes.should_wait(request, match.cached_len):
+            if not whole and self.prefixes.should_wait(request, match.cached_len):
                 self._stats.held_back += 1
                 continue
             self._cache.lock(match.handle)
@@ -286,7 +293,7 @@ class Planner:
 def _wants_decode(request: Request) -> bool:
     return (
         request.finish is None
-        and request.score is None
+        and request.generates
         and request.pending_len > 0
         and request.status is Status.DECODE
         and request.sampled_len < request.max_len
@@ -296,7 +303,7 @@ def _wants_decode(request: Request) -> bool:
 def _wants_prefill(request: Request) -> bool:
     if request.finish is not None or request.pending_len == 0:
         return False
-    return request.score is not None or request.status is Status.PREFILL
+    return not request.generates or request.status is Status.PREFILL
 
 
 def _scores_prompt(request: Request) -> bool:
@@ -305,6 +312,12 @@ def _scores_prompt(request: Request) -> bool:
         request.sampling.prompt_logprobs is not None
         and request.progress.prompt_scored < request.prompt_len - 1
     )
+
+
+def _computes_all(request: Request) -> bool:
+    """True when something is read at every token of the prompt: a cached one would bring nothing to
+    read, and there is no use in waiting for one."""
+    return _scores_prompt(request) or (request.pool is not None and request.pool.needs_all)
 
 
 def _advance(request: Request, count: int, *, sample: bool) -> None:

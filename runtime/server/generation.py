@@ -19,7 +19,6 @@ from branchline.runtime.core.outputs import (
     GenerateDelta,
     GenerateResult,
     RequestMeta,
-    ScoreResult,
 )
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.sequence import sequence_names
@@ -120,7 +119,7 @@ async def _steps(context: ServerContext, requests: Sequence[GenerateRequest]) ->
     }
     async with aclosing(context.client.run(*requests)) as outputs:
         async for output in outputs:
-            assert not isinstance(output, ScoreResult)
+            assert isinstance(output, GenerateDelta | GenerateResult)
             job, sequence = places[output.request_id]
             yield Step(job, sequence, output)
 

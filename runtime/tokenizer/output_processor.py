@@ -21,7 +21,7 @@ from branchline.runtime.core.sequence import (
     end_of,
     names_of,
     openings,
-    scores_of,
+    reading_of,
     tokens_since,
 )
 from branchline.runtime.tokenizer.sequence_reader import SequenceReader
@@ -39,7 +39,7 @@ class _Stream:
     """One sequence being read.
 
     Attributes:
-        reader: None for scores.
+        reader: None for what has no text.
         needs_text: ids are handed over as they come, not at the end.
         offloaded: read on the side thread.
         shown: ids already handed over.
@@ -122,7 +122,7 @@ class OutputProcessor:
         stream = self._streams.pop(request.id)
         reader = stream.reader
         if reader is None:
-            self._deliver(stream, [scores_of(request, self.model_name)])
+            self._deliver(stream, [reading_of(request, self.model_name)])
             return
         end = end_of(request, stream.shown, self.model_name)
         if stream.offloaded:

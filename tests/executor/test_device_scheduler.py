@@ -13,10 +13,12 @@ import torch
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.sections import SchedulerSection
-from branchline.runtime.core.messages import GenerateRequest, ScoreRequest
+from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, Pooling, ScoreRequest
+from branchline.runtime.core.outputs import EmbedResult
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.core.sequence import reading_of
 from branchline.runtime.executor.build import (
     RunnerSettings,
     build_runner,
@@ -81,7 +83,7 @@ def device_worker(
 def outputs(
     model: Model, ops: Ops, *, device: torch.device | None, tokens: int, seed: int
 ) -> dict[str, Any]:
-    """Ids, or scores, of a random load; over the host path where no device is named."""
+    """Ids, scores or vectors of a random load; over the host path where no device is named."""
     cache = CacheManager(tokens, 1, ROWS, CONTEXT)
     if device is not None:
         worker = device_worker(model, ops, cache, tokens, device)
@@ -96,7 +98,9 @@ def outputs(
         cache,
         worker,
         out,
-        Intake(Bounds(VOCAB, min(CONTEXT, tokens - 1), STEP_TOKENS // 2), seed=1),
+        Intake(
+            Bounds(VOCAB, min(CONTEXT, tokens - 1), STEP_TOKENS // 2, model.spec.hidden), seed=1
+        ),
         max_step_tokens=STEP_TOKENS,
         max_running=ROWS,
         eos_ids=frozenset({2}),
@@ -115,6 +119,10 @@ def outputs(
             choices = [[4, 5, 6], [4, 7], [8]]
             scheduler.submit(ScoreRequest(id=str(i), prompt_ids=prompt, choices=choices))
             continue
+        if i % 5 == 2:
+            pooling: Pooling = "last" if i % 2 else "mean"
+            scheduler.submit(EmbedRequest(id=str(i), prompt_ids=prompt, pooling=pooling))
+            continue
         constraint = Constraint(kind="regex", text=forced) if i % 4 == 1 else None
         sampling = SamplingParams(
             temperature=0.0,
@@ -129,19 +137,25 @@ def outputs(
         pass
     assert cache.audit() == []
     worker.close()
-    return {
-        name: request.score.results if request.score is not None else request.output_ids()
-        for name, request in out.done.items()
-    }
+    return {name: _result(request) for name, request in out.done.items()}
+
+
+def _result(request: Request) -> Any:
+    if request.generates:
+        return request.output_ids()
+    reading = reading_of(request, "tiny")
+    return reading.embedding if isinstance(reading, EmbedResult) else reading.token_logprobs
 
 
 def assert_alike(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Equal ids, and equal scores up to rounding."""
+    """Equal ids, and equal scores and vectors up to rounding."""
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         if value and isinstance(value[0], list):
             for one, other in zip(found[name], value, strict=True):
                 assert one == pytest.approx(other, abs=1e-3)
+        elif value and isinstance(value[0], float):
+            assert found[name] == pytest.approx(value, abs=1e-4)
         else:
             assert found[name] == value
 

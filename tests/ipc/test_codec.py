@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from branchline.runtime.core.bounds import Bounds
-from branchline.runtime.core.messages import GenerateRequest, ScoreRequest
+from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import (
+    EmbedResult,
     GenerateDelta,
     GenerateResult,
     RequestMeta,
@@ -39,6 +40,7 @@ EXAMPLES: dict[str, list[Any]] = {
     "ToScheduler": [
         messages.Submit(GenerateRequest(id="a", prompt_ids=[1, 2], sampling=SAMPLING)),
         messages.Submit(ScoreRequest(id="b", prompt_ids=[1], choices=[[2], [3, 4]], deadline=5.5)),
+        messages.Submit(EmbedRequest(id="c", prompt_ids=[1], pooling="mean", dimensions=7)),
         messages.Abort("a#1", "stop"),
         messages.Hold("lane", [1, 2, 3], "tenant"),
         messages.Release("lane"),
@@ -55,10 +57,11 @@ EXAMPLES: dict[str, list[Any]] = {
         GenerateDelta(request_id="a", text="é", token_ids=[1]),
         GenerateResult(request_id="a", text="é", token_ids=[1], meta=META, logprobs=[ENTRY]),
         ScoreResult(request_id="b", token_logprobs=[[-1.0], []], meta=META, error=ERROR),
+        EmbedResult(request_id="c", embedding=[0.1, -2.5e-8], meta=META),
         messages.Started(["a", "b"]),
         messages.Answer(3, {"scheduler": {"steps": 4}}),
         messages.Beat(9, True, 2, {"cache": {}}),
-        messages.SchedulerLoaded(Bounds(10, 20, 30), {"model": "m"}),
+        messages.SchedulerLoaded(Bounds(10, 20, 30, 40), {"model": "m"}),
         messages.DetokenizerLoaded(),
         messages.StartFailed({"code": "OutOfMemory"}),
     ],

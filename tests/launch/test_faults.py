@@ -26,8 +26,13 @@ import pytest
 import zmq
 
 from branchline.runtime.config.server import ServerSection
-from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
-from branchline.runtime.core.outputs import GenerateResult
+from branchline.runtime.core.messages import (
+    EmbedRequest,
+    EngineRequest,
+    GenerateRequest,
+    ScoreRequest,
+)
+from branchline.runtime.core.outputs import EmbedResult, GenerateResult
 from branchline.runtime.engine import Engine
 from branchline.runtime.errors import BackendError, ModelLoadError, from_wire
 from branchline.runtime.launch.remote_engine import RemoteEngine
@@ -65,6 +70,7 @@ def two_running_and_others_waiting(
         *(driver.request([i, *PROMPT], 1900, stream=i == 0) for i in (0, 1)),
         *(driver.request([*PROMPT, 10 + i], 12, n=1 + i % 2) for i in range(6)),
         ScoreRequest(id=driver.new_id(), prompt_ids=PROMPT, choices=[[1, 2], [3]]),
+        EmbedRequest(id=driver.new_id(), prompt_ids=PROMPT, pooling="mean"),
     ]
     calls = driver.submit(*requests, at_first=at_first)
     assert calls[0].seen.wait(60)
@@ -92,6 +98,8 @@ def assert_as_if_nothing_had_happened(calls: list[Call], reference: Engine) -> N
                 plain = reference.generate(call.request.prompt_ids, **options)
                 assert final.token_ids == plain.token_ids
                 assert final.text == plain.text
+            elif isinstance(final, EmbedResult):
+                assert final.embedding == reference.embed(PROMPT, pooling="mean").embedding
             else:
                 scores = reference.score(PROMPT, [[1, 2], [3]])
                 assert final.token_logprobs == scores.token_logprobs

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from branchline.runtime.core.messages import ScoreRequest
+from branchline.runtime.core.messages import EmbedRequest, Pooling, ScoreRequest
 from branchline.runtime.core.outputs import GenerateResult
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.engine import Engine
@@ -112,6 +112,21 @@ def test_scores_are_those_of_the_engine_itself(driver: PortDriver, reference: En
     assert call.scores.token_logprobs == reference.score(ids_of(TEXT), choices).token_logprobs
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_vectors_are_those_of_the_engine_itself(
+    driver: PortDriver, reference: Engine, pooling: Pooling
+) -> None:
+    prompts = [ids_of(TEXT * count) for count in (1, 9)]
+    beside = driver.generate(ids_of(TEXT), 40, stream=True)
+    calls = [driver.embed(prompt, pooling=pooling) for prompt in prompts]
+    expected = [result.embedding for result in reference.embed(prompts, pooling=pooling)]
+    assert [call.vector for call in calls] == expected
+    past = driver.embed(prompts[0], pooling=pooling, deadline=time.monotonic() - 1.0)
+    assert past.vector == []
+    assert past.finals[past.request.id].error is not None
+    assert len(beside.result.token_ids) == 40
+
+
 def test_prompt_log_probabilities_come_along(driver: PortDriver) -> None:
     result = driver.generate(ids_of("hello"), 2, prompt_logprobs=1).result
     assert [entry.token_id for entry in result.prompt_logprobs] == ids_of("ello")
@@ -138,6 +153,8 @@ def test_what_cannot_run_is_refused_at_once(driver: PortDriver) -> None:
         driver.request(stop_regex="(a"),
         ScoreRequest(id=driver.new_id(), prompt_ids=[1], choices=[]),
         ScoreRequest(id=driver.new_id(), prompt_ids=[1], choices=[[]]),
+        EmbedRequest(id=driver.new_id(), prompt_ids=[]),
+        EmbedRequest(id=driver.new_id(), prompt_ids=[1], dimensions=65),
     ]
     for request in bad:
         with pytest.raises(InvalidRequest):

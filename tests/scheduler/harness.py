@@ -12,13 +12,15 @@ import numpy as np
 
 from branchline.runtime.config.sections import SchedulerSection
 from branchline.runtime.core.bounds import Bounds
-from branchline.runtime.core.messages import GenerateRequest, ScoreRequest
+from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, ScoreRequest
+from branchline.runtime.core.outputs import EmbedResult
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.core.sequence import reading_of
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
-from tests.support.hash_model import VOCAB, HashWorker
+from tests.support.hash_model import HIDDEN, VOCAB, HashWorker
 
 
 class TableMatcher:
@@ -182,7 +184,9 @@ class Bench:
             self.cache,
             self.worker,
             self.out,
-            Intake(Bounds(VOCAB, min(context, tokens - page_size), step_tokens // 2), seed=1),
+            Intake(
+                Bounds(VOCAB, min(context, tokens - page_size), step_tokens // 2, HIDDEN), seed=1
+            ),
             max_step_tokens=step_tokens,
             max_running=section.max_running_requests,
             eos_ids=eos,
@@ -203,6 +207,15 @@ class Bench:
 
     def score(self, name: str, prompt: list[int], choices: list[list[int]]) -> None:
         self.scheduler.submit(ScoreRequest(id=name, prompt_ids=prompt, choices=choices))
+
+    def embed(self, name: str, prompt: list[int], **kw: Any) -> None:
+        self.scheduler.submit(EmbedRequest(id=name, prompt_ids=prompt, **kw))
+
+    def vector(self, name: str) -> list[float]:
+        """The embedding that `name` ended with."""
+        result = reading_of(self.out.done[name], "hash")
+        assert isinstance(result, EmbedResult)
+        return result.embedding
 
     def run(self, limit: int = 100_000) -> None:
         """Turn the loop until nothing is left; audit memory at the end."""

@@ -19,6 +19,7 @@ from branchline.runtime.core.protocols import Pending
 
 MOD = (1 << 31) - 1
 VOCAB = 97
+HIDDEN = 3
 
 
 def entry(previous: int, token: int) -> int:
@@ -73,6 +74,16 @@ def expected_scores(prompt: Sequence[int], choice: Sequence[int]) -> list[float]
         values.append(score(checksum(ids), token))
         ids.append(token)
     return values
+
+
+def hidden_state(total: int) -> list[float]:
+    """The hidden state of a token whose context (itself included) has this checksum."""
+    return [float(np.float32(total % prime / 997.0 - 0.5)) for prime in (1021, 65519, 999_983)]
+
+
+def expected_states(prompt: Sequence[int]) -> list[list[float]]:
+    """Hidden states of all tokens by brute force."""
+    return [hidden_state(checksum(prompt[: i + 1])) for i in range(len(prompt))]
 
 
 class _Step:
@@ -182,6 +193,13 @@ class HashWorker:
                 None
                 if plan.score is None
                 else _read(wanted[plan.score.logit_rows], plan.score.token_ids)
+            ),
+            hidden=(
+                None
+                if plan.hidden_rows is None
+                else np.array(
+                    [hidden_state(int(t)) for t in wanted[plan.hidden_rows]], dtype=np.float32
+                )
             ),
         )
 

@@ -8,8 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
-from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, ScoreResult
+from branchline.runtime.core.messages import (
+    EmbedRequest,
+    EngineRequest,
+    GenerateRequest,
+    ScoreRequest,
+)
+from branchline.runtime.core.outputs import (
+    EmbedResult,
+    GenerateDelta,
+    GenerateResult,
+    Output,
+    ScoreResult,
+)
 from branchline.runtime.core.protocols import EnginePort
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.sequence import names_of
@@ -25,7 +36,7 @@ class Call:
 
     request: EngineRequest
     outputs: list[Output] = field(default_factory=list)
-    finals: dict[str, GenerateResult | ScoreResult] = field(default_factory=dict)
+    finals: dict[str, GenerateResult | ScoreResult | EmbedResult] = field(default_factory=dict)
     seen: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
     at_first: Callable[[], None] = lambda: None
@@ -57,6 +68,12 @@ class Call:
         result = self.wait().finals[self.request.id]
         assert isinstance(result, ScoreResult)
         return result
+
+    @property
+    def vector(self) -> list[float]:
+        result = self.wait().finals[self.request.id]
+        assert isinstance(result, EmbedResult)
+        return result.embedding
 
     @property
     def deltas(self) -> list[GenerateDelta]:
@@ -127,6 +144,9 @@ class PortDriver:
     def score(self, prompt: Sequence[int], choices: list[list[int]]) -> Call:
         request = ScoreRequest(id=self.new_id(), prompt_ids=list(prompt), choices=choices)
         return self.submit(request)[0]
+
+    def embed(self, prompt: Sequence[int], **more: Any) -> Call:
+        return self.submit(EmbedRequest(id=self.new_id(), prompt_ids=list(prompt), **more))[0]
 
     def abort(self, name: str) -> None:
         self.on_loop(lambda: self.port.abort(name))
