@@ -114,7 +114,7 @@ class EmbedResult(msgspec.Struct, kw_only=True, tag=True):
     """The vector of one prompt.
 
     Attributes:
-        embedding: float32 values; empty where the request was ended before it was complete.
+        embedding: float32 values; empty where `error` says why there is none (an abort does, too).
     """
 
     request_id: str

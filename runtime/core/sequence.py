@@ -22,7 +22,7 @@ from branchline.runtime.core.outputs import (
     TokenLogprob,
 )
 from branchline.runtime.core.section import Section
-from branchline.runtime.errors import BranchlineError, DeadlineExceeded
+from branchline.runtime.errors import BranchlineError, Cancelled, DeadlineExceeded
 
 if TYPE_CHECKING:
     from branchline.runtime.core.request import Request
@@ -122,6 +122,8 @@ def reading_of(request: Request, model_name: str) -> ScoreResult | EmbedResult:
     if request.score is not None:
         scores = request.score.results
         return ScoreResult(request_id=request.id, token_logprobs=scores, meta=meta, error=error)
+    if request.finish == "abort":
+        error = aborted().to_wire()
     return EmbedResult(request_id=request.id, embedding=_embedding(request), meta=meta, error=error)
 
 
@@ -130,6 +132,11 @@ def deadline_passed() -> DeadlineExceeded:
     return DeadlineExceeded(
         "the deadline passed before the output was complete", hint="Raise deadline_s."
     )
+
+
+def aborted() -> Cancelled:
+    """What a request says that was aborted and of which no part is a result."""
+    return Cancelled("the request was aborted before its result was complete")
 
 
 def never_run(
@@ -141,6 +148,8 @@ def never_run(
     if isinstance(request, GenerateRequest):
         return GenerateResult(request_id=name, text="", token_ids=[], meta=meta, error=wire)
     if isinstance(request, EmbedRequest):
+        if reason == "abort":
+            wire = aborted().to_wire()
         return EmbedResult(request_id=name, embedding=[], meta=meta, error=wire)
     scores: list[list[float]] = [[] for _ in request.choices]
     return ScoreResult(request_id=name, token_logprobs=scores, meta=meta, error=wire)

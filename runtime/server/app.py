@@ -20,6 +20,7 @@ from branchline.runtime.errors import QueueFull
 from branchline.runtime.server import (
     admin,
     anthropic_messages,
+    embeddings,
     http_metrics,
     info,
     native,
@@ -27,6 +28,7 @@ from branchline.runtime.server import (
     openai_completions,
     openai_responses,
     programs,
+    rerank,
     score,
     tokens,
 )
@@ -69,6 +71,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(openai_completions.routes, openai_body, bodies=openai_completions.BODIES),
     Family(openai_chat.routes, openai_body, bodies=openai_chat.BODIES),
     Family(openai_responses.routes, openai_body, bodies=openai_responses.BODIES),
+    Family(embeddings.routes, openai_body, bodies=embeddings.BODIES),
+    Family(rerank.routes, openai_body, bodies=rerank.BODIES),
     Family(score.routes, openai_body, bodies=score.BODIES),
     Family(tokens.routes, openai_body, bodies=tokens.BODIES),
     Family(anthropic_messages.routes, anthropic_body, bodies=anthropic_messages.BODIES),

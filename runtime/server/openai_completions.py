@@ -219,8 +219,8 @@ class _Run:
         return found
 
 
-def prompts_of(prompt: Prompt) -> list[str | list[int]]:
-    """The prompts of a request: each a text or ids.
+def prompts_of(prompt: Prompt, name: str = "prompt") -> list[str | list[int]]:
+    """The prompts of a request: each a text or ids; `name` is the field's.
 
     Raises:
         Refused: an empty list, or one that mixes ids with other prompts.
@@ -231,7 +231,7 @@ def prompts_of(prompt: Prompt) -> list[str | list[int]]:
     several = [item for item in prompt if not isinstance(item, int)]
     if bool(ids) == bool(several):
         what = "mixes ids and prompts" if ids else "is an empty list"
-        raise Refused(400, f"prompt {what}", param="prompt")
+        raise Refused(400, f"{name} {what}", param=name)
     return several or [ids]
 
 

@@ -124,6 +124,17 @@ def test_vectors_are_those_of_the_engine_itself(
     past = driver.embed(prompts[0], pooling=pooling, deadline=time.monotonic() - 1.0)
     assert past.vector == []
     assert past.finals[past.request.id].error is not None
+    gone = Call(EmbedRequest(id=driver.new_id(), prompt_ids=prompts[1], pooling=pooling))
+
+    def take_back() -> None:
+        driver.port.submit(gone.request, gone.on_output)
+        driver.port.abort(gone.request.id)
+
+    driver.on_loop(take_back)
+    assert gone.vector == []
+    ended = gone.finals[gone.request.id]
+    assert ended.meta.finish_reason == "abort" and ended.error is not None
+    assert ended.error["code"] == "Cancelled"
     assert len(beside.result.token_ids) == 40
 
 

@@ -143,7 +143,8 @@ def test_an_end_before_the_vector_is_complete_has_none(pooling: Pooling) -> None
     bench.scheduler.abort("abort")
     bench.run()
     results = {name: reading_of(request, "hash") for name, request in bench.out.done.items()}
-    assert results["abort"].meta.finish_reason == "abort" and results["abort"].error is None
+    assert results["abort"].meta.finish_reason == "abort"
+    assert results["abort"].error is not None and results["abort"].error["code"] == "Cancelled"
     assert results["past"].meta.finish_reason == "deadline"
     assert results["past"].error is not None
     assert bench.vector("abort") == bench.vector("past") == []

@@ -10,8 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from branchline.lang.backends.scripted import EventLoop, PlainTurns
-from branchline.runtime.core.messages import EngineRequest, GenerateRequest, ScoreRequest
+from branchline.runtime.core.messages import (
+    EmbedRequest,
+    EngineRequest,
+    GenerateRequest,
+    ScoreRequest,
+)
 from branchline.runtime.core.outputs import (
+    EmbedResult,
     GenerateDelta,
     GenerateResult,
     Output,
@@ -74,6 +80,10 @@ class SpelledPort:
                     meta=RequestMeta(prompt_tokens=len(request.prompt_ids)),
                 )
             )
+            return
+        if isinstance(request, EmbedRequest):
+            meta = RequestMeta(prompt_tokens=len(request.prompt_ids))
+            on_output(EmbedResult(request_id=request.id, embedding=[0.6, 0.8], meta=meta))
             return
         self._open[request.id] = (request, on_output)
         self._loop.call_soon(lambda: self._answer(request, on_output))

@@ -9,8 +9,9 @@ import json
 import time
 from typing import Any
 
-from branchline.runtime.core.messages import GenerateRequest, ScoreRequest
+from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, Pooling, ScoreRequest
 from branchline.runtime.core.outputs import (
+    EmbedResult,
     GenerateDelta,
     GenerateResult,
     RequestMeta,
@@ -41,6 +42,7 @@ _OPTIONAL = (
     "prompt_logprobs",
     "ignore_eos",
 )
+_POOLINGS: dict[int, Pooling] = {pb.LAST: "last", pb.MEAN: "mean"}
 
 
 def generate_request(
@@ -86,6 +88,25 @@ def score_request(
         id=context.client.new_id(),
         prompt_ids=prompt_ids(message.prompt, context),
         choices=choices,
+        namespace=caller.namespace(),
+        priority=message.priority,
+        deadline=_deadline(message.deadline_s, deadline_s),
+    )
+
+
+def embed_request(
+    message: pb.EmbedRequest, context: ServerContext, caller: Caller, deadline_s: float | None
+) -> EmbedRequest:
+    """An `EmbedRequest`; raises as `generate_request`."""
+    pooling = _POOLINGS.get(message.pooling)
+    if pooling is None:
+        raise InvalidRequest("unknown pooling", value=message.pooling, hint="Use LAST or MEAN.")
+    return EmbedRequest(
+        id=context.client.new_id(),
+        prompt_ids=prompt_ids(message.prompt, context),
+        pooling=pooling,
+        normalize=message.normalize if message.HasField("normalize") else True,
+        dimensions=message.dimensions if message.HasField("dimensions") else None,
         namespace=caller.namespace(),
         priority=message.priority,
         deadline=_deadline(message.deadline_s, deadline_s),
@@ -139,6 +160,13 @@ def score_response(output: ScoreResult, request_id: str) -> pb.ScoreResponse:
     """All choices of a score request."""
     choices = [pb.ChoiceScore(token_logprobs=values) for values in output.token_logprobs]
     return pb.ScoreResponse(request_id=request_id, choices=choices, meta=_meta(output.meta))
+
+
+def embed_response(output: EmbedResult, request_id: str) -> pb.EmbedResponse:
+    """The vector of a prompt."""
+    return pb.EmbedResponse(
+        request_id=request_id, embedding=output.embedding, meta=_meta(output.meta)
+    )
 
 
 def _sampling(message: pb.SamplingParams) -> SamplingParams:

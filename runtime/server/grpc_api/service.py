@@ -80,6 +80,17 @@ class EngineService:
                 return convert.score_response(await self._context.client.score(request), name)
         raise AssertionError("a failed call does not come back")
 
+    async def embed(self, message: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
+        """`Embed`."""
+        async with _failures(call):
+            caller = self._caller(call)
+            request = convert.embed_request(message, self._context, caller, call.time_remaining())
+            name = message.request_id or uuid.uuid4().hex
+            async with self._named(caller, name, request.id):
+                (result,) = await self._context.client.embed(request)
+                return convert.embed_response(result, name)
+        raise AssertionError("a failed call does not come back")
+
     async def abort(self, message: pb.AbortRequest, call: Call) -> pb.AbortResponse:
         """`Abort`: a caller ends requests of its own key alone."""
         async with _failures(call):
@@ -180,6 +191,7 @@ class GrpcServer:
 def _handlers(service: EngineService) -> grpc.GenericRpcHandler:
     unary: dict[str, tuple[Callable[..., Awaitable[Any]], Any, Any]] = {
         "Score": (service.score, pb.ScoreRequest, pb.ScoreResponse),
+        "Embed": (service.embed, pb.EmbedRequest, pb.EmbedResponse),
         "Abort": (service.abort, pb.AbortRequest, pb.AbortResponse),
         "Info": (service.info, pb.InfoRequest, pb.InfoResponse),
     }
