@@ -13,7 +13,7 @@ from branchline.lang.compat import modern_gen_options
 from branchline.lang.constraints import checked_choices, lark, regex
 from branchline.lang.errors import InvalidRequest, UnsupportedFeature
 from branchline.lang.expressions import Gen, Select
-from branchline.lang.grammar import Grammar, JsonSchema, schema_text
+from branchline.lang.grammar import Grammar, Json, JsonSchema, schema_text
 from branchline.lang.markers import Box, reject
 from branchline.lang.program import Program
 from branchline.lang.refusals import describe
@@ -63,9 +63,9 @@ def gen(
             `bool`, dates, `UUID`, `Literal` and `Enum` are plain text; all else is JSON.
         append: the variable is a list and this adds an item.
         options: how to sample (`max_tokens=128, min_tokens=0, n=1, stop=None, stop_token_ids=None,
-            stop_regex=None, temperature=1.0, top_p=1.0, top_k=-1, min_p=0.0, frequency_penalty=0.0,
-            presence_penalty=0.0, repetition_penalty=1.0, logit_bias=None, seed=None,
-            logprobs=None, ignore_eos=False`), a constraint instead of `type` (`regex=`,
+            stop_regex=None, keep_stop=False, temperature=1.0, top_p=1.0, top_k=-1, min_p=0.0,
+            frequency_penalty=0.0, presence_penalty=0.0, repetition_penalty=1.0, logit_bias=None,
+            seed=None, logprobs=None, ignore_eos=False`), a constraint instead of `type` (`regex=`,
             `json_schema=`, `grammar=`, or `choices=` and `choices_method=`, which is `select`),
             tools (`tools=`, `tool_choice="auto"`, `parallel=True`: as in `call`),
             what is done around it (`reasoning=None`: whether the model thinks first, None = where
@@ -173,7 +173,9 @@ def _grammar(value: object) -> object:
 _CONSTRAINTS: dict[str, Callable[[Any], object]] = {
     "regex": regex,
     "json_schema": lambda schema: (
-        schema if isinstance(schema, builtins.type) else JsonSchema(schema_text(schema))
+        schema
+        if isinstance(schema, (builtins.type, JsonSchema, Json))
+        else JsonSchema(schema_text(schema))
     ),
     "grammar": _grammar,
 }

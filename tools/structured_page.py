@@ -82,8 +82,8 @@ REGEX = """
 
 A `regex` is a Python pattern that describes the whole output. `^`, `\\A` at its start and `$`,
 `\\Z` at its end change nothing; `\\d` is 0-9, `\\w` a letter or digit of any script or `_`, `.`
-anything but a newline; the flags `(?i)`, `(?s)`, `(?x)` are read. Quantifiers are greedy or lazy
-alike. Refused by name, with the position:
+anything but a newline; of the flags `i` and `s` are read, as `(?i)` at the start or `(?i:…)`.
+Quantifiers are greedy or lazy alike. Refused by name, with the position:
 """
 JSON = """
 ## JSON Schema
@@ -99,8 +99,9 @@ searched for, as ECMA-262 reads it.
 WHITE = """
 ## White space in JSON
 
-A policy for each request (`whitespace` of its constraint); none of them allows white space without
-end.
+A policy for each request: `bl.json_schema(schema_or_type, whitespace="compact")`, the field
+`whitespace` of the HTTP routes. None of them allows white space without end; all JSON of one
+constraint has the same.
 """
 TAGS = """
 ## Structural tags
@@ -165,6 +166,7 @@ REFUSED: tuple[tuple[ConstraintKind, str], ...] = (
     ("regex", "a++"),
     ("regex", "(?>a)b"),
     ("regex", "(?m)a"),
+    ("regex", "(?x)a b"),
     ("regex", "(a$)b"),
     ("regex", "a^b"),
     ("regex", "(a)?(?(1)b|c)"),

@@ -93,6 +93,8 @@ def sampling_fields(sampling: SamplingParams, *, chat: bool, server: str) -> Jso
         fields[name] = sampling.max_tokens
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
+    if sampling.keep_stop:
+        fields["no_stop_trim" if server == "sglang" else "include_stop_str_in_output"] = True
     if sampling.stop_token_ids:
         fields["stop_token_ids"] = list(sampling.stop_token_ids)
     if sampling.logit_bias:
@@ -113,13 +115,22 @@ _DEFAULTS = SamplingParams()
 
 def _constraint_fields(constraint: Constraint, server: str) -> Json:
     kind, text = constraint.kind, constraint.text
+    white: Json = {}
+    if constraint.whitespace != "fixed":
+        if server != "branchline":
+            raise UnsupportedFeature(
+                "only a branchline server takes a policy for white space in JSON",
+                value=constraint.whitespace,
+                hint="Leave whitespace out, or run on an Engine or Endpoint.",
+            )
+        white = {"whitespace": constraint.whitespace}
     if kind == "json_schema":
         schema = {"name": "value", "schema": msgspec.json.decode(text), "strict": True}
-        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}, **white}
     if server == "sglang":
         return {kind: text}
     value = msgspec.json.decode(text) if kind in ("choices", "structural_tag") else text
-    return {"structured_outputs": {_STRUCTURED[kind]: value}}
+    return {"structured_outputs": {_STRUCTURED[kind]: value}, **white}
 
 
 _STRUCTURED = {

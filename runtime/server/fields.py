@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from branchline.runtime.core.sampling_params import Constraint, SamplingParams
-from branchline.runtime.errors import UnsupportedFeature
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams, Whitespace
 from branchline.runtime.server.errors import Refused
 from branchline.runtime.server.limits import Limits, check
 
@@ -78,6 +77,7 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     json_schema: Json | str | None = None
     structural_tag: Json | str | None = None
     structured_outputs: StructuredOutputs | None = None
+    whitespace: Whitespace | None = None
     guided_json: Json | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
@@ -102,6 +102,9 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     moderation: Any = None
     spaces_between_special_tokens: bool | None = None
 
+    include_stop_str_in_output: bool | None = None
+    no_stop_trim: bool | None = None
+
     lora_path: None = None
     session_params: None = None
     custom_logit_processor: None = None
@@ -110,8 +113,6 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     allowed_token_ids: None = None
     use_beam_search: None = None
     guided_whitespace_pattern: None = None
-    include_stop_str_in_output: bool | None = None
-    no_stop_trim: bool | None = None
 
 
 NO_EFFECT = frozenset(
@@ -169,13 +170,7 @@ def sampling_of(
 
     Raises:
         InvalidRequest: a value is out of range or beyond a limit; names it.
-        UnsupportedFeature: a switch that has one position here.
     """
-    for name in ("include_stop_str_in_output", "no_stop_trim"):
-        if getattr(fields, name):
-            raise UnsupportedFeature(
-                f"{name} is not supported", hint="Add the stop string to the text yourself."
-            )
     stop = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop or ())
     stop_ids = tuple(fields.stop_token_ids or ())
     return checked(
@@ -189,6 +184,7 @@ def sampling_of(
             stop=stop,
             stop_token_ids=stop_ids,
             stop_regex=fields.stop_regex or None,
+            keep_stop=bool(fields.include_stop_str_in_output or fields.no_stop_trim),
             frequency_penalty=_or(fields.frequency_penalty, 0.0),
             presence_penalty=_or(fields.presence_penalty, 0.0),
             repetition_penalty=_or(fields.repetition_penalty, 1.0),

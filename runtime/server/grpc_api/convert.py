@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import Any, get_args
+
+import msgspec
 
 from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, Pooling, ScoreRequest
 from branchline.runtime.core.outputs import (
@@ -18,7 +20,7 @@ from branchline.runtime.core.outputs import (
     ScoreResult,
     TokenLogprob,
 )
-from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams, Whitespace
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.grpc_api import branchline_pb2 as pb
@@ -33,6 +35,7 @@ _OPTIONAL = (
     "max_tokens",
     "min_tokens",
     "stop_regex",
+    "keep_stop",
     "frequency_penalty",
     "presence_penalty",
     "repetition_penalty",
@@ -43,6 +46,8 @@ _OPTIONAL = (
     "ignore_eos",
 )
 _POOLINGS: dict[int, Pooling] = {pb.LAST: "last", pb.MEAN: "mean"}
+_WHITESPACE: dict[str, Whitespace] = {"": "fixed", **{one: one for one in get_args(Whitespace)}}
+_META = frozenset(RequestMeta.__struct_fields__) - {"matched"}
 
 
 def generate_request(
@@ -183,7 +188,14 @@ def _sampling(message: pb.SamplingParams) -> SamplingParams:
         given["constraint"] = Constraint(kind="choices", text=json.dumps(texts))
     elif kind is not None:
         text = getattr(message.constraint, kind)
-        given["constraint"] = Constraint(kind=kind, text=text)
+        white = _WHITESPACE.get(message.constraint.whitespace)
+        if white is None:
+            raise InvalidRequest(
+                "no policy for white space",
+                value=message.constraint.whitespace,
+                hint=f"Use one of {', '.join(get_args(Whitespace))}.",
+            )
+        given["constraint"] = Constraint(kind=kind, text=text, whitespace=white)
     return SamplingParams(**given)
 
 
@@ -218,18 +230,6 @@ def _logprobs(values: list[TokenLogprob]) -> list[pb.TokenLogprob]:
 
 
 def _meta(meta: RequestMeta) -> pb.Meta:
-    return pb.Meta(
-        finish_reason=meta.finish_reason,
-        prompt_tokens=meta.prompt_tokens,
-        cached_tokens=meta.cached_tokens,
-        output_tokens=meta.output_tokens,
-        forced_tokens=meta.forced_tokens,
-        drafted_tokens=meta.drafted_tokens,
-        accepted_tokens=meta.accepted_tokens,
-        forwards=meta.forwards,
-        ttft_s=meta.ttft_s,
-        latency_s=meta.latency_s,
-        queue_s=meta.queue_s,
-        seed=meta.seed or 0,
-        model=meta.model,
-    )
+    matched = "matched_id" if isinstance(meta.matched, int) else "matched_text"
+    found = {**msgspec.structs.asdict(meta), matched: meta.matched}
+    return pb.Meta(**{name: found[name] for name in _META | {matched} if found[name] is not None})
