@@ -1,0 +1,112 @@
+"""The web page in headless Chromium, as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+T = TypeVar("T")
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-background-networking",
+)
+
+
+class Page:
+    """An open page.
+
+    Args:
+        url: of the server.
+    """
+
+    def __init__(self, driver: webdriver.Chrome, url: str) -> None:
+        self.driver = driver
+        self.url = url
+
+    def one(self, selector: str) -> WebElement:
+        """The first element."""
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        """All elements, in order."""
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def choose(self, selector: str, text: str) -> None:
+        """Click the one with this text."""
+        [found] = [element for element in self.all(selector) if element.text == text]
+        found.click()
+
+    def wait(self, what: Callable[[], T], seconds: float = 30.0) -> T:
+        """The first true value of `what`."""
+        return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: what())
+
+    def ask(self, question: str) -> None:
+        """Send a message of the chat."""
+        self.one("#question").send_keys(question + Keys.ENTER)
+
+    def counts(self, turn: int = -1) -> dict[str, str]:
+        """What stands below an answer, once it is over."""
+        before = len(self.all(".turn.assistant")) if turn < 0 else turn + 1
+        self.wait(lambda: len(self.all(".counts")) >= before)
+        pairs = self.all(".counts")[turn].find_elements(By.CSS_SELECTOR, "div")
+        return {
+            pair.find_element(By.CSS_SELECTOR, "dt").text: (
+                pair.find_element(By.CSS_SELECTOR, "dd").text
+            )
+            for pair in pairs
+        }
+
+    def complaints(self) -> list[str]:
+        """What the console has said."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def hosts(self) -> set[str]:
+        """Where requests of the page went."""
+        found = set()
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] == "Network.requestWillBeSent":
+                address = urlsplit(message["params"]["request"]["url"])
+                found.add(f"{address.scheme}://{address.netloc}")
+        return found
+
+    def size(self, width: int, height: int, theme: str = "light") -> None:
+        """Show it at this size, in this theme."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        features = [{"name": "prefers-color-scheme", "value": theme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+@contextmanager
+def open_page(url: str) -> Iterator[Page]:
+    """A browser of its own with the page in it."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or "chromium"
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver") or "chromedriver")
+    driver = webdriver.Chrome(options=options, service=service)
+    try:
+        page = Page(driver, url)
+        page.size(1400, 900)
+        driver.get(url)
+        page.wait(lambda: page.one("#model").text or page.one("#notice").text)
+        yield page
+    finally:
+        driver.quit()
