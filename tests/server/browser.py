@@ -36,6 +36,7 @@ class Page:
     def __init__(self, driver: webdriver.Chrome, url: str) -> None:
         self.driver = driver
         self.url = url
+        self._requests: list[str] = []
 
     def one(self, selector: str) -> WebElement:
         """The first element."""
@@ -44,6 +45,12 @@ class Page:
     def all(self, selector: str) -> list[WebElement]:
         """All elements, in order."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def texts(self, selector: str) -> list[str]:
+        """What all elements say, read at once: what is drawn anew meanwhile is no trouble."""
+        read = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText)"
+        found: list[str] = self.driver.execute_script(read, selector)
+        return found
 
     def choose(self, selector: str, text: str) -> None:
         """Click the one with this text."""
@@ -76,13 +83,29 @@ class Page:
 
     def hosts(self) -> set[str]:
         """Where requests of the page went."""
-        found = set()
+        self._read_requests()
+        parts = [urlsplit(address) for address in self._requests]
+        return {f"{part.scheme}://{part.netloc}" for part in parts}
+
+    def polls(self) -> int:
+        """How often the dashboard has asked since the last call."""
+        before = len(self._requests)
+        self._read_requests()
+        return sum(address.endswith("/v1/overview") for address in self._requests[before:])
+
+    def fact(self, selector: str, term: str) -> str:
+        """The value beside a term of a list."""
+        for pair in self.texts(f"{selector} dl div"):
+            name, _, value = pair.partition("\n")
+            if name == term:
+                return value
+        raise AssertionError(f"{selector} tells no {term!r}")
+
+    def _read_requests(self) -> None:
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
-                address = urlsplit(message["params"]["request"]["url"])
-                found.add(f"{address.scheme}://{address.netloc}")
-        return found
+                self._requests.append(message["params"]["request"]["url"])
 
     def size(self, width: int, height: int, theme: str = "light") -> None:
         """Show it at this size, in this theme."""

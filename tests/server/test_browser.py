@@ -11,6 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from branchline.runtime.programs.executor import Executor
+from branchline.runtime.programs.protocol import AppendText, Fork, OpenProgram
 from branchline.runtime.server.keys import Keys as ApiKeys
 from tests.server.browser import Page, open_page
 from tests.support.http_server import RunningServer, serve
@@ -111,6 +112,30 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(model_server: RunningServer) -> 
         page.wait(lambda: "smollm2" in page.one("#model").text)
         stored = page.driver.execute_script("return [sessionStorage.length, localStorage.length]")
         assert stored == [1, 0]
+
+
+def test_the_numbers_of_the_dashboard_move(page: Page, model_server: RunningServer) -> None:
+    page.choose('[role="tab"]', "Dashboard")
+    page.wait(lambda: page.all(".tile .value"))
+    ended = page.fact("#state", "requests ended")
+    body = {"messages": [{"role": "user", "content": "Tell me of lighthouses."}], "max_tokens": 30}
+    for _ in range(3):
+        assert model_server.post("/v1/chat/completions", body).status == 200
+    session = model_server.context.programs.open(
+        OpenProgram(program_id="shown", name="a_program"), lambda events: None
+    )
+    session.send([AppendText(0, 0, ("text",)), Fork(0, 1, (1, 2))])
+    page.wait(lambda: int(page.fact("#state", "requests ended")) == int(ended) + 3)
+    cells = page.wait(lambda: page.texts("#programs-rows td"))
+    session.abandon()
+    assert (cells[0], cells[2]) == ("a_program", "3")
+    page.wait(lambda: len(page.all(".tile polyline")) == 6)
+    assert any("Tell me of light" in text for text in page.texts("#tree .text"))
+    page.wait(lambda: not page.all("#programs-rows tr"))
+    page.choose('[role="tab"]', "Chat")
+    page.polls()
+    time.sleep(1.5)
+    assert page.polls() == 0, "nothing is asked while nobody looks"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

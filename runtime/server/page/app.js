@@ -2,6 +2,7 @@
 
 import { Refusal, getJson, key } from "./api.js";
 import { startChat } from "./chat.js";
+import { startDashboard } from "./dashboard.js";
 import { $, notice } from "./dom.js";
 
 const tabs = [...document.querySelectorAll('[role="tab"]')];
@@ -78,7 +79,8 @@ async function showModel() {
 }
 
 startTheme();
-startTabs();
 startKey();
 startChat();
+startDashboard();
+startTabs();
 showModel();
