@@ -68,8 +68,8 @@ class Page:
     def counts(self, turn: int = -1) -> dict[str, str]:
         """What stands below an answer, once it is over."""
         before = len(self.all(".turn.assistant")) if turn < 0 else turn + 1
-        self.wait(lambda: len(self.all(".counts")) >= before)
-        pairs = self.all(".counts")[turn].find_elements(By.CSS_SELECTOR, "div")
+        self.wait(lambda: len(self.all("#turns .counts")) >= before)
+        pairs = self.all("#turns .counts")[turn].find_elements(By.CSS_SELECTOR, "div")
         return {
             pair.find_element(By.CSS_SELECTOR, "dt").text: (
                 pair.find_element(By.CSS_SELECTOR, "dd").text

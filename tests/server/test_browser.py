@@ -31,7 +31,7 @@ def page(model_server: RunningServer) -> Iterator[Page]:
 def test_an_answer_streams_with_alternatives_for_each_token(page: Page) -> None:
     page.ask("Count from one to twenty in words.")
     lengths = set()
-    while not page.all(".counts"):
+    while not page.all("#turns .counts"):
         lengths.add(len(page.all(".token")))
         time.sleep(0.02)
     assert len(lengths) > 2, "it came in pieces"
@@ -96,8 +96,8 @@ def test_what_cannot_be_done_is_said(page: Page) -> None:
     page.one("#shape").clear()
     page.one("#shape").send_keys("(never closed")
     page.one("#question").send_keys(Keys.ENTER)
-    page.wait(lambda: page.all(".failed"))
-    assert "regex" in page.one(".failed").text
+    page.wait(lambda: page.all("#turns .failed"))
+    assert "regex" in page.one("#turns .failed").text
     assert [text for text in page.complaints() if "400" not in text] == []
 
 
@@ -136,6 +136,37 @@ def test_the_numbers_of_the_dashboard_move(page: Page, model_server: RunningServ
     page.polls()
     time.sleep(1.5)
     assert page.polls() == 0, "nothing is asked while nobody looks"
+
+
+def test_a_program_runs_with_its_branches_side_by_side(page: Page) -> None:
+    page.choose('[role="tab"]', "Programs")
+    page.choose("#graph-examples button", "views")
+    page.wait(lambda: len(page.all(".fork > .lane")) == 2)
+    assert [box.get_attribute("value") for box in page.all("#arguments input")] == ["homework"]
+    boxes = [lane.rect for lane in page.all(".fork > .lane")]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+    page.one("#run").click()
+    page.wait(lambda: page.all("#result .counts"))
+    views = page.texts(".fork .piece.gen")
+    assert len(views) == 2 and all(views) and len(page.texts(".choices > span")) == 3
+    said = page.one("#lanes > .lane").text.replace("\n", " ")
+    for view, side in zip(views, ("good", "bad"), strict=True):
+        assert f"It is {side} that{view}" in said
+    shown = dict(zip(page.texts(".variables dt"), page.texts(".variables dd"), strict=False))
+    assert shown["view"] == views[0].strip() or shown["view"] == views[0]
+    page.driver.switch_to.frame(page.one("#trace iframe"))
+    story = page.wait(lambda: page.one("#story").text)
+    for view, side in zip(views, ("good", "bad"), strict=True):
+        assert f"It is {side} that{view}" in story
+    assert "traced, not run" not in page.one("header").text
+    page.driver.switch_to.default_content()
+
+
+def test_a_graph_that_is_none_is_refused_before_it_is_sent(page: Page) -> None:
+    page.choose('[role="tab"]', "Programs")
+    page.one("#graph").send_keys("{")
+    assert "no request graph" in page.one("#graph-problem").text
+    assert not page.one("#run").is_enabled()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from branchline.runtime.engine import Engine
+from branchline.runtime.programs import trace_view
+from branchline.runtime.programs.graph import RequestGraph
 from branchline.runtime.server import page
 from branchline.runtime.server.app import create_app
 from branchline.runtime.server.keys import Keys
@@ -19,6 +22,7 @@ from tests.support.http_server import RunningServer, serve_engine
 FOLDER = Path(str(resources.files(page)))
 SCRIPTS = sorted(FOLDER.glob("*.js"))
 MARKUP = [FOLDER / "index.html", *sorted(FOLDER.glob("*.css")), *sorted(FOLDER.glob("*.svg"))]
+PROGRAMS_SCRIPT = (FOLDER / "programs.js").read_text(encoding="utf-8")
 ASKED = re.compile(r"""["'`](/(?:v1|generate|get_|health|metrics)[\w/.-]*)""")
 
 
@@ -38,8 +42,11 @@ def test_every_file_is_served_with_its_type_and_the_policy(server: RunningServer
 def test_the_policy_lets_nothing_in_from_elsewhere() -> None:
     rules = dict(rule.split(" ", 1) for rule in page.POLICY.split("; "))
     assert rules.pop("default-src") == "'none'"
+    inline = trace_view.inline_hashes()
+    assert rules.pop("script-src") == f"'self' {inline['script']}"
+    assert rules.pop("style-src") == f"'self' {inline['style']}"
     assert set(rules.values()) <= {"'self'", "'none'"}
-    assert {"script-src", "style-src", "connect-src", "base-uri", "frame-ancestors"} <= set(rules)
+    assert {"connect-src", "base-uri", "frame-ancestors", "form-action"} <= set(rules)
 
 
 def test_the_page_refers_to_its_own_files_alone() -> None:
@@ -83,6 +90,20 @@ def test_the_files_are_open_and_the_routes_behind_them_are_not(engine: Engine) -
     with serve_engine(engine, keys=Keys(("secret",))) as server:
         assert {server.get(path).status for path in page.paths()} == {200}
         assert server.get("/v1/models").status == 401
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("example-*.json")), ids=lambda path: path.stem)
+def test_the_examples_run_as_they_are(server: RunningServer, path: Path) -> None:
+    example = json.loads(path.read_text(encoding="utf-8"))
+    graph = RequestGraph.from_json(json.dumps(example["graph"]))
+    assert json.loads(graph.to_json()) == example["graph"]
+    assert set(graph.args) == set(example["arguments"])
+    assert f"/page/{path.name}" in page.paths() and path.name in PROGRAMS_SCRIPT
+    for node in example["graph"]["nodes"]:  # a random model does not stop by itself
+        if "sampling" in node["op"]:
+            node["op"]["sampling"]["max_tokens"] = 12
+    body = {"graph": example["graph"], "arguments": example["arguments"]}
+    assert server.post("/v1/programs", body).status == 200
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node to read the scripts with")

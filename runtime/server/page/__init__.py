@@ -11,6 +11,7 @@ from importlib import resources
 
 from aiohttp import web
 
+from branchline.runtime.programs import trace_view
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.keys import Access
 from branchline.runtime.server.wire import Handler
@@ -24,11 +25,13 @@ TYPES = {
 }
 """Files of these kinds are served."""
 
+_TRACE = trace_view.inline_hashes()
 POLICY = "; ".join(
     [
         "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
+        # The trace of a program is a page of its own in a sandboxed frame, under this policy too.
+        f"script-src 'self' {_TRACE['script']}",
+        f"style-src 'self' {_TRACE['style']}",
         "img-src 'self'",
         "connect-src 'self'",
         "base-uri 'none'",

@@ -4,6 +4,7 @@ import { Refusal, getJson, key } from "./api.js";
 import { startChat } from "./chat.js";
 import { startDashboard } from "./dashboard.js";
 import { $, notice } from "./dom.js";
+import { startPrograms } from "./programs.js";
 
 const tabs = [...document.querySelectorAll('[role="tab"]')];
 
@@ -81,6 +82,7 @@ async function showModel() {
 startTheme();
 startKey();
 startChat();
+startPrograms();
 startDashboard();
 startTabs();
 showModel();
