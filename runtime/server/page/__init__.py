@@ -7,6 +7,8 @@ the routes behind them ask for keys as always.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 
 from aiohttp import web
@@ -47,7 +49,8 @@ HEADERS = {
 }
 
 
-def paths() -> dict[str, str]:
+@cache
+def paths() -> Mapping[str, str]:
     """The path of each file, and the file's name."""
     names = sorted(item.name for item in resources.files(__name__).iterdir())
     served = {f"/page/{name}": name for name in names if name.rpartition(".")[2] in TYPES}
@@ -62,8 +65,13 @@ def routes(context: ServerContext) -> list[web.RouteDef]:
     return [web.get(path, _file(name)) for path, name in paths().items()]
 
 
+@cache
+def _body(name: str) -> bytes:
+    return resources.files(__name__).joinpath(name).read_bytes()
+
+
 def _file(name: str) -> Handler:
-    body = resources.files(__name__).joinpath(name).read_bytes()
+    body = _body(name)
     kind = TYPES[name.rpartition(".")[2]]
 
     async def handle(request: web.Request) -> web.Response:
