@@ -28,6 +28,7 @@ from branchline.runtime.core.outputs import (
     Output,
     ScoreResult,
 )
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import EnginePort
 from branchline.runtime.core.sequence import sequence_names
 from branchline.runtime.errors import BackendError, BranchlineError, from_wire, wrap
@@ -133,6 +134,10 @@ class EngineClient:
     async def flush(self) -> int:
         """Drop every cached prefix that nothing holds; returns the tokens freed."""
         return await self.ask(self.port.flush)
+
+    async def prefixes(self) -> list[CachedPrefix]:
+        """The cached prefixes used most, each behind its parent."""
+        return await self.ask(self.port.prefixes)
 
     async def ask(self, call: Callable[[Callable[[T | BranchlineError], None]], None]) -> T:
         """Make a call that answers through a callback on the port's loop thread; its answer.

@@ -13,6 +13,7 @@ import numpy as np
 
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import Output
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.memory.cache_manager import CacheManager
@@ -90,6 +91,10 @@ class EngineCore:
     def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
         """See `EnginePort.flush`."""
         on_done(self.cache.flush())
+
+    def prefixes(self, on_done: Callable[[list[CachedPrefix] | BranchlineError], None]) -> None:
+        """See `EnginePort.prefixes`."""
+        on_done(self.cache.most_used())
 
     def info(self) -> dict[str, Any]:
         """Counters and settings, plain data; callable from any thread (a moment's view)."""

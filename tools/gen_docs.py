@@ -1,16 +1,18 @@
-"""Write the generated pages of docs/; `--check` says whether they are current.
+"""Write the generated pages of docs/ and examples of the web page; `--check`: are they current?
 
 configuration.md comes from runtime/config, routes.md from runtime/server, structured_output.md from
-the tables in runtime/grammar.
+the tables in runtime/grammar, the examples from the programs in page_examples.py.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import metrics_page
+import page_examples
 import route_tables
 from structured_page import page as structured_page
 
@@ -18,7 +20,7 @@ from branchline.cli.server_settings import SERVER_SECTIONS
 from branchline.runtime.config.env import VARIABLES
 from branchline.runtime.config.sections import SECTIONS, all_settings, title_of
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
 
 HEAD = """\
 # Configuration
@@ -55,10 +57,14 @@ def configuration() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "configuration.md": configuration,
-    "metrics.md": metrics_page.page,
-    "routes.md": route_tables.page,
-    "structured_output.md": structured_page,
+    "docs/configuration.md": configuration,
+    "docs/metrics.md": metrics_page.page,
+    "docs/routes.md": route_tables.page,
+    "docs/structured_output.md": structured_page,
+    **{
+        f"runtime/server/page/example-{name}.json": partial(page_examples.example, name)
+        for name in page_examples.EXAMPLES
+    },
 }
 
 
@@ -66,11 +72,11 @@ def main(arguments: list[str]) -> int:
     """Write the pages; with `--check` only compare, 1 if one is out of date."""
     status = 0
     for name, write in PAGES.items():
-        text, target = write(), DOCS / name
+        text, target = write(), ROOT / name
         if arguments != ["--check"]:
             target.write_text(text, encoding="utf-8")
         elif not target.exists() or target.read_text(encoding="utf-8") != text:
-            print(f"docs/{name} is out of date: run make docs")
+            print(f"{name} is out of date: run make docs")
             status = 1
     return status
 

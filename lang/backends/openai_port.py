@@ -36,6 +36,7 @@ from branchline.runtime.core.outputs import (
     ScoreResult,
     TokenLogprob,
 )
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
@@ -112,6 +113,10 @@ class OpenAIPort:
     def flush(self, on_done: Callable[[int], None]) -> None:
         """See `hold`."""
         on_done(0)
+
+    def prefixes(self, on_done: Callable[[list[CachedPrefix] | BranchlineError], None]) -> None:
+        """See `hold`."""
+        on_done([])
 
     def info(self) -> dict[str, Any]:
         """What this is."""

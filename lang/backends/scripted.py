@@ -41,6 +41,7 @@ from branchline.runtime.core.outputs import (
     ScoreResult,
     TokenLogprob,
 )
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.section import SectionScan
@@ -206,6 +207,10 @@ class ScriptedEngine:
     def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
         """See `hold`."""
         on_done(0)
+
+    def prefixes(self, on_done: Callable[[list[CachedPrefix] | BranchlineError], None]) -> None:
+        """See `hold`."""
+        on_done([])
 
     def info(self) -> dict[str, Any]:
         """What this is."""

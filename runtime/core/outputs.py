@@ -68,12 +68,14 @@ class GenerateDelta(msgspec.Struct, kw_only=True, tag=True):
         token_ids: new ids; they come with or after the end of their text, once no stop can cut
             them, so that all deltas together bring the ids of the result.
         logprobs: one entry for each of these ids, when asked for.
+        forced: see `GenerateResult`; those among these ids.
     """
 
     request_id: str
     text: str
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] = []
+    forced: list[int] = []
 
 
 class GenerateResult(msgspec.Struct, kw_only=True, tag=True):
@@ -85,6 +87,9 @@ class GenerateResult(msgspec.Struct, kw_only=True, tag=True):
             string is replaced by the tokens of its kept part). End-of-sequence ids are left out.
         logprobs: one entry for each generated id kept, when asked for.
         prompt_logprobs: one entry for each prompt token but the first, when asked for.
+        forced: positions in the output, counted from 0, of ids that the constraint left no choice
+            about. Without log-probabilities none of them took a sampling decision; with them, each
+            did (`meta.forced_tokens` counts the former), and the positions are the same.
         error: wire form of the error that ended it (see `runtime.errors.to_wire`), if one did.
     """
 
@@ -94,6 +99,7 @@ class GenerateResult(msgspec.Struct, kw_only=True, tag=True):
     meta: RequestMeta
     logprobs: list[TokenLogprob] = []
     prompt_logprobs: list[TokenLogprob] = []
+    forced: list[int] = []
     error: dict[str, str | bool] | None = None
 
 

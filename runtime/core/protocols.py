@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import Output
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.errors import BranchlineError
 
 if TYPE_CHECKING:
@@ -144,5 +145,8 @@ class EnginePort(Protocol):
     def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
         """Drop every cached prefix that nothing holds; `on_done` gets the tokens freed, or why
         they could not be."""
+
+    def prefixes(self, on_done: Callable[[list[CachedPrefix] | BranchlineError], None]) -> None:
+        """Tell the cached prefixes used most, each behind its parent; or why it cannot be told."""
 
     def info(self) -> dict[str, Any]: ...

@@ -51,6 +51,7 @@ class Progress:
         error: what ended it, when `finish` is "error".
         prompt_scored: prompt tokens whose log-probabilities have been asked for.
         skipped: times others that came later were admitted first.
+        forced: positions in the output of ids that the constraint left no choice about.
         grammar: who enforces the constraint and why.
     """
 
@@ -63,6 +64,7 @@ class Progress:
     prompt_scored: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
     end_id: int | None = None
     error: BranchlineError | None = None
     grammar: str = ""

@@ -8,6 +8,7 @@ over in one process and sent between two. Needs neither numpy nor torch.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -56,18 +57,23 @@ class SequenceOpen(msgspec.Struct, kw_only=True, tag=True, frozen=True):
 
 
 class SequenceTokens(msgspec.Struct, kw_only=True, tag=True):
-    """New ids of a sequence; `logprobs` has one entry for each, or none."""
+    """New ids of a sequence; `logprobs` has one entry for each, or none.
+
+    Attributes:
+        forced: see `GenerateResult`; those among these ids.
+    """
 
     request_id: str
     token_ids: list[int]
     logprobs: list[TokenLogprob] = []
+    forced: list[int] = []
 
 
 class SequenceEnd(msgspec.Struct, kw_only=True, tag=True):
     """A sequence has ended.
 
     Attributes:
-        token_ids, logprobs: what no `SequenceTokens` has carried.
+        token_ids, logprobs, forced: what no `SequenceTokens` has carried.
         meta: all but `output_tokens`, which the text decides.
         error: wire form of what ended it, if something did.
     """
@@ -77,6 +83,7 @@ class SequenceEnd(msgspec.Struct, kw_only=True, tag=True):
     meta: RequestMeta
     logprobs: list[TokenLogprob] = []
     prompt_logprobs: list[TokenLogprob] = []
+    forced: list[int] = []
     error: dict[str, Any] | None = None
 
 
@@ -103,7 +110,9 @@ def tokens_since(request: Request, shown: int) -> SequenceTokens:
     ids: list[int] = request.ids[request.prompt_len + shown : request.length].tolist()
     found = request.progress.logprobs
     logprobs = found[shown : shown + len(ids)] if found else []
-    return SequenceTokens(request_id=request.id, token_ids=ids, logprobs=logprobs)
+    marks = request.progress.forced
+    forced = marks[bisect_left(marks, shown) :] if marks else []
+    return SequenceTokens(request_id=request.id, token_ids=ids, logprobs=logprobs, forced=forced)
 
 
 def end_of(request: Request, shown: int, model_name: str) -> SequenceEnd:
@@ -115,6 +124,7 @@ def end_of(request: Request, shown: int, model_name: str) -> SequenceEnd:
         meta=_meta(request, model_name),
         logprobs=rest.logprobs,
         prompt_logprobs=request.progress.prompt_logprobs,
+        forced=rest.forced,
         error=_error(request),
     )
 

@@ -25,9 +25,9 @@ from branchline.runtime.core.outputs import (
 )
 from branchline.runtime.core.sequence import SequenceEnd, SequenceOpen, SequenceTokens
 
-Question = Literal["info", "flush", "audit"]
+Question = Literal["info", "flush", "audit", "prefixes"]
 """What a scheduler can be asked: its counters; to drop the cached prefixes that nothing holds
-(answer: tokens freed); to check its memory (answer: breaches found)."""
+(answer: tokens freed); to check its memory (answer: breaches found); for its cached prefixes."""
 
 
 class Submit(msgspec.Struct, tag=True):

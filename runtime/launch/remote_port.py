@@ -23,6 +23,7 @@ from branchline.runtime.config.sections import SchedulerSection
 from branchline.runtime.core.bounds import Bounds, check_queue, remaining
 from branchline.runtime.core.messages import EngineRequest, GenerateRequest
 from branchline.runtime.core.outputs import FinishReason, GenerateDelta, Output
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.sequence import deadline_passed, names_of, never_run
@@ -174,6 +175,15 @@ class RemotePort:
     def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
         """See `EnginePort.flush`."""
         self.ask("flush", on_done)
+
+    def prefixes(self, on_done: Callable[[list[CachedPrefix] | BranchlineError], None]) -> None:
+        """See `EnginePort.prefixes`."""
+
+        def read(value: Any) -> None:
+            plain = not isinstance(value, BranchlineError)
+            on_done(msgspec.convert(value, list[CachedPrefix]) if plain else value)
+
+        self.ask("prefixes", read)
 
     def info(self) -> dict[str, Any]:
         """See `EnginePort.info`; counters are those of the last heartbeat. Any thread."""

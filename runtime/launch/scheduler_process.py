@@ -136,6 +136,8 @@ class Host:
                 value = counters(self._scheduler)
             elif ask.what == "flush":
                 value = self._scheduler.cache.flush()
+            elif ask.what == "prefixes":
+                value = self._scheduler.cache.most_used()
             else:
                 value = self._scheduler.audit()
         except Exception as error:

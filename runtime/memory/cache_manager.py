@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.memory.eviction import eviction_strategy
 from branchline.runtime.memory.leases import Leases
 from branchline.runtime.memory.prefix_cache import CacheHandle, MatchResult, NoPrefixCache
@@ -162,6 +163,10 @@ class CacheManager(RowMemory):
         if broken:
             logger.info("broke %d leases to make room for %d tokens", broken, num_tokens)
         return broken
+
+    def most_used(self) -> list[CachedPrefix]:
+        """The cached nodes used most; a bounded number, in bounded time."""
+        return self._cache.most_used()
 
     def flush(self) -> int:
         """Drop every unlocked cached page; returns the tokens freed."""

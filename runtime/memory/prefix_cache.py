@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.memory.radix_tree import RadixNode
 from branchline.runtime.memory.types import Slots, TokenIds, Violation, empty_slots
 
@@ -109,6 +110,9 @@ class PrefixCache(Protocol):
     def flush(self) -> Slots:
         """Give up every unlocked token; returns their slots."""
 
+    def most_used(self) -> list[CachedPrefix]:
+        """The nodes used most, a bounded number of them, each behind its parent."""
+
     def slots_of(self, handle: CacheHandle) -> Slots | None:
         """Slots of a prefix: int32 [handle.length]; None when the handle is out of date."""
 
@@ -158,6 +162,9 @@ class NoPrefixCache:
 
     def evict(self, num_tokens: int) -> Slots:
         return empty_slots()
+
+    def most_used(self) -> list[CachedPrefix]:
+        return []
 
     def flush(self) -> Slots:
         return empty_slots()

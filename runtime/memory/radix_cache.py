@@ -16,9 +16,11 @@ import logging
 
 import numpy as np
 
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.memory.eviction import EvictionQueue, EvictionStrategy, evictable
 from branchline.runtime.memory.prefix_cache import CacheHandle, InsertResult, MatchResult
 from branchline.runtime.memory.radix_tree import RadixNode, RadixTree
+from branchline.runtime.memory.tree_summary import most_used
 from branchline.runtime.memory.types import (
     ID_BYTES,
     Slots,
@@ -172,6 +174,10 @@ class RadixCache:
         self.cached_tokens -= len(slots)
         self.evictable_tokens -= len(slots)
         return slots
+
+    def most_used(self) -> list[CachedPrefix]:
+        """See `PrefixCache.most_used`."""
+        return most_used(self.tree.roots.values())
 
     def flush(self) -> Slots:
         """Free every unlocked token."""

@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from branchline.runtime.observability.window import Window
+
 PREFIX = "branchline:"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -162,6 +164,7 @@ class Metrics:
         self._made: dict[str, Counter | Gauge | Histogram] = {
             item.name: self._make(item) for item in INSTRUMENTS
         }
+        self._recent = {item.name: Window() for item in INSTRUMENTS if item.kind == "histogram"}
         self.registry.register(_EngineCollector(model_name, info))
 
     def count(self, name: str, amount: float = 1.0, **labels: str) -> None:
@@ -175,6 +178,11 @@ class Metrics:
         made = self._labelled(name, labels)
         assert isinstance(made, Histogram), name
         made.observe(value)
+        self._recent[name].add(value)
+
+    def recent(self, name: str) -> Window:
+        """What a histogram was given in the last minute, whatever the labels."""
+        return self._recent[name]
 
     def change(self, name: str, amount: float, **labels: str) -> None:
         """Raise or lower a gauge."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 import msgspec
 
@@ -24,6 +25,7 @@ from branchline.runtime.programs.program import RunningProgram
 from branchline.runtime.programs.protocol import OpenProgram, Sink
 from branchline.runtime.programs.session import ProgramSession
 from branchline.runtime.programs.text import TextEncoder, TurnTexts
+from branchline.runtime.programs.view import MAX_VIEWS, ProgramView, view_of
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +188,13 @@ class Executor:
             )
 
     # ---- loop thread
+
+    def running(self, on_done: Callable[[list[ProgramView]], None]) -> None:
+        """Tell the oldest programs that run, a bounded number of them."""
+        with self._lock:
+            programs = list(islice(self._programs.values(), MAX_VIEWS))
+        now = self.clock()
+        on_done([view_of(program, now) for program in programs])
 
     def mark_dirty(self, program: RunningProgram) -> None:
         """The program has events to send."""

@@ -56,6 +56,7 @@ class RunningProgram:
 
     Attributes:
         outbox: events the sink has not had.
+        started: when it was opened, of the executor's clock.
         abandoned: nobody listens any more; may be set by any thread.
         over: failed or abandoned; takes nothing more.
     """
@@ -71,9 +72,9 @@ class RunningProgram:
         self.abandoned = False
         self.over = False
         self._executor = executor
-        self._start = executor.clock()
+        self.started = executor.clock()
         deadline = program.deadline_s
-        self._deadline = None if deadline is None else self._start + deadline
+        self._deadline = None if deadline is None else self.started + deadline
         self.lanes = LaneTable(program.program_id)
         self._ready: deque[Lane] = deque()
         self._running = False
@@ -223,7 +224,7 @@ class RunningProgram:
 
     def now(self) -> float:
         """Seconds since the program was opened."""
-        return self._executor.clock() - self._start
+        return self._executor.clock() - self.started
 
     def deadline_after(self, seconds: float | None) -> float | None:
         """Clock value at which a node that starts now must end; DeadlineExceeded when past."""

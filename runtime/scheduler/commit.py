@@ -140,6 +140,7 @@ class Committer:
         ended = (token_id in self._eos_ids and not sampling.ignore_eos) or (
             token_id in sampling.stop_token_ids
         )
+        foretold = self._foretold(request, token_id)
         if request.matcher is not None and not request.matcher.accept(token_id):
             if request.matcher.is_accepting():
                 request.sampled_len = request.length
@@ -155,6 +156,8 @@ class Committer:
             request.sampled_len = request.length
             self.end(request, "stop")
             return
+        if foretold:
+            request.progress.forced.append(request.output_len)
         request.append(token_id)
         self._stats.sampled_tokens += 1
         if logprob is not None:
@@ -174,10 +177,18 @@ class Committer:
         for token_id in matcher.forced_tokens():
             if request.length >= request.max_len or not matcher.accept(token_id):
                 break
+            request.progress.forced.append(request.output_len)
             request.append(token_id)
             request.progress.forced_tokens += 1
             self._stats.sampled_tokens += 1
         request.sampled_len = max(request.sampled_len, request.length)
+
+    @staticmethod
+    def _foretold(request: Request, token_id: int) -> bool:
+        """Whether the constraint forced an id that was sampled for its log-probability alone."""
+        if request.matcher is None or request.sampling.logprobs is None:
+            return False
+        return request.matcher.forced_tokens()[:1] == [token_id]
 
     def begin(self, request: Request) -> bool:
         """Before a constrained request waits: what is forced from the start, or its whole output;

@@ -27,6 +27,8 @@ from branchline.runtime.server import (
     openai_chat,
     openai_completions,
     openai_responses,
+    overview,
+    page,
     programs,
     rerank,
     score,
@@ -77,6 +79,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(tokens.routes, openai_body, bodies=tokens.BODIES),
     Family(anthropic_messages.routes, anthropic_body, bodies=anthropic_messages.BODIES),
     Family(native.routes, native_body, bodies=native.BODIES),
+    Family(overview.routes, native_body),
+    Family(page.routes, openai_body, page.ACCESS),
     Family(admin.routes, native_body, admin.ACCESS, admin.BODIES),
 )
 

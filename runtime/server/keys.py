@@ -39,6 +39,11 @@ class Caller:
         """Prefix-cache namespace of this caller's requests; `extra` is a salt of their own."""
         return f"{self.tenant}/{extra}" if extra else self.tenant
 
+    def owns(self, namespace: str) -> bool:
+        """Whether what runs there is this caller's to look at."""
+        own = namespace == self.tenant or namespace.startswith(f"{self.tenant}/")
+        return own or self.is_admin
+
 
 class Keys:
     """The server's API keys.

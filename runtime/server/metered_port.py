@@ -12,6 +12,7 @@ from typing import Any
 
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import GenerateDelta, Output, RequestMeta
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import EnginePort
 from branchline.runtime.errors import BranchlineError
 from branchline.runtime.observability.metrics import Metrics
@@ -69,6 +70,10 @@ class MeteredPort:
     def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
         """See `EnginePort.flush`."""
         self._port.flush(on_done)
+
+    def prefixes(self, on_done: Callable[[list[CachedPrefix] | BranchlineError], None]) -> None:
+        """See `EnginePort.prefixes`."""
+        self._port.prefixes(on_done)
 
     def info(self) -> dict[str, Any]:
         """See `EnginePort.info`."""

@@ -42,7 +42,7 @@ from branchline.runtime.server.generation import (
     response_id,
     results,
 )
-from branchline.runtime.server.openai_parts import FINISH, Json, chat_logprobs, usage
+from branchline.runtime.server.openai_parts import FINISH, Details, Json, chat_logprobs, usage
 from branchline.runtime.server.openai_types import (
     ChatMessage,
     ChatRequest,
@@ -129,12 +129,15 @@ class _Run:
             reader = self._question.reader()
             answer = Answer().add(reader.feed(result.text)).add(reader.finish())
             thought.append(self.thought(reader, result))
+            details = self.details()
+            details.feed(result)
             choices.append(
                 {
                     "index": index,
                     "message": _message(answer, self._question),
                     "logprobs": self._logprobs(result.logprobs),
                     **self._ending(result, bool(answer.calls)),
+                    **details.ending(result),
                 }
             )
         counts = Counts.of([[result.meta for result in group]])
@@ -170,6 +173,11 @@ class _Run:
         return self._question.reasoning_tokens(
             self._context.tokenizer, self._job.sampling, reader, result.token_ids
         )
+
+    def details(self) -> Details:
+        """For one of the choices."""
+        wanted = bool(self._body.return_details)
+        return Details(self._context.tokenizer, self._job.prompt_ids, wanted)
 
     def chunk(self, choice: Json, output_tokens: int = 0) -> Json:
         """A chunk with one choice."""
@@ -211,6 +219,7 @@ class _Choice:
         self._run = run
         self._index = index
         self.reader = run.reader()
+        self._details = run.details()
         self._waiting: list[TokenLogprob] = []
         self._called = False
         self.output_tokens = 0
@@ -224,13 +233,18 @@ class _Choice:
         if isinstance(output, GenerateDelta):
             self._waiting += output.logprobs
             self.output_tokens += len(output.token_ids)
+            self._details.feed(output)
             return self._deltas(self.reader.feed(output.text))
         deltas = self._deltas(self.reader.finish())
         last = self._run.delta(self._index, {}, self._take())
+        last |= self._details.ending(output)
         return [*deltas, self._run.ending(self._index, output, self._called, last)]
 
     def _deltas(self, parts: Sequence[Part]) -> list[Json]:
-        return [self._run.delta(self._index, self._delta(part), self._take()) for part in parts]
+        return [
+            self._run.delta(self._index, self._delta(part), self._take()) | self._details.take()
+            for part in parts
+        ]
 
     def _take(self) -> list[TokenLogprob]:
         taken, self._waiting = self._waiting, []

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from branchline.runtime.core.outputs import FinishReason, TokenLogprob
+import msgspec
+
+from branchline.runtime.core.outputs import (
+    FinishReason,
+    GenerateDelta,
+    GenerateResult,
+    TokenLogprob,
+)
 from branchline.runtime.server.generation import Counts
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
 
@@ -50,6 +57,54 @@ def chat_logprobs(tokenizer: TokenizerLike, entries: Sequence[TokenLogprob], top
 def _token(tokenizer: TokenizerLike, token_id: int, logprob: float) -> Json:
     raw = tokenizer.token_bytes(token_id)
     return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+
+
+class Details:
+    """What `return_details` adds to the choices of one sequence: `details`.
+
+    Args:
+        wanted: else nothing is added.
+    """
+
+    def __init__(self, tokenizer: TokenizerLike, prompt_ids: Sequence[int], wanted: bool) -> None:
+        self._tokenizer = tokenizer
+        self._prompt_ids = prompt_ids
+        self._wanted = wanted
+        self._read = 0
+        self._tokens: list[Json] = []
+
+    def feed(self, output: GenerateDelta | GenerateResult) -> None:
+        """Take the ids of a delta, or of the result of an output that was not streamed."""
+        if not self._wanted:
+            return
+        forced = frozenset(output.forced)
+        for position, token_id in enumerate(output.token_ids, self._read):
+            raw = list(self._tokenizer.token_bytes(token_id))
+            self._tokens.append({"id": token_id, "bytes": raw, "forced": position in forced})
+        self._read += len(output.token_ids)
+
+    def take(self) -> Json:
+        """Tokens that no choice has brought."""
+        if not self._wanted:
+            return {}
+        taken, self._tokens = self._tokens, []
+        return {"details": {"tokens": taken}}
+
+    def ending(self, result: GenerateResult) -> Json:
+        """The same for the last choice: counts and times, and the prompt as the model read it."""
+        if not self._wanted:
+            return {}
+        cached = result.meta.cached_tokens
+        prompt = [
+            self._tokenizer.decode(ids, skip_special=False)
+            for ids in (self._prompt_ids[:cached], self._prompt_ids[cached:])
+        ]
+        found = self.take()
+        found["details"] |= {
+            "meta": msgspec.to_builtins(result.meta),
+            "prompt": {"cached": prompt[0], "computed": prompt[1]},
+        }
+        return found
 
 
 class CompletionLogprobs:

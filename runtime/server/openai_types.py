@@ -100,7 +100,12 @@ class NamedToolChoice(msgspec.Struct, kw_only=True):
 
 # size: ChatRequest: the body of an API that is not ours to divide
 class ChatRequest(GenerationFields, kw_only=True, forbid_unknown_fields=True):
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`.
+
+    Attributes:
+        return_details: this server's own: each choice says which tokens a constraint forced, and at
+            its end what was cached and how long it took.
+    """
 
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None
@@ -116,6 +121,7 @@ class ChatRequest(GenerationFields, kw_only=True, forbid_unknown_fields=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: Json | None = None
+    return_details: bool | None = None
     separate_reasoning: bool | None = None
     stream_reasoning: bool | None = None
     include_reasoning: bool | None = None

@@ -12,13 +12,14 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from branchline.runtime.errors import BackendError, DeadlineExceeded, from_wire
-from branchline.runtime.programs.graph import RequestGraph
+from branchline.runtime.programs import trace_view
+from branchline.runtime.programs.graph import GraphBuilder, RequestGraph
 from branchline.runtime.programs.graph_values import Outcome
 from branchline.runtime.programs.protocol import (
     ENGINE_FEATURES,
@@ -30,6 +31,7 @@ from branchline.runtime.programs.protocol import (
     Op,
     OpenProgram,
     ReadLane,
+    SetVariable,
     TextDelta,
     ValueReady,
 )
@@ -58,6 +60,8 @@ class PostedProgram(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         arguments: of the program; each becomes text.
         stream: answer with server-sent events.
         deadline_s: seconds for the whole program.
+        trace: the result holds what each node did: the graph with values and times ("graph"), or a
+            page that shows it ("html").
     """
 
     graph: msgspec.Raw
@@ -65,6 +69,7 @@ class PostedProgram(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool = False
     deadline_s: float | None = None
     priority: int = 0
+    trace: Literal["graph", "html"] | None = None
 
 
 BODIES: dict[str, type[Any]] = {"/v1/programs": PostedProgram}
@@ -254,17 +259,17 @@ class _Posted:
             priority=posted.priority,
             namespace=request[CALLER].namespace(),
         )
-        run = _GraphRun(graph, opened, context.model_name)
+        run = _GraphRun(graph, opened, context.model_name, _recorder(graph, ops))
         async with self._running(run, ops):
             if not posted.stream:
                 async for _ in run.events():
                     pass
-                return json_response(run.result())
+                return json_response(run.result(posted.trace))
             async with event_stream(request, context.limits, native_body, "error") as out:
                 async for event in run.events():
                     if isinstance(event, (TextDelta, ValueReady, NodeFailed)):
                         await out.send(event)
-                await out.send({"type": "result", **run.result()})
+                await out.send({"type": "result", **run.result(posted.trace)})
             return out.response
 
     def _ops(self, graph: RequestGraph, arguments: dict[str, Any]) -> list[Op]:
@@ -298,11 +303,14 @@ class _Posted:
 class _GraphRun:
     """Events of one posted graph, and what they come to."""
 
-    def __init__(self, graph: RequestGraph, opened: OpenProgram, model: str) -> None:
+    def __init__(
+        self, graph: RequestGraph, opened: OpenProgram, model: str, recorder: GraphBuilder
+    ) -> None:
         self.opened = opened
         self._graph = graph
         self._model = model
         self._outcome = Outcome()
+        self._recorder = recorder
         self._text = ""
         self._inbox: asyncio.Queue[list[Event]] = asyncio.Queue()
         self._call_soon = _caller(asyncio.get_running_loop())
@@ -315,8 +323,12 @@ class _GraphRun:
         """All events up to the end; raises the program's error."""
         while True:
             for event in await self._inbox.get():
+                if isinstance(event, (ValueReady, Closed)):
+                    for stats in event.stats:
+                        self._recorder.stats(stats)
                 if isinstance(event, (ValueReady, NodeFailed)):
                     self._outcome.take(event)
+                    _record(self._recorder, event)
                 elif isinstance(event, LaneContent):
                     self._text = event.text
                 yield event
@@ -325,9 +337,13 @@ class _GraphRun:
                         raise from_wire(event.error)
                     return
 
-    def result(self) -> dict[str, Any]:
+    def result(self, trace: Literal["graph", "html"] | None) -> dict[str, Any]:
         """The answer."""
         outcome = self._outcome
+        traced: dict[str, Any] = {}
+        if trace is not None:
+            graph = self._recorder.build()
+            traced["trace"] = graph if trace == "graph" else trace_view.render(graph)
         return {
             "id": self.opened.program_id,
             "object": "program",
@@ -337,4 +353,22 @@ class _GraphRun:
             "text": self._text,
             "usage": outcome.usage(),
             "nodes": list(outcome.values.values()),
+            **traced,
         }
+
+
+def _recorder(graph: RequestGraph, ops: list[Op]) -> GraphBuilder:
+    """A graph of what runs, arguments as the texts they are."""
+    builder = GraphBuilder(graph.name, graph.args)
+    for op in ops:
+        builder.add(op)
+        if isinstance(op, SetVariable):
+            builder.values(op.node, op.text)
+    return builder
+
+
+def _record(builder: GraphBuilder, event: ValueReady | NodeFailed) -> None:
+    if isinstance(event, ValueReady):
+        builder.values(event.node, event.texts)
+    else:
+        builder.error(event.node, str(event.error.get("message", "")))

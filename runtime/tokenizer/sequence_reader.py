@@ -1,11 +1,14 @@
 """One output from ids to what its reader sees: text deltas, stops, the final result.
 
 Laws: text, kept ids and finish reason are the same however the ids were split into steps; one
-result for every sequence; all deltas together bring its text, ids and log-probabilities. Pure: no
-thread, no clock, no callback; the same code reads in the engine's process and in one of its own.
+result for every sequence; all deltas together bring its text, ids, log-probabilities and marks.
+Pure: no thread, no clock, no callback; the same code reads in the engine's process and in one of
+its own.
 """
 
 from __future__ import annotations
+
+from bisect import bisect_left
 
 import msgspec
 
@@ -35,6 +38,7 @@ class SequenceReader:
         self._stream = opened.stream
         self._skip_special = opened.skip_special_tokens
         self._logprobs: list[TokenLogprob] = []
+        self._forced: list[int] = []
         self._given = 0  # ids that a delta has brought
         self._text = (
             TextState(
@@ -56,6 +60,7 @@ class SequenceReader:
         if self.stopped or text is None:
             return []
         self._logprobs += tokens.logprobs
+        self._forced += tokens.forced
         piece, hit = text.push(tokens.token_ids)
         self.stopped = hit is not None
         if not (self._stream and piece):
@@ -64,6 +69,7 @@ class SequenceReader:
         if text.settled:
             delta.token_ids = text.ids_from(self._given)
             delta.logprobs = self._logprobs[self._given :]
+            delta.forced = self._marks(self._given, text.length)
             self._given = text.length
         return [delta]
 
@@ -76,10 +82,14 @@ class SequenceReader:
             kept = end.token_ids
             text = self._tokenizer.decode(kept, skip_special=self._skip_special)
             logprobs = end.logprobs
+            self._forced = end.forced
         else:
             if end.token_ids:
                 last = SequenceTokens(
-                    request_id=end.request_id, token_ids=end.token_ids, logprobs=end.logprobs
+                    request_id=end.request_id,
+                    token_ids=end.token_ids,
+                    logprobs=end.logprobs,
+                    forced=end.forced,
                 )
                 outputs += self.push(last)
             tail, hit = ("", None) if self.stopped else self._text.push([], finished=True)
@@ -93,6 +103,7 @@ class SequenceReader:
                         text=tail,
                         token_ids=rest,
                         logprobs=logprobs[self._given : len(kept)],
+                        forced=self._marks(self._given, len(kept)),
                     )
                 )
             if self.stopped and reason in ("length", "constraint", "abort"):
@@ -110,7 +121,13 @@ class SequenceReader:
                 meta=meta,
                 logprobs=logprobs[: len(kept)],
                 prompt_logprobs=end.prompt_logprobs,
+                forced=self._marks(0, len(kept)),
                 error=None if reason == "stop" else end.error,
             )
         )
         return outputs
+
+    def _marks(self, start: int, end: int) -> list[int]:
+        """Forced positions within `[start, end)`."""
+        marks = self._forced
+        return marks[bisect_left(marks, start) : bisect_left(marks, end)] if marks else []

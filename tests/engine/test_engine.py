@@ -209,6 +209,7 @@ def test_forced_tokens_save_forwards_and_change_nothing(engine: Engine) -> None:
     assert fast.token_ids == slow.token_ids and fast.text == slow.text
     assert fast.meta.finish_reason == "constraint"
     assert fast.meta.forced_tokens > 0 and slow.meta.forced_tokens == 0
+    assert len(fast.forced) == fast.meta.forced_tokens and fast.forced == slow.forced
     assert fast.meta.forwards < 0.6 * slow.meta.forwards
 
 

@@ -213,6 +213,7 @@ def test_forced_tokens_give_the_output_of_decoding_without_them(
     assert (quick.text, quick.token_ids) == (every.text, every.token_ids)
     assert quick.meta.finish_reason == every.meta.finish_reason
     assert every.meta.forced_tokens == 0
+    assert len(quick.forced) == quick.meta.forced_tokens and quick.forced == every.forced
     assert quick.meta.forwards <= every.meta.forwards
     forced = quick.meta.forced_tokens
     assert quick.meta.forwards <= quick.meta.output_tokens - forced + 2

@@ -45,6 +45,7 @@ EXAMPLES: dict[str, list[Any]] = {
         messages.Hold("lane", [1, 2, 3], "tenant"),
         messages.Release("lane"),
         messages.Ask(3, "flush"),
+        messages.Ask(4, "prefixes"),
         messages.Attach("ipc:///x"),
         messages.Stop(),
     ],

@@ -232,6 +232,31 @@ def test_a_lease_keeps_a_prefix_through_a_flush(driver: PortDriver) -> None:
     assert driver.generate(prompt, 1).result.meta.cached_tokens == 0
 
 
+def test_cached_prefixes_are_told_with_those_above_them(driver: PortDriver) -> None:
+    driver.flush()
+    trunk, ends = ids_of("A trunk that two prompts share, "), (ids_of("one end"), ids_of("two"))
+    for end in ends:
+        driver.generate(trunk + end, 1).wait()
+    found = driver.prefixes()
+    [top] = [place for place, node in enumerate(found) if node.token_ids[:3] == trunk[:3]]
+    assert (found[top].parent, found[top].end, found[top].hits) == (-1, len(trunk), 1)
+    below = [node for node in found if node.parent == top]
+    assert {bytes(node.token_ids)[:3] for node in below} == {b"one", b"two"}
+    assert found[top].children == len(below) == 2
+    driver.flush()
+    assert not [node for node in driver.prefixes() if node.token_ids[:3] == trunk[:3]]
+
+
+def test_what_a_constraint_forces_is_marked(driver: PortDriver, reference: Engine) -> None:
+    constraint = Constraint(kind="regex", text="(yes|no): certainly(!|\\?)")
+    prompt = ids_of("Is it?")
+    call = driver.generate(prompt, 30, stream=True, constraint=constraint)
+    plain = reference.generate(prompt, temperature=0.0, max_tokens=30, constraint=constraint)
+    assert call.result.forced == plain.forced
+    assert len(plain.forced) == call.result.meta.forced_tokens > 10
+    assert [mark for delta in call.deltas for mark in delta.forced] == plain.forced
+
+
 def test_info_tells_model_settings_and_counts(driver: PortDriver) -> None:
     driver.generate().wait()
     until(lambda: driver.port.info()["scheduler"]["finished"] > 0)

@@ -73,6 +73,7 @@ def test_forced_runs_join_the_next_forward(overlap: bool) -> None:
     done = bench.out.done["a"]
     assert done.output_ids() == expected([1, 2, 3], table)
     assert done.progress.forced_tokens == 8
+    assert done.progress.forced == [0, 1, 2, 4, 5, 6, 7, 9]
     assert done.progress.forwards == 2, "one forward for each decision"
     slow = Bench(overlap=overlap, forcing=False)
     slow.submit("a", [1, 2, 3], 50, constraint=constraint(table))

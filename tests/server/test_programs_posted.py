@@ -14,6 +14,7 @@ import pytest
 
 import branchline as bl
 from branchline.runtime.engine import Engine
+from branchline.runtime.programs.graph import RequestGraph
 from branchline.runtime.programs.remote_program import ProgramLimits
 from tests.support.http_server import RunningServer, serve_engine
 
@@ -68,6 +69,29 @@ def _streaming(graph: dict[str, Any]) -> dict[str, Any]:
         if node["op"]["type"] == "gen":
             node["op"]["stream"] = True
     return dict(copy)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_trace_is_the_graph_with_what_each_node_did(server: RunningServer, stream: bool) -> None:
+    body = {"graph": GRAPH, "arguments": {"topic": "tea"}, "stream": stream, "trace": "graph"}
+    answer = server.post("/v1/programs", body)
+    result = answer.events[-1] if stream else answer.json
+    traced = RequestGraph.from_json(json.dumps(result["trace"]))
+    endpoint = bl.Endpoint(server.url)
+    state = bl.run_graph(notes.trace(), {"topic": "tea"}, backend=endpoint)
+    endpoint.close()
+    assert [node.op for node in traced.nodes] == [node.op for node in state.graph.nodes]
+    assert [node.values for node in traced.nodes] == [node.values for node in state.graph.nodes]
+    assert traced.edges == state.graph.edges
+    reported = [node.stats is not None for node in traced.nodes]
+    assert any(reported) and reported == [node.stats is not None for node in state.graph.nodes]
+
+
+def test_a_trace_can_be_a_page(server: RunningServer) -> None:
+    body = {"graph": GRAPH, "arguments": {"topic": "</script>"}, "trace": "html"}
+    page = server.post("/v1/programs", body).json["trace"]
+    assert page.startswith("<!doctype html>") and page.count("</script>") == 2
+    assert "trace" not in server.post("/v1/programs", body | {"trace": None}).json
 
 
 @bl.function

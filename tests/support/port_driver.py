@@ -21,6 +21,7 @@ from branchline.runtime.core.outputs import (
     Output,
     ScoreResult,
 )
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import EnginePort
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.sequence import names_of
@@ -153,14 +154,23 @@ class PortDriver:
 
     def flush(self) -> int:
         """Tokens freed by dropping what is cached."""
-        done = threading.Event()
-        box: list[int | BranchlineError] = []
+        return self.ask(self.port.flush)
 
-        def answered(value: int | BranchlineError) -> None:
+    def prefixes(self) -> list[CachedPrefix]:
+        """What is cached, as far as it is told."""
+        return self.ask(self.port.prefixes)
+
+    def ask(self, call: Callable[[Callable[[T | BranchlineError], None]], None]) -> T:
+        """The answer of a call that answers through a callback."""
+        done = threading.Event()
+        box: list[T | BranchlineError] = []
+
+        def answered(value: T | BranchlineError) -> None:
             box.append(value)
             done.set()
 
-        self.on_loop(lambda: self.port.flush(answered))
+        self.on_loop(lambda: call(answered))
         assert done.wait(WAIT_S)
-        assert isinstance(box[0], int)
-        return box[0]
+        value = box[0]
+        assert not isinstance(value, BranchlineError)
+        return value

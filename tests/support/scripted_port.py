@@ -22,6 +22,7 @@ from branchline.runtime.core.outputs import (
     RequestMeta,
     ScoreResult,
 )
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.errors import BranchlineError, InvalidRequest
 from branchline.runtime.responses import DECLARED, ToolSpec
 from branchline.runtime.responses.reasoning import ReasoningFormat
@@ -168,6 +169,9 @@ class ScriptedPort:
 
     def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
         on_done(0)
+
+    def prefixes(self, on_done: Callable[[list[CachedPrefix] | BranchlineError], None]) -> None:
+        on_done([])
 
     def info(self) -> dict[str, Any]:
         return {"model": self.model_name}

@@ -25,8 +25,10 @@ from branchline.runtime.core.outputs import (
     ScoreResult,
     TokenLogprob,
 )
+from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns
 from branchline.runtime.core.sequence import sequence_names
+from branchline.runtime.errors import BranchlineError
 from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 
@@ -102,9 +104,12 @@ class SpelledPort:
     def release(self, lane_id: str) -> None:
         """Nothing is held."""
 
-    def flush(self, on_done: Callable[[int], None]) -> None:
+    def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
         self.flushed += 1
         on_done(7)
+
+    def prefixes(self, on_done: Callable[[list[CachedPrefix] | BranchlineError], None]) -> None:
+        on_done([])
 
     def info(self) -> dict[str, Any]:
         return {"model": self.model_name, "settings": {}}

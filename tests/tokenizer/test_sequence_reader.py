@@ -29,11 +29,15 @@ def read(
     shown: list[GenerateDelta] = []
     bounds = sorted({0, *(cut % (len(ids) + 1) for cut in cuts)})
     scores = [TokenLogprob(token, -float(token)) for token in ids]
+    marks = list(range(0, len(ids), 3))
     for start, end in itertools.pairwise(bounds):
         if not opened.needs_text:
             break
         tokens = SequenceTokens(
-            request_id="r", token_ids=ids[start:end], logprobs=scores[start:end]
+            request_id="r",
+            token_ids=ids[start:end],
+            logprobs=scores[start:end],
+            forced=[mark for mark in marks if start <= mark < end],
         )
         shown += [one for one in reader.push(tokens) if isinstance(one, GenerateDelta)]
     rest = bounds[-1] if opened.needs_text else 0
@@ -42,11 +46,15 @@ def read(
             request_id="r",
             token_ids=ids[rest:],
             logprobs=scores[rest:],
+            forced=[mark for mark in marks if mark >= rest],
             meta=RequestMeta(finish_reason=reason),
         )
     )
     shown += [one for one in deltas if isinstance(one, GenerateDelta)]
     assert isinstance(result, GenerateResult)
+    assert result.forced == [mark for mark in marks if mark < len(result.token_ids)]
+    if opened.stream:
+        assert [mark for delta in shown for mark in delta.forced] == result.forced
     return "".join(delta.text for delta in shown), result, reader.stopped
 
 
