@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from branchline.cli.options import engine_settings
+from branchline.runtime.errors import InvalidRequest
 
 
 def offline(arguments: argparse.Namespace) -> int:
@@ -51,6 +52,41 @@ def grammar(arguments: argparse.Namespace) -> int:
         with_isolation=arguments.isolation,
     )
     return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Load on a server of its own: workloads, beside the engine alone, or for long."""
+    settings = engine_settings(arguments)
+    streams = 64 if arguments.at_once is None else arguments.at_once
+    modes = {"--rate": arguments.rate, "--soak-s": arguments.soak_s}
+    given = [name for name, value in modes.items() if value is not None]
+    given += ["--against-engine"] * arguments.against_engine
+    if len(given) > 1 or (arguments.rate is not None and arguments.at_once is not None):
+        raise InvalidRequest(
+            "these flags exclude each other",
+            value=" ".join([*given, *["--at-once"] * (arguments.at_once is not None)]),
+            hint="Use --rate for an open loop, or --at-once for a closed one.",
+        )
+    if arguments.soak_s is not None:
+        from branchline.bench.soak import soak
+
+        return 0 if soak(settings, seconds=arguments.soak_s, at_once=streams)["passed"] else 1
+    if arguments.against_engine:
+        from branchline.bench.serve_overhead import against_engine
+
+        against_engine(settings, streams=streams, repeats=arguments.repeats)
+        return 0
+    from branchline.bench.serve import serve as run
+
+    found = run(
+        settings,
+        names=arguments.workload,
+        rate=arguments.rate,
+        at_once=streams,
+        requests=arguments.requests,
+        repeats=arguments.repeats,
+    )
+    return 1 if any(item["failed"] for item in found) else 0
 
 
 def serve_programs(arguments: argparse.Namespace) -> int:

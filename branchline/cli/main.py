@@ -113,6 +113,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "offline": "fixed workloads of token ids through the engine",
         "programs": "whole programs: time, forwards per token, reuse of the cache",
         "grammar": "constrained beside free text, compile and mask times, JSON Schemas",
+        "serve": "load on a server of its own: latency, throughput, soak",
         "serve-programs": "programs on a server beside the same work as OpenAI requests",
         "start": "process start to first token, and peak memory",
         "scheduler": "overhead of a step, cost per queued request",
@@ -121,7 +122,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     for name, text in texts.items():
         action = actions.add_parser(name, help=text)
         action.add_argument("--repeats", type=int, default=3, help="timed runs (default 3)")
-        if name in ("offline", "programs", "serve-programs"):
+        if name in ("offline", "programs", "serve", "serve-programs"):
             action.add_argument(
                 "--workload",
                 action="append",
@@ -142,6 +143,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
                 metavar="N",
                 help=f"programs at once (default {most})",
             )
+        if name == "serve":
+            _add_bench_serve(action)
         if name == "serve-programs":
             action.add_argument(
                 "--delay-ms",
@@ -174,6 +177,32 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
             )
         add_engine_flags(action)
         action.set_defaults(target=f"branchline.cli.bench:{name.replace('-', '_')}")
+
+
+def _add_bench_serve(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "--rate",
+        type=float,
+        metavar="R",
+        help="open loop: R requests a second, arriving at random (Poisson)",
+    )
+    action.add_argument(
+        "--at-once", type=int, metavar="N", help="closed loop: N requests always open (default 64)"
+    )
+    action.add_argument(
+        "--requests", type=int, default=128, metavar="N", help="of one round (default 128)"
+    )
+    action.add_argument(
+        "--against-engine",
+        action="store_true",
+        help="what HTTP costs: the same ids on an engine in this process and on the server",
+    )
+    action.add_argument(
+        "--soak-s",
+        type=float,
+        metavar="S",
+        help="saturate the server for S seconds, with clients that leave; then check for leaks",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,11 +16,13 @@ from branchline.runtime.errors import InvalidRequest
 VOCABULARY = 49_000
 
 
-def prompts(count: int, low: int, high: int, seed: int) -> list[list[int]]:
+def prompts(
+    count: int, low: int, high: int, seed: int, vocabulary: int = VOCABULARY
+) -> list[list[int]]:
     """`count` prompts of `low` to `high` random ids; no special ids (both ends are left out)."""
     rng = random.Random(seed)
     return [
-        [rng.randrange(100, VOCABULARY - 100) for _ in range(rng.randint(low, high))]
+        [rng.randrange(100, vocabulary - 100) for _ in range(rng.randint(low, high))]
         for _ in range(count)
     ]
 

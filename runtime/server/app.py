@@ -98,7 +98,7 @@ def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) 
         access.update(family.access)
         levels = {path: level.value for path, level in family.access.items()}
         described += describe(found, family.bodies, levels)
-    description = msgspec.json.encode(document(described))
+    description = msgspec.json.encode(document(described, keys_needed=context.keys.needed))
 
     async def openapi(request: web.Request) -> web.Response:
         return web.Response(body=description, content_type="application/json")

@@ -48,8 +48,12 @@ def describe(
     ]
 
 
-def document(routes: Sequence[Described]) -> Json:
-    """The whole description."""
+def document(routes: Sequence[Described], *, keys_needed: bool) -> Json:
+    """The whole description.
+
+    Args:
+        keys_needed: the server asks for a key; without, only routes for admins do.
+    """
     kinds = list(dict.fromkeys(route.body for route in routes if route.body is not None))
     references, schemas = msgspec.json.schema_components(
         kinds, ref_template="#/components/schemas/{name}"
@@ -59,7 +63,7 @@ def document(routes: Sequence[Described]) -> Json:
     for route in routes:
         path = _PLACE.sub(r"{\1}", route.path)
         schema = None if route.body is None else schema_of[route.body]
-        paths.setdefault(path, {})[route.method.lower()] = _operation(route, schema)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, schema, keys_needed)
     return {
         "openapi": "3.1.0",
         "info": {"title": "branchline", "version": importlib.metadata.version("branchline")},
@@ -74,7 +78,7 @@ def document(routes: Sequence[Described]) -> Json:
     }
 
 
-def _operation(route: Described, schema: Json | None) -> Json:
+def _operation(route: Described, schema: Json | None, keys_needed: bool) -> Json:
     operation: Json = {
         "summary": route.summary,
         "responses": {
@@ -92,6 +96,6 @@ def _operation(route: Described, schema: Json | None) -> Json:
     if schema is not None:
         content = {"application/json": {"schema": schema}}
         operation["requestBody"] = {"required": True, "content": content}
-    if route.access != "open":
+    if route.access == "admin" or (keys_needed and route.access != "open"):
         operation["security"] = [{"bearer": []}, {"header": []}]
     return operation
