@@ -82,8 +82,8 @@ REGEX = """
 
 A `regex` is a Python pattern that describes the whole output. `^`, `\\A` at its start and `$`,
 `\\Z` at its end change nothing; `\\d` is 0-9, `\\w` a letter or digit of any script or `_`, `.`
-anything but a newline; the flags `(?i)`, `(?s)`, `(?x)` are read. Quantifiers are greedy or lazy
-alike. Refused by name, with the position:
+anything but a newline; of the flags `i` and `s` are read, as `(?i)` at the start or `(?i:…)`.
+Quantifiers are greedy or lazy alike. Refused by name, with the position:
 """
 JSON = """
 ## JSON Schema
@@ -165,6 +165,7 @@ REFUSED: tuple[tuple[ConstraintKind, str], ...] = (
     ("regex", "a++"),
     ("regex", "(?>a)b"),
     ("regex", "(?m)a"),
+    ("regex", "(?x)a b"),
     ("regex", "(a$)b"),
     ("regex", "a^b"),
     ("regex", "(a)?(?(1)b|c)"),
