@@ -13,13 +13,16 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import msgspec
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from branchline.runtime.core.outputs import GenerateResult, RequestMeta
 from branchline.runtime.engine import Engine
 from branchline.runtime.server.context import ServerContext, make_context
 from branchline.runtime.server.grpc_api import branchline_pb2 as pb
+from branchline.runtime.server.grpc_api.convert import result_response
 from branchline.runtime.server.grpc_api.service import SERVICE, GrpcServer
 from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.limits import Limits
@@ -91,6 +94,21 @@ def test_a_result_is_the_engines_own(engine: Engine) -> None:
         [item.logprob for item in expected.logprobs]
     )
     assert [len(item.top) for item in answer.result.logprobs] == [2] * len(expected.logprobs)
+
+
+@pytest.mark.parametrize("matched", [None, "stop", 7])
+def test_the_meta_data_lose_nothing_on_the_wire(matched: str | int | None) -> None:
+    values = dict.fromkeys(RequestMeta.__struct_fields__, 3)
+    words = {"finish_reason": "stop", "model": "m", "adapter": "a", "grammar": "g: why"}
+    meta = RequestMeta(**{**values, **words, "matched": matched})
+    output = GenerateResult(request_id="r", text="", token_ids=[], meta=meta)
+    sent = result_response(output, 0, "r").result.meta
+    found = {field.name: value for field, value in sent.ListFields()}
+    for name in ("matched_text", "matched_id"):
+        if name in found:
+            found["matched"] = found.pop(name)
+    expected = msgspec.structs.asdict(meta)
+    assert found == {name: value for name, value in expected.items() if value is not None}
 
 
 def test_a_stream_joins_to_its_result_for_each_of_n(engine: Engine) -> None:

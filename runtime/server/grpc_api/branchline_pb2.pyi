@@ -144,7 +144,7 @@ class Delta(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class Meta(_message.Message):
-    __slots__ = ("finish_reason", "prompt_tokens", "cached_tokens", "output_tokens", "forced_tokens", "drafted_tokens", "accepted_tokens", "forwards", "ttft_s", "latency_s", "queue_s", "seed", "model")
+    __slots__ = ("finish_reason", "prompt_tokens", "cached_tokens", "output_tokens", "forced_tokens", "drafted_tokens", "accepted_tokens", "forwards", "ttft_s", "latency_s", "queue_s", "seed", "model", "matched_text", "matched_id", "retractions", "adapter", "grammar")
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,11 @@ class Meta(_message.Message):
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_TEXT_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_ID_FIELD_NUMBER: _ClassVar[int]
+    RETRACTIONS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     finish_reason: str
     prompt_tokens: int
     cached_tokens: int
@@ -171,7 +176,12 @@ class Meta(_message.Message):
     queue_s: float
     seed: int
     model: str
-    def __init__(self, finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., forced_tokens: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., forwards: _Optional[int] = ..., ttft_s: _Optional[float] = ..., latency_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
+    matched_text: str
+    matched_id: int
+    retractions: int
+    adapter: str
+    grammar: str
+    def __init__(self, finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., forced_tokens: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., forwards: _Optional[int] = ..., ttft_s: _Optional[float] = ..., latency_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ..., matched_text: _Optional[str] = ..., matched_id: _Optional[int] = ..., retractions: _Optional[int] = ..., adapter: _Optional[str] = ..., grammar: _Optional[str] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("text", "token_ids", "logprobs", "prompt_logprobs", "meta")

@@ -9,6 +9,8 @@ import json
 import time
 from typing import Any
 
+import msgspec
+
 from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, Pooling, ScoreRequest
 from branchline.runtime.core.outputs import (
     EmbedResult,
@@ -43,6 +45,7 @@ _OPTIONAL = (
     "ignore_eos",
 )
 _POOLINGS: dict[int, Pooling] = {pb.LAST: "last", pb.MEAN: "mean"}
+_META = frozenset(RequestMeta.__struct_fields__) - {"matched"}
 
 
 def generate_request(
@@ -218,18 +221,6 @@ def _logprobs(values: list[TokenLogprob]) -> list[pb.TokenLogprob]:
 
 
 def _meta(meta: RequestMeta) -> pb.Meta:
-    return pb.Meta(
-        finish_reason=meta.finish_reason,
-        prompt_tokens=meta.prompt_tokens,
-        cached_tokens=meta.cached_tokens,
-        output_tokens=meta.output_tokens,
-        forced_tokens=meta.forced_tokens,
-        drafted_tokens=meta.drafted_tokens,
-        accepted_tokens=meta.accepted_tokens,
-        forwards=meta.forwards,
-        ttft_s=meta.ttft_s,
-        latency_s=meta.latency_s,
-        queue_s=meta.queue_s,
-        seed=meta.seed or 0,
-        model=meta.model,
-    )
+    matched = "matched_id" if isinstance(meta.matched, int) else "matched_text"
+    found = {**msgspec.structs.asdict(meta), matched: meta.matched}
+    return pb.Meta(**{name: found[name] for name in _META | {matched} if found[name] is not None})
