@@ -26,6 +26,7 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | Iterable[str] | None
     stop_token_ids: Iterable[int] | None
     stop_regex: str | None
+    keep_stop: bool
     temperature: float
     top_p: float
     top_k: int
@@ -130,7 +131,7 @@ def output_options(layers: Iterable[Options]) -> dict[str, Any]:
 
 
 OPTIONAL = ("logprobs", "seed", "top_k", "min_p", "logit_bias", "repetition_penalty", "min_tokens",
-            "stop_token_ids", "stop_regex", "ignore_eos")  # fmt: skip
+            "stop_token_ids", "stop_regex", "keep_stop", "ignore_eos")  # fmt: skip
 """Options that a backend may lack; the option's name is the feature's."""
 
 

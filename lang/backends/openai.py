@@ -44,9 +44,11 @@ MORE = frozenset(
 FEATURES: dict[str, frozenset[str]] = {
     "openai": PLAIN,
     "plain": PLAIN,
-    "sglang": PLAIN | MORE | {"stop_regex"},
-    "vllm": PLAIN | MORE | {"choices", "select"},
-    "branchline": PLAIN | MORE | {"choices", "select", "stop_regex", "lark", "structural_tag"},
+    "sglang": PLAIN | MORE | {"stop_regex", "keep_stop"},
+    "vllm": PLAIN | MORE | {"choices", "select", "keep_stop"},
+    "branchline": PLAIN
+    | MORE
+    | {"choices", "select", "stop_regex", "keep_stop", "lark", "structural_tag"},
 }
 
 

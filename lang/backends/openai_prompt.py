@@ -93,6 +93,8 @@ def sampling_fields(sampling: SamplingParams, *, chat: bool, server: str) -> Jso
         fields[name] = sampling.max_tokens
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
+    if sampling.keep_stop:
+        fields["no_stop_trim" if server == "sglang" else "include_stop_str_in_output"] = True
     if sampling.stop_token_ids:
         fields["stop_token_ids"] = list(sampling.stop_token_ids)
     if sampling.logit_bias:

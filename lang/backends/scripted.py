@@ -332,7 +332,7 @@ def cut(text: str, sampling: SamplingParams) -> tuple[str, FinishReason]:
     limit = sampling.max_tokens
     if limit is not None and len((head + text[:end]).encode("utf-8")) > limit:
         return (head + text).encode("utf-8")[:limit].decode("utf-8", "ignore"), "length"
-    return head + text[:begin], "stop"
+    return head + text[: end if sampling.keep_stop else begin], "stop"
 
 
 def divided(text: str, sampling: SamplingParams) -> tuple[str, str]:

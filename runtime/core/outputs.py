@@ -64,7 +64,7 @@ class GenerateDelta(msgspec.Struct, kw_only=True, tag=True):
 
     Attributes:
         request_id: whose.
-        text: new text; safe to show (complete characters, no part of a stop string).
+        text: new text; safe to show (complete characters, nothing that a stop could cut).
         token_ids: new ids; they come with or after the end of their text, once no stop can cut
             them, so that all deltas together bring the ids of the result.
         logprobs: one entry for each of these ids, when asked for.
@@ -80,7 +80,7 @@ class GenerateResult(msgspec.Struct, kw_only=True, tag=True):
     """The end of one sequence.
 
     Attributes:
-        text: the whole output; the stop string is not part of it.
+        text: the whole output; the stop string is part of it only with `keep_stop`.
         token_ids: ids whose text is exactly `text` (ids as generated; a token cut by a stop
             string is replaced by the tokens of its kept part). End-of-sequence ids are left out.
         logprobs: one entry for each generated id kept, when asked for.

@@ -52,6 +52,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         stop: strings that end the output (not part of it).
         stop_token_ids: ids that end the output, beside the model's own end ids.
         stop_regex: pattern whose first match ends the output (not part of it).
+        keep_stop: what `stop` or `stop_regex` found is part of the output after all.
         seed: same seed, same tokens, whatever the batch; None = drawn by the engine and reported.
         n: outputs wanted for the same prompt.
         logprobs: None = none; k >= 0 = chosen token and k best alternatives.
@@ -72,6 +73,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     stop_regex: str | None = None
+    keep_stop: bool = False
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0

@@ -34,6 +34,7 @@ class SequenceOpen(msgspec.Struct, kw_only=True, tag=True, frozen=True):
     Attributes:
         stream: its reader wants the text piece by piece.
         stop, stop_regex: what in the text ends it.
+        keep_stop: that text is part of it.
         min_tokens: stops that are complete within this many tokens do not count.
         section: stops count behind it only.
         skip_special_tokens: leave the text of special tokens out.
@@ -43,6 +44,7 @@ class SequenceOpen(msgspec.Struct, kw_only=True, tag=True, frozen=True):
     stream: bool = False
     stop: tuple[str, ...] = ()
     stop_regex: str | None = None
+    keep_stop: bool = False
     min_tokens: int = 0
     section: Section | None = None
     skip_special_tokens: bool = True
@@ -87,6 +89,7 @@ def openings(source: GenerateRequest) -> list[SequenceOpen]:
             stream=source.stream,
             stop=sampling.stop,
             stop_regex=sampling.stop_regex,
+            keep_stop=sampling.keep_stop,
             min_tokens=sampling.min_tokens,
             section=sampling.section,
             skip_special_tokens=sampling.skip_special_tokens,

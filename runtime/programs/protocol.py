@@ -409,7 +409,8 @@ ENGINE_FEATURES = frozenset(
         "min_p",
         "logit_bias",
     }
-    | {"repetition_penalty", "min_tokens", "stop_token_ids", "stop_regex", "ignore_eos"}
+    | {"repetition_penalty", "min_tokens", "stop_token_ids", "stop_regex", "keep_stop"}
+    | {"ignore_eos"}
     | {"reasoning", "heal"}
     | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
 )

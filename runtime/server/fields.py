@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
-from branchline.runtime.errors import UnsupportedFeature
 from branchline.runtime.server.errors import Refused
 from branchline.runtime.server.limits import Limits, check
 
@@ -102,6 +101,9 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     moderation: Any = None
     spaces_between_special_tokens: bool | None = None
 
+    include_stop_str_in_output: bool | None = None
+    no_stop_trim: bool | None = None
+
     lora_path: None = None
     session_params: None = None
     custom_logit_processor: None = None
@@ -110,8 +112,6 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     allowed_token_ids: None = None
     use_beam_search: None = None
     guided_whitespace_pattern: None = None
-    include_stop_str_in_output: bool | None = None
-    no_stop_trim: bool | None = None
 
 
 NO_EFFECT = frozenset(
@@ -169,13 +169,7 @@ def sampling_of(
 
     Raises:
         InvalidRequest: a value is out of range or beyond a limit; names it.
-        UnsupportedFeature: a switch that has one position here.
     """
-    for name in ("include_stop_str_in_output", "no_stop_trim"):
-        if getattr(fields, name):
-            raise UnsupportedFeature(
-                f"{name} is not supported", hint="Add the stop string to the text yourself."
-            )
     stop = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop or ())
     stop_ids = tuple(fields.stop_token_ids or ())
     return checked(
@@ -189,6 +183,7 @@ def sampling_of(
             stop=stop,
             stop_token_ids=stop_ids,
             stop_regex=fields.stop_regex or None,
+            keep_stop=bool(fields.include_stop_str_in_output or fields.no_stop_trim),
             frequency_penalty=_or(fields.frequency_penalty, 0.0),
             presence_penalty=_or(fields.presence_penalty, 0.0),
             repetition_penalty=_or(fields.repetition_penalty, 1.0),

@@ -237,8 +237,6 @@ class _Output:
 def _sampling(
     params: NativeSampling, limits: Limits, *, logprobs: int | None, prompt_logprobs: int | None
 ) -> SamplingParams:
-    if params.no_stop_trim:
-        raise UnsupportedFeature("no_stop_trim is not supported", hint="Leave it out.")
     kinds: tuple[ConstraintKind, ...] = ("json_schema", "regex", "ebnf", "structural_tag")
     given: dict[str, tuple[ConstraintKind, Any]] = {
         kind: (kind, getattr(params, kind)) for kind in kinds if getattr(params, kind)
@@ -267,6 +265,7 @@ def _sampling(
         stop=stop,
         stop_token_ids=tuple(params.stop_token_ids or ()),
         stop_regex=patterns or None,
+        keep_stop=bool(params.no_stop_trim),
         logit_bias=bias_of(params.logit_bias),
         seed=params.sampling_seed,
         logprobs=logprobs,

@@ -28,6 +28,7 @@ class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    no_stop_trim: bool | None = None
     json_schema: str | Json | None = None
     regex: str | None = None
     ebnf: str | None = None
@@ -35,8 +36,6 @@ class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     spaces_between_special_tokens: bool | None = None
     stream_interval: int | None = None
-
-    no_stop_trim: bool | None = None
     beam_width: None = None
     custom_params: None = None
     watermark: None = None

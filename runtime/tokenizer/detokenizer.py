@@ -21,6 +21,7 @@ class TextState:
         tokenizer: of the model.
         stop: strings that end the output.
         stop_regex: pattern that ends the output.
+        keep_stop: the text of a stop is part of the output.
         stop_ids: ids that end the output; such an id is no part of it.
         min_tokens: stops that are complete within this many tokens do not count.
         section: stops count behind it only.
@@ -38,6 +39,7 @@ class TextState:
         *,
         stop: Sequence[str] = (),
         stop_regex: str | None = None,
+        keep_stop: bool = False,
         stop_ids: Collection[int] = (),
         min_tokens: int = 0,
         section: Section | None = None,
@@ -46,9 +48,10 @@ class TextState:
     ) -> None:
         self._tokenizer = tokenizer
         self._stop_ids = frozenset(stop_ids)
+        self._keep_stop = keep_stop
         self._min_tokens = min_tokens
         pattern = compile_stop_regex(stop_regex) if stop_regex else None
-        self._checker = StopChecker(stop, pattern) if stop or pattern else None
+        self._checker = StopChecker(stop, pattern, keep=keep_stop) if stop or pattern else None
         self._lazy = not stream and self._checker is None
         self._skip_special = skip_special
         self._decoder = IncrementalDecoder(tokenizer, skip_special=skip_special)
@@ -173,6 +176,8 @@ class TextState:
                 break
             if not decoder.pending:
                 best = (count, chars)
+                if self._keep_stop and chars == cut:
+                    break  # here it ended; ids without text behind it came too late
         return best
 
     def _encode_exactly(self, text: str) -> list[int]:

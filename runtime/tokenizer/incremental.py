@@ -46,7 +46,7 @@ class StopHit(NamedTuple):
     Attributes:
         kind: "string", "regex" or "id".
         matched: the stop string, the text the pattern matched, or "" for an id.
-        offset: characters of the output before it.
+        offset: characters of the output before it, whether it is kept or not.
         token_id: the stop id, or -1.
     """
 
@@ -62,12 +62,20 @@ class StopChecker:
     Args:
         strings: stop strings, none empty.
         pattern: a compiled stop pattern, if any.
+        keep: a stop is part of the output, so that nothing needs to be held back for it.
     """
 
-    def __init__(self, strings: Sequence[str] = (), pattern: StopPattern | None = None) -> None:
+    def __init__(
+        self,
+        strings: Sequence[str] = (),
+        pattern: StopPattern | None = None,
+        *,
+        keep: bool = False,
+    ) -> None:
         self._strings = tuple(strings)
         self._longest = max((len(s) for s in self._strings), default=0)
         self._scan: StopScan | None = pattern.scan() if pattern is not None else None
+        self._keep = keep
         self._tail = ""  # last characters seen: what is held back, and what may begin a match
         self._tail_start = 0
         self._seen = 0
@@ -104,9 +112,10 @@ class StopChecker:
         self._seen += len(text)
         self._hit = self._find(text, before, armed)
         if self._hit is not None:
-            return self._release(self._hit.offset), self._hit
+            kept = len(self._hit.matched) if self._keep else 0
+            return self._release(self._hit.offset + kept), self._hit
         safe = self._seen if finished else self._safe_until()
-        out = self._release(safe)
+        out = self._release(self._seen if self._keep else safe)
         # Keep enough to see a string that began in released text while it was not armed.
         keep_from = min(safe, max(self._tail_start, self._seen - self._longest))
         self._tail = self._tail[keep_from - self._tail_start :]
@@ -158,4 +167,4 @@ class StopChecker:
                     break
         if self._scan is not None:
             safe = min(safe, self._scan.pending_start)
-        return max(safe, self._released)
+        return safe

@@ -41,6 +41,7 @@ class SequenceReader:
                 tokenizer,
                 stop=opened.stop,
                 stop_regex=opened.stop_regex,
+                keep_stop=opened.keep_stop,
                 min_tokens=opened.min_tokens,
                 section=opened.section,
                 skip_special=opened.skip_special_tokens,

@@ -391,6 +391,7 @@ def _uses(expression: Any) -> bl.Program:
         bl.gen("x", repetition_penalty=1.1),
         bl.gen("x", min_tokens=3),
         bl.gen("x", stop_regex="a"),
+        bl.gen("x", stop="a", keep_stop=True),
         bl.gen("x", stop_token_ids=[1]),
         bl.gen("x", ignore_eos=True),
         bl.gen("x", adapter="a"),

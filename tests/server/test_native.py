@@ -152,6 +152,23 @@ def test_the_stop_is_named(server: RunningServer) -> None:
     assert (found["text"], found["meta_info"]["finish_reason"]["matched"]) == ("", "AAA")
 
 
+def test_the_stop_is_kept_by_the_names_of_each_server(server: RunningServer) -> None:
+    params = {**GREEDY, "max_new_tokens": 5, "logit_bias": {"65": 100.0}, "no_stop_trim": True}
+    for stop, kept in (({"stop": "AA"}, "AA"), ({"stop_regex": "A{3}"}, "AAA")):
+        found = generate(server, text="x", sampling_params={**params, **stop})
+        assert (found["text"], found["meta_info"]["finish_reason"]["matched"]) == (kept, kept)
+        assert found["output_ids"] == [65] * len(kept)
+    body = {"max_tokens": 5, "temperature": 0, "logit_bias": {"65": 100.0}, "stop": "AA"}
+    texts = []
+    for name in ("no_stop_trim", "include_stop_str_in_output"):
+        found = server.post("/v1/completions", {"prompt": "x", **body, name: True}).json
+        texts.append(found["choices"][0]["text"])
+        turn = [{"role": "user", "content": "x"}]
+        found = server.post("/v1/chat/completions", {"messages": turn, **body, name: True}).json
+        texts.append(found["choices"][0]["message"]["content"])
+    assert texts == ["AA"] * 4
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

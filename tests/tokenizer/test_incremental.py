@@ -213,6 +213,7 @@ BYTES = st.lists(st.sampled_from([*b"abab\xc3\xa9", 257, 259]), max_size=16)
     pattern=st.sampled_from([None, "ab+a", "b.a"]),
     stop_ids=st.sampled_from([(), (259,)]),
     min_tokens=st.integers(0, 5),
+    keep=st.booleans(),
     sizes=SIZES,
 )
 def test_outputs_do_not_depend_on_the_split(
@@ -221,6 +222,7 @@ def test_outputs_do_not_depend_on_the_split(
     pattern: str | None,
     stop_ids: tuple[int, ...],
     min_tokens: int,
+    keep: bool,
     sizes: list[int],
 ) -> None:
     tokenizer = ByteTokenizer()
@@ -230,6 +232,7 @@ def test_outputs_do_not_depend_on_the_split(
             tokenizer,
             stop=stops,
             stop_regex=pattern,
+            keep_stop=keep,
             stop_ids=stop_ids,
             min_tokens=min_tokens,
             stream=stream,
@@ -256,7 +259,8 @@ def test_outputs_do_not_depend_on_the_split(
     if hit is None:
         assert kept == ids
     elif hit.kind != "id":
-        assert hit.offset == len(text)
+        assert text[hit.offset :] == (hit.matched if keep else "")
+        assert hit.offset + (len(hit.matched) if keep else 0) == len(text)
     if not min_tokens and not stop_ids:
         expected = earliest(tokenizer.decode(ids), stops, pattern)
         assert (None if hit is None else hit.offset) == (expected and expected[1])

@@ -55,15 +55,18 @@ def read(
     stream=st.booleans(),
     stop=st.sampled_from([(), ("END",), (" ein", "E"), ("nowhere",)]),
     pattern=st.sampled_from([None, "W[a-z]+t"]),
+    keep=st.booleans(),
 )
 def test_every_split_gives_the_same_result(
-    cuts: list[int], stream: bool, stop: tuple[str, ...], pattern: str | None
+    cuts: list[int], stream: bool, stop: tuple[str, ...], pattern: str | None, keep: bool
 ) -> None:
-    opened = SequenceOpen(request_id="r", stream=stream, stop=stop, stop_regex=pattern)
+    opened = SequenceOpen(
+        request_id="r", stream=stream, stop=stop, stop_regex=pattern, keep_stop=keep
+    )
     ids = ByteTokenizer().encode(TEXT)
     shown, result, stopped = read(opened, ids, cuts)
-    ends = [TEXT.find(mark) for mark in stop if mark in TEXT]
-    ends += [TEXT.index("Wort")] if pattern else []
+    marks = [mark for mark in (*stop, "Wort" if pattern else "nowhere") if mark in TEXT]
+    ends = [TEXT.index(mark) + (len(mark) if keep else 0) for mark in marks]
     expected = TEXT[: min(ends)] if ends else TEXT
     assert result.text == expected
     assert shown == (expected if stream else "")

@@ -35,6 +35,7 @@ _OPTIONAL = (
     "max_tokens",
     "min_tokens",
     "stop_regex",
+    "keep_stop",
     "frequency_penalty",
     "presence_penalty",
     "repetition_penalty",

@@ -71,6 +71,8 @@ def test_replies_that_fail_fail_their_variable(replies: Any, error: Any, says: s
         ({"stop": "\n"}, "one. two", "stop"),
         ({"stop": ["\n", "."]}, "one", "stop"),
         ({"stop_regex": "[.\n]"}, "one", "stop"),
+        ({"stop": ["\n", ". "], "keep_stop": True}, "one. ", "stop"),
+        ({"stop_regex": "t.o", "keep_stop": True}, "one. two", "stop"),
         ({"max_tokens": 5}, "one. ", "length"),
         ({"max_tokens": 4, "stop": "."}, "one", "stop"),
         ({"max_tokens": 3, "stop": "."}, "one", "length"),
