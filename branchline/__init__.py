@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         capture,
         choices,
         ebnf,
+        json_schema,
         lark,
         optional,
         regex,
@@ -83,7 +84,8 @@ _MODULES = {
     "lang.backends.openai": "OpenAI",
     "lang.compat": "flush_cache gen_int gen_string get_server_info greedy_token_selection "
     "separate_reasoning token_length_normalized unconditional_likelihood_normalized",
-    "lang.constraints": "capture choices ebnf lark optional regex repeat seq structural_tag until",
+    "lang.constraints": "capture choices ebnf json_schema lark optional regex repeat seq "
+    "structural_tag until",
     "lang.errors": "BackendError BranchlineError Cancelled ConstraintError DeadlineExceeded "
     "InvalidRequest ProgramError TruncatedError UnsupportedConstraint UnsupportedFeature",
     "lang.events": "Done ReasoningDelta TextDelta ToolCall VariableReady",
@@ -146,6 +148,7 @@ __all__ = [
     "gen_string",
     "get_server_info",
     "greedy_token_selection",
+    "json_schema",
     "lark",
     "match",
     "optional",

@@ -13,7 +13,7 @@ from branchline.lang.compat import modern_gen_options
 from branchline.lang.constraints import checked_choices, lark, regex
 from branchline.lang.errors import InvalidRequest, UnsupportedFeature
 from branchline.lang.expressions import Gen, Select
-from branchline.lang.grammar import Grammar, JsonSchema, schema_text
+from branchline.lang.grammar import Grammar, Json, JsonSchema, schema_text
 from branchline.lang.markers import Box, reject
 from branchline.lang.program import Program
 from branchline.lang.refusals import describe
@@ -173,7 +173,9 @@ def _grammar(value: object) -> object:
 _CONSTRAINTS: dict[str, Callable[[Any], object]] = {
     "regex": regex,
     "json_schema": lambda schema: (
-        schema if isinstance(schema, builtins.type) else JsonSchema(schema_text(schema))
+        schema
+        if isinstance(schema, (builtins.type, JsonSchema, Json))
+        else JsonSchema(schema_text(schema))
     ),
     "grammar": _grammar,
 }

@@ -19,6 +19,7 @@ from branchline.lang.grammar import (
     Capture,
     Ebnf,
     Grammar,
+    Json,
     JsonSchema,
     Lark,
     Literal,
@@ -29,21 +30,19 @@ from branchline.lang.grammar import (
     Until,
     children,
 )
+from branchline.runtime.core.sampling_params import Constraint, Whitespace
 from branchline.runtime.grammar.regex_dialect import literal, to_automaton_regex
 
 if TYPE_CHECKING:
     from branchline.lang.types import ValueType
-    from branchline.runtime.core.sampling_params import Constraint
 
 Resolve = Callable[[object], "ValueType"]
 
 ANYTHING = "/(?s:.*)/"
-JSON_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As `json.dumps` writes, and as a schema on its own is enforced."""
 
 
-def to_lark(node: Grammar, resolve: Resolve) -> str:
-    """The engine's text for `node`.
+def to_constraint(node: Grammar, resolve: Resolve) -> Constraint:
+    """What the engine is told of `node`.
 
     Args:
         resolve: how leaves are written.
@@ -54,7 +53,8 @@ def to_lark(node: Grammar, resolve: Resolve) -> str:
     """
     writer = _Writer(resolve)
     start = writer.rule(node, last=True)
-    return "\n".join([f"start: {start}", *writer.lines]) + "\n"
+    text = "\n".join([f"start: {start}", *writer.lines]) + "\n"
+    return Constraint(kind="lark", text=text, whitespace=writer.whitespace or "fixed")
 
 
 def lark_text(text: str, prefix: str = "") -> str:
@@ -69,6 +69,7 @@ class _Writer:
 
     def __init__(self, resolve: Resolve) -> None:
         self.lines: list[str] = []
+        self.whitespace: Whitespace | None = None  # of the JSON parts
         self._resolve = resolve
         self._names: dict[str, str] = {}
 
@@ -105,8 +106,14 @@ class _Writer:
         schema = json.loads(constraint.text)
         if schema is False:
             raise _alone(JsonSchema(constraint.text))
-        schema = {} if schema is True else schema
-        return self._once("j", "%json " + json.dumps({**schema, "x-guidance": JSON_SPACING}))
+        if self.whitespace not in (None, constraint.whitespace):
+            raise UnsupportedConstraint(
+                "parts of one composition have different policies for white space",
+                value=f"{self.whitespace}, {constraint.whitespace}",
+                hint="Give all its JSON the same one: bl.json_schema(part, whitespace=…).",
+            )
+        self.whitespace = constraint.whitespace
+        return self._once("j", "%json " + json.dumps({} if schema is True else schema))
 
     def _named(self, kind: str, body: str, nodes: Sequence[Grammar], *, last: bool) -> str:
         """The name of a terminal made of `nodes`."""
@@ -158,7 +165,7 @@ class _Writer:
                 return self._suffixed(body, bounds(node))
             case Capture(body=body):
                 return self._terminal(body)
-            case Lark() | Ebnf() | StructuralTag() | JsonSchema():
+            case Lark() | Ebnf() | StructuralTag() | JsonSchema() | Json():
                 return None
         constraint = self._resolve(node).constraint
         if constraint is None:

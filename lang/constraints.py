@@ -6,7 +6,7 @@ They only build nodes of `grammar`; `types.resolve` turns those into what a back
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from branchline.lang.errors import InvalidRequest, UnsupportedConstraint
 from branchline.lang.grammar import (
@@ -14,6 +14,8 @@ from branchline.lang.grammar import (
     Choices,
     Ebnf,
     Grammar,
+    Json,
+    JsonSchema,
     Lark,
     Optional,
     Regex,
@@ -25,7 +27,9 @@ from branchline.lang.grammar import (
     capture_names,
     schema_text,
 )
-from branchline.lang.markers import reject
+from branchline.lang.markers import Box, reject
+from branchline.lang.refusals import refused
+from branchline.runtime.core.sampling_params import Whitespace
 
 MAX_CHOICES = 4096
 MAX_REPEAT = 10_000
@@ -147,6 +151,32 @@ def until(stop: str) -> Until:
     if not isinstance(stop, str) or not stop:
         raise InvalidRequest("until takes a text", value=repr(stop), hint="Give what ends it.")
     return Until(reject(stop, "until"))
+
+
+def json_schema(schema: object, *, whitespace: Whitespace = "fixed") -> JsonSchema | Json:
+    """Output must be JSON of a schema (a dict, or the text of one) or of a Python type.
+
+    The value is an instance of the type, or what `json.loads` gives for a schema.
+
+    Args:
+        whitespace: "fixed" = as `json.dumps` writes it, "compact" = none, "flexible" = a bounded
+            run between any two tokens.
+
+    Raises:
+        InvalidRequest: the schema is no JSON, or there is no such policy.
+        UnsupportedConstraint: `schema` is neither schema nor type.
+    """
+    if whitespace not in get_args(Whitespace):
+        raise InvalidRequest(
+            "no policy for white space",
+            value=whitespace,
+            hint=f"Use one of {', '.join(get_args(Whitespace))}.",
+        )
+    if isinstance(schema, (dict, str, bool)):
+        return JsonSchema(schema_text(schema), whitespace)
+    if isinstance(schema, Grammar) or schema is None:
+        raise refused(schema, why="json_schema takes a schema or a type")
+    return Json(Box(schema), whitespace)
 
 
 def lark(text: str) -> Lark:

@@ -11,6 +11,7 @@ import msgspec
 from branchline.lang.errors import InvalidRequest
 from branchline.lang.markers import Box, reject
 from branchline.lang.refusals import refused
+from branchline.runtime.core.sampling_params import Whitespace
 
 
 class Grammar(msgspec.Struct, frozen=True):
@@ -45,6 +46,14 @@ class JsonSchema(Grammar, frozen=True):
     """JSON that satisfies a schema (a JSON document). The value is what `json.loads` gives."""
 
     text: str
+    whitespace: Whitespace = "fixed"
+
+
+class Json(Grammar, frozen=True):
+    """A Python type (boxed), written as JSON whatever it is; the value is an instance."""
+
+    type: Box
+    whitespace: Whitespace = "fixed"
 
 
 class Typed(Grammar, frozen=True):

@@ -26,6 +26,7 @@ from branchline.lang.grammar import (
     Choices,
     Ebnf,
     Grammar,
+    Json,
     JsonSchema,
     Lark,
     Regex,
@@ -38,7 +39,7 @@ from branchline.lang.json_types import ANY, JsonType
 from branchline.lang.plain import plain
 from branchline.lang.refusals import describe
 from branchline.lang.schemas import document
-from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.core.sampling_params import Constraint, Whitespace
 
 REMEMBERED = 1024
 """Types whose constraint is kept."""
@@ -144,11 +145,15 @@ def _read(wanted: object) -> ValueType:
         return _one_of(describe(wanted), _by_text(wanted, get_args(wanted)))
     if isinstance(wanted, type) and issubclass(wanted, Enum):
         return _one_of(wanted.__name__, _by_text(wanted, tuple(wanted)))
+    return _as_json(wanted)
+
+
+def _as_json(wanted: object, whitespace: Whitespace = "fixed") -> ValueType:
     found = document(wanted)
     text = msgspec.json.encode(found.schema).decode()
     return ValueType(
         describe(wanted),
-        Constraint(kind="json_schema", text=text),
+        Constraint(kind="json_schema", text=text, whitespace=whitespace),
         lambda text: found.root.decode(load_json(text)),
         json=found.root,
     )
@@ -164,8 +169,10 @@ def _from_grammar(node: Grammar) -> ValueType:
             )
         case Choices(items=items):
             return _one_of("choice", {item: item for item in items})
-        case JsonSchema(text=text):
-            constraint = Constraint(kind="json_schema", text=text)
+        case Json(type=box, whitespace=whitespace):
+            return _as_json(box.value, whitespace)
+        case JsonSchema(text=text, whitespace=whitespace):
+            constraint = Constraint(kind="json_schema", text=text, whitespace=whitespace)
             return ValueType("JSON value of the schema", constraint, load_json, json=ANY)
         case Lark(text=text):
             constraint = Constraint(kind="lark", text=compose.lark_text(text))
@@ -181,7 +188,7 @@ def _from_grammar(node: Grammar) -> ValueType:
 
 def _composed(node: Grammar) -> ValueType:
     names = capture_names(node)
-    constraint = Constraint(kind="lark", text=compose.to_lark(node, resolve))
+    constraint = compose.to_constraint(node, resolve)
     return ValueType(
         "text of the composition",
         constraint,

@@ -99,8 +99,9 @@ searched for, as ECMA-262 reads it.
 WHITE = """
 ## White space in JSON
 
-A policy for each request (`whitespace` of its constraint); none of them allows white space without
-end.
+A policy for each request: `bl.json_schema(schema_or_type, whitespace="compact")`, the field
+`whitespace` of the HTTP routes. None of them allows white space without end; all JSON of one
+constraint has the same.
 """
 TAGS = """
 ## Structural tags

@@ -115,13 +115,22 @@ _DEFAULTS = SamplingParams()
 
 def _constraint_fields(constraint: Constraint, server: str) -> Json:
     kind, text = constraint.kind, constraint.text
+    white: Json = {}
+    if constraint.whitespace != "fixed":
+        if server != "branchline":
+            raise UnsupportedFeature(
+                "only a branchline server takes a policy for white space in JSON",
+                value=constraint.whitespace,
+                hint="Leave whitespace out, or run on an Engine or Endpoint.",
+            )
+        white = {"whitespace": constraint.whitespace}
     if kind == "json_schema":
         schema = {"name": "value", "schema": msgspec.json.decode(text), "strict": True}
-        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}, **white}
     if server == "sglang":
         return {kind: text}
     value = msgspec.json.decode(text) if kind in ("choices", "structural_tag") else text
-    return {"structured_outputs": {_STRUCTURED[kind]: value}}
+    return {"structured_outputs": {_STRUCTURED[kind]: value}, **white}
 
 
 _STRUCTURED = {

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, RequestMeta
-from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.core.sampling_params import Constraint, ConstraintKind, SamplingParams
 from branchline.runtime.responses.events import CallBegin
 from branchline.runtime.responses.specs import ToolSpec
 from branchline.runtime.server.answers import Part, Question, Questions, Said, Thought, Tools
@@ -27,7 +27,7 @@ from branchline.runtime.server.anthropic_types import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from branchline.runtime.server.constraints import bounded
+from branchline.runtime.server.constraints import only_one
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import Refused, anthropic_body
 from branchline.runtime.server.fields import checked, top_k_of
@@ -335,6 +335,7 @@ def _spec(tool: AnthropicTool) -> ToolSpec:
 def _constraint(body: CountRequest, limits: Limits) -> Constraint | None:
     config = body.output_config
     form = body.output_format or (None if config is None else config.format)
-    if form is None:
-        return None
-    return bounded("output_config.format.schema", "json_schema", form.schema_, limits)
+    given: dict[str, tuple[ConstraintKind, Any]] = {}
+    if form is not None:
+        given["output_config.format.schema"] = ("json_schema", form.schema_)
+    return only_one(given, limits, body.whitespace)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from branchline.runtime.core.sampling_params import Whitespace
 from branchline.runtime.server.fields import Json
 
 
@@ -106,6 +107,7 @@ class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
+    whitespace: Whitespace | None = None
 
     cache_control: Any = None
     speed: str | None = None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from branchline.runtime.core.sampling_params import Constraint, ConstraintKind
+from branchline.runtime.core.sampling_params import Constraint, ConstraintKind, Whitespace
 from branchline.runtime.server.errors import Refused
 from branchline.runtime.server.fields import GenerationFields, Json
 from branchline.runtime.server.limits import Limits, check, check_depth
@@ -85,12 +85,26 @@ def constraint_of(
             given["structured_outputs.grammar"] = (kind, structured.grammar)
         if structured.json_object:
             given["structured_outputs.json_object"] = ("json_schema", ANY_OBJECT)
-    return only_one(given, limits)
+    return only_one(given, limits, fields.whitespace)
 
 
-def only_one(given: Mapping[str, tuple[ConstraintKind, Any]], limits: Limits) -> Constraint | None:
-    """The one constraint of `given`: field name to (kind, text or JSON value)."""
+def only_one(
+    given: Mapping[str, tuple[ConstraintKind, Any]],
+    limits: Limits,
+    whitespace: Whitespace | None = None,
+) -> Constraint | None:
+    """The one constraint of `given`: field name to (kind, text or JSON value).
+
+    Args:
+        whitespace: the policy for JSON; None = the default.
+
+    Raises:
+        Refused: more than one, one that is not complete, or a policy without JSON.
+        InvalidRequest: it is beyond a limit.
+    """
     if not given:
+        if whitespace is not None:
+            raise _no_json(whitespace)
         return None
     if len(given) > 1:
         first, second = list(given)[:2]
@@ -101,16 +115,24 @@ def only_one(given: Mapping[str, tuple[ConstraintKind, Any]], limits: Limits) ->
             hint="Send one of them.",
         )
     [(name, (kind, value))] = given.items()
-    return bounded(name, kind, value, limits)
+    return bounded(name, kind, value, limits, whitespace)
 
 
-def bounded(name: str, kind: ConstraintKind, value: Any, limits: Limits) -> Constraint:
+def bounded(
+    name: str,
+    kind: ConstraintKind,
+    value: Any,
+    limits: Limits,
+    whitespace: Whitespace | None = None,
+) -> Constraint:
     """A constraint within the server's limits; `value` is text, or a JSON value.
 
     Raises:
         InvalidRequest: beyond a limit.
-        Refused: a JSON constraint that is no JSON.
+        Refused: a JSON constraint that is no JSON, or a policy without JSON.
     """
+    if whitespace is not None and kind not in ("json_schema", "structural_tag", "lark"):
+        raise _no_json(whitespace)
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     check("max_schema_bytes", f"the size of {name}", len(text.encode()), limits.max_schema_bytes)
     if kind in ("json_schema", "structural_tag", "choices"):
@@ -119,7 +141,17 @@ def bounded(name: str, kind: ConstraintKind, value: Any, limits: Limits) -> Cons
         except (msgspec.DecodeError, RecursionError) as error:
             raise Refused(400, f"{name} is not valid JSON: {error}", param=name) from error
         check_depth(name, document, limits.max_schema_depth)
-    return Constraint(kind=kind, text=text)
+    return Constraint(kind=kind, text=text, whitespace=whitespace or "fixed")
+
+
+def _no_json(whitespace: Whitespace) -> Refused:
+    return Refused(
+        400,
+        "whitespace is a policy for JSON, and nothing here constrains the output to hold some",
+        param="whitespace",
+        value=whitespace,
+        hint="Send a JSON schema, a structural tag or a grammar with it, or leave it out.",
+    )
 
 
 def grammar_kind(text: str) -> ConstraintKind:

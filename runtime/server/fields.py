@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams, Whitespace
 from branchline.runtime.server.errors import Refused
 from branchline.runtime.server.limits import Limits, check
 
@@ -77,6 +77,7 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     json_schema: Json | str | None = None
     structural_tag: Json | str | None = None
     structured_outputs: StructuredOutputs | None = None
+    whitespace: Whitespace | None = None
     guided_json: Json | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None

@@ -241,7 +241,7 @@ def _sampling(
     given: dict[str, tuple[ConstraintKind, Any]] = {
         kind: (kind, getattr(params, kind)) for kind in kinds if getattr(params, kind)
     }
-    constraint: Constraint | None = only_one(given, limits)
+    constraint: Constraint | None = only_one(given, limits, params.whitespace)
     stop = (params.stop,) if isinstance(params.stop, str) else tuple(params.stop or ())
     patterns = params.stop_regex
     if isinstance(patterns, list):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from branchline.runtime.core.sampling_params import Whitespace
 from branchline.runtime.server.fields import Json
 
 
@@ -33,6 +34,7 @@ class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     regex: str | None = None
     ebnf: str | None = None
     structural_tag: str | Json | None = None
+    whitespace: Whitespace | None = None
 
     spaces_between_special_tokens: bool | None = None
     stream_interval: int | None = None

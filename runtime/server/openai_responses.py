@@ -339,4 +339,4 @@ def _constraint(body: ResponsesRequest, limits: Limits) -> Constraint | None:
         given["text.format"] = ("json_schema", form.schema_)
     if body.regex is not None:
         given["regex"] = ("regex", body.regex)
-    return only_one(given, limits)
+    return only_one(given, limits, body.whitespace)

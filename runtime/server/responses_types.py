@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from branchline.runtime.core.sampling_params import Whitespace
 from branchline.runtime.server.fields import Json
 from branchline.runtime.server.openai_types import ContentPart
 
@@ -86,6 +87,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     seed: int | None = None
     stop: str | list[str] | None = None
     regex: str | None = None
+    whitespace: Whitespace | None = None
     deadline_s: float | None = None
     priority: int | None = None
     cache_salt: str | None = None

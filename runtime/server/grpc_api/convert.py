@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -20,7 +20,7 @@ from branchline.runtime.core.outputs import (
     ScoreResult,
     TokenLogprob,
 )
-from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams, Whitespace
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.grpc_api import branchline_pb2 as pb
@@ -46,6 +46,7 @@ _OPTIONAL = (
     "ignore_eos",
 )
 _POOLINGS: dict[int, Pooling] = {pb.LAST: "last", pb.MEAN: "mean"}
+_WHITESPACE: dict[str, Whitespace] = {"": "fixed", **{one: one for one in get_args(Whitespace)}}
 _META = frozenset(RequestMeta.__struct_fields__) - {"matched"}
 
 
@@ -187,7 +188,14 @@ def _sampling(message: pb.SamplingParams) -> SamplingParams:
         given["constraint"] = Constraint(kind="choices", text=json.dumps(texts))
     elif kind is not None:
         text = getattr(message.constraint, kind)
-        given["constraint"] = Constraint(kind=kind, text=text)
+        white = _WHITESPACE.get(message.constraint.whitespace)
+        if white is None:
+            raise InvalidRequest(
+                "no policy for white space",
+                value=message.constraint.whitespace,
+                hint=f"Use one of {', '.join(get_args(Whitespace))}.",
+            )
+        given["constraint"] = Constraint(kind=kind, text=text, whitespace=white)
     return SamplingParams(**given)
 
 
