@@ -13,7 +13,7 @@ from branchline.runtime.grammar.json_schema.factors import Context, Factor, Unio
 from branchline.runtime.grammar.json_schema.formats import FORMATS, REFUSED_FORMATS
 from branchline.runtime.grammar.json_schema.languages import Language
 from branchline.runtime.grammar.json_schema.numbers import Numbers
-from branchline.runtime.grammar.json_schema.patterns import PatternError, search_language
+from branchline.runtime.grammar.json_schema.patterns import search_language
 from branchline.runtime.grammar.json_schema.sets import (
     ANYTHING,
     Arrays,
@@ -26,6 +26,7 @@ from branchline.runtime.grammar.json_schema.sets import (
     Values,
     everything,
 )
+from branchline.runtime.patterns.ecma import PatternError
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _INTEGERS = Numbers(step=Fraction(1))

@@ -9,12 +9,8 @@ is an expression for a terminal of llguidance's Lark. Knows no schema.
 
 from __future__ import annotations
 
-from branchline.runtime.grammar.json_schema.languages import (
-    Language,
-    Languages,
-    Ranges,
-    intersect_ranges,
-)
+from branchline.runtime.grammar.json_schema.languages import Language, Languages
+from branchline.runtime.patterns.ranges import Ranges, intersect_ranges
 
 _SHORT = {0x22: '"', 0x5C: "\\", 8: "b", 9: "t", 10: "n", 12: "f", 13: "r"}
 _RAW: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x10FFFF))

@@ -10,15 +10,11 @@ import llguidance
 import pytest
 
 from branchline.runtime.grammar.json_schema.formats import FORMATS
-from branchline.runtime.grammar.json_schema.languages import (
-    EVERY,
-    Languages,
-    intersect_ranges,
-    invert_ranges,
-    ranges_of,
-)
-from branchline.runtime.grammar.json_schema.patterns import PatternError, search_language
+from branchline.runtime.grammar.json_schema.languages import Languages
+from branchline.runtime.grammar.json_schema.patterns import search_language
 from branchline.runtime.grammar.json_schema.spelling import Speller
+from branchline.runtime.patterns.ecma import PatternError
+from branchline.runtime.patterns.ranges import EVERY, intersect_ranges, invert_ranges, ranges_of
 from tests.grammar.json_schema.harness import tokenizer
 
 TEXTS = [
