@@ -9,13 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-
-from branchline.runtime.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from branchline.runtime.responses.specs import ToolSpec
+from typing import Any, NoReturn, Protocol
 
 _SPACE = " \t\r\n"
 
@@ -197,36 +191,3 @@ def _whole(value: Any) -> dict[str, Any]:
 
 def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is no number")
-
-
-def validator(tool: ToolSpec) -> Callable[[dict[str, Any]], None]:
-    """Checks arguments against the tool's schema; raises `ArgumentsError`.
-
-    Raises:
-        InvalidRequest: the schema is no schema.
-    """
-    import jsonschema
-    import referencing
-    from jsonschema.validators import validator_for
-
-    schema = tool.schema
-    kind = validator_for(schema, default=jsonschema.Draft202012Validator)
-    try:
-        kind.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise InvalidRequest(
-            f"the parameters of tool {tool.name} are no JSON Schema: {error.message}",
-            value=error.instance,
-            hint="Correct the schema.",
-        ) from error
-    checker = kind(schema, registry=referencing.Registry())  # nothing is fetched
-
-    def check(arguments: dict[str, Any]) -> None:
-        try:
-            error = next(iter(checker.iter_errors(arguments)), None)
-        except (referencing.exceptions.Unresolvable, RecursionError) as failure:
-            raise ArgumentsError(f"the schema cannot be followed ({failure})") from failure
-        if error is not None:
-            raise ArgumentsError(f"{error.json_path}: {error.message}"[:300])
-
-    return check

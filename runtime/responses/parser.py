@@ -19,7 +19,6 @@ from branchline.runtime.responses.arguments import (
     JsonScanner,
     PythonScanner,
     Scanner,
-    validator,
 )
 from branchline.runtime.responses.events import (
     ArgumentsPiece,
@@ -32,6 +31,7 @@ from branchline.runtime.responses.events import (
 from branchline.runtime.responses.formats import ToolFormat, Voice
 from branchline.runtime.responses.literals import Alternatives
 from branchline.runtime.responses.specs import ToolSpec, check_tools
+from branchline.runtime.responses.validation import validator
 
 __all__ = [
     "ArgumentsPiece",
