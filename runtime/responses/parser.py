@@ -30,6 +30,7 @@ from branchline.runtime.responses.events import (
 )
 from branchline.runtime.responses.formats import ToolFormat, Voice
 from branchline.runtime.responses.literals import Alternatives
+from branchline.runtime.responses.spans import Spans
 from branchline.runtime.responses.specs import ToolSpec, check_tools
 from branchline.runtime.responses.validation import validator
 
@@ -125,6 +126,8 @@ class ToolParser:
         self._form = reading.form
         self._prefix = prefix
         self._buffer = ""  # not decided yet
+        self._read = 0
+        self._spans = Spans()  # of reasoning
         self._events: list[ToolEvent] = []
         self._voice: Voice = "text"
         self._index = -1  # of the latest call
@@ -140,9 +143,15 @@ class ToolParser:
     def feed(self, text: str) -> list[ToolEvent]:
         """Take more text; the events that it decides."""
         self._buffer += text
+        self._read += len(text)
         while self._state():
             pass
         return self._take_events()
+
+    @property
+    def reasoning(self) -> list[tuple[int, int]]:
+        """Where in the text so far the reasoning stands, in a format with voices."""
+        return self._spans.until(self._read)
 
     def finish(self) -> list[ToolEvent]:
         """The output has ended; the last events."""
@@ -181,7 +190,11 @@ class ToolParser:
             return False
         self._say(self._buffer[: found.start()])
         self._buffer = self._buffer[found.end() :]
+        behind = self._read - len(self._buffer)
+        self._spans.end(behind - len(found[0]))
         voice = self._reading.voices.get(found[0])
+        if voice == "reasoning":
+            self._spans.begin(behind)
         if voice is not None:
             self._voice = voice
             return True

@@ -15,6 +15,7 @@ import msgspec
 
 from branchline.runtime.core.section import Section
 from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.responses.spans import Spans
 
 Position = Literal["open", "closed", "undecided"]
 """Where a turn stands: inside a section; behind one; or before the model has shown which."""
@@ -172,15 +173,25 @@ class ReasoningParser:
         self._shown = False  # some of this section has been given out
         self._lead = ""  # between this section and the one before
         self._gap_left = ""  # of a gap of white space
+        self._read = 0
+        self._spans = Spans()
+        if self._where == "reasoning":
+            self._spans.begin(0)
 
     @property
     def complete(self) -> bool:
         """False while a section is open: the answer has not begun."""
         return self._where not in ("reasoning", "start")
 
+    @property
+    def sections(self) -> list[tuple[int, int]]:
+        """Where the sections stand in the text so far, without their markers."""
+        return self._spans.until(self._read)
+
     def feed(self, text: str) -> list[Piece]:
         """Read on; gives what is certain."""
         self._held += text
+        self._read += len(text)
         return self._run(finished=False)
 
     def finish(self) -> list[Piece]:
@@ -213,6 +224,7 @@ class ReasoningParser:
         for opening, where in openings:
             if opening and held.startswith(opening):
                 self._where, self._held = where, held[len(opening) :]
+                self._note()
                 return
         if finished or not any(opening and opening.startswith(held) for opening, _ in openings):
             self._where = "answer"
@@ -228,6 +240,7 @@ class ReasoningParser:
             pieces.append(ReasoningPiece(self._lead + kept))
             self._shown, self._lead = True, ""
         if found:
+            self._spans.end(self._read - len(rest) - len(found))
             self._lead = "\n\n" if self._shown else self._lead
             self._shown = False
             self._where, self._held = "gap", rest
@@ -243,6 +256,7 @@ class ReasoningParser:
         for text, where in options:
             if text and self._held.startswith(text):
                 self._where, self._held = where, self._held[len(text) :]
+                self._note()
                 return
         if not finished:
             if self._gap_left and not self._held:
@@ -250,6 +264,10 @@ class ReasoningParser:
             if any(text and text.startswith(self._held) for text, _ in options):
                 return
         self._where = "answer"
+
+    def _note(self) -> None:
+        if self._where == "reasoning":
+            self._spans.begin(self._read - len(self._held))
 
 
 class Split(NamedTuple):

@@ -32,6 +32,8 @@ from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import Refused
 from branchline.runtime.server.limits import check
 from branchline.runtime.server.prompts import ChatPrompt, Conversation, Message, Prompts
+from branchline.runtime.tokenizer.incremental import IncrementalDecoder
+from branchline.runtime.tokenizer.tokenizer import TokenizerLike
 
 
 class Thought(NamedTuple):
@@ -84,6 +86,13 @@ class AnswerReader:
         if self._reasoning is None:
             return self._read(text)
         return list(self._divided(self._reasoning.feed(text)))
+
+    @property
+    def reasoning(self) -> list[tuple[int, int]]:
+        """Where in the text so far the reasoning stands, without its markup."""
+        if self._reasoning is not None:
+            return self._reasoning.sections
+        return [] if self._tools is None else self._tools.reasoning
 
     def finish(self) -> list[Part]:
         """Nothing follows; the rest."""
@@ -154,6 +163,7 @@ class Question:
         constraint: what the answer must match, behind its reasoning.
         section: the reasoning that the answer begins with.
         reasoning, tools: how the answer is read.
+        counted: it is known which of the answer's tokens are reasoning.
     """
 
     prompt: ChatPrompt
@@ -162,10 +172,41 @@ class Question:
     reasoning: tuple[ReasoningFormat, Position] | None
     tools: tuple[ToolFormat, Sequence[ToolSpec]] | None
     shows_special: bool
+    counted: bool = True
 
     def reader(self) -> AnswerReader:
         """For one of the answers."""
         return AnswerReader(self.reasoning, self.tools)
+
+    def reasoning_tokens(
+        self,
+        tokenizer: TokenizerLike,
+        sampling: SamplingParams,
+        reader: AnswerReader,
+        ids: Sequence[int],
+    ) -> int | None:
+        """How many of an answer's ids are reasoning: those whose text begins within it.
+
+        Args:
+            sampling: what the answer was asked with.
+            reader: has read the whole of it.
+
+        Returns:
+            None where reasoning was left in the text and not looked for.
+        """
+        if not self.counted:
+            return None
+        sections = reader.reasoning
+        if not sections:
+            return 0
+        decoder = IncrementalDecoder(tokenizer, skip_special=sampling.skip_special_tokens)
+        count = at = 0
+        for token in ids:
+            count += any(begin <= at < end for begin, end in sections)
+            at += len(decoder.push([token]))
+            if at >= sections[-1][1]:
+                break
+        return count
 
     def refine(self, sampling: SamplingParams) -> SamplingParams:
         """`sampling` with what this question asks of the output."""
@@ -239,6 +280,7 @@ class Questions:
             reasoning,
             reading,
             self._shows_special(reasoning is not None, reading is not None),
+            counted=thinking is None or separate_reasoning,
         )
 
     def _shows_special(self, reasoning: bool, tools: bool) -> bool:

@@ -136,11 +136,16 @@ def response_id(prefix: str, *given: str | None) -> str:
 
 
 class Counts(NamedTuple):
-    """Tokens of a request: every prompt counts once, every output once."""
+    """Tokens of a request: every prompt counts once, every output once.
+
+    Attributes:
+        reasoning: of the output; None = not known.
+    """
 
     prompt: int = 0
     cached: int = 0
     output: int = 0
+    reasoning: int | None = None
 
     @classmethod
     def of(cls, groups: Sequence[Sequence[RequestMeta]]) -> Counts:

@@ -124,9 +124,11 @@ class _Run:
         """The answer."""
         [group] = await results(request, self._context, [self._job], self._options)
         choices = []
+        thought: list[int | None] = []
         for index, result in enumerate(group):
             reader = self._question.reader()
             answer = Answer().add(reader.feed(result.text)).add(reader.finish())
+            thought.append(self.thought(reader, result))
             choices.append(
                 {
                     "index": index,
@@ -136,12 +138,13 @@ class _Run:
                 }
             )
         counts = Counts.of([[result.meta for result in group]])
-        return {**self._head, "choices": choices, "usage": usage(counts)}
+        return {**self._head, "choices": choices, "usage": usage(_with(counts, thought))}
 
     async def stream(self, request: web.Request, events: EventStream) -> None:
         """The answer in events."""
         choices = [_Choice(self, i) for i in range(self._job.sampling.n)]
         metas: list[RequestMeta] = []
+        thought: list[int | None] = []
         for choice in choices:
             await events.send(self.chunk(choice.opening()))
         async with generate(request, self._context, [self._job], self._options) as steps:
@@ -151,15 +154,22 @@ class _Run:
                     await events.send(self.chunk(delta, choice.output_tokens))
                 if isinstance(step.output, GenerateResult):
                     metas.append(step.output.meta)
+                    thought.append(self.thought(choice.reader, step.output))
         options = self._body.stream_options
         if options is not None and options.include_usage:
-            counts = usage(Counts.of([metas]))
+            counts = usage(_with(Counts.of([metas]), thought))
             await events.send({**self._head, "choices": [], "usage": counts})
         await events.send_raw(b"[DONE]")
 
     def reader(self) -> AnswerReader:
         """For one of the choices."""
         return self._question.reader()
+
+    def thought(self, reader: AnswerReader, result: GenerateResult) -> int | None:
+        """Tokens of a choice that are reasoning; see `Question.reasoning_tokens`."""
+        return self._question.reasoning_tokens(
+            self._context.tokenizer, self._job.sampling, reader, result.token_ids
+        )
 
     def chunk(self, choice: Json, output_tokens: int = 0) -> Json:
         """A chunk with one choice."""
@@ -200,7 +210,7 @@ class _Choice:
     def __init__(self, run: _Run, index: int) -> None:
         self._run = run
         self._index = index
-        self._reader = run.reader()
+        self.reader = run.reader()
         self._waiting: list[TokenLogprob] = []
         self._called = False
         self.output_tokens = 0
@@ -214,8 +224,8 @@ class _Choice:
         if isinstance(output, GenerateDelta):
             self._waiting += output.logprobs
             self.output_tokens += len(output.token_ids)
-            return self._deltas(self._reader.feed(output.text))
-        deltas = self._deltas(self._reader.finish())
+            return self._deltas(self.reader.feed(output.text))
+        deltas = self._deltas(self.reader.finish())
         last = self._run.delta(self._index, {}, self._take())
         return [*deltas, self._run.ending(self._index, output, self._called, last)]
 
@@ -237,6 +247,11 @@ class _Choice:
             call = {"index": part.index, "id": part.id, "type": "function", "function": function}
             return {"tool_calls": [call]}
         return {"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]}
+
+
+def _with(counts: Counts, thought: Sequence[int | None]) -> Counts:
+    known = [count for count in thought if count is not None]
+    return counts._replace(reasoning=sum(known) if len(known) == len(thought) else None)
 
 
 def _message(answer: Answer, question: Question) -> Json:

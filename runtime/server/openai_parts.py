@@ -22,12 +22,15 @@ FINISH: dict[FinishReason, str] = {
 
 def usage(counts: Counts) -> Json:
     """The `usage` object."""
-    return {
+    found: Json = {
         "prompt_tokens": counts.prompt,
         "completion_tokens": counts.output,
         "total_tokens": counts.prompt + counts.output,
         "prompt_tokens_details": {"cached_tokens": counts.cached},
     }
+    if counts.reasoning is not None:
+        found["completion_tokens_details"] = {"reasoning_tokens": counts.reasoning}
+    return found
 
 
 def chat_logprobs(tokenizer: TokenizerLike, entries: Sequence[TokenLogprob], top: int) -> Json:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -17,7 +18,7 @@ from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.errors import UnsupportedFeature
 from branchline.runtime.responses.events import CallBegin
 from branchline.runtime.responses.specs import ToolSpec
-from branchline.runtime.server.answers import Part, Question, Questions, Said, Thought, Tools
+from branchline.runtime.server.answers import AnswerReader, Part, Questions, Said, Thought, Tools
 from branchline.runtime.server.constraints import ANY_OBJECT, only_one
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import Body, Failure, Refused, openai_body
@@ -66,7 +67,8 @@ class Responses:
             priority=body.priority or 0,
             deadline_s=body.deadline_s,
         )
-        writer = _Writer(options.name, model, body, question)
+        count = partial(question.reasoning_tokens, context.tokenizer, job.sampling)
+        writer = _Writer(options.name, model, body, question.reader(), count)
         if not body.stream:
             async with generate(request, context, [job], options) as steps:
                 async for step in steps:
@@ -86,8 +88,16 @@ class Responses:
 class _Writer:
     """One answer as events; `response` is what they add up to."""
 
-    def __init__(self, name: str, model: str, body: ResponsesRequest, question: Question) -> None:
-        self._reader = question.reader()
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        body: ResponsesRequest,
+        reader: AnswerReader,
+        count: Callable[[AnswerReader, Sequence[int]], int | None],
+    ) -> None:
+        self._count = count
+        self._reader = reader
         self._streams = False
         self._number = -1
         self._item: Json | None = None  # the last one of the output, while it is open
@@ -132,7 +142,7 @@ class _Writer:
         yield from self._write(self._reader.finish())
         cut = output.meta.finish_reason == "length"
         yield from self._close("incomplete" if cut else "completed")
-        yield self._ending(output.meta)
+        yield self._ending(output.meta, self._count(self._reader, output.token_ids) or 0)
 
     def _write(self, parts: Sequence[Part]) -> Iterator[Json]:
         for part in parts:
@@ -200,13 +210,13 @@ class _Writer:
         yield self._event("response.output_item.done", output_index=self._output_index, item=item)
         self._item = None
 
-    def _ending(self, meta: RequestMeta) -> Json:
+    def _ending(self, meta: RequestMeta, thought: int) -> Json:
         response = self.response
         response["usage"] = {
             "input_tokens": meta.prompt_tokens,
             "input_tokens_details": {"cached_tokens": meta.cached_tokens},
             "output_tokens": meta.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": thought},
             "total_tokens": meta.prompt_tokens + meta.output_tokens,
         }
         status = {"length": "incomplete", "abort": "cancelled"}

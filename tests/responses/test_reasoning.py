@@ -42,6 +42,9 @@ def joined(format: ReasoningFormat, position: Position, pieces: list[str]) -> tu
     kinds = [isinstance(event, AnswerPiece) for event in found]
     assert kinds == sorted(kinds), "the answer comes behind the reasoning"
     thought = "".join(e.text for e in found if isinstance(e, ReasoningPiece))
+    text = "".join(pieces)
+    sections = [text[begin:end].strip() for begin, end in parser.sections]
+    assert "\n\n".join(filter(None, sections)) == thought
     return thought, "".join(e.text for e in found if isinstance(e, AnswerPiece)), parser.complete
 
 

@@ -172,6 +172,9 @@ def test_reasoning_is_separate_and_the_constraint_waits_for_it() -> None:
         assert choice["message"]["reasoning_content"] == "Hm."
         assert choice["message"]["content"] == '{"a": 1}'
         assert spelled.last.sampling.section.end == "</think>"
+        answer = spelled.server.post("/v1/chat/completions", {**body, "n": 2}).json
+        details = answer["usage"]["completion_tokens_details"]
+        assert details == {"reasoning_tokens": 2 * len("Hm.\n")}
         body["separate_reasoning"] = False
         [choice] = spelled.server.post("/v1/chat/completions", body).json["choices"]
         assert choice["message"]["content"] == 'Hm.\n</think>\n\n{"a": 1}'
@@ -203,6 +206,24 @@ def test_tools_beside_a_constraint_are_refused(spelled: Spelled) -> None:
     assert (answer.status, answer.json["error"]["param"]) == (400, "tools")
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("<think>\nHmé.\n</think>\n\nYes.", 7),
+        ("Yes.", 0),
+        ("<think>never mi", 8),
+        ("<think></think>Y", 0),
+    ],
+)  # fmt: skip
+def test_ids_of_the_reasoning_are_counted_on_both_apis(text: str, count: int) -> None:
+    with spelled_server(lambda prompt, index: text) as spelled:
+        answer = spelled.server.post("/v1/chat/completions", {"messages": ASK}).json
+        details = answer["usage"]["completion_tokens_details"]
+        assert details == {"reasoning_tokens": count}
+        answer = spelled.server.post("/v1/responses", {"input": "Hi"}).json
+        assert answer["usage"]["output_tokens_details"] == {"reasoning_tokens": count}
+
+
 HARMONY = (
     "{% if tools %}functions.{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
     "{% for message in messages %}<|start|>{{ message['role'] }}<|message|>{{ message['content'] }}"
@@ -226,6 +247,11 @@ def test_a_format_with_voices_tells_reasoning_itself() -> None:
             [call] = found["tool_calls"]
             assert json.loads(call["arguments"]) == {"town": "Rome"}
             assert (found["reasoning_content"], found["content"]) == ("Hm.", "")
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        events = spelled.server.post("/v1/chat/completions", {**body, **options}).events
+        answer = spelled.server.post("/v1/chat/completions", body).json
+        for usage in (events[-2]["usage"], answer["usage"]):
+            assert usage["completion_tokens_details"] == {"reasoning_tokens": len("Hm.")}
         assert spelled.last.sampling.section is None
         plain = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
         plain += "<|channel|>final<|message|>Yes."
