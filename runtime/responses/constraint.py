@@ -24,10 +24,16 @@ _AS_KEYWORDS = frozenset(
     | {"title", "description", "$schema", "$id", "default", "examples"}
 )
 """What keyword arguments can follow of the schema of an object."""
+_BEGIN_JSON = frozenset('["-0123456789tfn')
+"""What JSON other than an object begins with."""
 
 
 def tool_constraint(
-    form: ToolFormat, tools: Sequence[ToolSpec], choice: ToolChoice, parallel: bool
+    form: ToolFormat,
+    tools: Sequence[ToolSpec],
+    choice: ToolChoice,
+    parallel: bool,
+    answer: Constraint | None = None,
 ) -> Constraint:
     """What an output must match.
 
@@ -35,13 +41,20 @@ def tool_constraint(
         choice: `auto`: text or calls; `required`: calls alone, at least one; `none`: text that
             begins no call; a tool's name: one call of that tool.
         parallel: more than one call is allowed (but for a tool's name).
+        answer: JSON that the text must be, where there is text; the output is then calls alone or
+            text alone (see `tool_parser`).
 
     Raises:
         InvalidRequest: no tools, two of one name, or a choice that is none of them.
-        UnsupportedConstraint: a schema that the format cannot write; names it.
+        UnsupportedConstraint: a schema that the format cannot write, or an answer that it cannot
+            tell from calls; names it.
     """
     use = ToolUse(tools=tuple(tools), choice=choice, parallel=parallel)
-    return Constraint(kind="lark", text=_Writer(form, use).text())
+    writer = _Writer(form, use)
+    if answer is None or choice != "auto":
+        return Constraint(kind="lark", text=writer.text())
+    schema = _schema_beside(form, answer)
+    return Constraint(kind="lark", text=writer.either(schema), whitespace=answer.whitespace)
 
 
 class _Writer:
@@ -64,8 +77,17 @@ class _Writer:
             start = self._free(several)
         else:
             start = self._forced(several)
+        return self._lines(start)
+
+    def _lines(self, start: str) -> str:
         lines = [f"start: {start}", *(f"{name}: {body}" for name, body in self._rules.items())]
         return "\n".join(lines) + "\n"
+
+    def either(self, schema: Mapping[str, Any]) -> str:
+        """The grammar of calls alone or JSON alone. A block begins with its marker, if there is
+        one, so that its first character tells it from JSON."""
+        calls = self._forced(self._use.parallel, bare=not self._form.marker)
+        return self._lines(f"{calls} | {self._value(schema)}")
 
     # ---- the choices
 
@@ -82,10 +104,10 @@ class _Writer:
             options.append(led)
         return " | ".join([*options, self._prose()])
 
-    def _forced(self, several: bool) -> str:
-        """Blocks alone; voices may come first."""
+    def _forced(self, several: bool, *, bare: bool = True) -> str:
+        """Blocks alone; voices may come first. `bare`: without a marker, where that may be."""
         form = self._form
-        if form.bare:
+        if form.bare and bare:
             return self._block(several)
         led = f"{self._fixed(form.marker)} {self._block(several)}"
         if form.again and several:
@@ -222,6 +244,29 @@ class _Writer:
         if at < len(text):
             parts.append(_string(text[at:]))
         return " ".join(parts)
+
+
+def _schema_beside(form: ToolFormat, answer: Constraint) -> Mapping[str, Any]:
+    """The schema of an answer that stands beside calls.
+
+    Raises:
+        UnsupportedConstraint: it is no JSON, or may begin as a call of the format does.
+    """
+    schema = json.loads(answer.text) if answer.kind == "json_schema" else None
+    why = ""
+    if not isinstance(schema, dict):
+        why = "an answer beside tools must be JSON of a schema"
+    elif form.frames:
+        why = f"the format {form.name} cannot have a constrained answer beside tools"
+    elif not form.marker or form.marker not in form.special:
+        first = (form.marker or form.opening + form.head)[:1]
+        if first == "{" or (first in _BEGIN_JSON and schema.get("type") != "object"):
+            why = f"in the format {form.name} such an answer begins as a call does"
+    if why or schema is None:
+        raise UnsupportedConstraint(
+            why, value=answer.kind, hint="Leave the tools or the constraint out of this request."
+        )
+    return dict(schema)
 
 
 def _either(heads: Sequence[str], bodies: Sequence[str]) -> str:

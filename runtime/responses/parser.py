@@ -49,18 +49,25 @@ _SPACE = " \t\r\n"
 
 
 def tool_parser(
-    form: ToolFormat, tools: Sequence[ToolSpec], *, prefix: str | None = None
+    form: ToolFormat,
+    tools: Sequence[ToolSpec],
+    *,
+    prefix: str | None = None,
+    apart: bool = False,
 ) -> ToolParser:
     """A parser of one output.
 
     Args:
         prefix: of the calls' ids, which end in the call's index; None = drawn at random.
+        apart: the output is calls alone or text alone, so that what does not begin as a call is
+            text to its end, whatever it spells.
 
     Raises:
         InvalidRequest: no tools, or two of one name.
     """
     check_tools(tools)
-    return ToolParser(Reading(form, tools), os.urandom(8).hex() if prefix is None else prefix)
+    prefix = os.urandom(8).hex() if prefix is None else prefix
+    return ToolParser(Reading(form, tools), prefix, apart=apart)
 
 
 class Reading:
@@ -121,7 +128,7 @@ class Reading:
 class ToolParser:
     """One output. Made by `tool_parser`; not for several threads at once."""
 
-    def __init__(self, reading: Reading, prefix: str) -> None:
+    def __init__(self, reading: Reading, prefix: str, *, apart: bool = False) -> None:
         self._reading = reading
         self._form = reading.form
         self._prefix = prefix
@@ -138,7 +145,10 @@ class ToolParser:
         self._matching: Alternatives[str] | None = None
         self._matched = 0  # characters of the buffer that `_matching` has seen
         self._gap = False  # white space is held back: a call came before it
+        self._otherwise: Callable[[], bool] = self._plain if apart else self._text
         self._state: Callable[[], bool] = self._first if self._form.bare else self._text
+        if apart and self._form.marker:
+            self._state = self._marked
 
     def feed(self, text: str) -> list[ToolEvent]:
         """Take more text; the events that it decides."""
@@ -174,10 +184,23 @@ class ToolParser:
         if found is None:
             return False
         if not found:
-            self._state = self._text
+            self._state = self._otherwise
             return True
         self._begin(found)
         return True
+
+    def _marked(self) -> bool:
+        """Nothing was read: a block begins with its marker, or all is text."""
+        marker = self._form.marker
+        if len(self._buffer) < len(marker) and marker.startswith(self._buffer):
+            return False
+        self._state = self._text if self._buffer.startswith(marker) else self._plain
+        return True
+
+    def _plain(self) -> bool:
+        self._say(self._buffer)
+        self._buffer = ""
+        return False
 
     def _text(self) -> bool:
         if self._gap and not self._close_gap():

@@ -69,15 +69,18 @@ class AnswerReader:
     Args:
         reasoning: None = the text is not searched for reasoning.
         tools: None = the text is not searched for calls.
+        apart: see `tool_parser`.
     """
 
     def __init__(
         self,
         reasoning: tuple[ReasoningFormat, Position] | None,
         tools: tuple[ToolFormat, Sequence[ToolSpec]] | None,
+        *,
+        apart: bool = False,
     ) -> None:
         self._reasoning = None if reasoning is None else ReasoningParser(*reasoning)
-        self._tools = None if tools is None else tool_parser(*tools)
+        self._tools = None if tools is None else tool_parser(*tools, apart=apart)
 
     def feed(self, text: str) -> list[Part]:
         """Read on; the parts that are certain."""
@@ -163,6 +166,7 @@ class Question:
         constraint: what the answer must match, behind its reasoning.
         section: the reasoning that the answer begins with.
         reasoning, tools: how the answer is read.
+        apart: the answer is calls alone or text alone.
         counted: it is known which of the answer's tokens are reasoning.
     """
 
@@ -173,10 +177,11 @@ class Question:
     tools: tuple[ToolFormat, Sequence[ToolSpec]] | None
     shows_special: bool
     counted: bool = True
+    apart: bool = False
 
     def reader(self) -> AnswerReader:
         """For one of the answers."""
-        return AnswerReader(self.reasoning, self.tools)
+        return AnswerReader(self.reasoning, self.tools, apart=self.apart)
 
     def reasoning_tokens(
         self,
@@ -241,21 +246,24 @@ class Questions:
         """The prompt, and how its answer is constrained and read.
 
         Raises:
-            Refused: a constraint beside tools, or too many tools.
+            Refused: a constraint other than JSON beside tools, or too many tools.
+            UnsupportedConstraint: one that the tools' format cannot have beside calls.
             InvalidRequest, ProgramError: see `Prompts.chat`.
         """
         reading = None
+        apart = False
         if tools is not None:
             check("max_tools", "the number of tools", len(tools.specs), self._limits.max_tools)
-            if constraint is not None:
+            if constraint is not None and constraint.kind != "json_schema":
                 raise Refused(
                     400,
-                    "tools and a constrained output cannot be asked for together",
+                    f"tools and a {constraint.kind} constraint cannot be asked for together",
                     param="tools",
-                    hint="Set tool_choice to none, or leave the constraint out.",
+                    hint="Use a JSON schema, set tool_choice to none, or leave the constraint out.",
                 )
             specs, choice, parallel = tools
-            constraint = tool_constraint(self._format, specs, choice, parallel)
+            apart = constraint is not None and choice == "auto"
+            constraint = tool_constraint(self._format, specs, choice, parallel, constraint)
             reading = (self._format, specs)
             conversation = self._with_tools(conversation, specs)
         if not self._format.native:
@@ -281,6 +289,7 @@ class Questions:
             reading,
             self._shows_special(reasoning is not None, reading is not None),
             counted=thinking is None or separate_reasoning,
+            apart=apart,
         )
 
     def _shows_special(self, reasoning: bool, tools: bool) -> bool:

@@ -200,6 +200,20 @@ def test_models_without_tools_in_their_template_are_told_of_them() -> None:
         assert "<tool_response>\nSunny.\n</tool_response>" in spelled.prompt
 
 
+def test_tools_and_a_format_give_calls_or_an_answer() -> None:
+    form = {"type": "json_object"}
+    texts = ['{"a": "<tool_call>"}', CALLS.partition("\n")[2]]
+    with spelled_server(lambda prompt, index: texts[index]) as spelled:
+        body: dict[str, Any] = {"messages": ASK, "tools": TOOLS, "response_format": form, "n": 2}
+        said, called = spelled.server.post("/v1/chat/completions", body).json["choices"]
+        assert said["message"]["content"] == texts[0]
+        assert "tool_calls" not in said["message"]
+        names = [call["function"]["name"] for call in called["message"]["tool_calls"]]
+        assert names == ["weather", "weather"]
+        assert spelled.last.sampling.constraint.kind == "lark"
+        assert "| j" in spelled.last.sampling.constraint.text.splitlines()[0]
+
+
 def test_tools_beside_a_constraint_are_refused(spelled: Spelled) -> None:
     body = {"messages": ASK, "tools": TOOLS, "regex": "a+"}
     answer = spelled.server.post("/v1/chat/completions", body)
