@@ -146,7 +146,7 @@ class ProgramHost:
             raise QueueFull(
                 "the server runs as many programs as it may",
                 value=self.limits.max_programs,
-                hint="Try again later, or start the server with a larger --max-programs.",
+                hint="Try again later, or start the server with --limit max_programs=….",
             )
         self._lose(ended)
 

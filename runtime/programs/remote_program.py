@@ -314,7 +314,7 @@ class RemoteProgram:
                 DeadlineExceeded(
                     "the program ran longer than this server allows",
                     value=f"{limits.program_total_s} s",
-                    hint="Split the program, or start the server with a larger --program-total-s.",
+                    hint="Split the program, or start the server with --limit program_total_s=….",
                 )
             )
         elif idle:

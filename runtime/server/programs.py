@@ -293,7 +293,7 @@ class _Posted:
             raise DeadlineExceeded(
                 "the program ran longer than this server allows",
                 value=f"{self._limits.program_total_s} s",
-                hint="Split the program, or start the server with a larger --program-total-s.",
+                hint="Split the program, or start the server with --limit program_total_s=….",
             ) from error
         finally:
             with suppress(BackendError):  # an engine that is closed has forgotten it already

@@ -89,7 +89,7 @@ def test_what_is_beyond_a_limit_is_refused(engine: Engine, name: str) -> None:
         error = answer.json["error"]
         assert error["message"]
         if status == 400:
-            assert f"--{name.replace('_', '-')}" in error["message"]
+            assert f"--limit {name}=" in error["message"]
         if path == "/v1/messages":
             assert answer.json["type"] == "error"
 

@@ -163,10 +163,11 @@ def test_nested_batches_run_on_the_same_hub() -> None:
         inner = echo.run_batch([f"{word}{number}" for number in range(3)], max_concurrency=2)
         return [state.result for state in inner]
 
+    mock = bl.Mock(last_word, latency_s=0.3)
     begin = time.perf_counter()
-    states = outer.run_batch(["a", "b", "c", "d"], backend=bl.Mock(last_word, latency_s=0.05))
+    states = outer.run_batch(["a", "b", "c", "d"], backend=mock)
     assert [state.result for state in states] == [[f"{w}{n}" for n in range(3)] for w in "abcd"]
-    assert time.perf_counter() - begin < 0.5, "outer programs wait for each other"
+    assert time.perf_counter() - begin < 2.0, "outer programs wait for each other: 2.4 s and more"
 
 
 def test_an_error_in_a_nested_batch_stays_with_its_program() -> None:
