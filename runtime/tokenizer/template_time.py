@@ -46,7 +46,7 @@ def run_bounded(render: Callable[[], T], limit_s: float) -> T:
     except _TooLong:
         raise ProgramError(
             f"The model's chat template took longer than {limit_s:g} s for these turns.",
-            hint="Send fewer or shorter turns, or start the server with --limit template_timeout_s=….",
+            hint="Send fewer turns, or start the server with --limit template_timeout_s=….",
         ) from None
     finally:
         sys.settrace(before)
