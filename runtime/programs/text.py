@@ -15,7 +15,8 @@ import msgspec
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.responses import ToolFormat, ToolSpec
 
-MAX_CACHED_CHARS = 4_000_000
+MAX_CACHED_CHARS = 1_000_000
+"""Kept with their ids they take about ten times as many bytes."""
 MAX_CACHED_TURNS = 1024
 MAX_TURN_CHARS = 4096
 MAX_TOOL_SETS = 64
