@@ -216,6 +216,8 @@ class _Line:
             while True:
                 self._lease_s = welcome.lease_s
                 await self._converse(socket, welcome)
+                if _is_cancelled():  # while `_converse` waited for its writer to end
+                    return
                 socket, welcome = await self._again()
         except Exception as error:  # a bug here must not leave programs waiting
             logger.exception("the line to %s ended by an internal error", self._url)
@@ -237,8 +239,7 @@ class _Line:
             writer.cancel()
             with suppress(asyncio.CancelledError, ConnectionError, aiohttp.ClientError):
                 await writer
-            closing = asyncio.current_task()
-            code = aiohttp.WSCloseCode.OK if closing and closing.cancelling() else 4000
+            code = aiohttp.WSCloseCode.OK if _is_cancelled() else 4000
             with suppress(ConnectionError, aiohttp.ClientError):
                 await socket.close(code=code)
 
@@ -278,6 +279,12 @@ class _Line:
         finally:
             if self._http is not None:
                 await self._http.close()
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody wants the running task to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _checked(url: str) -> str:

@@ -353,3 +353,24 @@ def test_serving_ends_soon_when_endpoints_are_only_connected(engine: Engine) -> 
         assert story.run(tokens=2, backend=endpoint).result
     assert time.monotonic() - begin < 8
     endpoint.close()
+
+
+def test_a_goodbye_that_meets_the_end_of_the_connection_is_heard(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_engine(engine) as server:
+        endpoint = bl.Endpoint(server.url)
+        assert story.run(tokens=2, backend=endpoint).result
+        line = endpoint._line
+        disconnected = line.link.disconnected
+
+        def meet() -> None:
+            disconnected()
+            asyncio.get_running_loop().call_soon(line._task.cancel)
+
+        monkeypatch.setattr(line.link, "disconnected", meet)
+    end = time.monotonic() + 10
+    while not line._task.done() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert line._task.done(), "it goes on as if nobody had said goodbye"
+    endpoint.close()
