@@ -193,8 +193,8 @@ def test_unknown_models_and_failing_streams_raise(
         sdk.messages.stream(
             model="smollm2-135m",
             max_tokens=2000,
-            messages=[*ASK, {"role": "assistant", "content": "Once upon a time"}],
-            extra_body={"deadline_s": 0.1},
+            messages=[*ASK, {"role": "assistant", "content": "1, 2, 3, 4, 5, 6, 7, 8, 9, 10,"}],
+            extra_body={"deadline_s": 0.1, "temperature": 0.0},  # it counts on and on
         ) as stream,
     ):
         stream.get_final_message()
