@@ -160,13 +160,16 @@ def test_ranges() -> None:
 
 
 def test_every_format_is_a_pattern() -> None:
-    for pattern in FORMATS.values():
-        search_language(Languages(), f"^(?:{pattern})$")
+    for name, pattern in FORMATS.items():
+        make = Languages()
+        language = search_language(make, f"^(?:{pattern})$")
+        assert not make.has(language, "(\x00"), name  # no format has such a text
 
 
 def test_a_finite_regex_is_one_that_compiles() -> None:
     make = Languages()
     language = search_language(make, f"^(?:{FORMATS['regex']})$")
+    taken: set[str] = set()
     for text in (
         "a{2,1}",
         "a{1,2}",
@@ -182,3 +185,6 @@ def test_a_finite_regex_is_one_that_compiles() -> None:
     ):
         if make.has(language, text):
             re.compile(text)
+            taken.add(text)
+    assert {"a{1,2}", "[a-z]", "(a|b)*", "(?:a)", "\\d"} <= taken
+    assert not {"a{2,1}", "[z-a]"} & taken
