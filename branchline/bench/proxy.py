@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 
 CHUNK = 64 * 1024
 
+# How long connections may take to see that they were broken, seconds, before they are cancelled.
+GRACE_S = 2.0
+
 
 class DelayProxy:
     """Stands before the server at `url`; its own address is `self.url`.
@@ -116,9 +119,15 @@ class DelayProxy:
             writer.transport.abort()
 
     async def _end(self) -> None:
-        self._server.close()
-        await self._cut()
-        others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        """Let every connection see its end: one cancelled before it began would stay open."""
+        self.refusing = True
+        me = asyncio.current_task()
+        deadline = self._loop.time() + GRACE_S
+        while others := [task for task in asyncio.all_tasks() if task is not me]:
+            await self._cut()
+            if self._loop.time() > deadline:
+                for task in others:
+                    task.cancel()
+            await asyncio.wait(others, timeout=0.02)
+        self._server.close()  # only now: it forgets a connection that is just being accepted
+        await asyncio.sleep(0)  # what was aborted last is closed in the loop's next turn

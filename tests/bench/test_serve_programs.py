@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
+import socket
+import sys
 import time
+import warnings
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -45,9 +50,10 @@ def test_unknown_programs_are_refused_and_known_ones_listed() -> None:
 def test_the_proxy_delays_both_ways_keeps_order_and_can_break() -> None:
     async def talk() -> tuple[float, bytes, bytes]:
         async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            while data := await reader.read(100):
-                writer.write(data)
-            writer.close()
+            # Also when the loop ends first: a writer left open is reported by whatever runs then.
+            with closing(writer):
+                while data := await reader.read(100):
+                    writer.write(data)
 
         server = await asyncio.start_server(echo, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
@@ -71,3 +77,24 @@ def test_the_proxy_delays_both_ways_keeps_order_and_can_break() -> None:
     spent, got, rest = asyncio.run(talk())
     assert spent >= 0.06
     assert got == b"".join(b"%02d" % number for number in range(50)) and rest == b""
+
+
+def test_a_proxy_that_closes_while_clients_come_leaves_nothing_open(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        for _ in range(20):
+            proxy = DelayProxy(f"http://127.0.0.1:{target.getsockname()[1]}")
+            there = ("127.0.0.1", int(proxy.url.rsplit(":", 1)[1]))
+            clients = [socket.create_connection(there) for _ in range(8)]
+            proxy.close()
+            for client in clients:
+                client.settimeout(5)
+                with client, suppress(ConnectionError):
+                    assert client.recv(1) == b"", "the client is told"
+        with pytest.MonkeyPatch.context() as patch:
+            seen: list[object] = []
+            patch.setattr(sys, "unraisablehook", seen.append)
+            warnings.simplefilter("error")
+            gc.collect()
+        assert not seen and not recwarn.list
