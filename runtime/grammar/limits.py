@@ -66,8 +66,12 @@ _DOCUMENTS: tuple[ConstraintKind, ...] = ("json_schema", "structural_tag", "choi
 _CHEAP_BYTES = 4096
 _CHEAP_PRODUCT = 10_000
 _TAME_BYTES = 128 * 1024
-_LARGE_NUMBER = re.compile(r"[0-9]{5}")
+_LARGE_NUMBER = re.compile(r"(?<![\[0-9])[0-9]{5}")
+"""But for one that begins an array, or a class of a pattern: it bounds nothing."""
+_VALUE_BOUND = re.compile(r'"(?:exclusiveM|m)(?:in|ax)imum" *: *-?[0-9]{1,20}(?![0-9.eE])')
+"""Limits what a number is worth, which repeats nothing."""
 _BOUNDED_REPEAT = re.compile(r"\{ *([0-9]*) *,? *([0-9]*) *\}")
+_NAMED_CHARACTER = re.compile(r"\\[xpPuN]\{[^}]*\}")
 
 
 def exceeded(kind: str, name: str, what: str, found: object, most: object) -> InvalidRequest:
@@ -218,7 +222,7 @@ def is_tame(constraint: Constraint, grammar: str) -> bool:
     """
     if constraint.kind != "json_schema" or len(grammar) > _TAME_BYTES:
         return False
-    if _LARGE_NUMBER.search(constraint.text) is not None:
+    if _has_large_bound(constraint.text):
         return False
     todo: list[Any] = [json.loads(constraint.text)]
     while todo:
@@ -240,11 +244,18 @@ def is_cheap(constraint: Constraint) -> bool:
     most.
     """
     text = constraint.text
-    if constraint.kind in ("ebnf", "structural_tag"):
+    if constraint.kind in ("ebnf", "structural_tag") or len(text) > _CHEAP_BYTES:
         return False
-    if len(text) > _CHEAP_BYTES or _LARGE_NUMBER.search(text) is not None:
+    if constraint.kind == "choices":  # nothing in them is a bound
+        return True
+    if constraint.kind != "regex" and _has_large_bound(text):  # a pattern's stand in braces
         return False
     product = 1
-    for low, high in _BOUNDED_REPEAT.findall(text):
+    for low, high in _BOUNDED_REPEAT.findall(_NAMED_CHARACTER.sub("", text)):
         product *= max(int(high or 0), int(low or 0), 1)
     return product <= _CHEAP_PRODUCT
+
+
+def _has_large_bound(document: str) -> bool:
+    """True when a JSON Schema, or a grammar with some in it, may repeat something many times."""
+    return _LARGE_NUMBER.search(_VALUE_BOUND.sub("", document)) is not None

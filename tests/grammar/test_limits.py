@@ -102,6 +102,16 @@ def test_slow_first_masks_are_refused() -> None:
         ("structural_tag", "{}", False),
         ("json_schema", '{"maxLength": 1000}', True),
         ("json_schema", '{"maxLength": 1000000}', False),
+        # Numbers that repeat nothing.
+        ("regex", "([13579][26]|[02468][048])00|12345", True),
+        ("json_schema", '{"minimum": -1000000000000000000, "maximum": 1000000000000000000}', True),
+        ("json_schema", '{"exclusiveMaximum": 9007199254740993, "maxItems": 100000}', False),
+        ("json_schema", '{"pattern": "[02468]{2}"}', True),
+        ("json_schema", '{"pattern": "a{1,20000}"}', False),
+        ("choices", '["90210", "a{100000}"]', True),
+        ("lark", 'start: j\nj: %json {"type": "integer", "minimum": -1000000000000000000}', True),
+        ("lark", r"start: /\x{3d}[0-9]{0,17}/", True),
+        ("lark", "start: A ~ 1..100000", False),
     ],
 )
 def test_what_is_compiled_at_once(kind: ConstraintKind, text: str, cheap: bool) -> None:

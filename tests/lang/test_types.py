@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
 import re
+import uuid
 from typing import Any, Literal
 
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 import branchline as bl
 from branchline.lang import plain, types
 from branchline.lang.errors import ConstraintError, InvalidRequest
+from branchline.runtime.grammar.limits import is_cheap
+from tests.lang.typed_values import Movie, Node, Person, Point
 
 
 class Colour(enum.Enum):
@@ -37,6 +41,24 @@ def test_whatever_a_pattern_allows_reads_back(wanted: type, pattern: str, conver
         assert value == convert(text)
 
     check()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *(int, float, bool, datetime.date, datetime.time, datetime.datetime, uuid.UUID),
+        *(list[int], dict[str, float], int | None, Person, Node, Movie, Point),
+    ],
+    ids=str,
+)
+def test_a_type_is_compiled_at_once_and_waits_for_no_worker(wanted: object) -> None:
+    constraint = types.resolve(wanted).constraint
+    assert constraint is not None and is_cheap(constraint)
+
+
+def test_so_is_an_integer_within_a_composition() -> None:
+    constraint = types.resolve(bl.seq("n=", bl.capture("n", int))).constraint
+    assert constraint is not None and is_cheap(constraint)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "123456789012345678"])
