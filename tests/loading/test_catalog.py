@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -232,6 +234,19 @@ def test_two_processes_fetch_once(tmp_path: Path) -> None:
 def test_pips_own_error_is_the_reason(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="pip failed: "):
         fetch.run_pip(["download", "--no-such-option"], tmp_path)
+
+
+def test_an_index_that_cannot_be_reached_is_named_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/simple"
+        for name, value in {"CONFIG_FILE": os.devnull, "INDEX_URL": url, "FIND_LINKS": ""}.items():
+            monkeypatch.setenv(f"PIP_{name}", value)
+        with pytest.raises(SourceError, match=r"broken by New.*refused") as caught:
+            fetch.run_pip(["download", "--retries", "1", "tiny-weights==1.0"], tmp_path)
+    assert "0x" not in str(caught.value)
 
 
 def test_a_cache_folder_that_cannot_be_made(
