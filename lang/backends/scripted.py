@@ -351,15 +351,20 @@ def check_constraint(text: str, constraint: Constraint, name: str) -> None:
     Without the packages of the grammar engine, of JSON and grammars only the value is checked, when
     it is read.
     """
+    where = ""
     if constraint.kind == "choices":
         fits = text in json.loads(constraint.text)
     elif constraint.kind == "regex":
         fits = re.fullmatch(constraint.text, text) is not None
+    elif matching.installed():
+        found = matching.engine_match(constraint, text)
+        fits = found.status == "full"
+        where = ": it is cut short" if found.error_at is None else f" at character {found.error_at}"
     else:
-        fits = not matching.installed() or matching.engine_match(constraint, text).status == "full"
+        fits = True
     if not fits:
         raise ConstraintError(
-            f"the mock's reply does not match the {constraint.kind} constraint",
+            f"the mock's reply does not match the {constraint.kind} constraint{where}",
             value=text,
             variable=name,
             hint=f"A model could not write it under {constraint.text!r}.",

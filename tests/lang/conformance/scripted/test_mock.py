@@ -99,6 +99,15 @@ def test_a_reply_against_its_constraint_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reply", "where"), [('{"n":1}', " at character 5"), ('{"n": 1', ": it is cut short")]
+)
+def test_of_a_structure_it_says_where(reply: str, where: str) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    with pytest.raises(ConstraintError, match=f"json_schema constraint{where}"):
+        value(reply, bl.gen("x", schema))
+
+
+@pytest.mark.parametrize(
     "method",
     [
         "token_length_normalized",
