@@ -20,7 +20,7 @@ from branchline.lang.expressions import (
     Text,
     as_expression,
 )
-from branchline.lang.sampling import build, features_of, output_options
+from branchline.lang.sampling import build, features_of, output_options, request_options
 from branchline.lang.tools import CALL_DEFAULTS, ToolBox
 from branchline.lang.transcript import RoleMark
 from branchline.lang.types import TEXT, ValueType, resolve
@@ -260,11 +260,7 @@ def _new_slot(state: State, name: str, kind: Any, *, append: bool) -> Slot:
 
 def _request_options(state: State, options: dict[str, Any]) -> dict[str, Any]:
     """Adapter, deadline and priority; the ones given at the call, then the program's."""
-    found: dict[str, Any] = {}
-    for layer in (*state._defaults, options):
-        for key in ("adapter", "deadline_s", "priority"):
-            if layer.get(key) is not None:
-                found[key] = layer[key]
+    found = request_options((*state._defaults, options))
     if found.get("adapter"):
         state._need("adapter", "adapters")
     return found

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from branchline.lang.errors import InvalidOption, ProgramError
 from branchline.lang.expressions import ProgramCall
 from branchline.lang.markers import Box
-from branchline.lang.sampling import DEFAULT_NAMES, build, check_names, output_options
+from branchline.lang.sampling import (
+    DEFAULT_NAMES,
+    build,
+    check_names,
+    output_options,
+    request_options,
+)
 
 if TYPE_CHECKING:
     from branchline.lang.batch import OnError
@@ -271,12 +277,13 @@ class Program:
                 own[name] = value
         self.check_arguments(args, own)
         backend = resolve_backend(of_run.pop("backend", None) or backend)
-        deadline_s, priority = of_run.pop("deadline_s", None), of_run.pop("priority", 0)
+        how = {name: of_run.pop(name, None) for name in ("deadline_s", "priority")}
+        how = request_options([how])
         layers = (getattr(backend, "sampling_defaults", {}), self.defaults, of_run)
         if of_run:
             build(layers, None)
             output_options(layers)
-        return Call(self, backend, args, own, layers, deadline_s, priority)
+        return Call(self, backend, args, own, layers, how.get("deadline_s"), how.get("priority", 0))
 
     def check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise `InvalidOption` when the function cannot be called like this."""

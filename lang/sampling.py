@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict, TypeVar
+from typing import Annotated, Any, TypedDict, TypeVar
 
 import msgspec
 
 from branchline.lang.errors import InvalidOption, InvalidRequest
 from branchline.lang.markers import present, reject, stand_in
+from branchline.runtime.core.bounds import MAX_PRIORITY
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 
 
@@ -127,6 +128,40 @@ def output_options(layers: Iterable[Options]) -> dict[str, Any]:
                 value=value,
                 hint="Use True, False or None.",
             )
+    return merged
+
+
+class _HowToRun(msgspec.Struct):
+    """Types and bounds of `RequestOptions`."""
+
+    adapter: str = ""
+    deadline_s: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 1.0
+    priority: Annotated[int, msgspec.Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+
+
+def request_options(layers: Iterable[Options]) -> dict[str, Any]:
+    """The merged adapter, deadline and priority, as far as any are given.
+
+    Raises `InvalidRequest` for one of the wrong type or out of range.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(
+            (name, value)
+            for name, value in layer.items()
+            if name in REQUEST_NAMES and value is not None
+        )
+    if stand_in.get() is not None:
+        merged = {name: value for name, value in merged.items() if not _unknown(name, value)}
+    try:
+        msgspec.convert(merged, _HowToRun)
+    except msgspec.ValidationError as error:
+        what, _, name = str(error).rstrip("`").rpartition(" - at `$.")
+        raise InvalidRequest(
+            f"{name} cannot be used: {what}",
+            value=merged[name],
+            hint="Use a number of seconds above 0 for deadline_s, a whole number for priority.",
+        ) from error
     return merged
 
 

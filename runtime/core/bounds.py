@@ -7,6 +7,7 @@ scheduler itself or in a process that sends requests to one.
 from __future__ import annotations
 
 import time
+from math import isfinite
 from typing import get_args
 
 import msgspec
@@ -16,6 +17,7 @@ from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.errors import InvalidRequest, QueueFull
 
 MAX_CHOICES = 10_000
+MAX_PRIORITY = 2**31 - 1
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -35,6 +37,7 @@ class Bounds(msgspec.Struct, frozen=True):
 
     def check(self, source: EngineRequest) -> None:
         """Raise `InvalidRequest` naming the value that cannot be run, and what to do."""
+        _check_schedule(source.priority, source.deadline)
         ids = source.prompt_ids
         if not ids:
             raise InvalidRequest("the prompt is empty", hint="Give at least one token.")
@@ -96,6 +99,18 @@ class Bounds(msgspec.Struct, frozen=True):
                 value=low if low < 0 else high,
                 hint=f"Ids are 0 to {self.vocab_size - 1}.",
             )
+
+
+def _check_schedule(priority: object, deadline: object) -> None:
+    """The queues compare both; one that cannot be compared would end every request."""
+    if type(priority) is not int or abs(priority) > MAX_PRIORITY:
+        raise InvalidRequest(
+            "priority is no whole number that fits 32 bits", value=priority, hint="Use 0, or 1, …"
+        )
+    if deadline is not None and not (isinstance(deadline, float | int) and isfinite(deadline)):
+        raise InvalidRequest(
+            "deadline is no moment in time", value=deadline, hint="Use a number, or None."
+        )
 
 
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:

@@ -143,4 +143,4 @@ class Loop:
             self._audited = now
             self._steps.audit()
             return
-        self._wake.wait(timeout)
+        self._wake.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))

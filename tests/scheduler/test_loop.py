@@ -100,6 +100,22 @@ def test_a_deadline_wakes_an_idle_loop() -> None:
     loop.close()
 
 
+@pytest.mark.parametrize("far", [1e10, 1e300, float("inf")])
+def test_a_deadline_that_no_clock_reaches_does_not_end_the_loop(far: float) -> None:
+    steps = Steps()
+    steps.deadline = far
+    loop = Loop(steps)
+    loop.start()
+    eventually(lambda: steps.audits == 1)
+    for count in range(1, 4):  # it sleeps until the deadline, and wakes for each
+        time.sleep(0.02)
+        seen: list[int] = []
+        loop.call_soon(lambda seen=seen: seen.append(1))  # type: ignore[misc]
+        eventually(lambda seen=seen: seen == [1])  # type: ignore[misc]
+        assert steps.turns > count
+    loop.close()
+
+
 def test_a_failing_step_ends_the_requests_and_not_the_loop() -> None:
     steps = Steps()
     loop = Loop(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from typing import Any
@@ -347,6 +348,13 @@ def test_bad_requests_are_refused_by_name() -> None:
             bench.submit("x", prompt)
     with pytest.raises(InvalidRequest, match="max_tokens"):
         bench.submit("x", [1], 0)
+    wrong: tuple[tuple[str, Any], ...] = (
+        *(("priority", value) for value in ("1", 1.5, 2**40)),
+        *(("deadline", value) for value in ("1", math.inf, math.nan)),
+    )
+    for name, value in wrong:
+        with pytest.raises(InvalidRequest, match=name):
+            bench.submit("x", [1], **{name: value})
     with pytest.raises(InvalidRequest, match="no choices"):
         bench.score("x", [1], [])
     with pytest.raises(InvalidRequest, match="choice is empty"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import threading
 import time
 from typing import Any
@@ -96,6 +97,26 @@ def test_a_reply_against_its_constraint_is_an_error() -> None:
     for expression in (bl.gen("x", int), bl.gen("x", bl.choices(["a"])), bl.gen("x", regex="b+")):
         with pytest.raises(ConstraintError, match="does not match"):
             value("no", expression)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        *(("deadline_s", value) for value in (0, -1.0, math.nan, math.inf, "1", True)),
+        *(("priority", value) for value in ("high", 1.5, 2**40)),
+    ],
+)
+def test_when_to_run_is_checked_where_it_is_said(name: str, wrong: Any) -> None:
+    for expression in (bl.gen("x", **{name: wrong}), bl.select("x", ["a"], **{name: wrong})):
+        with pytest.raises(InvalidRequest, match=name):
+            value("a", expression)
+
+    @bl.function
+    def program(s: bl.State) -> str:
+        return "done"
+
+    with pytest.raises(InvalidRequest, match=name):
+        program.run(backend=bl.Mock("a"), **{name: wrong})
 
 
 @pytest.mark.parametrize(
