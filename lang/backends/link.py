@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 
 import msgspec
@@ -134,7 +135,7 @@ class Link:
         self._wake = wake
         self._sessions: dict[int, RemoteSession] = {}
         self._ended: set[int] = set()
-        self._ready: dict[int, None] = {}
+        self._ready: OrderedDict[int, None] = OrderedDict()
         self._channels = 0
         self._welcome: Welcome | None = None
         self._connected = False
@@ -215,7 +216,7 @@ class Link:
             self._welcome = welcome
             self._connected = True
             self._connections += 1
-            for session in self._sessions.values():
+            for session in list(self._sessions.values()):
                 session.attached = False
                 session.outgoing.rewind()
                 session.incoming.forget_reports()
@@ -234,9 +235,11 @@ class Link:
                 return None
             messages: list[Up] = []
             room = wire.MAX_FRAME_BYTES
-            while self._ready and room > 0:
-                channel = next(iter(self._ready))
-                del self._ready[channel]
+            while room > 0:
+                try:  # in one step: between two, collecting garbage may abandon a program
+                    channel, _ = self._ready.popitem(last=False)
+                except KeyError:
+                    break
                 if (session := self._sessions.get(channel)) is not None:
                     room -= self._say(session, messages)
             if not messages:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from branchline.lang.backends.link import Link
 from branchline.runtime.core.outputs import RequestMeta
 from branchline.runtime.errors import BackendError
 from branchline.runtime.programs import wire
@@ -31,7 +35,7 @@ from tests.programs.wires import Wires, joined
 ACTIONS = "open send event collect up down lose_up lose_down double swap cut connect tick"
 
 
-@settings(max_examples=120)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_ops_and_events_arrive_once_and_in_order(data: st.DataObject) -> None:
     wires = Wires(ProgramLimits(program_lease_s=1e9, program_idle_s=1e9, program_total_s=1e9))
@@ -156,6 +160,52 @@ def test_an_abandoned_program_is_forgotten_also_over_a_broken_connection(broken:
     wires.engine["p"].sink([_event(1, True)])
     wires.pump()
     assert client.events == []
+
+
+class Between:
+    """Calls `act` before the instruction number `moment` of a function, in the same thread."""
+
+    def __init__(self, function: Any, moment: int, act: Callable[[], None]) -> None:
+        self.code, self.left, self.act = function.__code__, moment, act
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code is not self.code:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.left -= 1
+            if self.left == 0:
+                self.act()
+        return self
+
+    def run(self, job: Callable[[], bytes | None]) -> bytes | None:
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            return job()
+        finally:
+            sys.settrace(before)
+
+
+def test_programs_may_be_abandoned_between_any_two_instructions_of_collecting() -> None:
+    """As the garbage collector does, in the thread that holds the lock."""
+    for moment in range(1, 1_000):
+        wires = Wires()
+        wires.connect()
+        heard = [wires.program(f"p{n}").session for n in range(3)]
+        wires.pump()
+        for session in heard:
+            session.send([text(0, "x")])
+        gone = [wires.program("unheard").session, heard[0]]
+        between = Between(Link.collect, moment, lambda gone=gone: [s.abandon() for s in gone])  # type: ignore[misc]
+        frame = between.run(wires.link.collect)
+        if frame is not None:
+            wires.up.append(frame)
+        wires.pump()
+        assert all(wires.engine[f"p{n}"].ops == [text(0, "x")] for n in (1, 2))
+        if between.left > 0:  # it has fewer instructions than that
+            return
+    raise AssertionError("collecting does not end")
 
 
 def test_a_program_no_server_has_heard_of_costs_nothing() -> None:
@@ -331,7 +381,7 @@ def test_frames_against_the_rules_end_the_connection(frame: bytes) -> None:
         connection.receive(frame)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60))
 def test_random_bytes_are_an_error_of_the_protocol_or_nothing(frame: bytes) -> None:
     connection = Wires().host.connect("", "", lambda: None)
