@@ -219,9 +219,8 @@ class _Line:
                 if _is_cancelled():  # while `_converse` waited for its writer to end
                     return
                 socket, welcome = await self._again()
-        except Exception as error:  # a bug here must not leave programs waiting
-            logger.exception("the line to %s ended by an internal error", self._url)
-            self.link.fail(wrap(error), closed=wrap(error))
+        except Exception as error:
+            self._broke(error)
 
     async def _converse(self, socket: aiohttp.ClientWebSocketResponse, welcome: Welcome) -> None:
         """Read and write until the connection ends."""
@@ -244,11 +243,21 @@ class _Line:
                 await socket.close(code=code)
 
     async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        while True:
-            self._work.clear()
-            while (frame := self.link.collect()) is not None:
-                await socket.send_bytes(frame)
-            await self._work.wait()
+        try:
+            while True:
+                self._work.clear()
+                while (frame := self.link.collect()) is not None:
+                    await socket.send_bytes(frame)
+                await self._work.wait()
+        except (ConnectionError, aiohttp.ClientError):  # the reader sees it, too
+            raise
+        except Exception as error:  # it does not see this, and would wait on
+            self._broke(error)
+
+    def _broke(self, error: Exception) -> None:
+        """A bug must not leave programs waiting: end them all, and take no others."""
+        logger.error("the line to %s ended by an internal error", self._url, exc_info=error)
+        self.link.fail(wrap(error), closed=wrap(error))
 
     async def _again(self) -> tuple[aiohttp.ClientWebSocketResponse, Welcome]:
         """A new connection, as soon as there is one and somebody wants it."""

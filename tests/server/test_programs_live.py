@@ -16,6 +16,7 @@ import pytest
 
 import branchline as bl
 from branchline.bench.proxy import DelayProxy
+from branchline.lang.backends.link import Link
 from branchline.lang.errors import BackendError
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.engine import Engine
@@ -165,6 +166,33 @@ def test_a_server_that_is_gone_ends_programs_with_a_retryable_error(
         assert story.run(tokens=3, backend=endpoint).result, "it connects again when it is there"
         endpoint.close()
     assert wait(lambda: idle(engine))
+
+
+def test_a_bug_while_writing_ends_programs_instead_of_leaving_them_waiting(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = bl.Endpoint(server.url)
+    assert story.run(backend=endpoint, tokens=4).result
+
+    def broken(link: Link) -> bytes | None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Link, "collect", broken)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            story.run(backend=endpoint)
+        except bl.BranchlineError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for ever"
+    assert "a bug" in str(failures[0])
+    monkeypatch.undo()
+    endpoint.close()
 
 
 def test_many_programs_share_one_connection_and_send_what_is_new(server: RunningServer) -> None:
