@@ -220,6 +220,21 @@ def test_roles_by_with_and_by_begin_and_end_are_the_same() -> None:
     assert states[0].messages() == states[1].messages() == states[2].messages()
 
 
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_every_role_can_be_begun_and_ended(role: str) -> None:
+    turn, begin, end = (getattr(bl, name) for name in (role, f"{role}_begin", f"{role}_end"))
+
+    def whole(s: bl.State) -> None:
+        s += turn("a")
+
+    def parts(s: bl.State) -> None:
+        s += begin() + "a" + end()
+
+    one, other = run(whole), run(parts)
+    assert one.tokens() == other.tokens()
+    assert one.messages() == other.messages() == [{"role": role, "content": "a"}]
+
+
 def test_a_program_inside_a_program_uses_the_same_state() -> None:
     @bl.function(temperature=0.0, max_tokens=2)
     def inner(s: bl.State, word: str) -> str:
