@@ -22,7 +22,7 @@ from branchline.runtime.observability.tracing import Tracer
 from branchline.runtime.server.app import create_app
 from branchline.runtime.server.context import ServerContext, make_context
 from branchline.runtime.server.keys import Keys
-from branchline.runtime.server.run import Entrance, Stopping, run
+from branchline.runtime.server.run import Entrance, Stopping, check_address, run
 
 if TYPE_CHECKING:
     from branchline.runtime.server.grpc_api.service import GrpcServer
@@ -35,6 +35,9 @@ def serve(arguments: argparse.Namespace) -> int:
     keys = read_keys(server)
     set_up_logs("json" if server.log_format == "json" else "text", server.log_level, "http")
     tracer = _tracer()
+    for port in (server.port, server.grpc_port):
+        if port is not None:
+            asyncio.run(check_address(server.host, port))
     _say(f"loading {choices.engine.get('model', 'the default model')}")
     failed: list[BranchlineError] = []
     stop_for: list[Any] = []

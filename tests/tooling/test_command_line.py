@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from branchline.cli.bench_flags import BENCHES
 from branchline.cli.main import build_parser, main
 from branchline.cli.options import engine_settings
 from branchline.runtime.config.sections import all_settings
@@ -87,6 +88,17 @@ def test_help_is_quick_and_loads_no_heavy_package() -> None:
     assert all("set()" in run.stdout for run in runs)
 
 
+@pytest.mark.parametrize("words", [["run"], ["demo"], ["serve"], *(["bench", b] for b in BENCHES)])
+def test_a_command_says_what_it_does_and_names_its_settings_once_in_its_usage(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    usage, about, *_ = capsys.readouterr().out.split("\n\n")
+    assert usage.count("--SETTING X ...") == 1 and "--model" not in usage
+    assert about.endswith(".")
+
+
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "COMMAND" in capsys.readouterr().out
@@ -139,6 +151,9 @@ def test_model_path_is_printed(default_model: Path, capsys: pytest.CaptureFixtur
         (["demo", "99"], "99"),
         (["bench", "offline", "--workload", "nothing"], "nothing"),
         (["bench", "programs", "--workload", "nothing"], "nothing"),
+        (["run", "{program}:whisper", "--thread", "2", "--modle", "x"], "Did you mean --model?"),
+        (["bench", "start", "extra"], "extra"),
+        (["run", "{program}:whisper", "--endpoint", "http://x", "--threads", "2"], "threads"),
     ],
 )
 def test_wrong_use_names_what_is_wrong(
