@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from branchline.runtime.programs.protocol import (
     Closed,
     Event,
     Fork,
+    JoinReady,
     LaneContent,
     NodeFailed,
     ReadLane,
@@ -296,6 +298,69 @@ def test_a_slow_reader_gets_everything_and_its_ops_wait_meanwhile() -> None:
     wires.pump()
     assert "".join(e.text for e in client.events if isinstance(e, TextDelta)) == "".join(pieces)
     assert engine.ops[-1] == text(2, "later")
+
+
+def _lagging(wires: Wires, events: list[Event]) -> Any:
+    """A client that has read an event, and then not `events`."""
+    client = _begun(wires)
+    wires.engine["p"].sink([JoinReady(0, 0)])
+    wires.pump()
+    wires.engine["p"].sink(events)
+    wires.run_soon()
+    return client
+
+
+def _send_alone(wires: Wires) -> None:
+    """What the client may send arrives; it reads nothing."""
+    assert wires.connection is not None
+    while (frame := wires.link.collect()) is not None:
+        wires.connection.receive(frame)
+
+
+def test_ops_that_waited_for_a_slow_reader_open_its_window_again() -> None:
+    wires = Wires()
+    wires.connect()
+    client = _lagging(wires, [TextDelta(0, 1, "x", "y" * 60_000)] * 10)
+    ops = [text(node, "z" * 60_000) for node in range(2, 12)]
+    for op in ops:
+        client.session.send([op])
+    _send_alone(wires)
+    assert len(wires.engine["p"].ops) == 2, "all of them wait, or have no room in the window"
+    wires.pump()
+    assert wires.engine["p"].ops[2:] == ops
+
+
+def test_ops_that_waited_go_on_when_many_small_events_become_one_small_item() -> None:
+    wires = Wires()
+    wires.connect()
+    client = _lagging(wires, [JoinReady(0, 1)] * (2 * WINDOW_BYTES // 256))
+    client.session.send([gen(2, "z")])
+    _send_alone(wires)
+    assert len(wires.engine["p"].ops) == 2
+    wires.pump()
+    assert wires.engine["p"].ops[2:] == [gen(2, "z")]
+
+
+def test_a_slow_reader_can_let_go_of_its_program() -> None:
+    wires = Wires()
+    wires.connect()
+    client = _lagging(wires, [TextDelta(0, 1, "x", "y" * 60_000)] * 10)
+    client.session.send([text(2, "z")])
+    client.session.abandon()
+    wires.pump()
+    assert wires.engine["p"].abandoned and len(wires.host) == 0
+
+
+def test_what_waits_for_a_slow_reader_is_bounded_by_the_window() -> None:
+    wires = Wires()
+    wires.connect()
+    client = _lagging(wires, [TextDelta(0, 1, "x", "y" * 60_000)] * 10)
+    assert wires.connection is not None
+    body = msgspec.Raw(wire.encode([text(2, "z" * 60_000)]))
+    first = client.session.outgoing.last + 1
+    with pytest.raises(wire.WireError, match="window"):
+        for number in range(first, first + 10):
+            wires.connection.receive(wire.encode([wire.Item(1, number, 0, body)]))
 
 
 def test_a_reader_that_never_reads_loses_its_program_and_only_that() -> None:
