@@ -6,6 +6,7 @@ Invariant: an answer from the cache equals a fresh one. `encode` may be called f
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ import msgspec
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.responses import ToolFormat, ToolSpec
 
-MAX_CACHED_CHARS = 1_000_000
-"""Kept with their ids they take about ten times as many bytes."""
+MAX_CACHED_BYTES = 8_000_000
 MAX_CACHED_TURNS = 1024
 MAX_TURN_CHARS = 4096
 MAX_TOOL_SETS = 64
+_ENTRY_BYTES, _ID_BYTES = 320, 40
+"""What a text in the cache takes beside its characters, and each of its ids."""
 
 Ids = tuple[int, ...]
 
@@ -30,13 +32,14 @@ class TextEncoder:
     Thousands of programs append the same literals; each is tokenized once while it stays cached.
 
     Args:
-        max_chars: characters of text kept; a text longer than that is not kept at all.
+        max_bytes: memory that texts and their ids may take; a text that would take more alone is
+            not kept at all.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, max_chars: int = MAX_CACHED_CHARS) -> None:
+    def __init__(self, tokenizer: TextTokenizer, max_bytes: int = MAX_CACHED_BYTES) -> None:
         self._tokenizer = tokenizer
-        self._max_chars = max_chars
-        self._chars = 0
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._cache: OrderedDict[tuple[str, bool], Ids] = OrderedDict()
         self._lock = threading.Lock()
         self.tokens_tokenized = 0
@@ -54,26 +57,16 @@ class TextEncoder:
                 self.tokens_cached += len(ids)
                 return ids
         ids = tuple(self._tokenizer.encode(text, special=special))
+        size = _size(text, ids)
         with self._lock:
             self.tokens_tokenized += len(ids)
-            if len(text) <= self._max_chars and key not in self._cache:
+            if size <= self._max_bytes and key not in self._cache:
                 self._cache[key] = ids
-                self._chars += len(text)
-                while self._chars > self._max_chars:
-                    (old, _), _ = self._cache.popitem(last=False)
-                    self._chars -= len(old)
+                self._bytes += size
+                while self._bytes > self._max_bytes:
+                    (old, _), gone = self._cache.popitem(last=False)
+                    self._bytes -= _size(old, gone)
         return ids
-
-    def clear(self) -> None:
-        """Forget all cached texts; counters stay."""
-        with self._lock:
-            self._cache.clear()
-            self._chars = 0
-
-    @property
-    def cached_chars(self) -> int:
-        """Characters of text in the cache."""
-        return self._chars
 
     @property
     def start_ids(self) -> Ids:
@@ -93,6 +86,11 @@ class TextEncoder:
     def eos_ids(self) -> frozenset[int]:
         """Ids that end a sequence."""
         return self._tokenizer.eos_ids
+
+
+def _size(text: str, ids: Ids) -> int:
+    """Bytes that a text takes in the cache."""
+    return _ENTRY_BYTES + sys.getsizeof(text) + _ID_BYTES * len(ids)
 
 
 class TurnTexts:
