@@ -73,7 +73,8 @@ class TokenMatcher(Protocol):
 
 
 class ChatTurns(Protocol):
-    """The model's own chat template, turn by turn.
+    """The model's own chat template, turn by turn. Asking for the same turn again costs next to
+    nothing.
 
     Attributes:
         tool_format: how the model writes tool calls.

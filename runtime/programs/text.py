@@ -17,8 +17,6 @@ from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.responses import ToolFormat, ToolSpec
 
 MAX_CACHED_BYTES = 8_000_000
-MAX_CACHED_TURNS = 1024
-MAX_TURN_CHARS = 4096
 MAX_TOOL_SETS = 64
 _ENTRY_BYTES, _ID_BYTES = 320, 40
 """What a text in the cache takes beside its characters, and each of its ids."""
@@ -94,14 +92,11 @@ def _size(text: str, ids: Ids) -> int:
 
 
 class TurnTexts:
-    """Chat-turn markup as (text, ids), rendered once for each short history."""
+    """Chat-turn markup as (text, ids); turns that show tools are made once for each set of them."""
 
     def __init__(self, turns: ChatTurns, encoder: TextEncoder) -> None:
         self._turns = turns
         self._encoder = encoder
-        self._cache: OrderedDict[tuple[bool, str, tuple[tuple[str, str], ...], bytes], str] = (
-            OrderedDict()
-        )
         self._with_tools: OrderedDict[bytes, ChatTurns] = OrderedDict()
 
     @property
@@ -117,37 +112,24 @@ class TurnTexts:
         Args:
             tools: that the template declares in the first turn.
         """
-        return self._render(True, history, role, tools)
+        return self._with_ids(self._turns_with(tools).begin(history, role))
 
     def end(
         self, history: Sequence[tuple[str, str]], role: str, tools: Sequence[ToolSpec] = ()
     ) -> tuple[str, Ids]:
         """Markup that closes the open turn of `role`; `tools` as in `begin`."""
-        return self._render(False, history, role, tools)
+        return self._with_ids(self._turns_with(tools).end(history, role))
 
-    def _turns_with(self, tools: Sequence[ToolSpec], known: bytes) -> ChatTurns:
+    def _with_ids(self, text: str) -> tuple[str, Ids]:
+        return text, self._encoder.encode(text, True)
+
+    def _turns_with(self, tools: Sequence[ToolSpec]) -> ChatTurns:
         if not tools:
             return self._turns
+        known = msgspec.json.encode(tools)
         turns = self._with_tools.get(known)
         if turns is None:
             turns = self._with_tools[known] = self._turns.with_tools(tools)
             if len(self._with_tools) > MAX_TOOL_SETS:
                 self._with_tools.popitem(last=False)
         return turns
-
-    def _render(
-        self, begin: bool, history: Sequence[tuple[str, str]], role: str, tools: Sequence[ToolSpec]
-    ) -> tuple[str, Ids]:
-        known = msgspec.json.encode(tools) if tools else b""
-        cacheable = sum(len(content) for _, content in history) <= MAX_TURN_CHARS
-        key = (begin, role, tuple(history), known) if cacheable else None
-        text = self._cache.get(key) if key is not None else None
-        if text is None:
-            turns = self._turns_with(tools, known)
-            render = turns.begin if begin else turns.end
-            text = render(history, role)
-            if key is not None:
-                self._cache[key] = text
-                if len(self._cache) > MAX_CACHED_TURNS:
-                    self._cache.popitem(last=False)
-        return text, self._encoder.encode(text, True)
