@@ -28,7 +28,9 @@ from branchline.runtime.errors import (
 from branchline.runtime.programs.channel import WINDOW_BYTES, Incoming, Outgoing
 from branchline.runtime.programs.protocol import (
     AppendText,
+    BeginRole,
     Closed,
+    DeclareTools,
     Event,
     Fork,
     Generate,
@@ -63,7 +65,7 @@ class ProgramLimits:
     max_program_ops: int = setting(100_000, "operations of one program")
     max_program_lanes: int = setting(16384, "branches of one program")
     max_program_text_bytes: int = setting(
-        16 * 1024 * 1024, "bytes of text, choices and constraints that one program may send"
+        16 * 1024 * 1024, "bytes of text, choices, constraints and tools that one program may send"
     )
     max_program_unread_bytes: int = setting(
         4 * 1024 * 1024, "bytes of one program's events that its client has not taken"
@@ -80,31 +82,28 @@ class ProgramLimits:
 class Guard:
     """Counts what one program has used. Raises `InvalidRequest` where it passes a limit."""
 
-    __slots__ = ("_limits", "_used")
+    __slots__ = ("_left", "_limits")
 
     def __init__(self, limits: ProgramLimits) -> None:
         self._limits = limits
-        self._used = {"ops": 0, "lanes": 1, "text_bytes": 0}
+        self._left = {
+            "ops": limits.max_program_ops,
+            "lanes": limits.max_program_lanes - 1,
+            "text_bytes": limits.max_program_text_bytes,
+        }
 
     def check(self, op: Op) -> None:
         """Count one op."""
-        self._add("ops", 1)
+        self._take("ops", 1)
         if isinstance(op, Fork):
-            self._add("lanes", len(op.children))
-        elif isinstance(op, AppendText):
-            self._add("text_bytes", sum(_size(p) for p in op.parts if isinstance(p, str)))
-        elif isinstance(op, Select):
-            constraints = [item.text for item in op.constraints if item is not None]
-            self._add("text_bytes", sum(map(_size, [*op.choices, *constraints, op.baseline or ""])))
-        elif isinstance(op, SetVariable):
-            self._add("text_bytes", _size(op.text))
-        elif isinstance(op, Generate) and op.sampling.constraint is not None:
-            self._add("text_bytes", _size(op.sampling.constraint.text))
+            self._take("lanes", len(op.children))
+        elif size := _text_bytes(op):
+            self._take("text_bytes", size)
 
-    def _add(self, what: str, count: int) -> None:
-        self._used[what] += count
-        limit = getattr(self._limits, f"max_program_{what}")
-        if self._used[what] > limit:
+    def _take(self, what: str, count: int) -> None:
+        self._left[what] -= count
+        if self._left[what] < 0:
+            limit = getattr(self._limits, f"max_program_{what}")
             raise InvalidRequest(
                 f"the program has more {_WORDS[what]} than this server allows",
                 value=f"more than {limit}",
@@ -373,8 +372,33 @@ def _nobody() -> None:
     """No connection is there to be woken."""
 
 
+def _text_bytes(op: Op) -> int:
+    """Bytes of the texts in an op that are kept or worked on; of tools, of their wire form."""
+    if isinstance(op, AppendText):
+        return sum(_size(part) for part in op.parts if isinstance(part, str))
+    if isinstance(op, SetVariable):
+        return _size(op.name) + _size(op.text)
+    if isinstance(op, BeginRole):
+        return _size(op.role)
+    if isinstance(op, DeclareTools):
+        return _wire_size(op.tools)
+    if isinstance(op, Select):
+        constraints = [item.text for item in op.constraints if item is not None]
+        return sum(map(_size, [op.name, *op.choices, *constraints, op.baseline or ""]))
+    if isinstance(op, Generate):
+        rules = op.sampling
+        constraint = "" if rules.constraint is None else rules.constraint.text
+        texts = [op.name, constraint, *rules.stop, rules.stop_regex or ""]
+        return sum(map(_size, texts)) + (0 if op.tools is None else _wire_size(op.tools))
+    return 0
+
+
+def _wire_size(value: object) -> int:
+    return len(msgspec.msgpack.encode(value))
+
+
 def _size(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _event_size(event: Event) -> int:

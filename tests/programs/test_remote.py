@@ -10,26 +10,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchline.runtime.core.outputs import RequestMeta
+from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.errors import BackendError
 from branchline.runtime.programs import wire
 from branchline.runtime.programs.channel import WINDOW_BYTES
 from branchline.runtime.programs.protocol import (
     AppendText,
+    BeginRole,
     Close,
     Closed,
+    DeclareTools,
     Event,
     Fork,
     JoinReady,
     LaneContent,
     NodeFailed,
     ReadLane,
+    SetVariable,
     TextDelta,
     ValueReady,
 )
 from branchline.runtime.programs.remote_program import ProgramLimits
+from branchline.runtime.responses import ToolSpec, ToolUse
 from tests.programs.helpers import gen, text
 from tests.programs.wires import Wires, joined
 
+TOOL = ToolSpec(name="f", description="d" * 80)
+USE = ToolUse(tools=(TOOL,))
 ACTIONS = "open send event collect up down lose_up lose_down double swap cut connect tick"
 
 
@@ -215,6 +222,15 @@ def _closed_by(wires: Wires, client: Any) -> dict[str, Any]:
         ({"max_program_lanes": 3}, [Fork(0, 1, (1, 2)), Fork(0, 2, (3,))], "program_lanes"),
         ({"max_program_text_bytes": 5}, [text(0, "äää")], "program_text_bytes"),
         ({"max_program_text_bytes": 5}, [AppendText(0, 0, ("abc", "def"))], "program_text_bytes"),
+        ({"max_program_text_bytes": 5}, [SetVariable(0, 0, "a" * 6, "")], "program_text_bytes"),
+        ({"max_program_text_bytes": 5}, [BeginRole(0, 0, "someone")], "program_text_bytes"),
+        (
+            {"max_program_text_bytes": 5},
+            [gen(0, "x", sampling=SamplingParams(stop=("a" * 5,)))],
+            "program_text_bytes",
+        ),
+        ({"max_program_text_bytes": 90}, [DeclareTools(0, 0, (TOOL,))], "program_text_bytes"),
+        ({"max_program_text_bytes": 90}, [gen(0, "x", tools=USE)], "program_text_bytes"),
     ],
 )
 def test_a_program_beyond_a_limit_ends_with_an_error_that_names_it(
