@@ -138,7 +138,10 @@ class EnginePort(Protocol):
         """End a request; its final output says "abort". Unknown ids are ignored."""
 
     def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
-        """Keep the longest cached prefix of `ids` until `release(lane_id)`."""
+        """Keep the longest cached prefix of `ids` until `release(lane_id)`.
+
+        ids: the lane's own, which grow later: read them at once.
+        """
 
     def release(self, lane_id: str) -> None:
         """Drop the lane's lease; unknown lanes are ignored."""
