@@ -18,6 +18,8 @@ from branchline.runtime.responses import ToolFormat, ToolSpec
 
 MAX_CACHED_BYTES = 8_000_000
 MAX_TOOL_SETS = 64
+MAX_TOOL_SET_BYTES = 65_536
+"""In JSON; turns that show more are made anew each time."""
 _ENTRY_BYTES, _ID_BYTES = 320, 40
 """What a text in the cache takes beside its characters, and each of its ids."""
 
@@ -129,7 +131,9 @@ class TurnTexts:
         known = msgspec.json.encode(tools)
         turns = self._with_tools.get(known)
         if turns is None:
-            turns = self._with_tools[known] = self._turns.with_tools(tools)
-            if len(self._with_tools) > MAX_TOOL_SETS:
-                self._with_tools.popitem(last=False)
+            turns = self._turns.with_tools(tools)
+            if len(known) <= MAX_TOOL_SET_BYTES:
+                self._with_tools[known] = turns
+                if len(self._with_tools) > MAX_TOOL_SETS:
+                    self._with_tools.popitem(last=False)
         return turns

@@ -37,6 +37,7 @@ ASSISTANT = "assistant"
 TOOL = "tool"
 _CUT = "\0"
 _MAX_SHAPES = 4096
+_MAX_ROLE_CHARS = 64
 _RENDER_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -190,6 +191,12 @@ class TurnRenderer:
         return shape
 
     def _find(self, roles: tuple[str, ...]) -> _Shape:
+        if len(roles[-1]) > _MAX_ROLE_CHARS:  # it would be kept
+            raise ProgramError(
+                "a role's name is too long",
+                value=f"{roles[-1][:_MAX_ROLE_CHARS]}…",
+                hint=f"Use at most {_MAX_ROLE_CHARS} characters.",
+            )
         if TOOL not in roles:
             return self._pieces(roles)
         try:

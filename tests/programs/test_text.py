@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from branchline.runtime.programs.text import TextEncoder
+from branchline.runtime.programs.text import MAX_TOOL_SET_BYTES, TextEncoder, TurnTexts
+from branchline.runtime.responses import ToolSpec
+from tests.support.scripted_port import SimpleTurns
 
 TEXTS: dict[str, Callable[[int], str]] = {
     "short": lambda i: f"q {i}",
@@ -74,3 +76,18 @@ def test_texts_used_longest_ago_go_first_and_one_too_long_is_not_kept() -> None:
     assert words.encoded == 5
     encoder.encode("b")
     assert words.encoded == 6, "made room for d"
+
+
+def test_turns_are_made_once_for_each_set_of_tools_but_for_large_ones() -> None:
+    made: list[int] = []
+
+    class Counted(SimpleTurns):
+        def with_tools(self, tools: Sequence[ToolSpec]) -> Counted:
+            made.append(len(tools))
+            return self
+
+    turns = TurnTexts(Counted(), TextEncoder(Words()))
+    small, large = ToolSpec(name="f"), ToolSpec(name="f", description="d" * MAX_TOOL_SET_BYTES)
+    for tools in ((), (small,), (small,), (large,), (large,)):
+        assert turns.begin([], "user", tools)[0].endswith("<|turn|>user\n")
+    assert made == [1, 1, 1]
