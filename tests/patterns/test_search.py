@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import tracemalloc
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -93,6 +94,19 @@ def test_no_pattern_takes_long(pattern: str) -> None:
     begun = time.monotonic()
     assert Search(pattern).found_in("a" * 50_000 + "!") in (False, None)
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("name", ["Lu", "L", "Cn", "Co", "Nd", "Decimal_Number"])
+def test_categories_are_those_of_unicode(name: str) -> None:
+    search, negated = Search(rf"^\p{{{name}}}$"), Search(rf"^\P{{{name}}}$")
+    short = "Nd" if name == "Decimal_Number" else name
+    edges = [block * 4096 + near for block in range(0x110) for near in (-1, 0, 1)]
+    codes = [*range(0x600), *edges, *random.Random(2).choices(range(0x110000), k=500), 0x10FFFF]
+    for code in codes:
+        if code >= 0 and not 0xD800 <= code <= 0xDFFF:
+            inside = unicodedata.category(chr(code)).startswith(short)
+            assert search.found_in(chr(code)) is inside, hex(code)
+            assert negated.found_in(chr(code)) is not inside, hex(code)
 
 
 STEPPING = "x[ab]{12}a|b[ab]{12}a$"
