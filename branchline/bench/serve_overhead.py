@@ -42,28 +42,26 @@ def against_engine(
         BackendError: a request failed; there is nothing to compare then.
     """
     runs: list[dict[str, Any]] = []
+    vocabulary = 0
 
-    def engine() -> None:
-        with Engine(**settings) as made:
+    def on_engine() -> None:
+        nonlocal vocabulary
+        with Engine(**settings) as engine:
             if not runs:
-                print(header(made.core.info()), file=stream)
-            vocabulary = made.tokenizer.vocab_size
-            client = EngineClient(made.core, prefix="bench")
-            make = partial(on_port, client)
-            counts.append(vocabulary)
+                print(header(engine.core.info()), file=stream)
+            vocabulary = engine.tokenizer.vocab_size
+            make = partial(on_port, EngineClient(engine.core, prefix="bench"))
             runs.append(asyncio.run(measure(make, vocabulary, streams, requests, repeats)))
 
-    counts: list[int] = []
-    engine()
-    with served(settings) as server:
-
-        async def run() -> dict[str, Any]:
+    async def on_server() -> None:
+        with served(settings) as server:
             async with Client(server) as client:
                 make = partial(_on_server, client)
-                return await measure(make, counts[0], streams, requests, repeats)
+                runs.append(await measure(make, vocabulary, streams, requests, repeats))
 
-        runs.append(asyncio.run(run()))
-    engine()
+    on_engine()
+    asyncio.run(on_server())
+    on_engine()
     report = compare(*runs) | {"work": "against-engine", "streams": streams}
     names = ("engine", "server", "engine again")
     rows = [row(name, one) for name, one in zip(names, runs, strict=True)]
