@@ -19,7 +19,7 @@ from branchline.kernels.triton.trunk_kernels import (
     trunk_kernel,
     trunk_length_kernel,
 )
-from branchline.kernels.triton.tuning import Device, power_of_two
+from branchline.kernels.triton.tuning import Device, plain_launch, power_of_two
 
 __all__ = ["attend", "find_trunks", "trunk_tiles"]
 
@@ -86,7 +86,7 @@ def find_trunks(meta: AttentionMeta, group: int, out: torch.Tensor) -> None:
         _SHORTEST_TRUNK,
         ROWS=_trunk_rows(group),
         BLOCK=_COMPARED,
-        num_warps=8,
+        **plain_launch(8),
     )
     trunk_length_kernel[(tiles,)](
         found,
@@ -95,7 +95,7 @@ def find_trunks(meta: AttentionMeta, group: int, out: torch.Tensor) -> None:
         _SHORTEST_TRUNK,
         BLOCK=power_of_two(blocks),
         BLOCK_N=_DECODE_KEYS,
-        num_warps=1,
+        **plain_launch(1),
     )
 
 
