@@ -24,20 +24,10 @@ from branchline.runtime.executor.device_worker import DeviceWorker
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape
 from branchline.runtime.models.base import Model
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
-from tests.support.model_driver import CONTEXT, Driver, Part, load_tiny, tiny_llama
+from tests.support.model_driver import CONTEXT, Driver, Part
 
 CPU = torch.device("cpu")
 ROWS = 8
-
-
-@pytest.fixture(scope="module")
-def ops() -> Ops:
-    return make_ops("reference")
-
-
-@pytest.fixture(scope="module")
-def model(ops: Ops, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load_tiny(tiny_llama(tmp_path_factory.mktemp("tiny")), ops)
 
 
 @pytest.fixture
