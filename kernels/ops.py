@@ -63,7 +63,13 @@ class AttentionMeta:
 
 
 class Ops(ABC):
-    """What a model may do to its activations. Outputs are new tensors unless said otherwise."""
+    """What a model may do to its activations. Outputs are new tensors unless said otherwise.
+
+    Attributes:
+        deterministic: the invariant above holds, so nothing else of a step may break it.
+    """
+
+    deterministic: bool = True
 
     @abstractmethod
     def prepare(self, weight: Weight) -> Weight:

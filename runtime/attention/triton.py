@@ -36,6 +36,7 @@ class TritonAttention(OpsAttention):
 
     def __init__(self, needs: AttentionNeeds) -> None:
         self._group = needs.heads // needs.kv_heads
+        self._trunks = not needs.deterministic
 
     def supports(self, needs: AttentionNeeds) -> Support:
         """CUDA pools of float32 or bfloat16; a graph's rows have as many tokens as it recorded."""
@@ -53,7 +54,7 @@ class TritonAttention(OpsAttention):
         """Wraps the graph's own buffers; room for the trunks beside them."""
         lens, rows = meta.host_extend_lens, meta.rows.shape[0]
         single = lens is not None and len(lens) > 0 and int(lens.max()) <= 1
-        if not single or meta.tree_lens is not None or rows < _FEWEST_ROWS:
+        if not (single and self._trunks) or meta.tree_lens is not None or rows < _FEWEST_ROWS:
             return OpsPlan(meta)
         # Imported where it is used: a machine without a GPU may have no Triton.
         from branchline.kernels.triton.attention import trunk_tiles
@@ -63,7 +64,7 @@ class TritonAttention(OpsAttention):
         return OpsPlan(replace(meta, trunk_lens=trunks))
 
     def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
-        """Queue the search for trunks, on the device, in the buffers that the plan was made over."""
+        """Queue the search for trunks, in the buffers that the plan was made over."""
         trunks = plan.meta.trunk_lens
         if trunks is None:
             return

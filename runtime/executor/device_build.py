@@ -90,6 +90,7 @@ class DeviceBuilder:
             settings.kv_dtype,
             device,
             graph=settings.graphs,
+            deterministic=ops.deterministic,
         )
         self.attention: AttentionBackend = make_attention(settings.attention, needs)
         tables = DeviceTables(settings.max_rows, settings.slot_width, model.max_context, device)

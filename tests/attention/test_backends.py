@@ -190,3 +190,8 @@ def test_a_backend_that_cannot_says_why() -> None:
         InvalidRequest, match=r"'?flashy'?.* Use auto, cpu, flashinfer, triton, torch_native"
     ):
         make_attention("flashy", needs())
+
+
+def test_auto_says_what_each_backend_lacks_where_none_can() -> None:
+    with pytest.raises(InvalidRequest, match=r"cpu: it reads .*; torch_native: .* be recorded"):
+        make_attention("auto", needs(kv_dtype=torch.float64, graph=True))

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
+from branchline.runtime.attention.base import AttentionNeeds, Support
+from branchline.runtime.attention.cpu import CpuAttention
+from branchline.runtime.attention.registry import BACKENDS
 from branchline.runtime.core.batch import RowInit, ScheduleBatch, ScoreRead, SlotWrites
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.errors import BackendError
@@ -54,6 +57,29 @@ def device_worker(model: Model, ops: Ops, driver: Driver, *, graphs: bool) -> De
     worker = builder.worker(ROWS * CONTEXT, overlap=True)
     worker.runner.tables.slots[:ROWS] = torch.from_numpy(driver.slots)
     return worker
+
+
+class Asked(CpuAttention):
+    """Keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        self.needs: list[AttentionNeeds] = []
+
+    def supports(self, needs: AttentionNeeds) -> Support:
+        self.needs.append(needs)
+        return super().supports(needs)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_attention_is_as_deterministic_as_the_ops(
+    model: Model, driver: Driver, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    """A backend that sums in another order for other batch mates must hear that it may not."""
+    ops, asked = make_ops("reference"), Asked()
+    ops.deterministic = deterministic
+    monkeypatch.setitem(BACKENDS, "cpu", lambda needs: asked)
+    device_worker(model, ops, driver, graphs=False)
+    assert [needs.deterministic for needs in asked.needs] == [deterministic]
 
 
 def sampled(driver: Driver, *parts: Part, **params: object) -> ScheduleBatch:
