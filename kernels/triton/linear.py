@@ -58,8 +58,10 @@ class Linears:
         if dtype == x.dtype:
             return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(dtype))
         if x.device.type == "cuda":
-            return torch.mm(x, weight.t(), out_dtype=dtype)
-        return (x.to(dtype) @ weight.t().to(dtype)).contiguous()
+            wide = torch.mm(x, weight.t(), out_dtype=dtype)
+        else:
+            wide = x.to(dtype) @ weight.t().to(dtype)
+        return wide if bias is None else wide + bias
 
     def norm_linear(
         self,

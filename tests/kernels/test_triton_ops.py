@@ -68,7 +68,7 @@ def test_activations_and_lookups(ops: TritonOps, reference: ReferenceOps, dtype:
     assert torch.equal(ops.embedding(index, table), table.tensor[index.long()])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 70])
 @pytest.mark.parametrize("shape", [(48, 64), (40, 96)], ids=str)
 def test_linears(
     ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int, shape: tuple[int, int]
@@ -86,6 +86,8 @@ def test_linears(
     logits = ops.head(x, weight)
     assert logits.dtype == torch.float32
     assert close(logits, reference.linear(wide, exact), 1e-5)
+    logits = ops._linears.linear(x, weight.tensor, bias, torch.float32)
+    assert close(logits, reference.linear(wide, exact, bias), 1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20, 70])
