@@ -45,8 +45,8 @@ class AttentionMeta:
             waiting for the device; None = `seq_lens` itself is in host memory.
         host_extend_lens: `extend_lens` likewise.
         trunk_lens: [tiles] int32, how many first slots the rows of each tile of the batch have in
-            common, where a backend has found that out (`TritonOps.find_trunks`); the result does
-            not depend on it.
+            common, where a backend has found that out (`triton.attention.find_trunks`); the result
+            does not depend on it.
     """
 
     rows: torch.Tensor

@@ -90,11 +90,10 @@ class Sampler:
         size = len(logits)
         wanted = batch.logprob_rows
         masked = _masked_rows(bitmask, need_mask)
-        edits = batch.any_bias or batch.any_penalty or batch.suppression is not None
         source: Tensor | None = None
         if len(wanted):
             # Indexing with a tensor copies, which the edits below make necessary.
-            plain = len(wanted) == size and not edits and not len(masked)
+            plain = len(wanted) == size and not batch.edited and not len(masked)
             source = logits if plain else logits[torch.from_numpy(wanted).to(logits.device)]
         if batch.bias is not None:
             add_bias(logits, batch.bias)

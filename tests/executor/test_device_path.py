@@ -125,9 +125,9 @@ def test_padding_leaves_a_plan_as_it_is_and_stays_in_its_own_row(data: st.DataOb
     total = rows if decode else tokens + extra
     shape = StepShape(total, rows, total, decode=decode)
     # a larger step before must not show through
-    buffers.load(idle_step(shape), StepShape(64, 16, 64))
-    meta = buffers.load(plan, shape)
+    buffers.load(idle_step(shape), buffers.views(StepShape(64, 16, 64)))
     views = buffers.views(shape)
+    meta = buffers.load(plan, views)
     b = len(lens)
     assert views.input_ids[:tokens].tolist() == plan.input_ids.tolist()
     assert views.positions[:tokens].tolist() == plan.positions.tolist()
