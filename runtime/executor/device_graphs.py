@@ -92,6 +92,7 @@ def eager_shape(plan: ScheduleBatch, most_rows: int) -> StepShape:
     """What a step that is not recorded is filled up to, so that few sizes occur: kernels are
     compiled for kinds of sizes, and serving is no time to compile."""
     tokens = -(-max(plan.num_tokens, 1) // TOKEN_STEP) * TOKEN_STEP
+    assert len(plan.rows) <= most_rows, "a plan has no more rows than the settings allow"
     rows = next(n for n in row_sizes(most_rows, most_rows) if n > len(plan.rows))
     logits = min(padded(len(plan.logit_idx)), tokens)
     return StepShape(tokens, rows, logits, tree=plan.tree is not None)

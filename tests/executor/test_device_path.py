@@ -261,7 +261,7 @@ def test_a_failed_step_fails_alone_and_a_closed_worker_says_so(
     broken.rows = np.zeros(999, dtype=np.int32)
     pending = worker.forward(broken)
     worker.sample(pending, None)
-    with pytest.raises(Exception):  # noqa: B017
+    with pytest.raises(AssertionError, match="no more rows"):
         pending.result()
     fine = worker.forward(sampled(driver, Part(1, [1, 5])))
     worker.sample(fine, None)
