@@ -92,9 +92,11 @@ Drafts 4 to 2020-12, by `$schema`; without it, the keywords of all of them. Keyw
 describe (`title`, `description`, `default`, `examples`, …) are notes, as JSON Schema has it; so
 are names of formats that it does not define. A text is accepted if it is JSON, names no property
 twice, and its value is valid. Properties come in any order where a schema lists at most MOST of
-them, else in the order of the schema, the unlisted ones last. Whole numbers are written without a
-fraction (`1`, not `1.0`), and without an exponent where a bound could be crossed. `pattern` is
-searched for, as ECMA-262 reads it.
+them, the unlisted ones once all that is required is there; else in the order of the schema, the
+unlisted ones last. Where only whole numbers are valid (`integer`, multiples of one, lists of them)
+they are plain digits: `1`, not `1.0`, which JSON Schema takes for the same but no `int` field
+reads. Other numbers have no exponent where a bound could be crossed. `pattern` is searched for, as
+ECMA-262 reads it.
 """
 WHITE = """
 ## White space in JSON
