@@ -88,13 +88,22 @@ def _one_of(context: Context, node: Node, kind: Kind) -> list[Factor]:
     def both(left: Union, right: Union) -> Union:
         return context.both(left, right, "oneOf", node.path)
 
+    def overlap(left: Union, right: Union) -> bool:
+        return context.overlap(left, right, "oneOf", node.path)
+
     def within(inside: Union) -> Union:
         options = [both(inside, one.yes()) for one in branches]
-        found = []
+        beside: list[list[int]] = [[] for _ in options]
         for at, option in enumerate(options):
-            for other, branch in enumerate(branches):
-                if other != at and option and both(option, options[other]):
-                    option = both(option, branch.no())
+            for other in range(at):
+                if overlap(option, options[other]):
+                    beside[at].append(other)
+                    beside[other].append(at)
+        found = []
+        for option, others in zip(options, beside, strict=True):
+            for other in others:
+                if overlap(option, options[other]):  # what is left of it
+                    option = both(option, branches[other].no())
             found.append(option)
         return context.either(found)
 

@@ -8,7 +8,7 @@ automata: Muller and Schupp, "Alternating automata on infinite trees", 1987). Kn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,24 +219,30 @@ class Expander:
 
     def both(self, left: Union, right: Union, keyword: str, path: str) -> Union:
         """See `Context.both`."""
+        common = list(dict.fromkeys(self._common(left, right, keyword, path)))
+        result = self.either([common])
+        if len(result) > self._effort.variants:
+            raise unsupported(
+                keyword, path, f"it has over {self._effort.variants} variants side by side"
+            )
+        return result
+
+    def overlap(self, left: Union, right: Union, keyword: str, path: str) -> bool:
+        """See `Context.overlap`."""
+        return next(self._common(left, right, keyword, path), None) is not None
+
+    def _common(self, left: Union, right: Union, keyword: str, path: str) -> Iterator[Values]:
         if len(left) * len(right) > 1:
             self._steps += len(left) * len(right)
         if self._steps > self._effort.steps:
             raise unsupported(keyword, path, f"it takes over {self._effort.steps} combinations")
-        found: dict[Values, None] = {}
         for one in left:
             for other in right:
                 if self._tags.apart(one, other):
                     continue
                 common = meet(self.languages, one, other)
                 if common is not None and not self._surely_empty(common, _EMPTINESS_DEPTH):
-                    found[common] = None
-        result = self.either([list(found)])
-        if len(result) > self._effort.variants:
-            raise unsupported(
-                keyword, path, f"it has over {self._effort.variants} variants side by side"
-            )
-        return result
+                    yield common
 
     def either(self, unions: Sequence[Union]) -> Union:
         """See `Context.either`."""

@@ -51,6 +51,9 @@ class Context(Protocol):
     def both(self, left: Union, right: Union, keyword: str, path: str) -> Union:
         """Values in both unions."""
 
+    def overlap(self, left: Union, right: Union, keyword: str, path: str) -> bool:
+        """Whether there are any, which takes less."""
+
     def either(self, unions: Sequence[Union]) -> Union:
         """Values in one of the unions."""
 
