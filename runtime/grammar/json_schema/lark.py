@@ -171,21 +171,24 @@ class Register:
 
 
 def when(conditions: Sequence[str]) -> str:
-    """A condition of an option: all of these."""
-    kept = list(dict.fromkeys(conditions))
-    if not kept:
-        return ""
-    result = kept[-1]
-    for one in reversed(kept[:-1]):
-        result = f"and({one}, {result})"
-    return f" %if {result}"
+    """The condition of an option: all of these."""
+    return f" %if {all_of(conditions)}" if conditions else ""
+
+
+def all_of(conditions: Sequence[str]) -> str:
+    """All of these conditions (at least one is given)."""
+    return _joined("and", conditions)
 
 
 def one_of(conditions: Sequence[str]) -> str:
     """Any of these conditions (at least one is given)."""
-    result = conditions[-1]
-    for one in reversed(conditions[:-1]):
-        result = f"or({one}, {result})"
+    return _joined("or", conditions)
+
+
+def _joined(how: str, conditions: Sequence[str]) -> str:
+    *others, result = dict.fromkeys(conditions)
+    for one in reversed(others):
+        result = f"{how}({one}, {result})"
     return result
 
 

@@ -13,6 +13,7 @@ from branchline.runtime.grammar.json_schema.clauses import Settled, close, last_
 from branchline.runtime.grammar.json_schema.document import unsupported
 from branchline.runtime.grammar.json_schema.lark import (
     Register,
+    all_of,
     one_of,
     repeated,
     stepped,
@@ -164,6 +165,13 @@ def pairs_of(printer: Printer, regions: tuple[Region, ...]) -> list[tuple[str, s
     return [(printer.keys(Texts(language)), printer.symbol(state)) for language, state in regions]
 
 
+class _Step(NamedTuple):
+    """A property and what follows it, and the conditions under which it may come."""
+
+    text: str
+    conditions: list[str]
+
+
 class _Numbered:
     """What both kinds of rules that carry a number share."""
 
@@ -203,17 +211,36 @@ class _Numbered:
         enough = [f"ge({self._count}, {self._plan.least})"] if self._plan.least else []
         return [*enough, *(f"bit_set({bit})" for bit in self._seen)]
 
-    def _others(self, comma: tuple[str, ...], target: str, after: Sequence[str] = ()) -> list[str]:
-        """Options for names outside the list, where conditions hold."""
-        options = []
+    def _others(self, target: str, after: Sequence[str] = ()) -> list[_Step]:
+        """Names outside the list, where conditions hold."""
+        steps = []
         for bit, pairs in zip(self._seen, self._witnesses, strict=True):
             for pair in pairs:
-                text = stepped(self._grammar, [*comma, *pair], target, [f"set_bit({bit})"])
-                options.append(text + when([*after, f"bit_clear({bit})"]))
+                text = stepped(self._grammar, pair, target, [f"set_bit({bit})"])
+                steps.append(_Step(text, [*after, f"bit_clear({bit})"]))
         for pair in self._extra:
-            text = stepped(self._grammar, [*comma, *pair], target, self._counted())
-            options.append(text + when([*after, *self._room()]))
-        return options
+            text = stepped(self._grammar, pair, target, self._counted())
+            steps.append(_Step(text, [*after, *self._room()]))
+        return steps
+
+    def _loop(self, last: str, steps: list[_Step], end: list[str]) -> str:
+        """Define the rule `last` of what follows a property: one of these, or the end.
+
+        Returns:
+            the rule of what follows the opening brace.
+        """
+        grammar = self._grammar
+        close_it = f"{grammar.close_object}{when(end)}"
+        if not steps:
+            grammar.define(last, [close_it], counting=True)
+            return last
+        item = grammar.rule([step.text + when(step.conditions) for step in steps], counting=True)
+        # A comma only where something may follow: behind it there is no way back.
+        more = ""
+        if all(step.conditions for step in steps):
+            more = when([one_of([all_of(step.conditions) for step in steps])])
+        grammar.define(last, [f"{grammar.comma} {item}::_{more}", close_it], counting=True)
+        return grammar.rule([f"{item}::_", close_it], counting=True)
 
 
 class _Counted(_Numbered):
@@ -225,9 +252,7 @@ class _Counted(_Numbered):
         for name in dict.fromkeys(name for clause in plan.clauses for name, _ in clause):
             self._bits[name] = self._bit()
         last = grammar.new_rule()
-        end = f"{grammar.close_object}{when(self._end())}"
-        grammar.define(last, [*self._others((grammar.comma,), last), end], counting=True)
-        first = grammar.rule([*self._others((), last), end], counting=True)
+        first = self._loop(last, self._others(last), self._end())
         order = [name for name, _, _ in plan.names]
         left = 0
         for name, state, required in reversed(plan.names):
@@ -266,28 +291,21 @@ class _Loose(_Numbered):
         plan, grammar = self._plan, self._grammar
         for name, _, _ in plan.names:
             self._bits[name] = self._bit()
-        end = [self._has(name, True) for name, _, required in plan.names if required]
-        required_all = end
-        end = [*required_all, *self._end()]
-        end += [
-            one_of([self._has(*literal) for literal in sorted(clause)])
-            for clause in sorted(plan.clauses, key=sorted)
-        ]
+        required = [self._has(name, True) for name, _, needed in plan.names if needed]
         last = grammar.new_rule()
-        rest, first = [], []
-        for name, state, required in plan.names:
-            pair = [self._printer.key(name), self._printer.symbol(state)]
-            changes = [f"set_bit({self._bits[name]})", *([] if required else self._counted())]
-            with_it = stepped(grammar, pair, last, changes)
-            take = [self._has(name, False), *([] if required else self._room())]
+        steps: list[_Step] = []
+        for name, state, needed in plan.names:
+            pair = (self._printer.key(name), self._printer.symbol(state))
+            changes = [f"set_bit({self._bits[name]})", *([] if needed else self._counted())]
+            take = [self._has(name, False), *([] if needed else self._room())]
             for clause in plan.clauses:
                 if (name, False) in clause and not any(has for _, has in clause):
                     others = sorted(literal for literal in clause if literal[0] != name)
                     take.append(one_of([self._has(*literal) for literal in others]))
-            first.append(f"{with_it}{when(take)}")
-            rest.append(f"{grammar.comma} {with_it}{when(take)}")
-        close_it = f"{grammar.close_object}{when(end)}"
-        rest += [*self._others((grammar.comma,), last, required_all), close_it]
-        grammar.define(last, rest, counting=True)
-        first += [*self._others((), last, required_all), close_it]
-        return f"{grammar.rule(first, counting=True)}::0"
+            steps.append(_Step(stepped(grammar, pair, last, changes), take))
+        end = [*required, *self._end()]
+        end += [
+            one_of([self._has(*literal) for literal in sorted(clause)])
+            for clause in sorted(plan.clauses, key=sorted)
+        ]
+        return f"{self._loop(last, [*steps, *self._others(last, required)], end)}::0"
