@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from branchline.runtime.grammar.json_schema.printer import Printer
 
 _MOST_COUNT = 4095
+_MOST_SPLITS = 6
 MOST_ANY_ORDER = 56
 
 
@@ -40,9 +41,12 @@ class _Plan(NamedTuple):
     most: int | None
 
     @property
-    def optional(self) -> int:
-        """Names that may be left out."""
-        return sum(not required for _, _, required in self.names)
+    def entangled(self) -> bool:
+        """Whether names could leave too little room for others, or exclude too many."""
+        if self.most is not None and any(has for clause in self.clauses for _, has in clause):
+            return True
+        few = self.least > 0 and not self.regions
+        return few and any(not any(has for _, has in clause) for clause in self.clauses)
 
 
 class ObjectPrinter:
@@ -54,11 +58,31 @@ class ObjectPrinter:
 
     def has_values(self, shape: Shape) -> bool:
         """Whether an object can have the shape, as far as its parts are known to have values."""
-        return self._plan(shape) is not None
+        return bool(self._plans(shape))
+
+    def _plans(self, shape: Shape, left: int = _MOST_SPLITS) -> list[_Plan]:
+        """Ways to write a shape; none of them where it has no values.
+
+        Where names depend on each other and are counted, too, they are decided here: a plan looks
+        at one or the other when it comes to a name.
+        """
+        plan = self._plan(shape)
+        if plan is None or not plan.entangled:
+            return [] if plan is None else [plan]
+        if not left:
+            keyword = "minProperties" if plan.most is None else "maxProperties"
+            raise unsupported(keyword, "#", "its names depend on each other in too many ways")
+        name = min(name for clause in plan.clauses for name, _ in clause)
+        return [
+            one
+            for has in (True, False)
+            for one in self._plans(
+                shape._replace(clauses=shape.clauses | {frozenset({(name, has)})}), left - 1
+            )
+        ]
 
     def _plan(self, shape: Shape) -> _Plan | None:
         has = self._printer.has_values
-        order = [name for name, _ in shape.names]
         absent = frozenset(name for name, state in shape.names if not has(state))
         clauses = shape.clauses
         while True:
@@ -68,7 +92,7 @@ class ObjectPrinter:
             settled = self._settled[key]
             if settled is None:
                 return None
-            closed = close(settled.open, order) if settled.open else settled.open
+            closed = close(settled.open) if settled.open else settled.open
             if closed is None:
                 why = "its names depend on each other in too many ways"
                 raise unsupported("dependencies", "#", why)
@@ -98,9 +122,9 @@ class ObjectPrinter:
 
     def options(self, shape: Shape) -> list[str]:
         """Rule bodies of a shape with values."""
-        plan = self._plan(shape)
-        if plan is None:
-            return []
+        return [self._option(plan) for plan in self._plans(shape)]
+
+    def _option(self, plan: _Plan) -> str:
         grammar = self._printer.grammar
         if max(plan.least, plan.most or 0) > _MOST_COUNT:
             if plan.most is None or plan.least > _MOST_COUNT:
@@ -113,12 +137,12 @@ class ObjectPrinter:
             and len(plan.names) <= MOST_ANY_ORDER
         )
         if not plan.names and plan.regions and not plan.witnesses:
-            return [f"{grammar.open_object} {self._map(plan)}"]
+            return f"{grammar.open_object} {self._map(plan)}"
         if any_order:
-            return [f"{grammar.open_object} {_Loose(self._printer, plan).start()}"]
+            return f"{grammar.open_object} {_Loose(self._printer, plan).start()}"
         if counted:
-            return [f"{grammar.open_object} {_Counted(self._printer, plan).start()}"]
-        return [f"{grammar.open_object} {self._chain(plan)}"]
+            return f"{grammar.open_object} {_Counted(self._printer, plan).start()}"
+        return f"{grammar.open_object} {self._chain(plan)}"
 
     def _map(self, plan: _Plan) -> str:
         """Any names, none of them listed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -26,7 +27,8 @@ values = st.recursive(
     ),
     max_leaves=6,
 )
-names = st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True)
+names_of = st.sampled_from(NAMES)
+names = st.lists(names_of, min_size=1, max_size=2, unique=True)
 types = st.sampled_from(("null", "boolean", "integer", "number", "string", "array", "object"))
 counts = st.integers(0, 3)
 FINITE = {"enum": [1, "a", None, True]}
@@ -115,6 +117,40 @@ def test_in_the_order_of_the_schema_nothing_invalid_is_accepted(
     checker = compiled(schema, layout=IN_ORDER)
     for value in some:
         assert checker.takes_reordered(value) == valid(schema, value), value
+
+
+@st.composite
+def dependent(draw: st.DrawFn) -> dict[str, Any]:
+    """Objects whose names want, bar and count each other."""
+    rules = st.one_of(
+        st.builds(lambda some: {"not": {"required": some}}, names),
+        st.builds(lambda some: {"dependentRequired": some}, st.dictionaries(names_of, names)),
+        st.builds(lambda some: {"anyOf": [{"required": [name]} for name in some]}, names),
+        st.builds(lambda count: {"minProperties": count}, counts),
+        st.builds(lambda count: {"maxProperties": count}, counts),
+    )
+    return {
+        "type": "object",
+        "properties": {name: {"const": None} for name in NAMES},
+        "allOf": draw(st.lists(rules, min_size=2, max_size=5)),
+        "additionalProperties": draw(st.sampled_from((False, {"const": 1}))),
+    }
+
+
+@COMMON
+@given(dependent(), st.booleans())
+def test_names_that_depend_on_each_other_come_in_any_order_and_never_to_a_dead_end(
+    schema: dict[str, Any], in_order: bool
+) -> None:
+    checker = compiled(schema, **({"layout": IN_ORDER} if in_order else {}))
+    for count in range(len(NAMES) + 1):
+        for some in itertools.permutations(NAMES, count):
+            value = dict.fromkeys(some)
+            if not in_order or [name for name in NAMES if name in some] == list(some):
+                assert checker.takes(value) == valid(schema, value), value
+    for seed in range(10):
+        text = checker.walk(seed, most=100)
+        assert text is None or has_twice(text) or valid(schema, json.loads(text)), text
 
 
 @COMMON
