@@ -153,6 +153,32 @@ def test_names_that_depend_on_each_other_come_in_any_order_and_never_to_a_dead_e
         assert text is None or has_twice(text) or valid(schema, json.loads(text)), text
 
 
+@st.composite
+def containing(draw: st.DrawFn) -> dict[str, Any]:
+    """Arrays of few values whose items are counted."""
+    some = st.sampled_from(({"const": 1}, {"enum": [1, 2]}, {"const": 3}, {"enum": [2, 3]}))
+    contains = st.fixed_dictionaries(
+        {"contains": some}, optional={"minContains": counts, "maxContains": counts}
+    )
+    other = {"prefixItems": st.lists(some, max_size=2), "minItems": counts, "maxItems": counts}
+    schema = draw(st.fixed_dictionaries({}, optional=other))
+    every = {"enum": [1, 2, 3]}
+    schema["items"] = draw(st.one_of(some, st.just(every), st.just(every)))
+    return {"type": "array", "allOf": draw(st.lists(contains, min_size=1, max_size=3)), **schema}
+
+
+@COMMON
+@given(containing())
+def test_items_that_are_counted_never_come_to_a_dead_end(schema: dict[str, Any]) -> None:
+    checker = compiled(schema)
+    for count in range(5):
+        for some in itertools.product((1, 2, 3), repeat=count):
+            assert checker.takes(list(some)) == valid(schema, list(some)), some
+    for seed in range(10):
+        text = checker.walk(seed, most=100)
+        assert text is None or valid(schema, json.loads(text)), text
+
+
 @COMMON
 @given(schemas(), st.booleans(), st.integers(0, 1000))
 def test_random_walks_end_in_what_is_valid(schema: Any, in_order: bool, seed: int) -> None:
