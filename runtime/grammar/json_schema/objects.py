@@ -225,6 +225,9 @@ class _Numbered:
     def _has(self, name: str, has: bool) -> str:
         return f"bit_{'set' if has else 'clear'}({self._bits[name]})"
 
+    def _any(self, clause: Clause) -> str:
+        return one_of([self._has(*literal) for literal in sorted(clause)])
+
     def _room(self) -> list[str]:
         return [] if self._plan.most is None else [f"lt({self._count}, {self._plan.most})"]
 
@@ -247,24 +250,26 @@ class _Numbered:
             steps.append(_Step(text, [*after, *self._room()]))
         return steps
 
-    def _loop(self, last: str, steps: list[_Step], end: list[str]) -> str:
-        """Define the rule `last` of what follows a property: one of these, or the end.
+    def _loop(self, last: str, steps: list[_Step], more: list[str], end: list[str]) -> str:
+        """Define the rule `last` of what follows a property: a comma and a step, or the end.
+
+        Args:
+            more: one of these holds where one of the steps may come: behind a comma there is no
+                way back.
+            end: all of these hold where the object may end.
 
         Returns:
-            the rule of what follows the opening brace.
+            the rule of the steps; "" where there are none.
         """
-        grammar = self._grammar
-        close_it = f"{grammar.close_object}{when(end)}"
-        if not steps:
-            grammar.define(last, [close_it], counting=True)
-            return last
-        item = grammar.rule([step.text + when(step.conditions) for step in steps], counting=True)
-        # A comma only where something may follow: behind it there is no way back.
-        more = ""
-        if all(step.conditions for step in steps):
-            more = when([one_of([all_of(step.conditions) for step in steps])])
-        grammar.define(last, [f"{grammar.comma} {item}::_{more}", close_it], counting=True)
-        return grammar.rule([f"{item}::_", close_it], counting=True)
+        grammar, options, item = self._grammar, [], ""
+        if steps:
+            texts = [step.text + when(step.conditions) for step in steps]
+            item = grammar.rule(texts, counting=True)
+            sure = any(not step.conditions for step in steps)
+            options.append(f"{grammar.comma} {item}::_{'' if sure else when([one_of(more)])}")
+        options.append(f"{grammar.close_object}{when(end)}")
+        grammar.define(last, options, counting=True)
+        return item
 
 
 class _Counted(_Numbered):
@@ -276,7 +281,11 @@ class _Counted(_Numbered):
         for name in dict.fromkeys(name for clause in plan.clauses for name, _ in clause):
             self._bits[name] = self._bit()
         last = grammar.new_rule()
-        first = self._loop(last, self._others(last), self._end())
+        steps, end = self._others(last), self._end()
+        more = [all_of(step.conditions) for step in steps if step.conditions]
+        item = self._loop(last, steps, more, end)
+        close_it = f"{grammar.close_object}{when(end)}"
+        first = grammar.rule([*([f"{item}::_"] if item else []), close_it], counting=True)
         order = [name for name, _, _ in plan.names]
         left = 0
         for name, state, required in reversed(plan.names):
@@ -302,8 +311,7 @@ class _Counted(_Numbered):
         for clause in self._plan.clauses:
             if (name, has) in clause or last_name(clause, order) != name:
                 continue
-            others = sorted(literal for literal in clause if literal[0] != name)
-            conditions.append(one_of([self._has(*literal) for literal in others]))
+            conditions.append(self._any(clause - {(name, not has)}))
         return conditions
 
 
@@ -311,25 +319,40 @@ class _Loose(_Numbered):
     """Names in any order."""
 
     def start(self) -> str:
-        """The reference that begins the object's inside."""
+        """The rule of the object's inside."""
         plan, grammar = self._plan, self._grammar
-        for name, _, _ in plan.names:
+        barred = {
+            name: [
+                clause - {(name, False)}
+                for clause in plan.clauses
+                if (name, False) in clause and not any(has for _, has in clause)
+            ]
+            for name, _, _ in plan.names
+        }
+        required = [name for name, _, needed in plan.names if needed]
+        free = [name for name, _, needed in plan.names if not needed and not barred[name]]
+        limited = [name for name in barred if barred[name]]
+        for name in (*required, *free, *limited):
             self._bits[name] = self._bit()
-        required = [self._has(name, True) for name, _, needed in plan.names if needed]
-        last = grammar.new_rule()
-        steps: list[_Step] = []
-        for name, state, needed in plan.names:
+        rule, room, needed = grammar.new_rule(), self._room(), self._all(required)
+        steps: dict[str, _Step] = {}
+        for name, state, needs in plan.names:
             pair = (self._printer.key(name), self._printer.symbol(state))
-            changes = [f"set_bit({self._bits[name]})", *([] if needed else self._counted())]
-            take = [self._has(name, False), *([] if needed else self._room())]
-            for clause in plan.clauses:
-                if (name, False) in clause and not any(has for _, has in clause):
-                    others = sorted(literal for literal in clause if literal[0] != name)
-                    take.append(one_of([self._has(*literal) for literal in others]))
-            steps.append(_Step(stepped(grammar, pair, last, changes), take))
-        end = [*required, *self._end()]
-        end += [
-            one_of([self._has(*literal) for literal in sorted(clause)])
-            for clause in sorted(plan.clauses, key=sorted)
-        ]
-        return f"{self._loop(last, [*steps, *self._others(last, required)], end)}::0"
+            changes = [f"set_bit({self._bits[name]})", *([] if needs else self._counted())]
+            take = [self._has(name, False), *([] if needs else room)]
+            take += [self._any(clause) for clause in barred[name]]
+            steps[name] = _Step(stepped(grammar, pair, rule, changes), take)
+        others = self._others(rule, needed)
+        more = [f"not({one})" for one in self._all(required)]
+        more += [all_of([f"not({one})", *room]) for one in self._all(free)]
+        special = [*map(steps.__getitem__, limited), *others]
+        more += [all_of(step.conditions) for step in special if step.conditions]
+        wanted = [self._any(clause) for clause in sorted(plan.clauses, key=sorted)]
+        item = self._loop(rule, [*steps.values(), *others], more, [*needed, *self._end(), *wanted])
+        absent = all(any(not has for _, has in clause) for clause in plan.clauses)
+        empty = absent and not (required or plan.least or plan.witnesses)
+        return grammar.rule([f"{item}::0", *([grammar.close_object] if empty else [])])
+
+    def _all(self, names: list[str]) -> list[str]:
+        """That names whose bits lie side by side are all there."""
+        return [f"is_ones([{self._bits[names[0]]}:{self._bits[names[-1]] + 1}])"] if names else []
