@@ -148,8 +148,11 @@ def _choice(options: Sequence[str]) -> str:
     return "\n  | ".join(options)
 
 
+REGISTER_BITS = 64
+
+
 class Register:
-    """Layout of the 64-bit number that counting rules carry."""
+    """Layout of the number that counting rules carry."""
 
     def __init__(self) -> None:
         self.width = 0
@@ -157,14 +160,14 @@ class Register:
     def field(self, largest: int) -> str | None:
         """Bits for a count up to `largest`; None when the number is full."""
         bits = max(largest.bit_length(), 1)
-        if self.width + bits > 64:
+        if self.width + bits > REGISTER_BITS:
             return None
         start, self.width = self.width, self.width + bits
         return f"[{start}:{self.width}]"
 
     def bit(self) -> int | None:
         """One bit; None when the number is full."""
-        if self.width >= 64:
+        if self.width >= REGISTER_BITS:
             return None
         self.width += 1
         return self.width - 1

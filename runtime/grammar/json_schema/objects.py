@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from branchline.runtime.grammar.json_schema.clauses import Settled, close, last_name, settle
 from branchline.runtime.grammar.json_schema.document import unsupported
 from branchline.runtime.grammar.json_schema.lark import (
+    REGISTER_BITS,
     Register,
     all_of,
     one_of,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _MOST_COUNT = 4095
 _MOST_SPLITS = 6
-MOST_ANY_ORDER = 56
+MOST_ANY_ORDER = 256
 
 
 class _Plan(NamedTuple):
@@ -134,7 +135,7 @@ class ObjectPrinter:
         any_order = (
             grammar.layout.any_order
             and len(plan.names) + bool(plan.regions) > 1
-            and len(plan.names) <= MOST_ANY_ORDER
+            and _in_line(plan) is not None
         )
         if not plan.names and plan.regions and not plan.witnesses:
             return f"{grammar.open_object} {self._map(plan)}"
@@ -315,8 +316,29 @@ class _Counted(_Numbered):
         return conditions
 
 
+def _in_line(plan: _Plan) -> list[str] | None:
+    """Names that must keep the order of the schema, as few as can be, for the others to have a bit
+    of the register each; None where too many must."""
+    room = REGISTER_BITS - len(plan.witnesses)
+    counted = plan.least > 0 or plan.most is not None
+    if counted:
+        room -= max(plan.least, plan.most or 1).bit_length()
+    if len(plan.names) <= room:
+        return []
+    if counted or len(plan.names) > MOST_ANY_ORDER:
+        return None
+    tied = {name for clause in plan.clauses for name, _ in clause}
+    idle = [name for name, _, required in plan.names if not required and name not in tied]
+    for bits in range(2, len(idle).bit_length() + 1):
+        found = idle[1 - (1 << bits) :]
+        if len(plan.names) - len(found) + bits <= room:
+            return found
+    return None
+
+
 class _Loose(_Numbered):
-    """Names in any order."""
+    """Names in any order, except that some are in line: the last ones, each of which comes only
+    where none behind it was."""
 
     def start(self) -> str:
         """The rule of the object's inside."""
@@ -329,29 +351,46 @@ class _Loose(_Numbered):
             ]
             for name, _, _ in plan.names
         }
+        line = _in_line(plan) or []
         required = [name for name, _, needed in plan.names if needed]
-        free = [name for name, _, needed in plan.names if not needed and not barred[name]]
         limited = [name for name in barred if barred[name]]
+        free = [name for name in barred if name not in {*required, *limited, *line}]
         for name in (*required, *free, *limited):
             self._bits[name] = self._bit()
+        placed = self._placed(line)
         rule, room, needed = grammar.new_rule(), self._room(), self._all(required)
         steps: dict[str, _Step] = {}
         for name, state, needs in plan.names:
+            if name in placed:
+                take, changes = placed[name]
+            else:
+                take = [self._has(name, False), *([] if needs else room)]
+                take += [self._any(clause) for clause in barred[name]]
+                changes = [f"set_bit({self._bits[name]})", *([] if needs else self._counted())]
             pair = (self._printer.key(name), self._printer.symbol(state))
-            changes = [f"set_bit({self._bits[name]})", *([] if needs else self._counted())]
-            take = [self._has(name, False), *([] if needs else room)]
-            take += [self._any(clause) for clause in barred[name]]
             steps[name] = _Step(stepped(grammar, pair, rule, changes), take)
         others = self._others(rule, needed)
         more = [f"not({one})" for one in self._all(required)]
         more += [all_of([f"not({one})", *room]) for one in self._all(free)]
-        special = [*map(steps.__getitem__, limited), *others]
+        special = [*(steps[name] for name in (*limited, *line[-1:])), *others]
         more += [all_of(step.conditions) for step in special if step.conditions]
         wanted = [self._any(clause) for clause in sorted(plan.clauses, key=sorted)]
         item = self._loop(rule, [*steps.values(), *others], more, [*needed, *self._end(), *wanted])
         absent = all(any(not has for _, has in clause) for clause in plan.clauses)
         empty = absent and not (required or plan.least or plan.witnesses)
         return grammar.rule([f"{item}::0", *([grammar.close_object] if empty else [])])
+
+    def _placed(self, line: list[str]) -> dict[str, tuple[list[str], list[str]]]:
+        """Of names in line, when they may come and what changes: the place of the last one."""
+        if not line:
+            return {}
+        start = self._register.width
+        place = self._register.field(len(line)) or self._full()
+        others = (1 << REGISTER_BITS) - (1 << self._register.width) + (1 << start) - 1
+        return {
+            name: ([f"lt({place}, {at})"], [f"bit_and({others})", f"bit_or({at << start})"])
+            for at, name in enumerate(line, 1)
+        }
 
     def _all(self, names: list[str]) -> list[str]:
         """That names whose bits lie side by side are all there."""
