@@ -43,11 +43,10 @@ class _Plan(NamedTuple):
 
     @property
     def entangled(self) -> bool:
-        """Whether names could leave too little room for others, or exclude too many."""
+        """Whether names could leave too little room for others, or too few of them."""
         if self.most is not None and any(has for clause in self.clauses for _, has in clause):
             return True
-        few = self.least > 0 and not self.regions
-        return few and any(not any(has for _, has in clause) for clause in self.clauses)
+        return self.least > 0 and not self.regions and bool(self.clauses)
 
 
 class ObjectPrinter:
