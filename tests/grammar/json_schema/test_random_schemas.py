@@ -8,9 +8,12 @@ from typing import Any
 
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from jsonschema.validators import validator_for
 
 from branchline.runtime.errors import UnsupportedConstraint
 from tests.grammar.json_schema.harness import IN_ORDER, Checker, has_twice, valid
+from tests.grammar.json_schema.table_of_structures import D6, D7, D19, D20
+from tests.grammar.json_schema.table_of_values import D4
 
 NAMES = ("a", "b", "c", "x-1")
 PATTERNS = ("^a", "b$", "^[ab]*$", "a|x", "^x-", "^.{1,2}$", "^(?!a)", "[^a]")
@@ -118,6 +121,18 @@ def test_in_the_order_of_the_schema_nothing_invalid_is_accepted(
     checker = compiled(schema, layout=IN_ORDER)
     for value in some:
         assert checker.takes_reordered(value) == valid(schema, value), value
+
+
+@COMMON
+@given(schemas(), st.sampled_from((D4, D6, D7, D19, D20)), st.lists(values, min_size=6, max_size=6))
+def test_in_no_draft_anything_invalid_is_accepted(schema: Any, draft: str, some: list[Any]) -> None:
+    assume(isinstance(schema, dict))
+    schema = {"$schema": draft, **schema}
+    validator = validator_for(schema)
+    assume(validator(validator.META_SCHEMA).is_valid(schema))  # as the draft has its keywords
+    checker = compiled(schema)
+    for value in some:
+        assert valid(schema, value) or not checker.takes_reordered(value), value
 
 
 @st.composite
