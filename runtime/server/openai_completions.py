@@ -25,8 +25,8 @@ from branchline.runtime.server.generation import (
     results,
 )
 from branchline.runtime.server.openai_parts import FINISH, CompletionLogprobs, Json, usage
-from branchline.runtime.server.openai_types import CompletionRequest, Prompt
-from branchline.runtime.server.prompts import Prompts
+from branchline.runtime.server.openai_types import CompletionRequest
+from branchline.runtime.server.prompts import Prompts, prompts_of
 from branchline.runtime.server.wire import EventStream, event_stream, json_response, read_body
 
 DEFAULT_MAX_TOKENS = 16
@@ -75,12 +75,7 @@ class Completions:
             prompt_logprobs=scored,
             constraint=constraint_of(body, body.response_format, limits),
         )
-        jobs = []
-        for prompt in prompts_of(body.prompt):
-            ids = await self._prompts.text(prompt) if isinstance(prompt, str) else prompt
-            self._prompts.check_length(ids)
-            jobs.append(Job(ids, sampling))
-        return jobs
+        return [Job(ids, sampling) for ids in await self._prompts.ids(prompts_of(body.prompt))]
 
 
 class _Run:
@@ -217,22 +212,6 @@ class _Run:
                 {str(i): {"logprob": v, "decoded_token": text(i)} for i, v in pairs.items()}
             )
         return found
-
-
-def prompts_of(prompt: Prompt, name: str = "prompt") -> list[str | list[int]]:
-    """The prompts of a request: each a text or ids; `name` is the field's.
-
-    Raises:
-        Refused: an empty list, or one that mixes ids with other prompts.
-    """
-    if isinstance(prompt, str):
-        return [prompt]
-    ids = [item for item in prompt if isinstance(item, int)]
-    several = [item for item in prompt if not isinstance(item, int)]
-    if bool(ids) == bool(several):
-        what = "mixes ids and prompts" if ids else "is an empty list"
-        raise Refused(400, f"{name} {what}", param=name)
-    return several or [ids]
 
 
 def _joined(first: Json | None, second: Json | None) -> Json | None:

@@ -67,7 +67,7 @@ class _Scoring:
         check("max_prompts", "the number of items", len(items), limits.max_prompts)
         labels = body.label_token_ids
         check("max_logit_bias", "the number of labels", len(labels), limits.max_logit_bias)
-        prompts = [await self._prompt(body, item) for item in items]
+        prompts = await self._prompts.ids(_prompt(body, item) for item in items)
         asked = [
             ScoreRequest(
                 id=context.client.new_id(),
@@ -94,16 +94,14 @@ class _Scoring:
             }
         )
 
-    async def _prompt(self, body: ScoringRequest, item: str | list[int]) -> list[int]:
-        first, second = (item, body.query) if body.item_first else (body.query, item)
-        if isinstance(first, str) and isinstance(second, str):
-            ids = await self._prompts.text(first + second)
-        elif isinstance(first, list) and isinstance(second, list):
-            ids = [*first, *second]
-        else:
-            raise Refused(400, "query and items are both texts or both ids", param="items")
-        self._prompts.check_length(ids)
-        return ids
+
+def _prompt(body: ScoringRequest, item: str | list[int]) -> str | list[int]:
+    first, second = (item, body.query) if body.item_first else (body.query, item)
+    if isinstance(first, str) and isinstance(second, str):
+        return first + second
+    if isinstance(first, list) and isinstance(second, list):
+        return [*first, *second]
+    raise Refused(400, "query and items are both texts or both ids", param="items")
 
 
 def _values(logprobs: list[float], softmax: bool) -> list[float]:

@@ -102,7 +102,7 @@ class _Tokens:
         texts = body.prompt if isinstance(body.prompt, list) else [body.prompt or ""]
         limit = self._context.limits.max_prompts
         check("max_prompts", "the number of prompts", len(texts), limit)
-        return [await self._prompts.text(text, start=body.add_special_tokens) for text in texts]
+        return await self._prompts.ids(texts, start=body.add_special_tokens, bounded=False)
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """Text of ids."""
