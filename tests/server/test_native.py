@@ -184,6 +184,7 @@ def test_the_stop_is_kept_by_the_names_of_each_server(server: RunningServer) -> 
         ({"text": "a", "sampling_params": {"temperature": "x"}}, "sampling_params.temperature"),
         ({"text": "a", "sampling_params": {"regex": "a", "ebnf": "b"}}, "both constrain"),
         ({"text": "a", "sampling_params": {"json_schema": "{"}}, "not valid JSON"),
+        ({"text": "a", "sampling_params": {"repetition_penalty": 1e-109}}, "repetition_penalty"),
         ({"input_ids": [1, 99999]}, "vocabulary"),
         ({"text": "a" * 3000}, "context"),
     ],
