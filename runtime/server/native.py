@@ -55,6 +55,7 @@ class _Wish:
         start: first token of the prompt whose log-probability is wanted.
         top: alternatives for each token.
         silent: the output was asked to have no tokens.
+        prompt: the prompt's ids are wanted.
     """
 
     prompt_ids: list[int]
@@ -63,6 +64,7 @@ class _Wish:
     start: int
     top: int
     silent: bool
+    prompt: bool
 
 
 class Generate:
@@ -134,7 +136,8 @@ class Generate:
             start = len(ids) - 1 if starts[i] < 0 else min(starts[i], len(ids) - 1)
             top = tops[i] if logprobs[i] else 0
             silent = params[i].max_new_tokens == 0
-            wishes.append(_Wish(ids, names[i], logprobs[i], start, top, silent))
+            prompt = bool(body.return_prompt_token_ids)
+            wishes.append(_Wish(ids, names[i], logprobs[i], start, top, silent, prompt))
             sampling = _sampling(
                 params[i],
                 self._context.limits,
@@ -184,7 +187,8 @@ class _Output:
             info["e2e_latency"] = meta.latency_s
         if self.wish.logprobs:
             info |= self._logprobs()
-        return {"text": self.text, "output_ids": self.ids, "meta_info": info}
+        shown: Json = {"text": self.text, "output_ids": self.ids, "meta_info": info}
+        return shown | {"prompt_token_ids": self.wish.prompt_ids} if self.wish.prompt else shown
 
     def _finish(self, meta: RequestMeta) -> Json:
         if self.wish.silent:

@@ -181,7 +181,7 @@ class _Run:
             if self._body.prompt_logprobs is not None:
                 choice["prompt_logprobs"] = self._prompt_logprobs(result)
             if self._body.return_token_ids:
-                choice["token_ids"] = result.token_ids
+                choice["token_ids"] = [] if self._silent else result.token_ids
                 choice["prompt_token_ids"] = self._jobs[index // self._n].prompt_ids
         return choice
 

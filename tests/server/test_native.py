@@ -34,6 +34,8 @@ def test_a_text_and_its_ids_are_continued_alike(server: RunningServer, engine: E
         assert info["finish_reason"] == {"type": "length", "length": 12}
         assert (info["prompt_tokens"], info["completion_tokens"]) == (7, 12)
     assert by_ids["meta_info"]["cached_tokens"] == 6
+    shown = generate(server, text="The sea", sampling_params=GREEDY, return_prompt_token_ids=True)
+    assert shown["prompt_token_ids"] == ids and "prompt_token_ids" not in by_text
 
 
 def test_lists_and_n_give_lists(server: RunningServer) -> None:

@@ -62,14 +62,19 @@ def test_several_prompts_and_outputs_are_numbered_as_openai_does(sdk: openai.Ope
 
 def test_echo_scores_the_prompt(sdk: openai.OpenAI) -> None:
     scored = sdk.completions.create(
-        model=MODEL, prompt="The capital of France is Paris", echo=True, logprobs=1, max_tokens=0
+        model=MODEL,
+        prompt="The capital of France is Paris",
+        echo=True,
+        logprobs=1,
+        max_tokens=0,
+        extra_body={"return_token_ids": True},
     )
     [choice] = scored.choices
     assert choice.text == "The capital of France is Paris"
     assert choice.logprobs.token_logprobs[0] is None
     assert choice.logprobs.tokens[-1] == " Paris"
     assert choice.logprobs.token_logprobs[-1] > -2.0
-    assert scored.usage.completion_tokens == 0
+    assert scored.usage.completion_tokens == len(choice.token_ids) == 0
 
 
 def test_chat_and_its_stream_agree(sdk: openai.OpenAI) -> None:
