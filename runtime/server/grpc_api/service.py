@@ -70,7 +70,8 @@ class EngineService:
     async def score(self, message: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """`Score`."""
         async with self._running(message, call, self._requests.score) as (request, name):
-            return convert.score_response(await self._context.client.score(request), name)
+            [result] = await self._context.client.score(request)
+            return convert.score_response(result, name)
 
     async def embed(self, message: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """`Embed`."""
