@@ -5,7 +5,6 @@ Law: the pieces of a stream, joined for each choice, are the answer without a st
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +15,8 @@ from branchline.runtime.server.constraints import constraint_of
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import Refused, openai_body
 from branchline.runtime.server.fields import sampling_of
-from branchline.runtime.server.generation import (
-    Counts,
-    Job,
-    Options,
-    generate,
-    response_id,
-    results,
-)
-from branchline.runtime.server.openai_parts import FINISH, CompletionLogprobs, Json, usage
+from branchline.runtime.server.generation import Counts, Job, generate, results
+from branchline.runtime.server.openai_parts import FINISH, CompletionLogprobs, Envelope, Json
 from branchline.runtime.server.openai_types import CompletionRequest
 from branchline.runtime.server.prompts import Prompts, prompts_of
 from branchline.runtime.server.wire import EventStream, event_stream, json_response, read_body
@@ -86,19 +78,8 @@ class _Run:
         self._body = body
         self._jobs = jobs
         self._n = jobs[0].sampling.n
-        self._options = Options(
-            response_id("cmpl-", body.rid, body.request_id),
-            stream=bool(body.stream),
-            salt=body.cache_salt or body.extra_key or "",
-            priority=body.priority or 0,
-            deadline_s=body.deadline_s,
-        )
-        self._head: Json = {
-            "id": self._options.name,
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": context.check_model(body.model),
-        }
+        model, kind = context.check_model(body.model), "text_completion"
+        self._envelope = Envelope(body, model, prefix="cmpl-", kind=kind, piece=kind)
         top = body.logprobs
         count = len(jobs) * self._n
         self._logprobs = [
@@ -110,7 +91,7 @@ class _Run:
 
     async def whole(self, request: web.Request) -> Json:
         """The answer."""
-        groups = await results(request, self._context, self._jobs, self._options)
+        groups = await results(request, self._context, self._jobs, self._envelope.options)
         choices = []
         for job, group in enumerate(groups):
             for sequence, result in enumerate(group):
@@ -121,27 +102,37 @@ class _Run:
                     logprobs = _joined(logprobs, self._entry(index, result))
                 choices.append(self._choice(index, text, logprobs, result))
         counts = self._counts([[result.meta for result in group] for group in groups])
-        return {**self._head, "choices": choices, "usage": usage(counts)}
+        return self._envelope.whole(choices, counts)
 
     async def stream(self, request: web.Request, events: EventStream) -> None:
         """The answer in events."""
         metas: list[list[RequestMeta]] = [[] for _ in self._jobs]
         opened: set[int] = set()
-        async with generate(request, self._context, self._jobs, self._options) as steps:
+        written = [0] * len(self._logprobs)
+        options = self._envelope.options
+
+        async def send(index: int, choice: Json) -> None:
+            prompt = self._jobs[index // self._n].prompt_ids
+            await events.send(self._envelope.chunk(choice, len(prompt), written[index]))
+
+        async with generate(request, self._context, self._jobs, options) as steps:
             async for step in steps:
                 index = step.job * self._n + step.sequence
                 output = step.output
                 if self._body.echo and self._body.logprobs is None and index not in opened:
                     opened.add(index)
-                    await events.send(self._chunk(self._choice(index, self._prompt(index), None)))
+                    await send(index, self._choice(index, self._prompt(index), None))
                 if isinstance(output, GenerateDelta):
-                    if not self._silent and not self._waits_for_prompt():
+                    if self._silent:
+                        continue
+                    written[index] += len(output.token_ids)
+                    if not self._waits_for_prompt():
                         logprobs = self._entry(index, output)
-                        await events.send(self._chunk(self._choice(index, output.text, logprobs)))
+                        await send(index, self._choice(index, output.text, logprobs))
                     continue
                 metas[step.job].append(output.meta)
-                await events.send(self._chunk(self._last(index, output)))
-        await self._end(events, metas)
+                await send(index, self._last(index, output))
+        await self._envelope.end(events, self._counts(metas))
 
     def _waits_for_prompt(self) -> bool:
         """Log-probabilities of the prompt come with the result, and stand before the output's."""
@@ -156,19 +147,9 @@ class _Run:
                 logprobs = _joined(logprobs, self._entry(index, result))
         return self._choice(index, text, logprobs, result)
 
-    async def _end(self, events: EventStream, metas: Sequence[Sequence[RequestMeta]]) -> None:
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
-            counts = usage(self._counts(metas))
-            await events.send({**self._head, "choices": [], "usage": counts})
-        await events.send_raw(b"[DONE]")
-
     def _counts(self, metas: Sequence[Sequence[RequestMeta]]) -> Counts:
         counts = Counts.of(metas)
         return counts._replace(output=0) if self._silent else counts
-
-    def _chunk(self, choice: Json) -> Json:
-        return {**self._head, "choices": [choice]}
 
     def _choice(
         self, index: int, text: str, logprobs: Json | None, result: GenerateResult | None = None

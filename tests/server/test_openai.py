@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pydantic
@@ -205,6 +206,38 @@ def test_a_failure_inside_a_stream_reaches_the_reader(
         ):
             pass
     assert len(model_server.context.running) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["ab", "cde"]}),
+        ("/v1/chat/completions", {"messages": ASK}),
+    ],
+)
+def test_counts_come_where_they_are_asked_for(
+    server: RunningServer, path: str, body: dict[str, object]
+) -> None:
+    body = {**body, "n": 2, "max_tokens": 9, "ignore_eos": True}
+    whole = server.post(path, body).json["usage"]
+
+    def events(**options: bool) -> list[Any]:
+        answer = server.post(path, {**body, "stream": True, "stream_options": options})
+        return list(answer.events[:-1])
+
+    assert all("usage" not in event for event in events())
+    *pieces, end = events(include_usage=True)
+    assert all("usage" not in event for event in pieces) and end["choices"] == []
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert end["usage"][name] == whole[name]
+    last = {}
+    for event in events(continuous_usage_stats=True):
+        [choice] = event["choices"]
+        before = last.get(choice["index"], {"completion_tokens": 0})["completion_tokens"]
+        last[choice["index"]] = event["usage"]
+        assert before <= event["usage"]["completion_tokens"]
+    assert sum(usage["completion_tokens"] for usage in last.values()) == whole["completion_tokens"]
+    assert sum(usage["prompt_tokens"] for usage in last.values()) == 2 * whole["prompt_tokens"]
 
 
 def test_special_tokens_in_contents_stay_text(server: RunningServer, engine: Engine) -> None:
