@@ -48,6 +48,23 @@ def story(s: bl.State, tokens: int = 60) -> str:
     return s["x"]
 
 
+BEGIN_STORY = """
+import os, sys, branchline as bl
+@bl.function
+def story(s):
+    s += 'Once' + bl.gen('x', max_tokens=1500, ignore_eos=True)
+endpoint = bl.Endpoint(sys.argv[1])
+stream = story.stream(backend=endpoint)
+next(stream)
+"""
+
+
+def exit_status_of(code: str, url: str) -> int:
+    """How a process that runs `code` against this server ends."""
+    command = [sys.executable, "-c", code, url]
+    return subprocess.run(command, timeout=60, check=False).returncode
+
+
 @pytest.fixture
 def quick(engine: Engine) -> Iterator[RunningServer]:
     """A server that forgets clients soon."""
@@ -93,31 +110,12 @@ def test_a_batch_survives_broken_connections(engine: Engine, server: RunningServ
 def test_a_client_that_dies_frees_its_memory_when_its_lease_is_over(
     engine: Engine, quick: RunningServer
 ) -> None:
-    code = (
-        "import sys, os, branchline as bl\n"
-        "@bl.function\n"
-        "def story(s):\n"
-        "    s += 'Once' + bl.gen('x', max_tokens=1500, ignore_eos=True)\n"
-        "for event in story.stream(backend=bl.Endpoint(sys.argv[1])):\n"
-        "    os._exit(7)\n"
-    )
-    died = subprocess.run([sys.executable, "-c", code, quick.url], timeout=60, check=False)
-    assert died.returncode == 7
+    assert exit_status_of(BEGIN_STORY + "os._exit(7)\n", quick.url) == 7
     assert wait(lambda: idle(engine), 5.0)
 
 
 def test_a_process_that_ends_says_goodbye(engine: Engine, server: RunningServer) -> None:
-    code = (
-        "import sys, branchline as bl\n"
-        "@bl.function\n"
-        "def story(s):\n"
-        "    s += 'Once' + bl.gen('x', max_tokens=1500, ignore_eos=True)\n"
-        "endpoint = bl.Endpoint(sys.argv[1])\n"
-        "stream = story.stream(backend=endpoint)\n"
-        "next(stream)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code, server.url], timeout=60, check=True)
-    assert ended.returncode == 0
+    assert exit_status_of(BEGIN_STORY, server.url) == 0
     assert wait(lambda: idle(engine), ProgramLimits().program_lease_s / 3)
 
 
