@@ -48,9 +48,7 @@ class _Admin:
 
     async def health(self, request: web.Request) -> web.Response:
         """200 when a token could be generated."""
-        reason = self._context.health()
-        if reason:
-            raise BackendError(f"not ready: {reason}", retryable=True)
+        self._context.check_ready()
         client, tokenizer = self._context.client, self._context.tokenizer
         probe = GenerateRequest(
             id=client.new_id(),
