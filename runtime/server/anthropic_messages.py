@@ -63,10 +63,10 @@ class Messages:
         self._questions = Questions(context, Prompts(context))
 
     async def count(self, request: web.Request) -> web.Response:
-        """Tokens of a conversation, as the model would read it."""
+        """Tokens of a conversation, as the model would read it, if it could."""
         body = await read_body(request, CountRequest, self._context.limits)
         self._context.check_model(body.model)
-        question = await self._ask(body)
+        question = await self._ask(body, bounded=False)
         return json_response({"input_tokens": len(question.prompt.ids)})
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -88,9 +88,10 @@ class Messages:
             request, context, job, options, writer=writer, error_body=anthropic_body
         )
 
-    async def _ask(self, body: CountRequest) -> Question:
+    async def _ask(self, body: CountRequest, *, bounded: bool = True) -> Question:
+        constraint = _constraint(body, self._context.limits)
         return await self._questions.prepare(
-            _conversation(body), _tools(body), _constraint(body, self._context.limits)
+            _conversation(body), _tools(body), constraint, bounded=bounded
         )
 
 

@@ -101,6 +101,10 @@ def _prompt(body: ScoringRequest, item: str | list[int]) -> str | list[int]:
 
 
 def _values(result: ScoreResult, softmax: bool) -> list[float]:
-    values = [math.exp(row[0]) for row in result.token_logprobs]
+    logprobs = [row[0] for row in result.token_logprobs]
+    if not softmax:
+        return [math.exp(value) for value in logprobs]
+    most = max(logprobs)
+    values = [math.exp(value - most) for value in logprobs]
     total = sum(values)
-    return [value / total for value in values] if softmax and total > 0.0 else values
+    return [value / total for value in values]

@@ -50,6 +50,15 @@ def test_messages_and_their_stream_agree(model_server: RunningServer) -> None:
     assert final.usage.cache_read_input_tokens == counted.input_tokens - 1
 
 
+def test_what_does_not_fit_is_counted_all_the_same(server: RunningServer) -> None:
+    body = {"messages": [{"role": "user", "content": "x" * 3000}], "max_tokens": 1}
+    refused = server.post("/v1/messages", body)
+    assert refused.status == 400 and "context holds 2048" in refused.json["error"]["message"]
+    del body["max_tokens"]
+    counted = server.post("/v1/messages/count_tokens", body)
+    assert counted.status == 200 and counted.json["input_tokens"] > 3000
+
+
 def test_a_stop_sequence_is_named(model_server: RunningServer) -> None:
     with sdk_of(model_server) as sdk:
         done = sdk.messages.create(

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from branchline.runtime.engine import Engine
+from branchline.runtime.server.context import make_context
 from branchline.runtime.server.keys import Keys
-from tests.support.http_server import RunningServer, serve_engine
+from tests.support.http_server import RunningServer, serve, serve_engine
+from tests.support.spelled_port import SpelledPort
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -38,6 +40,17 @@ def test_scores_are_probabilities_of_the_labels(
     for one, other in zip(again["scores"], answer["scores"], strict=True):
         assert one == pytest.approx(other, rel=1e-3)
     assert answer["usage"]["prompt_tokens"] == 7 + 3 + 7 + 7
+
+
+def test_labels_that_are_all_unlikely_still_add_up_to_one() -> None:
+    port = SpelledPort(lambda prompt, index: "")
+    context = make_context(port, port.tokenizer)
+    with serve(context) as server:
+        port.likely = lambda label: -900.0 - label
+        body = {"query": "x", "items": ["y"], "label_token_ids": [0, 1], "apply_softmax": True}
+        [scores] = server.post("/v1/score", body).json["scores"]
+    port.close()
+    assert scores == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))])
 
 
 @pytest.mark.parametrize(
