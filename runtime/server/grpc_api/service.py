@@ -156,8 +156,8 @@ class GrpcServer:
         await server.start()
         self._watcher = asyncio.create_task(self._watch(), name="branchline-grpc-health")
 
-    async def stop(self, grace_s: float = 5.0) -> None:
-        """Take no more calls; those that run have `grace_s` seconds to end."""
+    async def stop(self, grace_s: float) -> None:
+        """See `CallServer.stop`."""
         if self._watcher is not None:
             self._watcher.cancel()
         await self._health.enter_graceful_shutdown()
