@@ -28,6 +28,7 @@ from branchline.runtime.server.grpc_api.service import SERVICE, GrpcServer
 from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.limits import Limits
 from branchline.runtime.server.prompts import Prompts
+from tests.server.waiting import wait_until_idle
 
 FOLDER = Path(pb.__file__).parent
 
@@ -227,14 +228,14 @@ def test_the_calls_deadline_ends_the_request(engine: Engine) -> None:
     message = request(max_tokens=400, ignore_eos=True, n=100, temperature=1.0)
     error = failure(context_of(engine), message, timeout=0.1)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_nothing_runs_longer_than_the_servers_total_time(engine: Engine) -> None:
     message = request(max_tokens=400, ignore_eos=True, n=100, temperature=1.0)
     error = failure(context_of(engine, limits=Limits(total_timeout_s=0.05)), message)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_a_client_that_leaves_ends_its_request(engine: Engine) -> None:
@@ -244,7 +245,7 @@ def test_a_client_that_leaves_ends_its_request(engine: Engine) -> None:
         call.cancel()
 
     talk(context_of(engine), leave)
-    assert_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_abort_ends_a_request_of_the_same_key_alone(engine: Engine) -> None:
@@ -313,12 +314,3 @@ def test_the_generated_module_is_what_the_proto_says(tmp_path: Path) -> None:
         for path in (tmp_path / "branchline_pb2.py", FOLDER / "branchline_pb2.py")
     ]
     assert descriptors[0] == descriptors[1]
-
-
-def assert_idle(engine: Engine) -> None:
-    import time
-
-    end = time.monotonic() + 5
-    while engine.info()["scheduler"]["unfinished"] and time.monotonic() < end:
-        time.sleep(0.01)
-    assert engine.info()["scheduler"]["unfinished"] == 0
