@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from branchline.runtime.engine import Engine
 from branchline.runtime.server.keys import Keys
 from tests.server.spelled import spelled_server
+from tests.server.waiting import wait_for
 from tests.support.http_server import RunningServer, serve_engine
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
@@ -221,6 +223,21 @@ def test_facts(server: RunningServer) -> None:
         assert facts["status"] == "ready"
         assert facts["settings"]["kv_tokens"] == 8192
     assert server.get("/health_generate").status == 200
+
+
+def test_health_is_generated_once_for_all_who_ask() -> None:
+    with spelled_server(lambda prompt, index: "text") as it:
+        it.port.endless = True
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(it.server.get, "/health_generate") for _ in range(8)]
+            wait_for(lambda: it.port.requests)
+            time.sleep(0.3)
+            assert len(it.port.requests) == 1 and not any(one.done() for one in asked)
+            it.port.call_soon(lambda: it.port.abort(it.port.requests[0].id))
+            assert {one.result(10).status for one in asked} == {200}
+        it.port.endless = False
+        assert it.server.get("/health_generate").status == 200
+        assert len(it.port.requests) == 2
 
 
 def test_flushing_is_for_admins(engine: Engine) -> None:
