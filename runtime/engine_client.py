@@ -36,6 +36,7 @@ from branchline.runtime.errors import BackendError, BranchlineError, from_wire, 
 Item = Output | BranchlineError
 Deliver = Callable[[Item], None]
 T = TypeVar("T")
+Reading = TypeVar("Reading", ScoreResult, EmbedResult)
 
 
 class EngineClient:
@@ -115,19 +116,21 @@ class EngineClient:
                 found[output.request_id] = output
         return [found[name] for name in sequence_names(request.id, request.sampling.n)]
 
-    async def score(self, request: ScoreRequest) -> ScoreResult:
-        """Log-probabilities of the choices of a request."""
-        async for output in self.run(request):
-            if isinstance(output, ScoreResult):
-                return output
-        raise AssertionError("a score request ends with a score")
+    async def score(self, *requests: ScoreRequest) -> list[ScoreResult]:
+        """Log-probabilities of the choices of each request; the first failure ends all of them."""
+        return await self._readings(requests, ScoreResult)
 
     async def embed(self, *requests: EmbedRequest) -> list[EmbedResult]:
         """The vectors of the requests, in their order; the first failure ends all of them."""
-        found: dict[str, EmbedResult] = {}
+        return await self._readings(requests, EmbedResult)
+
+    async def _readings(
+        self, requests: Sequence[EngineRequest], kind: type[Reading]
+    ) -> list[Reading]:
+        found: dict[str, Reading] = {}
         async with contextlib.aclosing(self.run(*requests)) as outputs:
             async for output in outputs:
-                assert isinstance(output, EmbedResult)
+                assert isinstance(output, kind)
                 found[output.request_id] = output
         return [found[request.id] for request in requests]
 

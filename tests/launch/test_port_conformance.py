@@ -124,18 +124,27 @@ def test_vectors_are_those_of_the_engine_itself(
     past = driver.embed(prompts[0], pooling=pooling, deadline=time.monotonic() - 1.0)
     assert past.vector == []
     assert past.finals[past.request.id].error is not None
-    gone = Call(EmbedRequest(id=driver.new_id(), prompt_ids=prompts[1], pooling=pooling))
+    assert len(beside.result.token_ids) == 40
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_a_reading_that_is_taken_back_is_an_error(driver: PortDriver, scores: bool) -> None:
+    name, ids = driver.new_id(), ids_of(TEXT * 9)
+    gone = Call(
+        ScoreRequest(id=name, prompt_ids=ids, choices=[ids_of(" sea"), ids_of(" farm")])
+        if scores
+        else EmbedRequest(id=name, prompt_ids=ids)
+    )
 
     def take_back() -> None:
         driver.port.submit(gone.request, gone.on_output)
-        driver.port.abort(gone.request.id)
+        driver.port.abort(name)
 
     driver.on_loop(take_back)
-    assert gone.vector == []
-    ended = gone.finals[gone.request.id]
+    assert not any(gone.scores.token_logprobs if scores else gone.vector)
+    ended = gone.finals[name]
     assert ended.meta.finish_reason == "abort" and ended.error is not None
     assert ended.error["code"] == "Cancelled"
-    assert len(beside.result.token_ids) == 40
 
 
 def test_prompt_log_probabilities_come_along(driver: PortDriver) -> None:
