@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,7 +157,7 @@ class RemotePort:
         if entry is None:
             return
         if entry.wire_id:
-            self._out += [Abort(_wire_name(entry, name)) for name in names]
+            self._abort(entry, names)
             return
         for name in names:
             self._end(entry, name, "abort", None)
@@ -255,7 +255,7 @@ class RemotePort:
         for entry in list(self._entries.values()):
             if isinstance(entry.request, GenerateRequest):
                 if entry.wire_id:
-                    self._out.append(Abort(entry.wire_id))
+                    self._abort(entry, entry.left)
                 self._lose(entry, error, keep=not entry.seen)
 
     def fail_all(self, error: BranchlineError) -> None:
@@ -315,9 +315,11 @@ class RemotePort:
         if entry.wire_id != request.id:
             request = msgspec.structs.replace(request, id=entry.wire_id)
         self._out.append(Submit(request))
-        for name in names_of(entry.request):
-            if name not in entry.left:  # ended while it waited
-                self._out.append(Abort(_wire_name(entry, name)))
+        # What ended while it waited.
+        self._abort(entry, [name for name in names_of(entry.request) if name not in entry.left])
+
+    def _abort(self, entry: _Entry, names: Iterable[str]) -> None:
+        self._out += [Abort(_wire_name(entry, name)) for name in names]
 
     def _lose(self, entry: _Entry, error: BranchlineError, *, keep: bool) -> None:
         for name in entry.left:

@@ -109,7 +109,7 @@ class Host:
         if isinstance(message, Submit):
             self._submit(message.request)
         elif isinstance(message, Abort):
-            scheduler.abort(message.request_id, message.reason)
+            scheduler.end_one(message.request_id, message.reason)
         elif isinstance(message, Hold):
             ids = np.asarray(message.ids, dtype=np.int32)
             scheduler.cache.lease(message.lane_id, ids, message.namespace)

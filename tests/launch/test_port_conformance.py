@@ -96,6 +96,24 @@ def test_siblings_each_end_once_and_follow_the_seed(driver: PortDriver) -> None:
     assert len({tuple(ids) for ids in outputs[0]}) > 1
 
 
+@pytest.mark.parametrize("kind", ["stop", "stop_regex"])
+def test_a_stop_ends_its_own_sequence_and_no_sibling(
+    driver: PortDriver, reference: Engine, kind: str
+) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 7, "ignore_eos": True, "n": 4}
+    prompt = ids_of(TEXT)
+    whole = reference.generate(prompt, max_tokens=200, **options)
+    texts = [set(result.text[:40]) for result in whole]
+    own = texts[0] - set[str]().union(*texts[1:])
+    at = next(char for char in whole[0].text if char in own and char.isascii() and char.isalnum())
+    stop: Any = {"stop": (at,), "stop_regex": at}[kind]
+    call = driver.generate(prompt, 200, **options, **{kind: stop})
+    plain = reference.generate(prompt, max_tokens=200, **options, **{kind: stop})
+    found = [final for _, final in sorted(_plain(call.wait()).items())]
+    assert [final.token_ids for final in found] == [result.token_ids for result in plain]
+    assert len({len(final.token_ids) for final in found}) > 1
+
+
 def _plain(call: Call) -> dict[str, GenerateResult]:
     """Results by sequence, with names that do not depend on the request's."""
     base = len(call.request.id)
