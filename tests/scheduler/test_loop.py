@@ -87,17 +87,47 @@ def test_a_deadline_wakes_an_idle_loop() -> None:
     steps = Steps()
     loop = Loop(steps)
     loop.start()
-    eventually(lambda: steps.audits == 1)
-    start = time.monotonic()
+    eventually(lambda: steps.audits == 1)  # it sleeps without end now
+    deadline = time.monotonic() + 0.3
+    ends: list[float] = []
+    step = steps.step
+
+    def ending() -> bool:
+        if steps.deadline is not None and time.monotonic() >= steps.deadline:
+            ends.append(time.monotonic())
+            steps.deadline = None
+        return step()
 
     def set_deadline() -> None:
-        steps.deadline = start + 0.1
+        steps.step = ending  # type: ignore[method-assign]
+        steps.deadline = deadline
 
-    loop.call_soon(set_deadline)
     turns = steps.turns
-    eventually(lambda: time.monotonic() > start + 0.15 and steps.turns > turns + 1)
-    steps.deadline = None
+    loop.call_soon(set_deadline)
+    eventually(lambda: ends)
+    woken = steps.turns - turns
     loop.close()
+    assert len(ends) == 1
+    assert 0.0 <= ends[0] - deadline < 2.0, "it woke for it, and not before"
+    assert woken <= 4, "it slept until then"
+
+
+def test_a_deadline_during_the_audit_is_not_missed() -> None:
+    steps = Steps()
+    steps.deadline = time.monotonic() + 0.05
+    waits: list[float | None] = []
+
+    class Wake(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return super().wait(timeout)
+
+    loop = Loop(steps)
+    loop._wake = Wake()
+    loop.start()
+    eventually(lambda: waits)
+    loop.close()
+    assert waits[0] is not None and waits[0] <= 0.05
 
 
 def test_a_failing_step_ends_the_requests_and_not_the_loop() -> None:
