@@ -317,9 +317,7 @@ def test_random_operations_keep_every_law(page_size: int) -> None:
         checked: ClassVar[Counter[str]] = Counter()
 
     Machine.page_size = page_size
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(max_examples=120, stateful_step_count=80, deadline=None, derandomize=True),
-    )
+    many = settings(max_examples=120, stateful_step_count=80, deadline=None, derandomize=True)
+    run_state_machine_as_test(Machine, settings=many)
     assert {name for name, count in Machine.checked.items() if count} == CHECKED
     assert min(Machine.checked[law] for law in ("law 1", "locks", "rows")) > 500
