@@ -80,9 +80,9 @@ class Committer:
             if segment.request.finish is None and output.hidden is not None:
                 self._pool(segment, output.hidden[span.start : span.start + span.count])
         for segment in plan.segments:
-            prompt = segment.start < segment.request.prompt_len
-            if segment.request.finish is None and segment.count > 1 and prompt:
-                self._planner.share(segment.request, _shareable(segment.request))
+            request = segment.request
+            if segment.count > 1 and segment.start < request.prompt_len and request.finish is None:
+                self._planner.share(request, _shareable(request))
         ids = output.token_ids[:, 0].tolist()
         bad = set(output.bad_rows)
         for j, index in enumerate(plan.batch.sample_rows.tolist()):

@@ -204,9 +204,11 @@ class PlanBuilder:
 def _forced_ids(segment: Segment) -> RowInit | None:
     """Ids that nobody sampled, for the token table: penalties read them there."""
     request = segment.request
+    if not request.progress.forced_tokens:
+        return None
     start = max(segment.start, request.prompt_len)
     end = min(segment.start + segment.count, request.length)
-    if not request.progress.forced_tokens or start >= end:
+    if start >= end:
         return None
     return RowInit(request.row, start, request.ids[start:end].copy())
 

@@ -186,7 +186,9 @@ class Scheduler:
         start = time.thread_time()
         plan = self._plan()
         self.stats.plan_s += time.thread_time() - start
-        free = plan is not None and all(r.matcher is None for r in _sampled(plan))
+        free = plan is not None and not (
+            self._planner.constrained and any(r.matcher is not None for r in _sampled(plan))
+        )
         # Every step that a constrained row was part of has been committed above, so that its
         # matcher is where this step's mask begins.
         filling = self._begin_mask(plan) if plan is not None and not free else None
