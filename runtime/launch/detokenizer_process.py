@@ -22,23 +22,21 @@ from branchline.runtime.ipc.messages import (
     ToPort,
     ToScheduler,
 )
-from branchline.runtime.ipc.parent import leave, read_start
 from branchline.runtime.ipc.socket_loop import SocketLoop
 from branchline.runtime.ipc.sockets import Inbox, Outlet
 from branchline.runtime.launch.starts import (
     BEAT_PERIOD_S,
+    LINGER_S,
     ProcessStart,
     detokenizer_codec,
+    live,
     port_codec,
     scheduler_codec,
 )
 from branchline.runtime.launch.text_parts import load_text
-from branchline.runtime.observability.logs import set_up_logs
 from branchline.runtime.tokenizer.reading import Reading
 from branchline.runtime.tokenizer.side_thread import SideThread
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
-
-LINGER_S = 2.0
 
 
 class Detokenizer:
@@ -141,16 +139,5 @@ def run(start: ProcessStart, context: zmq.Context[zmq.Socket[bytes]]) -> int:
     return 0
 
 
-def main() -> int:
-    """Body of the process."""
-    start = read_start(ProcessStart)
-    set_up_logs(start.log_format, start.log_level, "detokenizer")
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    status = run(start, context)
-    # Told to stop, nobody listens any more; failed, somebody wants to know why.
-    context.destroy(linger=int(LINGER_S * 1000) if status else 0)
-    return status
-
-
 if __name__ == "__main__":
-    leave(main())
+    live("detokenizer", run)
