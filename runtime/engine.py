@@ -26,7 +26,7 @@ from branchline.runtime.core.messages import (
 )
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, ScoreResult
 from branchline.runtime.core.sampling_params import SamplingParams
-from branchline.runtime.core.sequence import sequence_names
+from branchline.runtime.core.sequence import names_of
 from branchline.runtime.engine_client import EngineClient, Item, raise_if_failed
 from branchline.runtime.engine_core import EngineCore
 from branchline.runtime.errors import InvalidRequest
@@ -259,7 +259,7 @@ class Engine:
     def _run(self, requests: Sequence[EngineRequest], timeout_s: float | None) -> dict[str, Output]:
         inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._client.start_all(requests, inbox.put)
-        left = sum(r.sampling.n if isinstance(r, GenerateRequest) else 1 for r in requests)
+        left = sum(len(names_of(request)) for request in requests)
         results: dict[str, Output] = {}
         end = None if timeout_s is None else time.monotonic() + timeout_s
         try:
@@ -341,4 +341,4 @@ def _sampling(
 def _group(request: GenerateRequest, results: dict[str, Output]) -> Any:
     if request.sampling.n == 1:
         return results[request.id]
-    return [results[name] for name in sequence_names(request.id, request.sampling.n)]
+    return [results[name] for name in names_of(request)]

@@ -30,7 +30,7 @@ from branchline.runtime.core.outputs import (
 )
 from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import EnginePort
-from branchline.runtime.core.sequence import sequence_names
+from branchline.runtime.core.sequence import names_of
 from branchline.runtime.errors import BackendError, BranchlineError, from_wire, wrap
 
 Item = Output | BranchlineError
@@ -93,10 +93,9 @@ class EngineClient:
         """
         inbox: asyncio.Queue[Item] = asyncio.Queue()
         mailbox = self._mailbox()
-        left = sum(r.sampling.n if isinstance(r, GenerateRequest) else 1 for r in requests)
+        left = sum(len(names_of(request)) for request in requests)
         try:
-            for request in requests:
-                self.start(request, lambda item: mailbox.put(inbox, item))
+            self.start_all(requests, lambda item: mailbox.put(inbox, item))
             while left:
                 output = raise_if_failed(await inbox.get())
                 left -= not isinstance(output, GenerateDelta)
@@ -113,7 +112,7 @@ class EngineClient:
         async for output in self.run(request):
             if isinstance(output, GenerateResult):
                 found[output.request_id] = output
-        return [found[name] for name in sequence_names(request.id, request.sampling.n)]
+        return [found[name] for name in names_of(request)]
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Log-probabilities of the choices of a request."""
