@@ -145,7 +145,14 @@ class Engine:
                 yield output
 
     def score(self, prompt: Prompt, choices: Sequence[Prompt], **options: Any) -> ScoreResult:
-        """Log-probabilities of each choice's tokens after the prompt, in one tree forward."""
+        """Log-probabilities of each choice's tokens after the prompt, in one tree forward.
+
+        Args:
+            prompt: text or token ids.
+            choices: text or token ids of each.
+            options: `priority`, `deadline_s`, `namespace`, `timeout_s`.
+        """
+        _check_common(options)
         request = ScoreRequest(
             id=self._client.new_id(),
             prompt_ids=self._encode(prompt),
@@ -181,13 +188,7 @@ class Engine:
         Raises:
             BranchlineError: the first failure; the other requests are ended.
         """
-        unknown = sorted(set(options) - _COMMON)
-        if unknown:
-            raise InvalidRequest(
-                f"unknown option {unknown[0]!r}",
-                value=options[unknown[0]],
-                hint=f"Known: {', '.join(sorted(_COMMON))}.",
-            )
+        _check_common(options)
         batch, single = _batch(prompts)
         requests = [
             EmbedRequest(
@@ -305,6 +306,16 @@ def _batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
 
 
 _COMMON = frozenset({"priority", "deadline_s", "namespace", "timeout_s"})
+
+
+def _check_common(options: dict[str, Any]) -> None:
+    unknown = sorted(set(options) - _COMMON)
+    if unknown:
+        raise InvalidRequest(
+            f"unknown option {unknown[0]!r}",
+            value=options[unknown[0]],
+            hint=f"Known: {', '.join(sorted(_COMMON))}.",
+        )
 
 
 def _common(options: dict[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class EngineClient:
 
     def abort(self, request_id: str) -> None:
         """End a request and its siblings `id#i`; unknown ids are ignored."""
-        self.port.call_soon(lambda: self.port.abort(request_id))
+        with contextlib.suppress(BackendError):  # a closed engine has ended them already
+            self.port.call_soon(lambda: self.port.abort(request_id))
 
     async def run(self, *requests: EngineRequest) -> AsyncGenerator[Output]:
         """Outputs of all requests as they come, up to the last one.
@@ -102,9 +103,8 @@ class EngineClient:
                 yield output
         finally:
             if left:
-                with contextlib.suppress(BackendError):  # a closed engine has ended them already
-                    for request in requests:
-                        self.abort(request.id)
+                for request in requests:
+                    self.abort(request.id)
 
     async def results(self, request: GenerateRequest) -> list[GenerateResult]:
         """All outputs of a request, in the order of its n sequences."""
