@@ -9,7 +9,6 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,20 +22,13 @@ from branchline.runtime.programs.executor import Executor
 from branchline.runtime.programs.protocol import Close, Fork, Join, Select, ValueReady
 from tests.programs.helpers import Program, gen, text
 from tests.support.port_driver import Call, PortDriver
+from tests.support.waiting import until
 
 TEXT = "Once upon a time, there was a port; it had 2 ends. "
 
 
 def ids_of(words: str) -> list[int]:
     return list(words.encode())
-
-
-def until(condition: Callable[[], Any], within_s: float = 20.0) -> None:
-    """Wait for something that another process will do."""
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def test_outputs_are_those_of_the_engine_itself(driver: PortDriver, reference: Engine) -> None:
