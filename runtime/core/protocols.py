@@ -73,7 +73,8 @@ class TokenMatcher(Protocol):
 
 
 class ChatTurns(Protocol):
-    """The model's own chat template, turn by turn.
+    """The model's own chat template, turn by turn. Asking for the same turn again costs next to
+    nothing.
 
     Attributes:
         tool_format: how the model writes tool calls.
@@ -137,7 +138,10 @@ class EnginePort(Protocol):
         """End a request; its final output says "abort". Unknown ids are ignored."""
 
     def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
-        """Keep the longest cached prefix of `ids` until `release(lane_id)`."""
+        """Keep the longest cached prefix of `ids` until `release(lane_id)`.
+
+        ids: the lane's own, which grow later: read them at once.
+        """
 
     def release(self, lane_id: str) -> None:
         """Drop the lane's lease; unknown lanes are ignored."""

@@ -1,11 +1,15 @@
-"""Values of the last minute, for whoever looks now. Bounded; knows not what they measure."""
+"""Values of the last minute, for whoever looks now. Knows not what they measure.
+
+Invariant: a window takes the same memory however many values come, from the first on, so that a
+process that serves does not grow by what it measures.
+"""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections import deque
+from array import array
 from collections.abc import Callable, Sequence
 
 SECONDS = 60.0
@@ -27,21 +31,24 @@ class Window:
     ) -> None:
         self._seconds = seconds
         self._clock = clock
-        self._values: deque[tuple[float, float]] = deque(maxlen=most)
+        self._times = array("d", [-math.inf]) * most
+        self._values = array("d", [0.0]) * most
+        self._next = 0
         self._lock = threading.Lock()
 
     def add(self, value: float) -> None:
         """One more."""
         with self._lock:
-            self._values.append((self._clock(), value))
+            self._times[self._next] = self._clock()
+            self._values[self._next] = value
+            self._next = (self._next + 1) % len(self._times)
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """For each share the smallest value that at least so many are not above; [] without any."""
         with self._lock:
             oldest = self._clock() - self._seconds
-            while self._values and self._values[0][0] < oldest:
-                self._values.popleft()
-            values = sorted(value for _, value in self._values)
+            both = zip(self._times, self._values, strict=True)
+            values = sorted(value for when, value in both if when >= oldest)
         if not values:
             return []
         return [values[max(0, math.ceil(share * len(values)) - 1)] for share in shares]

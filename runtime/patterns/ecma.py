@@ -10,14 +10,13 @@ Read beyond it, since schemas are written for many engines: `\\A`, `\\Z`, `\\z`,
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
 from functools import cache, lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 from branchline.runtime.patterns.ranges import (
     EVERY,
     Ranges,
-    in_ranges,
     intersect_ranges,
     invert_ranges,
     ranges_of,
@@ -34,6 +33,7 @@ _LINE_ENDS: Ranges = ((0xA, 0xA), (0xD, 0xD), (0x2028, 0x2029))
 _CONTROLS = {"t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r"}
 _MOST_REPEAT = 100_000
 _MOST_GROUPS = 100
+_BLOCK = 4096
 
 
 class PatternError(Exception):
@@ -343,14 +343,17 @@ def _any_case(ranges: Ranges) -> Ranges:
 
 @cache
 def _categories() -> dict[str, list[tuple[int, int]]]:
-    """Ranges of each general category of Unicode."""
-    category: Callable[[str], str] = unicodedata.category
+    """Ranges of each general category of Unicode. Found block by block: no step takes long."""
     found: dict[str, list[tuple[int, int]]] = {}
-    for code in range(0x110000):
-        if in_ranges(EVERY, code):
-            pairs = found.setdefault(category(chr(code)), [])
-            if pairs and pairs[-1][1] == code - 1:
-                pairs[-1] = (pairs[-1][0], code)
+    for block in range(0, 0x110000, _BLOCK):
+        at = block
+        for name, run in groupby(map(unicodedata.category, map(chr, range(block, block + _BLOCK)))):
+            end = at + len(list(run))
+            pairs = found.setdefault(name, [])
+            if pairs and pairs[-1][1] == at - 1:
+                pairs[-1] = (pairs[-1][0], end - 1)
             else:
-                pairs.append((code, code))
+                pairs.append((at, end - 1))
+            at = end
+    del found["Cs"]  # half surrogates
     return found

@@ -8,6 +8,7 @@ fixed amount of work there is none. Knows no JSON.
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ MAX_STATES = 4000
 MAX_STEPS = 1_000_000
 """Moves of single states for one text: about half a second."""
 _REMEMBERED = 4096
+"""Steps, and states of all sets, that a search keeps from one text to the next."""
 
 _Test = tuple[str, int, bool]
 """A condition on a place: "start", "end", "edge" or "look", number of the look, negated."""
@@ -125,6 +127,7 @@ class _Run:
         self._numbers: dict[frozenset[int], int] = {}
         self._sets: list[frozenset[int]] = []
         self._steps: dict[_Step, int] = {}
+        self._members = 0
         self.tests = automaton.tests
         self.steps = 0
 
@@ -147,10 +150,11 @@ class _Run:
         return self._automaton.entry in self._sets[alive]
 
     def forget(self) -> None:
-        """Drop what was remembered, if it is much."""
+        """A text is over: drop what was remembered, if it is much."""
         self.steps = 0
-        if len(self._steps) > _REMEMBERED or len(self._sets) > _REMEMBERED >> 3:
+        if len(self._steps) + self._members > _REMEMBERED:
             self._steps, self._numbers, self._sets = {}, {}, []
+            self._members = 0
 
     def _move(self, step: _Step) -> int:
         automaton = self._automaton
@@ -176,11 +180,12 @@ class _Run:
         if found not in self._numbers:
             self._numbers[found] = len(self._sets)
             self._sets.append(found)
+            self._members += len(found)
         return self._numbers[found]
 
 
 class Search:
-    """A pattern that is looked for in texts. Not for several threads at once.
+    """A pattern that is looked for in texts; for any thread, one at a time.
 
     Raises:
         PatternError: it is malformed, no automaton can do it, or it is too large.
@@ -191,12 +196,19 @@ class Search:
         builder.build(parse(pattern))
         self._runs = [_Run(automaton) for automaton in builder.automata]
         self._edges = any(test[0] == "edge" for run in self._runs for test in run.tests)
+        self._lock = threading.Lock()
 
     def found_in(self, text: str) -> bool | None:
         """Whether the pattern matches somewhere in `text`; None = that would take too long."""
+        with self._lock:
+            try:
+                return self._look(text)
+            finally:
+                for run in self._runs:
+                    run.forget()
+
+    def _look(self, text: str) -> bool | None:
         runs = self._runs
-        for run in runs:
-            run.forget()
         alive = [-1] * len(runs)
         for at in range(len(text), -1, -1):
             char = ord(text[at]) if at < len(text) else -1

@@ -94,46 +94,62 @@ class Incoming:
     """What was taken of one direction.
 
     Attributes:
-        received: number of the last item taken.
+        arrived: number of the last item that is here.
+        taken: number of the last item taken; those between are kept back, so that the other side's
+            window stays closed.
     """
 
-    __slots__ = ("_quiet_bytes", "_reported", "received")
+    __slots__ = ("_quiet_bytes", "_reported", "arrived", "taken")
 
     def __init__(self) -> None:
-        self.received = 0
+        self.arrived = 0
+        self.taken = 0
         self._reported = 0
         self._quiet_bytes = 0
 
-    def accept(self, number: int, size: int) -> bool:
-        """Take item `number` of `size` bytes; False when it was taken before.
+    def accept(self, number: int, size: int, *, keep: bool = False) -> bool:
+        """Take item `number` of `size` bytes; False when it was here before.
+
+        Args:
+            keep: it is kept back, to be taken by `take`.
 
         Raises `WireError` when items before it are missing.
         """
-        if number <= self.received:
+        if number <= self.arrived:
             return False
-        if number != self.received + 1:
+        if number != self.arrived + 1:
             raise WireError(
                 "items of a channel are missing",
-                value=f"{number} after {self.received}",
+                value=f"{number} after {self.arrived}",
                 hint="Reconnect.",
             )
-        self.received = number
-        self._quiet_bytes += size
+        self.arrived = number
+        if not keep:
+            self.take(size)
         return True
+
+    def take(self, size: int) -> None:
+        """The first of the items kept back, of `size` bytes, is taken."""
+        self.taken += 1
+        self._quiet_bytes += size
+
+    def take_rest(self) -> None:
+        """All that is kept back is taken."""
+        self.taken = self.arrived
 
     def ack_is_due(self) -> bool:
         """True when enough was taken that the other side has not been told of."""
         return (
-            self.received - self._reported >= ACK_ITEMS
+            self.taken - self._reported >= ACK_ITEMS
             or self._quiet_bytes >= ACK_BYTES
-            or (self._reported == 0 and self.received > 0)
+            or (self._reported == 0 and self.taken > 0)
         )
 
     def report(self) -> int:
         """The number to send as acknowledgement; counts as told."""
-        self._reported = self.received
+        self._reported = self.taken
         self._quiet_bytes = 0
-        return self.received
+        return self.taken
 
     def forget_reports(self) -> None:
         """A new connection: what was told may not have arrived."""

@@ -12,7 +12,6 @@ from branchline.runtime.core.outputs import RequestMeta
 from branchline.runtime.errors import from_wire
 from branchline.runtime.programs.protocol import (
     ChoiceScore,
-    Generate,
     NodeStats,
     ToolReply,
     ValueReady,
@@ -61,7 +60,7 @@ def _finish_generate(program: RunningProgram, lane: Lane, run: GenerateRun) -> N
     _extend(program, lane, op.name, divided[0].answer, first.token_ids, shown=first.text)
     tokens = len(lane.ids) - before + run.thinking.written
     program.report(_stats(program, run, op.node, meta, tokens, lane))
-    replies = _replies(program, op, [part.answer for part in divided])
+    replies = _replies(program, run, [part.answer for part in divided])
     program.emit(
         ValueReady(
             lane=lane.id,
@@ -77,11 +76,12 @@ def _finish_generate(program: RunningProgram, lane: Lane, run: GenerateRun) -> N
     )
 
 
-def _replies(program: RunningProgram, op: Generate, texts: list[str]) -> tuple[ToolReply, ...]:
-    if op.tools is None:
+def _replies(program: RunningProgram, run: GenerateRun, texts: list[str]) -> tuple[ToolReply, ...]:
+    if run.op.tools is None:
         return ()
     form = program.turns.tool_format
-    return tuple([read_reply(op, form, text) for text in texts])
+    streamed = [] if run.reply is None else [run.reply]
+    return (*streamed, *[read_reply(run.op, form, text) for text in texts[len(streamed) :]])
 
 
 def _reasoning(

@@ -41,16 +41,17 @@ class Linker:
 
     def _read(self, op: NodeOp) -> None:
         if isinstance(op, AppendText):
+            read: dict[tuple[int, str], None] = {}
             for part in op.parts:
                 if isinstance(part, VarRef):
                     source = self.variables.get(part.lane, {}).get(part.name)
                     if source is None:
                         raise self._unknown("variable", part.name, op.node)
-                    edge = GraphEdge(src=source, dst=op.node, kind="data", name=part.name)
-                    if edge not in self.edges[-len(op.parts) :]:
-                        self.edges.append(edge)
+                    read[source, part.name] = None
                 elif isinstance(part, ArgRef) and part.name not in self.args:
                     raise self._unknown("argument", part.name, op.node)
+            for source, name in read:
+                self.edges.append(GraphEdge(src=source, dst=op.node, kind="data", name=name))
         elif isinstance(op, Fork):
             for child in op.children:
                 if child in self.last:

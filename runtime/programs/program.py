@@ -244,7 +244,7 @@ class RunningProgram:
         if self._closing and self._pending == 1:  # the node that ends now is the last one
             return
         lane.leased = True
-        self.port.hold(lane.key, lane.ids.copy(), self.opened.namespace)
+        self.port.hold(lane.key, lane.ids, self.opened.namespace)
 
     def report(self, stats: NodeStats) -> None:
         """Send stats with the next value."""

@@ -234,12 +234,12 @@ class Connection:
             found = program.next_item()
             if found is not None:
                 number, body = found
-                messages.append(Item(channel, number, program.taken, msgspec.Raw(body)))
+                messages.append(Item(channel, number, program.incoming.report(), msgspec.Raw(body)))
                 room -= len(body)
                 if program.has_news:
                     self._ready[channel] = None  # behind the others
             elif program.incoming.ack_is_due():
-                messages.append(Ack(channel, program.taken))
+                messages.append(Ack(channel, program.incoming.report()))
         return wire.encode(messages) if messages else None
 
     def drop(self, *, clean: bool) -> None:

@@ -28,7 +28,9 @@ from branchline.runtime.errors import (
 from branchline.runtime.programs.channel import WINDOW_BYTES, Incoming, Outgoing
 from branchline.runtime.programs.protocol import (
     AppendText,
+    BeginRole,
     Closed,
+    DeclareTools,
     Event,
     Fork,
     Generate,
@@ -46,7 +48,7 @@ from branchline.runtime.programs.protocol import (
     TextDelta,
     ValueReady,
 )
-from branchline.runtime.programs.wire import Abandon, decode_parts, encode
+from branchline.runtime.programs.wire import Abandon, UpPart, WireError, decode_parts, encode
 
 LAGGING_EVENTS = 64
 """From so many unread events on, unread text of one node is joined, up to `JOINED_CHARS`."""
@@ -63,7 +65,7 @@ class ProgramLimits:
     max_program_ops: int = setting(100_000, "operations of one program")
     max_program_lanes: int = setting(16384, "branches of one program")
     max_program_text_bytes: int = setting(
-        16 * 1024 * 1024, "bytes of text, choices and constraints that one program may send"
+        16 * 1024 * 1024, "bytes of text, choices, constraints and tools that one program may send"
     )
     max_program_unread_bytes: int = setting(
         4 * 1024 * 1024, "bytes of one program's events that its client has not taken"
@@ -80,31 +82,28 @@ class ProgramLimits:
 class Guard:
     """Counts what one program has used. Raises `InvalidRequest` where it passes a limit."""
 
-    __slots__ = ("_limits", "_used")
+    __slots__ = ("_left", "_limits")
 
     def __init__(self, limits: ProgramLimits) -> None:
         self._limits = limits
-        self._used = {"ops": 0, "lanes": 1, "text_bytes": 0}
+        self._left = {
+            "ops": limits.max_program_ops,
+            "lanes": limits.max_program_lanes - 1,
+            "text_bytes": limits.max_program_text_bytes,
+        }
 
     def check(self, op: Op) -> None:
         """Count one op."""
-        self._add("ops", 1)
+        self._take("ops", 1)
         if isinstance(op, Fork):
-            self._add("lanes", len(op.children))
-        elif isinstance(op, AppendText):
-            self._add("text_bytes", sum(_size(p) for p in op.parts if isinstance(p, str)))
-        elif isinstance(op, Select):
-            constraints = [item.text for item in op.constraints if item is not None]
-            self._add("text_bytes", sum(map(_size, [*op.choices, *constraints, op.baseline or ""])))
-        elif isinstance(op, SetVariable):
-            self._add("text_bytes", _size(op.text))
-        elif isinstance(op, Generate) and op.sampling.constraint is not None:
-            self._add("text_bytes", _size(op.sampling.constraint.text))
+            self._take("lanes", len(op.children))
+        elif size := _text_bytes(op):
+            self._take("text_bytes", size)
 
-    def _add(self, what: str, count: int) -> None:
-        self._used[what] += count
-        limit = getattr(self._limits, f"max_program_{what}")
-        if self._used[what] > limit:
+    def _take(self, what: str, count: int) -> None:
+        self._left[what] -= count
+        if self._left[what] < 0:
+            limit = getattr(self._limits, f"max_program_{what}")
             raise InvalidRequest(
                 f"the program has more {_WORDS[what]} than this server allows",
                 value=f"more than {limit}",
@@ -155,7 +154,8 @@ class RemoteProgram:
         self._name = ""
         self._unread: list[Event] = []
         self._unread_bytes = 0
-        self._kept: deque[msgspec.Raw] = deque()
+        self._kept: deque[tuple[int, list[UpPart]]] = deque()
+        self._kept_bytes = 0
         self._busy: set[int] = set()
         self._began = now
         self._active = now
@@ -163,38 +163,22 @@ class RemoteProgram:
     # ---- from the client
 
     def accept(self, number: int, body: msgspec.Raw, now: float) -> None:
-        """Take one item; `WireError` when items before it are missing."""
-        if not self.incoming.accept(number, len(body)):
+        """Take one item, or keep it back while the client lags behind.
+
+        Raises `WireError` when items before it are missing, or the client's window was closed.
+        """
+        size, keep = len(body), self._lags()
+        if keep and self._kept_bytes >= WINDOW_BYTES and number > self.incoming.arrived:
+            raise WireError(
+                "more is under way than the window of a channel",
+                value=f"{self._kept_bytes + size} bytes",
+                hint=f"Wait for acknowledgements after {WINDOW_BYTES} bytes.",
+            )
+        if not self.incoming.accept(number, size, keep=keep):
             return
         self._active = now
-        if self._lags():
-            self._kept.append(body)
-        else:
-            self._run(body)
-
-    @property
-    def taken(self) -> int:
-        """Items to acknowledge: what is kept back is not."""
-        return self.incoming.report() - len(self._kept)
-
-    def acknowledge(self, received: int) -> None:
-        """The client has taken events items up to `received`; what was kept back may go on."""
-        self.outgoing.acknowledge(received)
-        while self._kept and not self._lags():
-            self._run(self._kept.popleft())
-        if self.has_news:
-            self.wake()
-
-    def _lags(self) -> bool:
-        return self.outgoing.held_bytes + self._unread_bytes >= 2 * WINDOW_BYTES
-
-    def _run(self, body: msgspec.Raw) -> None:
-        if self.over:
-            return  # what was under way when the program was ended
         try:
-            self._hand_over(body)
-        except BranchlineError as error:
-            self.end(error)
+            parts = decode_parts(body)
         except msgspec.DecodeError as error:
             self.end(
                 InvalidRequest(
@@ -202,16 +186,48 @@ class RemoteProgram:
                     hint="Send the messages of `runtime.programs.protocol`.",
                 )
             )
+            return
+        if any(isinstance(part, Abandon) for part in parts):
+            self.abandoned = True  # also where items before it are kept back
+        elif keep:
+            self._kept.append((size, parts))
+            self._kept_bytes += size
+        else:
+            self._run(parts)
 
-    def _hand_over(self, body: msgspec.Raw) -> None:
+    def acknowledge(self, received: int) -> None:
+        """The client has taken events items up to `received`; what was kept back may go on."""
+        self.outgoing.acknowledge(received)
+        self._go_on()
+        if self.has_news:
+            self.wake()
+
+    def _lags(self) -> bool:
+        held = self.outgoing.held_bytes + self._unread_bytes
+        return not self.over and held >= 2 * WINDOW_BYTES
+
+    def _go_on(self) -> None:
+        """Take what was kept back, as far as the client does not lag behind."""
+        while self._kept and not self._lags():
+            size, parts = self._kept.popleft()
+            self._kept_bytes -= size
+            self.incoming.take(size)
+            self._run(parts)
+
+    def _run(self, parts: list[UpPart]) -> None:
+        if self.over:
+            return  # what was under way when the program was ended
+        try:
+            self._hand_over(parts)
+        except BranchlineError as error:
+            self.end(error)
+
+    def _hand_over(self, parts: list[UpPart]) -> None:
         ops: list[Op] = []
-        for part in decode_parts(body):
+        for part in parts:
             if isinstance(part, OpenProgram):
                 self._open(part)
-            elif isinstance(part, Abandon):
-                self.abandoned = True
-                return
-            else:
+            elif not isinstance(part, Abandon):
                 self._guard.check(part)
                 if isinstance(part, (Generate, Select, Join, ReadLane)):
                     self._busy.add(part.node)
@@ -283,11 +299,13 @@ class RemoteProgram:
         if self.outgoing.all_sent and self._unread and self.outgoing.open:
             self.outgoing.put(encode(self._unread))
             self._unread, self._unread_bytes = [], 0
+            self._go_on()  # an item may be smaller than its events were counted
         return self.outgoing.take()
 
     def attach(self, received: int, wake: Callable[[], None]) -> None:
         """A connection takes the program over; it has `received` items of events."""
         self.outgoing.acknowledge(received)
+        self._go_on()
         self.outgoing.rewind()
         self.incoming.forget_reports()
         self.detached_at = None
@@ -341,6 +359,8 @@ class RemoteProgram:
         """Cancel what runs, free everything; nothing more is taken."""
         self.over = self.ended = True
         self._kept.clear()
+        self._kept_bytes = 0
+        self.incoming.take_rest()
         self._busy.clear()
         session, self._session = self._session, None
         if session is not None:
@@ -352,8 +372,33 @@ def _nobody() -> None:
     """No connection is there to be woken."""
 
 
+def _text_bytes(op: Op) -> int:
+    """Bytes of the texts in an op that are kept or worked on; of tools, of their wire form."""
+    if isinstance(op, AppendText):
+        return sum(_size(part) for part in op.parts if isinstance(part, str))
+    if isinstance(op, SetVariable):
+        return _size(op.name) + _size(op.text)
+    if isinstance(op, BeginRole):
+        return _size(op.role)
+    if isinstance(op, DeclareTools):
+        return _wire_size(op.tools)
+    if isinstance(op, Select):
+        constraints = [item.text for item in op.constraints if item is not None]
+        return sum(map(_size, [op.name, *op.choices, *constraints, op.baseline or ""]))
+    if isinstance(op, Generate):
+        rules = op.sampling
+        constraint = "" if rules.constraint is None else rules.constraint.text
+        texts = [op.name, constraint, *rules.stop, rules.stop_regex or ""]
+        return sum(map(_size, texts)) + (0 if op.tools is None else _wire_size(op.tools))
+    return 0
+
+
+def _wire_size(value: object) -> int:
+    return len(msgspec.msgpack.encode(value))
+
+
 def _size(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _event_size(event: Event) -> int:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from branchline.runtime.programs.intake import SelectChoices
     from branchline.runtime.programs.lane import Lane
     from branchline.runtime.programs.program import RunningProgram
-    from branchline.runtime.programs.protocol import ToolCall
+    from branchline.runtime.programs.protocol import ToolCall, ToolReply
 
 
 class GenerateRun:
@@ -139,6 +139,11 @@ class GenerateRun:
         for part in parts:
             event = TextDelta(*place, part) if isinstance(part, str) else CallMade(*place, part)
             self.program.emit_delta(self, event)
+
+    @property
+    def reply(self) -> ToolReply | None:
+        """What the streamed output says; None where none is streamed, or there are no tools."""
+        return None if self._builder is None else self._builder.reply()
 
     def ordered(self) -> list[GenerateResult]:
         """Results in the order `id`, `id#1`, …"""

@@ -206,8 +206,8 @@ def _already_there(program: RunningProgram, lane: Lane, ids: tuple[int, ...]) ->
     return 0
 
 
-def _prompt(program: RunningProgram, lane: Lane) -> list[int]:
-    """A copy of the lane's ids for a request; an empty lane gets its start token first."""
+def _ready(program: RunningProgram, lane: Lane) -> None:
+    """Make the lane's ids a prompt: all text in them, and a start token where they are none."""
     settle(program, lane)
     lane.start(program.encoder.start_ids)
     if not lane.ids:
@@ -215,7 +215,6 @@ def _prompt(program: RunningProgram, lane: Lane) -> list[int]:
             "there is nothing to continue: the lane has no tokens and the model no start token",
             hint="Append some text first.",
         )
-    return lane.ids.copy()
 
 
 def _no_adapters(adapter: str) -> None:
@@ -236,11 +235,10 @@ def _thinking(program: RunningProgram, lane: Lane, op: Generate) -> Thinking:
 
 def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
     _no_adapters(op.adapter)
-    prompt = _prompt(program, lane)
+    _ready(program, lane)
     thinking = _thinking(program, lane, op)
     sampling = thinking.sampling
-    if thinking.written:
-        prompt = lane.ids.copy()
+    prompt = lane.ids.copy()
     if sampling.max_tokens is None:
         room = max(1, program.port.max_context - len(prompt))
         sampling = msgspec.structs.replace(sampling, max_tokens=room)
@@ -275,7 +273,8 @@ def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
 
 def _select(program: RunningProgram, lane: Lane, step: SelectChoices) -> bool:
     _no_adapters(step.op.adapter)
-    begin_select(program, lane, step, _prompt(program, lane))
+    _ready(program, lane)
+    begin_select(program, lane, step, lane.ids.copy())
     return False
 
 

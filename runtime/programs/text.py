@@ -6,6 +6,7 @@ Invariant: an answer from the cache equals a fresh one. `encode` may be called f
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ import msgspec
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.responses import ToolFormat, ToolSpec
 
-MAX_CACHED_CHARS = 1_000_000
-"""Kept with their ids they take about ten times as many bytes."""
-MAX_CACHED_TURNS = 1024
-MAX_TURN_CHARS = 4096
+MAX_CACHED_BYTES = 8_000_000
 MAX_TOOL_SETS = 64
+MAX_TOOL_SET_BYTES = 65_536
+"""In JSON; turns that show more are made anew each time."""
+_ENTRY_BYTES, _ID_BYTES = 320, 40
+"""What a text in the cache takes beside its characters, and each of its ids."""
 
 Ids = tuple[int, ...]
 
@@ -30,13 +32,14 @@ class TextEncoder:
     Thousands of programs append the same literals; each is tokenized once while it stays cached.
 
     Args:
-        max_chars: characters of text kept; a text longer than that is not kept at all.
+        max_bytes: memory that texts and their ids may take; a text that would take more alone is
+            not kept at all.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, max_chars: int = MAX_CACHED_CHARS) -> None:
+    def __init__(self, tokenizer: TextTokenizer, max_bytes: int = MAX_CACHED_BYTES) -> None:
         self._tokenizer = tokenizer
-        self._max_chars = max_chars
-        self._chars = 0
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._cache: OrderedDict[tuple[str, bool], Ids] = OrderedDict()
         self._lock = threading.Lock()
         self.tokens_tokenized = 0
@@ -54,26 +57,16 @@ class TextEncoder:
                 self.tokens_cached += len(ids)
                 return ids
         ids = tuple(self._tokenizer.encode(text, special=special))
+        size = _size(text, ids)
         with self._lock:
             self.tokens_tokenized += len(ids)
-            if len(text) <= self._max_chars and key not in self._cache:
+            if size <= self._max_bytes and key not in self._cache:
                 self._cache[key] = ids
-                self._chars += len(text)
-                while self._chars > self._max_chars:
-                    (old, _), _ = self._cache.popitem(last=False)
-                    self._chars -= len(old)
+                self._bytes += size
+                while self._bytes > self._max_bytes:
+                    (old, _), gone = self._cache.popitem(last=False)
+                    self._bytes -= _size(old, gone)
         return ids
-
-    def clear(self) -> None:
-        """Forget all cached texts; counters stay."""
-        with self._lock:
-            self._cache.clear()
-            self._chars = 0
-
-    @property
-    def cached_chars(self) -> int:
-        """Characters of text in the cache."""
-        return self._chars
 
     @property
     def start_ids(self) -> Ids:
@@ -95,15 +88,17 @@ class TextEncoder:
         return self._tokenizer.eos_ids
 
 
+def _size(text: str, ids: Ids) -> int:
+    """Bytes that a text takes in the cache."""
+    return _ENTRY_BYTES + sys.getsizeof(text) + _ID_BYTES * len(ids)
+
+
 class TurnTexts:
-    """Chat-turn markup as (text, ids), rendered once for each short history."""
+    """Chat-turn markup as (text, ids); turns that show tools are made once for each set of them."""
 
     def __init__(self, turns: ChatTurns, encoder: TextEncoder) -> None:
         self._turns = turns
         self._encoder = encoder
-        self._cache: OrderedDict[tuple[bool, str, tuple[tuple[str, str], ...], bytes], str] = (
-            OrderedDict()
-        )
         self._with_tools: OrderedDict[bytes, ChatTurns] = OrderedDict()
 
     @property
@@ -119,37 +114,26 @@ class TurnTexts:
         Args:
             tools: that the template declares in the first turn.
         """
-        return self._render(True, history, role, tools)
+        return self._with_ids(self._turns_with(tools).begin(history, role))
 
     def end(
         self, history: Sequence[tuple[str, str]], role: str, tools: Sequence[ToolSpec] = ()
     ) -> tuple[str, Ids]:
         """Markup that closes the open turn of `role`; `tools` as in `begin`."""
-        return self._render(False, history, role, tools)
+        return self._with_ids(self._turns_with(tools).end(history, role))
 
-    def _turns_with(self, tools: Sequence[ToolSpec], known: bytes) -> ChatTurns:
+    def _with_ids(self, text: str) -> tuple[str, Ids]:
+        return text, self._encoder.encode(text, True)
+
+    def _turns_with(self, tools: Sequence[ToolSpec]) -> ChatTurns:
         if not tools:
             return self._turns
+        known = msgspec.json.encode(tools)
         turns = self._with_tools.get(known)
         if turns is None:
-            turns = self._with_tools[known] = self._turns.with_tools(tools)
-            if len(self._with_tools) > MAX_TOOL_SETS:
-                self._with_tools.popitem(last=False)
+            turns = self._turns.with_tools(tools)
+            if len(known) <= MAX_TOOL_SET_BYTES:
+                self._with_tools[known] = turns
+                if len(self._with_tools) > MAX_TOOL_SETS:
+                    self._with_tools.popitem(last=False)
         return turns
-
-    def _render(
-        self, begin: bool, history: Sequence[tuple[str, str]], role: str, tools: Sequence[ToolSpec]
-    ) -> tuple[str, Ids]:
-        known = msgspec.json.encode(tools) if tools else b""
-        cacheable = sum(len(content) for _, content in history) <= MAX_TURN_CHARS
-        key = (begin, role, tuple(history), known) if cacheable else None
-        text = self._cache.get(key) if key is not None else None
-        if text is None:
-            turns = self._turns_with(tools, known)
-            render = turns.begin if begin else turns.end
-            text = render(history, role)
-            if key is not None:
-                self._cache[key] = text
-                if len(self._cache) > MAX_CACHED_TURNS:
-                    self._cache.popitem(last=False)
-        return text, self._encoder.encode(text, True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from branchline.runtime.errors import InvalidRequest
@@ -21,40 +21,67 @@ from branchline.runtime.responses.arguments import ArgumentsError
 if TYPE_CHECKING:
     from branchline.runtime.responses.specs import ToolSpec
 
+MAX_KEPT_CHARS = 16_384
+"""Of a schema whose checker is kept for the next outputs of the same tool."""
+
 
 def validator(tool: ToolSpec) -> Callable[[dict[str, Any]], None]:
-    """Checks arguments against the tool's schema; raises `ArgumentsError`.
+    """Checks arguments against the tool's schema; raises `ArgumentsError`. Any thread.
 
     Raises:
         InvalidRequest: the schema is no schema.
     """
-    import jsonschema
-    import referencing
-    from jsonschema.validators import validator_for
-
-    schema = tool.schema
-    plain = validator_for(schema, default=jsonschema.Draft202012Validator)
+    text = json.dumps(tool.schema)
+    make = _kept if len(text) <= MAX_KEPT_CHARS else _made
     try:
-        # Formats are not checked: "regex" would mean Python's there, and patterns are ECMA-262's.
-        plain.check_schema(schema, format_checker=None)
-    except jsonschema.SchemaError as error:
+        checker = make(text)
+    except _NoSchema as error:
         raise InvalidRequest(
-            f"the parameters of tool {tool.name} are no JSON Schema: {error.message}",
-            value=error.instance,
+            f"the parameters of tool {tool.name} are no JSON Schema: {error}",
+            value=error.value,
             hint="Correct the schema.",
         ) from error
-    kind = _linear(plain, '"patternProperties"' in json.dumps(schema))
-    checker = kind(schema, registry=referencing.Registry())  # nothing is fetched
 
     def check(arguments: dict[str, Any]) -> None:
+        from referencing.exceptions import Unresolvable
+
         try:
             error = next(iter(checker.iter_errors(arguments)), None)
-        except (referencing.exceptions.Unresolvable, RecursionError) as failure:
+        except (Unresolvable, RecursionError) as failure:
             raise ArgumentsError(f"the schema cannot be followed ({failure})") from failure
         if error is not None:
             raise ArgumentsError(f"{error.json_path}: {error.message}"[:300])
 
     return check
+
+
+class _NoSchema(Exception):
+    """Why a schema is none."""
+
+    def __init__(self, why: str, value: object) -> None:
+        super().__init__(why)
+        self.value = value
+
+
+def _made(text: str) -> Any:
+    """The checker of a schema in JSON. Making one takes milliseconds, where checking takes some
+    20 us."""
+    import jsonschema
+    import referencing
+    from jsonschema.validators import validator_for
+
+    schema = json.loads(text)
+    plain = validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        # Formats are not checked: "regex" would mean Python's there, and patterns are ECMA-262's.
+        plain.check_schema(schema, format_checker=None)
+    except jsonschema.SchemaError as error:
+        raise _NoSchema(error.message, error.instance) from error
+    kind = _linear(plain, '"patternProperties"' in text)
+    return kind(schema, registry=referencing.Registry())  # nothing is fetched
+
+
+_kept = lru_cache(maxsize=128)(_made)
 
 
 @cache

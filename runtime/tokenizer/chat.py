@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from branchline.runtime.errors import ModelLoadError, ProgramError
@@ -35,6 +37,7 @@ ASSISTANT = "assistant"
 TOOL = "tool"
 _CUT = "\0"
 _MAX_SHAPES = 4096
+_MAX_ROLE_CHARS = 64
 _RENDER_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -153,6 +156,8 @@ class TurnRenderer:
         self._template = template
         self._tools = [tool.to_openai() for tool in tools] or None
         self._shapes: dict[tuple[str, ...], _Shape] = {}
+        # The pieces of a turn are asked for several times, and by the next turn once more.
+        self._gaps = lru_cache(maxsize=4)(self._find_gaps)
 
     def with_tools(self, tools: Sequence[ToolSpec]) -> TurnRenderer:
         """See `ChatTurns.with_tools`."""
@@ -186,6 +191,12 @@ class TurnRenderer:
         return shape
 
     def _find(self, roles: tuple[str, ...]) -> _Shape:
+        if len(roles[-1]) > _MAX_ROLE_CHARS:  # it would be kept
+            raise ProgramError(
+                "a role's name is too long",
+                value=f"{roles[-1][:_MAX_ROLE_CHARS]}…",
+                hint=f"Use at most {_MAX_ROLE_CHARS} characters.",
+            )
         if TOOL not in roles:
             return self._pieces(roles)
         try:
@@ -201,9 +212,8 @@ class TurnRenderer:
 
     def _pieces(self, roles: tuple[str, ...]) -> _Shape:
         before, role = roles[:-1], roles[-1]
-        gaps = self._gaps_of(roles)
+        opening = self._before_last(roles)
         emitted = self._after_last(before)
-        opening = gaps[-2]
         if role == ASSISTANT and before:
             opening = self._prompt(before, opening, emitted)
         if not opening.startswith(emitted):
@@ -222,10 +232,9 @@ class TurnRenderer:
         a space at its end is left for the model to generate with its first word.
         """
         try:
-            with_prompt = self._render(before, prompt=True)
+            gaps = self._gaps(before, True)
         except ProgramError:
             return in_history
-        gaps = _split(with_prompt, len(before))
         if gaps is None:
             return in_history
         if gaps[-1] == emitted:
@@ -241,32 +250,34 @@ class TurnRenderer:
         if not roles:
             return ""
         try:
-            gaps = _split(self._render(roles), len(roles))
+            gaps = self._gaps(roles, False)
         except ProgramError:
             return ""
         return "" if gaps is None else gaps[-1]
 
-    def _gaps_of(self, roles: tuple[str, ...]) -> list[str]:
-        """Text before, between and after the contents of `roles`; len(roles) + 1 pieces.
+    def _before_last(self, roles: tuple[str, ...]) -> str:
+        """Text between the last content of `roles` and the one before it, or the beginning.
 
-        A template may show a turn only when another follows, so followers are tried too; what
-        comes after the last content of `roles` is then not meaningful.
+        A template may show a turn only when another follows, so followers are tried too.
         """
         refusal: ProgramError | None = None
         for followers in ((), ("user",), (ASSISTANT,), ("user", ASSISTANT)):
-            longer = (*roles, *followers)
             try:
-                gaps = _split(self._render(longer), len(longer))
+                gaps = self._gaps((*roles, *followers), False)
             except ProgramError as error:
                 refusal = refusal or error
                 continue
             if gaps is not None:
-                return gaps[: len(roles) + 1]
+                return gaps[len(roles) - 1]
         _refuse(roles, refusal)
 
-    def _render(self, roles: tuple[str, ...], *, prompt: bool = False) -> str:
+    def _find_gaps(self, roles: tuple[str, ...], prompt: bool) -> list[str] | None:
+        """Text before, between and after the contents of `roles`, len(roles) + 1 pieces; None where
+        the template does not show each of them once, in order. ProgramError: it refuses them.
+        """
         messages = [{"role": role, "content": _mark(i)} for i, role in enumerate(roles)]
-        return self._template.render(messages, add_generation_prompt=prompt, tools=self._tools)
+        text = self._template.render(messages, add_generation_prompt=prompt, tools=self._tools)
+        return _split(text, len(roles))
 
 
 def _refuse(roles: tuple[str, ...], refusal: ProgramError | None) -> NoReturn:
@@ -291,16 +302,13 @@ def _mark(index: int) -> str:
     return f"Qzvx{index:05d}xvzQ"
 
 
+_MARK = re.compile(r"Qzvx(\d{5,})xvzQ")
+
+
 def _split(text: str, count: int) -> list[str] | None:
     """`text` cut at the marks 0 to count - 1; None unless each is there once, in order."""
-    gaps = []
-    for index in range(count):
-        mark = _mark(index)
-        if text.count(mark) != 1:
-            return None
-        gap, _, text = text.partition(mark)
-        gaps.append(gap)
-    return [*gaps, text]
+    pieces = _MARK.split(text)
+    return pieces[::2] if list(map(int, pieces[1::2])) == list(range(count)) else None
 
 
 def _environment() -> Environment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from fractions import Fraction
 
 from hypothesis import given
@@ -42,6 +43,17 @@ def test_only_the_newest_values_are_kept() -> None:
     for value in range(10):
         window.add(value)
     assert window.quantiles([0.0, 1.0]) == [7.0, 9.0]
+
+
+def test_a_full_window_takes_no_more_memory_than_a_new_one() -> None:
+    tracemalloc.start()
+    window = Window(most=1000)
+    new, _ = tracemalloc.get_traced_memory()
+    for value in range(5000):
+        window.add(value / 7)
+    full, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert full - new < 1000
 
 
 def test_histograms_remember_the_last_minute() -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import sys
 import time
+import tracemalloc
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -90,6 +94,54 @@ def test_no_pattern_takes_long(pattern: str) -> None:
     begun = time.monotonic()
     assert Search(pattern).found_in("a" * 50_000 + "!") in (False, None)
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("name", ["Lu", "L", "Cn", "Co", "Nd", "Decimal_Number"])
+def test_categories_are_those_of_unicode(name: str) -> None:
+    search, negated = Search(rf"^\p{{{name}}}$"), Search(rf"^\P{{{name}}}$")
+    short = "Nd" if name == "Decimal_Number" else name
+    edges = [block * 4096 + near for block in range(0x110) for near in (-1, 0, 1)]
+    codes = [*range(0x600), *edges, *random.Random(2).choices(range(0x110000), k=500), 0x10FFFF]
+    for code in codes:
+        if code >= 0 and not 0xD800 <= code <= 0xDFFF:
+            inside = unicodedata.category(chr(code)).startswith(short)
+            assert search.found_in(chr(code)) is inside, hex(code)
+            assert negated.found_in(chr(code)) is not inside, hex(code)
+
+
+STEPPING = "x[ab]{12}a|b[ab]{12}a$"
+"""Comes to a new set of states with nearly every character of a random text."""
+
+
+def random_texts(count: int, length: int = 3000) -> list[str]:
+    rng = random.Random(1)
+    return ["".join(rng.choices("ab", k=length)) for _ in range(count)]
+
+
+def test_several_threads_may_use_a_search_at_once() -> None:
+    texts = random_texts(6)
+    expected = [Search(STEPPING).found_in(text) for text in texts]
+    assert set(expected) == {True, False}
+    shared = Search(STEPPING)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(shared.found_in, texts * 8))
+    finally:
+        sys.setswitchinterval(before)
+    assert found == expected * 8
+
+
+def test_what_a_search_remembers_is_bounded() -> None:
+    texts = random_texts(2, 20_000)
+    search = Search("x[ab]{40}a")
+    tracemalloc.start()
+    for text in texts:
+        search.found_in(text)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000
 
 
 def test_too_much_work_has_no_answer_and_what_cannot_be_searched_no_search() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,19 @@ def test_edges_follow_lanes_values_and_joins() -> None:
     assert (9, 11, "data", "") in edges and (10, 11, "data", "") in edges
     assert graph.is_static
     assert [node.kind for node in graph.nodes][:3] == ["role", "append", "role"]
+
+
+def test_a_text_has_one_edge_for_each_variable_it_reads_however_many() -> None:
+    builder = GraphBuilder("many")
+    count = 20_000
+    for node in range(count):
+        builder.add(SetVariable(0, node, f"v{node}", "x"))
+    reads = tuple([VarRef(f"v{node}") for node in range(count)])
+    builder.add(AppendText(0, count, (*reads, *reads)))
+    begun = time.thread_time()
+    data = [edge.src for edge in builder.build().edges if edge.kind == "data"]
+    assert data == list(range(count))
+    assert time.thread_time() - begun < 5, "not each with each"
 
 
 def test_lane_tree_and_shared_prefix() -> None:

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchline.runtime.core.outputs import RequestMeta
+from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.errors import BackendError
 from branchline.runtime.programs import wire
 from branchline.runtime.programs.channel import WINDOW_BYTES
 from branchline.runtime.programs.protocol import (
     AppendText,
+    BeginRole,
     Close,
     Closed,
+    DeclareTools,
     Event,
     Fork,
+    JoinReady,
     LaneContent,
     NodeFailed,
     ReadLane,
+    SetVariable,
     TextDelta,
     ValueReady,
 )
 from branchline.runtime.programs.remote_program import ProgramLimits
+from branchline.runtime.responses import ToolSpec, ToolUse
 from tests.programs.helpers import gen, text
 from tests.programs.wires import Wires, joined
 
+TOOL = ToolSpec(name="f", description="d" * 80)
+USE = ToolUse(tools=(TOOL,))
 ACTIONS = "open send event collect up down lose_up lose_down double swap cut connect tick"
 
 
@@ -213,6 +222,15 @@ def _closed_by(wires: Wires, client: Any) -> dict[str, Any]:
         ({"max_program_lanes": 3}, [Fork(0, 1, (1, 2)), Fork(0, 2, (3,))], "program_lanes"),
         ({"max_program_text_bytes": 5}, [text(0, "äää")], "program_text_bytes"),
         ({"max_program_text_bytes": 5}, [AppendText(0, 0, ("abc", "def"))], "program_text_bytes"),
+        ({"max_program_text_bytes": 5}, [SetVariable(0, 0, "a" * 6, "")], "program_text_bytes"),
+        ({"max_program_text_bytes": 5}, [BeginRole(0, 0, "someone")], "program_text_bytes"),
+        (
+            {"max_program_text_bytes": 5},
+            [gen(0, "x", sampling=SamplingParams(stop=("a" * 5,)))],
+            "program_text_bytes",
+        ),
+        ({"max_program_text_bytes": 90}, [DeclareTools(0, 0, (TOOL,))], "program_text_bytes"),
+        ({"max_program_text_bytes": 90}, [gen(0, "x", tools=USE)], "program_text_bytes"),
     ],
 )
 def test_a_program_beyond_a_limit_ends_with_an_error_that_names_it(
@@ -296,6 +314,69 @@ def test_a_slow_reader_gets_everything_and_its_ops_wait_meanwhile() -> None:
     wires.pump()
     assert "".join(e.text for e in client.events if isinstance(e, TextDelta)) == "".join(pieces)
     assert engine.ops[-1] == text(2, "later")
+
+
+def _lagging(wires: Wires, events: list[Event]) -> Any:
+    """A client that has read an event, and then not `events`."""
+    client = _begun(wires)
+    wires.engine["p"].sink([JoinReady(0, 0)])
+    wires.pump()
+    wires.engine["p"].sink(events)
+    wires.run_soon()
+    return client
+
+
+def _send_alone(wires: Wires) -> None:
+    """What the client may send arrives; it reads nothing."""
+    assert wires.connection is not None
+    while (frame := wires.link.collect()) is not None:
+        wires.connection.receive(frame)
+
+
+def test_ops_that_waited_for_a_slow_reader_open_its_window_again() -> None:
+    wires = Wires()
+    wires.connect()
+    client = _lagging(wires, [TextDelta(0, 1, "x", "y" * 60_000)] * 10)
+    ops = [text(node, "z" * 60_000) for node in range(2, 12)]
+    for op in ops:
+        client.session.send([op])
+    _send_alone(wires)
+    assert len(wires.engine["p"].ops) == 2, "all of them wait, or have no room in the window"
+    wires.pump()
+    assert wires.engine["p"].ops[2:] == ops
+
+
+def test_ops_that_waited_go_on_when_many_small_events_become_one_small_item() -> None:
+    wires = Wires()
+    wires.connect()
+    client = _lagging(wires, [JoinReady(0, 1)] * (2 * WINDOW_BYTES // 256))
+    client.session.send([gen(2, "z")])
+    _send_alone(wires)
+    assert len(wires.engine["p"].ops) == 2
+    wires.pump()
+    assert wires.engine["p"].ops[2:] == [gen(2, "z")]
+
+
+def test_a_slow_reader_can_let_go_of_its_program() -> None:
+    wires = Wires()
+    wires.connect()
+    client = _lagging(wires, [TextDelta(0, 1, "x", "y" * 60_000)] * 10)
+    client.session.send([text(2, "z")])
+    client.session.abandon()
+    wires.pump()
+    assert wires.engine["p"].abandoned and len(wires.host) == 0
+
+
+def test_what_waits_for_a_slow_reader_is_bounded_by_the_window() -> None:
+    wires = Wires()
+    wires.connect()
+    client = _lagging(wires, [TextDelta(0, 1, "x", "y" * 60_000)] * 10)
+    assert wires.connection is not None
+    body = msgspec.Raw(wire.encode([text(2, "z" * 60_000)]))
+    first = client.session.outgoing.last + 1
+    with pytest.raises(wire.WireError, match="window"):
+        for number in range(first, first + 10):
+            wires.connection.receive(wire.encode([wire.Item(1, number, 0, body)]))
 
 
 def test_a_reader_that_never_reads_loses_its_program_and_only_that() -> None:

@@ -13,7 +13,7 @@ from branchline.runtime.responses import CallBroken, CallEnd, tool_parser
 from branchline.runtime.responses.arguments import ArgumentsError
 from branchline.runtime.responses.formats import HERMES
 from branchline.runtime.responses.specs import ToolSpec
-from branchline.runtime.responses.validation import validator
+from branchline.runtime.responses.validation import MAX_KEPT_CHARS, validator
 
 AGAIN = "(a+)+$"
 DRAFT4 = "http://json-schema.org/draft-04/schema#"
@@ -99,3 +99,22 @@ def test_what_cannot_be_searched_passes() -> None:
 def test_a_schema_that_is_none_is_still_refused() -> None:
     with pytest.raises(InvalidRequest, match="no JSON Schema"):
         validator(tool(properties={"x": {"type": "nothing"}}))
+
+
+def test_a_schema_that_comes_again_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    check_schema = jsonschema.Draft202012Validator.check_schema
+
+    def counted(schema: Any, **options: Any) -> None:
+        made.append(schema)
+        check_schema(schema, **options)
+
+    monkeypatch.setattr(jsonschema.Draft202012Validator, "check_schema", counted)
+    for wanted in ("once", "once", "more"):
+        spec = tool(properties={"test": {"const": wanted}})
+        assert valid(spec, {"test": wanted}) and not valid(spec, {"test": "other"})
+    assert len(made) == 2
+    long = tool(properties={"test": {"enum": ["x" * MAX_KEPT_CHARS]}})
+    for _ in range(2):
+        assert not valid(long, {"test": "other"})
+    assert len(made) == 4, "long ones are not kept"

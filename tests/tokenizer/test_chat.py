@@ -219,6 +219,13 @@ def test_refusals_name_the_role_and_say_what_the_template_said() -> None:
         template("gemma").render([SYSTEM])
 
 
+def test_a_role_is_a_short_name() -> None:
+    turns = TurnRenderer(ChatTemplate(CHATML))
+    assert turns.begin([], "r" * 64) == f"<|im_start|>{'r' * 64}\n"
+    with pytest.raises(ProgramError, match="at most 64 characters"):
+        turns.begin([], "r" * 65)
+
+
 def test_a_template_that_rewrites_the_past_is_refused() -> None:
     rewriting = ChatTemplate(
         "{% for m in messages %}{{ m.content }}{{ '!' if loop.last else '?' }}{% endfor %}"
