@@ -65,7 +65,7 @@ def run_graph(
                 replay.take(op)
         state = State(run)
         state._transcript = replay.transcripts[0]
-        state._variables.update(root_variables(ops, replay.variable, _list))
+        state._variables.update(root_variables(ops, replay.variable, Items))
         run.finish()
     except BaseException as error:
         run.abandon(error if isinstance(error, BranchlineError) else None)
@@ -121,7 +121,3 @@ class _Replay:
         if isinstance(part, VarRef):
             return self._known[part.lane][part.name]
         return str(part)
-
-
-def _list(items: list[Variable]) -> Variable:
-    return Items(items)

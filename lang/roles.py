@@ -119,3 +119,13 @@ def assistant_begin() -> RoleBegin:
 def assistant_end() -> RoleEnd:
     """Close the open assistant turn."""
     return RoleEnd("assistant")
+
+
+def tool_begin() -> RoleBegin:
+    """Open a tool turn."""
+    return RoleBegin("tool")
+
+
+def tool_end() -> RoleEnd:
+    """Close the open tool turn."""
+    return RoleEnd("tool")

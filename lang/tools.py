@@ -141,7 +141,12 @@ class Call:
             except RuntimeError:
                 return asyncio.run(self.arun())
             return self.arun()
-        return self._outcome(lambda: self._tool(**self.arguments))
+        if self._tool.func is None:
+            return self._tool()  # says what is missing
+        try:
+            return self._tool(**self.arguments)
+        except Exception as error:
+            return ToolFailure(error)
 
     async def arun(self) -> Any:
         """Like `run`; a sync tool runs in a thread."""
@@ -151,14 +156,6 @@ class Call:
             return await asyncio.to_thread(self.run)
         try:
             return await self._tool(**self.arguments)
-        except Exception as error:
-            return ToolFailure(error)
-
-    def _outcome(self, job: Callable[[], Any]) -> Any:
-        if self._tool.func is None:
-            return job()  # says what is missing
-        try:
-            return job()
         except Exception as error:
             return ToolFailure(error)
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from branchline.lang.errors import BranchlineError
+from branchline.lang.errors import BranchlineError, Cancelled
 from branchline.lang.partials import Watch
 from branchline.lang.tools import ToolBox
 from branchline.lang.types import TEXT, ValueType
@@ -281,15 +281,23 @@ class Items:
     def error(self) -> BranchlineError | None:
         if self.keep_errors:
             return None
-        return next((error for item in self.items if (error := item.error()) is not None), None)
+        errors = [error for item in self.items if (error := item.error()) is not None]
+        # A branch that failed cancels its siblings: theirs is not the reason.
+        return min(errors, key=lambda error: isinstance(error, Cancelled), default=None)
 
     def value(self) -> Any:
         if self.keep_errors:
             return [item.error() or item.value() for item in self.items]
+        self._raise()
         return [item.value() for item in self.items]
 
     def text(self) -> str:
+        self._raise()
         return "".join(item.text() for item in self.items)
+
+    def _raise(self) -> None:
+        if (error := self.error()) is not None:
+            raise error.with_traceback(None)  # else it grows with every reader
 
     def meta(self) -> list[VariableMeta]:
         metas: list[VariableMeta] = []

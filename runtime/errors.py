@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_ENDS = (".", "!", "?", ":", "]", ")")
+
 
 class BranchlineError(Exception):
     """Base of all errors raised on purpose.
@@ -61,8 +63,10 @@ class BranchlineError(Exception):
             parts += [f"variable {self.variable!r}"] if self.variable else []
             where = f" (in {', '.join(parts)})"
         got = f" [got {self.value}]" if self.value is not None else ""
-        hint = f" {self.hint}" if self.hint else ""
-        return f"{self.message}{where}{got}{hint}"
+        said = f"{self.message}{where}{got}"
+        if not self.hint:
+            return said
+        return f"{said}{'' if said.endswith(_ENDS) else '.'} {self.hint}"
 
     def located(self, *, program: str = "", variable: str = "") -> BranchlineError:
         """Fill in the place of the failure where it is not known yet; returns self."""

@@ -13,8 +13,8 @@ def main() -> int:
     """Return import-linter's exit status."""
     with linktree() as tree:
         program = "from importlinter.cli import lint_imports_command as run; run()"
+        (tree / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")  # read from where it runs
         command = [sys.executable, "-c", program, "--no-cache"]
-        command += ["--config", str(ROOT / "pyproject.toml")]
         env = dict(os.environ, PYTHONPATH=str(tree))
         return subprocess.run(command, cwd=tree, env=env).returncode
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import Any, Literal, TypedDict
 
 import branchline as bl
@@ -14,18 +15,6 @@ class Plant(TypedDict):
     name: str
     height_cm: int
     season: Literal["spring", "summer", "autumn", "winter"]
-
-
-@bl.function(temperature=0.0)
-def two_views(s: bl.State, topic: str) -> None:
-    """Two views in parallel, then a choice between three verdicts."""
-    s += f"Notes on {topic}.\n"
-    with s.fork(2) as views:
-        for view, side in zip(views, ("good", "bad"), strict=True):
-            view += f"One {side} thing about {topic} is that"
-            view += bl.gen("view", max_tokens=24, stop=[".", "\n"])
-    s += f"It is good that{s['view'][0]}. It is bad that{s['view'][1]}.\nSo {topic} is"
-    s += bl.select("verdict", [" a good idea", " a bad idea", " neither good nor bad"])
 
 
 @bl.function(temperature=0.7, seed=7)
@@ -51,7 +40,7 @@ def describe(s: bl.State, plant: str) -> None:
 
 
 EXAMPLES: dict[str, tuple[Any, dict[str, str]]] = {
-    "views": (two_views, {"topic": "homework"}),
+    "views": (import_module("branchline.examples.06_tracing").debate, {"topic": "homework"}),
     "drafts": (best_of_three, {"task": "Describe the sea."}),
     "typed": (describe, {"plant": "sunflower"}),
 }

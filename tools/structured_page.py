@@ -107,8 +107,8 @@ TAGS = """
 ## Structural tags
 
 Free text in which tags begin structured parts. Of each type these fields are read; another field,
-and types that name tokens, are refused by name. The older form (`structures`, `triggers`) is
-read, too.
+and types that name tokens, are refused by name. The items of `tags` are tags whether
+or not they say so. The older form (`structures`, `triggers`) is read, too.
 """
 GRAMMARS = """
 ## Grammars

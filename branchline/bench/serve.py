@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import closing
 from typing import Any, TextIO
 
 import branchline as bl
-from branchline.bench.serve_load import Client, closed_loop, open_loop
+from branchline.bench.serve_load import Client
 from branchline.bench.serve_work import WORK, Target, Work, chosen
 from branchline.bench.served import Served, served
 from branchline.runtime.bench.environment import header
-from branchline.runtime.bench.latency import over_runs, poisson_times, spread, summary
-from branchline.runtime.bench.measure import json_line
+from branchline.runtime.bench.latency import over_runs, poisson_times, summary
+from branchline.runtime.bench.loops import closed_loop, open_loop
+from branchline.runtime.bench.measure import json_line, spread
 from branchline.runtime.bench.report import Column, table
 from branchline.runtime.errors import BackendError, InvalidRequest
 
@@ -68,7 +70,10 @@ def serve(
             raise InvalidRequest(f"{name} must be above 0", value=value, hint="Raise it.")
     load = f"{at_once} at once" if rate is None else f"{rate:g} requests/s (Poisson)"
     found: list[dict[str, Any]] = []
-    with served(settings) as server, bl.Endpoint(server.url, server.admin_key) as endpoint:
+    with (
+        served(settings) as server,
+        closing(bl.Endpoint(server.url, server.admin_key)) as endpoint,
+    ):
         info = endpoint.info()
         print(header(info), file=stream)
         for work in works:

@@ -2,20 +2,21 @@
 
 The same program text runs over `bl.Endpoint` (ops go up, events come down, the executor sits next
 to the cache) and over `bl.OpenAI` (each value is a request that carries the whole text again), on
-one server in a process of its own, through a proxy that adds delay to every byte.
+one `branchline serve`, through a proxy that adds delay to every byte.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from typing import Any, TextIO
 
 import branchline as bl
-from branchline.bench.local_server import ADMIN_KEY, local_server
 from branchline.bench.proxy import DelayProxy
+from branchline.bench.served import served
 from branchline.bench.shapes import fixed, words
 from branchline.runtime.bench.environment import header
-from branchline.runtime.bench.measure import Series, json_line, repeat
+from branchline.runtime.bench.measure import Series, json_line, repeat, spread
 from branchline.runtime.bench.report import Column, table
 from branchline.runtime.errors import InvalidRequest
 
@@ -94,14 +95,16 @@ def serve_programs(
                 "not a program of this benchmark", value=name, hint=f"Known: {', '.join(PROGRAMS)}."
             )
     found = []
-    with local_server(settings) as url, DelayProxy(url, delay_s) as proxy:
-        direct = bl.Endpoint(url, ADMIN_KEY)
+    with (
+        served(settings) as server,
+        DelayProxy(server.url, delay_s) as proxy,
+        closing(bl.Endpoint(server.url, server.admin_key)) as direct,
+    ):
         info = direct.info()
         print(header(info), file=stream)
         for name in names or list(PROGRAMS):
             found.append(_compare(PROGRAMS[name], proxy, direct, at_once, repeats))
             print(f"  {name} done", file=sys.stderr)
-        direct.close()
     title = f"programs over a network with {1000 * delay_s:g} ms added delay, median of {repeats}"
     table(title, COLUMNS, [_row(item) for item in found], stream)
     for item in found:
@@ -147,16 +150,13 @@ def _compare(
 
 
 def _row(item: dict[str, Any]) -> list[str]:
-    def spread(all_s: list[float]) -> str:
-        return f"{(max(all_s) - min(all_s)) / sorted(all_s)[len(all_s) // 2]:.0%}"
-
     return [
         item["work"],
         str(item["at_once"]),
         f"{item['s_endpoint']:.3f}",
-        spread(item["all_s_endpoint"]),
+        f"{spread(item['all_s_endpoint']):.0%}",
         f"{item['s_openai']:.3f}",
-        spread(item["all_s_openai"]),
+        f"{spread(item['all_s_openai']):.0%}",
         f"{item['faster']:.2f} x",
         f"{item['bytes_endpoint']:,}",
         f"{item['bytes_openai']:,}",

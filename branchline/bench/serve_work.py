@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any
 
 import branchline as bl
-from branchline.bench.serve_load import Call, Client
+from branchline.bench.serve_load import Client
 from branchline.bench.serve_programs import agent, checks, steps
 from branchline.bench.shapes import words
 from branchline.runtime.bench.latency import Timing
+from branchline.runtime.bench.loops import Call
 from branchline.runtime.errors import InvalidRequest
 
 FIXED: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}

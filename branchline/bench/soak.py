@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -112,7 +113,7 @@ def soak(
     watch = Watch()
     with (
         served({"kv_tokens": SMALL_POOL} | settings) as server,
-        bl.Endpoint(server.url, server.admin_key) as endpoint,
+        closing(bl.Endpoint(server.url, server.admin_key)) as endpoint,
     ):
         print(header(endpoint.info()), file=stream)
         tally, books = asyncio.run(_run(server, endpoint, watch, seconds, at_once, seed))

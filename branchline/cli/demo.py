@@ -109,7 +109,7 @@ def _table(states: list[bl.State]) -> Table:
             end_section=True,
         )
     if len(states) > MAX_ROWS:
-        table.add_row("…", Text(f"{len(states) - MAX_ROWS} more programs", style="dim"))
+        table.add_row("…", Text(_more(len(states) - MAX_ROWS, "program"), style="dim"))
     return table
 
 
@@ -126,7 +126,11 @@ def _short(text: Text) -> Text:
     if len(lines) <= MAX_LINES:
         return text
     kept = Text("\n").join(lines[:MAX_LINES])
-    return kept.append(f"\n… {len(lines) - MAX_LINES} more lines", style="dim italic")
+    return kept.append(f"\n… {_more(len(lines) - MAX_LINES, 'line')}", style="dim italic")
+
+
+def _more(count: int, what: str) -> str:
+    return f"{count} more {what}{'s' * (count > 1)}"
 
 
 def _tail(text: Text) -> Text:

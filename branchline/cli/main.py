@@ -8,14 +8,16 @@ Exit status: 0 done, 1 it failed, 2 it was asked wrongly, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
-from branchline.cli.options import add_engine_flags, add_limit_flag
+from branchline.cli.bench_flags import add_benches
+from branchline.cli.options import ShortUsage, add_engine_flags, add_limit_flag, setting_flags
 from branchline.cli.server_settings import FLAG_SECTIONS, LIMIT_SECTIONS
 from branchline.runtime.errors import BranchlineError, InvalidRequest, ProgramError
 
@@ -54,20 +56,30 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    _add_run(commands.add_parser("run", help="run a program of a file, live in the terminal"))
-    demo = commands.add_parser("demo", help="the tour of the examples")
+    _add_run(_command(commands, "run", "run a program of a file, live in the terminal"))
+    demo = _command(commands, "demo", "the tour of the examples")
     demo.add_argument(
         "only", nargs="*", metavar="EXAMPLE", help='e.g. "02"; all when none is named'
     )
     add_engine_flags(demo)
     demo.set_defaults(target="branchline.cli.demo:demo")
-    _add_models(commands.add_parser("models", help="list, fetch and find models"))
-    _add_serve(commands.add_parser("serve", help="run the engine as a service"))
-    _add_bench(commands.add_parser("bench", help="measure"))
-    env = commands.add_parser("env", help="versions, CPU, native kernels, model cache")
+    _add_models(_command(commands, "models", "list, fetch and find models"))
+    _add_serve(_command(commands, "serve", "run the engine as a service"))
+    add_benches(
+        _command(commands, "bench", "measure speed, memory, and what waiting costs"), _command
+    )
+    env = _command(commands, "env", "versions, CPU, native kernels, model cache")
     env.add_argument("--json", action="store_true", help="one JSON document")
     env.set_defaults(target="branchline.cli.env:env")
     return parser
+
+
+def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
+    """A command whose own help says what it does, and whose usage leaves the settings out."""
+    made: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=f"{about[0].upper()}{about[1:]}.", formatter_class=ShortUsage
+    )
+    return made
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +100,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "branchline serve [--config FILE.toml] [--SETTING X ...]"
     parser.add_argument(
         "--config", metavar="FILE.toml", help="settings, one table a group below; flags win"
     )
@@ -99,116 +110,18 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="models of the catalog and where they are")
+    listing = _command(actions, "list", "models of the catalog and where they are")
     listing.set_defaults(target="branchline.cli.models:list_models")
     for name, text in (("pull", "fetch a model"), ("path", "print where a fetched model is")):
-        action = actions.add_parser(name, help=text)
+        action = _command(actions, name, text)
         action.add_argument("model", help='catalog name, e.g. "smollm2-135m"')
         action.set_defaults(target=f"branchline.cli.models:{name}")
-
-
-def _add_bench(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="WHAT", required=True)
-    texts = {
-        "offline": "fixed workloads of token ids through the engine",
-        "programs": "whole programs: time, forwards per token, reuse of the cache",
-        "grammar": "constrained beside free text, compile and mask times, JSON Schemas",
-        "serve": "load on a server of its own: latency, throughput, soak",
-        "serve-programs": "programs on a server beside the same work as OpenAI requests",
-        "start": "process start to first token, and peak memory",
-        "scheduler": "overhead of a step, cost per queued request",
-        "processes": "an engine in processes of its own against one in this process",
-    }
-    for name, text in texts.items():
-        action = actions.add_parser(name, help=text)
-        action.add_argument("--repeats", type=int, default=3, help="timed runs (default 3)")
-        if name in ("offline", "programs", "serve", "serve-programs"):
-            action.add_argument(
-                "--workload",
-                action="append",
-                metavar="NAME",
-                help='may be repeated; "list" names them; default: those that suit a CPU; "gpu": '
-                "those that suit a GPU",
-            )
-        if name == "offline":
-            action.add_argument(
-                "--profile", action="store_true", help="once more under a profiler: where time goes"
-            )
-        if name in ("programs", "serve-programs"):
-            most = 16 if name == "programs" else 64
-            action.add_argument(
-                "--at-once",
-                type=int,
-                default=most,
-                metavar="N",
-                help=f"programs at once (default {most})",
-            )
-        if name == "serve":
-            _add_bench_serve(action)
-        if name == "serve-programs":
-            action.add_argument(
-                "--delay-ms",
-                type=float,
-                default=5.0,
-                metavar="MS",
-                help="delay added to each direction of the network (default 5)",
-            )
-        if name == "processes":
-            action.add_argument(
-                "--streams", type=int, default=64, metavar="N", help="at once (default 64)"
-            )
-        if name == "grammar":
-            action.add_argument(
-                "--at-once", type=int, default=16, metavar="N", help="requests at once (default 16)"
-            )
-            action.add_argument(
-                "--schemas",
-                metavar="FILE.jsonl",
-                help='JSON lines with "id", "schema" and maybe "tests"; default: a small fixed set',
-            )
-            action.add_argument(
-                "--isolation",
-                action="store_true",
-                help="also time a stream beside hostile constraints",
-            )
-        if name == "scheduler":
-            action.add_argument(
-                "--queued", type=int, nargs="+", default=[100, 1000, 10_000], metavar="N"
-            )
-        add_engine_flags(action)
-        action.set_defaults(target=f"branchline.cli.bench:{name.replace('-', '_')}")
-
-
-def _add_bench_serve(action: argparse.ArgumentParser) -> None:
-    action.add_argument(
-        "--rate",
-        type=float,
-        metavar="R",
-        help="open loop: R requests a second, arriving at random (Poisson)",
-    )
-    action.add_argument(
-        "--at-once", type=int, metavar="N", help="closed loop: N requests always open (default 64)"
-    )
-    action.add_argument(
-        "--requests", type=int, default=128, metavar="N", help="of one round (default 128)"
-    )
-    action.add_argument(
-        "--against-engine",
-        action="store_true",
-        help="what HTTP costs: the same ids on an engine in this process and on the server",
-    )
-    action.add_argument(
-        "--soak-s",
-        type=float,
-        metavar="S",
-        help="saturate the server for S seconds, with clients that leave; then check for leaks",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
     if arguments.version:
         from importlib.metadata import version
 
@@ -220,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     module, _, name = target.partition(":")
     try:
+        refuse_rest(arguments, rest)
         command: Callable[[argparse.Namespace], int] = getattr(
             importlib.import_module(module), name
         )
@@ -232,10 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if arguments.debug or error.name not in RUNTIME_PACKAGES:
             raise
-        hint = 'Install the runtime: pip install "branchline[runtime]"'
-        report(
-            BranchlineError(f"the module {error.name!r} is not installed.", hint=hint), sys.stderr
-        )
+        hint = "Install the runtime: pip install 'branchline[runtime]'."
+        missing = BranchlineError(f"the module {error.name!r} is not installed", hint=hint)
+        report(missing, sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -244,6 +157,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output is gone (`| head`): not an error, but stdout must not be flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def refuse_rest(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Raise `InvalidRequest` for words that no command takes; names the nearest setting."""
+    if rest:
+        flag = rest[0].partition("=")[0]
+        near = difflib.get_close_matches(flag, setting_flags(arguments), n=1)
+        raise InvalidRequest(
+            f"{arguments.command} does not take this",
+            value=" ".join(rest),
+            hint=f"Did you mean {near[0]}?" if near else f"See branchline {arguments.command} -h.",
+        )
 
 
 def report(error: BranchlineError, stream: TextIO) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import Field
 from typing import Any
 
 from branchline.runtime.config.engine import unknown_name
@@ -12,6 +13,26 @@ from branchline.runtime.errors import InvalidRequest
 
 _PREFIX = "setting_"
 _LIMITS = "limits"
+
+
+class ShortUsage(argparse.HelpFormatter):
+    """Names the settings once in the usage line; their groups below list them all."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[Any],
+        prefix: str | None = None,
+    ) -> None:
+        """See `argparse.HelpFormatter`, which calls it."""
+        every = list(actions)
+        shown = [one for one in every if not one.dest.startswith(_PREFIX)]
+        if len(shown) < len(every):
+            places = [at for at, one in enumerate(shown) if one.option_strings]
+            some = argparse.Action(["--SETTING"], _PREFIX, metavar="X ...")
+            shown.insert(max(places, default=-1) + 1, some)
+        super().add_usage(usage, shown, groups, prefix)
 
 
 def add_engine_flags(
@@ -24,7 +45,7 @@ def add_engine_flags(
         for name, (_, item) in all_settings([section]).items():
             shown = "" if item.default is None else f" (default {item.default})"
             group.add_argument(
-                "--" + name.replace("_", "-"),
+                _flag(name),
                 dest=_PREFIX + name,
                 metavar="X",
                 default=None,
@@ -69,8 +90,18 @@ def limits_of(arguments: argparse.Namespace, sections: Sequence[type[Any]]) -> d
                 value=word,
                 hint=f"Use --limit {name}={known[name][1].default}.",
             )
-        found[name] = _convert(name, text.strip(), str(known[name][1].type), f"--limit {name}=")
+        found[name] = _convert(f"--limit {name}=", text.strip(), known[name][1])
     return found
+
+
+def setting_flags(arguments: argparse.Namespace) -> list[str]:
+    """The flags of all settings that the command has."""
+    names = [name for name in vars(arguments) if name.startswith(_PREFIX)]
+    return [_flag(name.removeprefix(_PREFIX)) for name in names]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def engine_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -88,26 +119,28 @@ def settings_of(arguments: argparse.Namespace, sections: Sequence[type[Any]]) ->
     for name, (_, item) in all_settings(sections).items():
         text: str | None = getattr(arguments, _PREFIX + name, None)
         if text is not None:
-            settings[name] = _convert(name, text, str(item.type))
+            settings[name] = _convert(_flag(name) + " ", text, item)
     return settings
 
 
-def _convert(name: str, text: str, kind: str, flag: str = "") -> Any:
+def _convert(flag: str, text: str, item: Field[Any]) -> Any:
+    """The value of a setting. flag: what stands before it, for errors."""
+    kind, named = str(item.type), flag.rstrip(" =")
     if text.lower() == "none" and "None" in kind:
         return None
-    flag = flag or "--" + name.replace("_", "-") + " "
     if kind.startswith("bool"):
         if text.lower() in ("true", "on", "yes", "1"):
             return True
         if text.lower() in ("false", "off", "no", "0"):
             return False
-        raise InvalidRequest(f"{flag.rstrip(' =')} is a switch", value=text, hint="Use on or off.")
+        raise InvalidRequest(f"{named} is a switch", value=text, hint="Use on or off.")
     number = {"int": int, "float": float}.get(kind.split(" ")[0])
     if number is None:
         return text
     try:
         return number(text)
     except ValueError:
+        example = 8 if item.default is None else item.default
         raise InvalidRequest(
-            f"{flag.rstrip(' =')} is a number", value=text, hint=f"Use {flag}8."
+            f"{named} is a number", value=text, hint=f"Use {flag}{example}."
         ) from None

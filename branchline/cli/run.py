@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,14 +15,14 @@ from typing import Any
 import branchline as bl
 from branchline.cli.options import engine_settings
 from branchline.lang.program import Program
-from branchline.runtime.errors import InvalidRequest, UnsupportedFeature
+from branchline.runtime.errors import InvalidRequest
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Load the file, find the program, run it, show it."""
     program = find_program(arguments.file)
     values = program_arguments(program, arguments.args)
-    with make_backend(arguments) as backend:
+    with closing(make_backend(arguments)) as backend, backend:
         if arguments.plain or not sys.stdout.isatty():
             state = program.run(**values)
             print(state.text() if state.result is None else state.result)
@@ -32,19 +33,25 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.trace:
         state.graph.to_html(arguments.trace)
         print(f"trace: {arguments.trace}", file=sys.stderr)
-    backend.close()
     return 0
 
 
-def make_backend(arguments: argparse.Namespace) -> Any:
-    """The engine of the given settings, or the server of `--endpoint`."""
+def make_backend(arguments: argparse.Namespace) -> bl.Engine | bl.Endpoint:
+    """The engine of the given settings, or the server of `--endpoint`.
+
+    Raises:
+        InvalidRequest: settings for an engine that is the server's own.
+    """
+    settings = engine_settings(arguments)
     if not arguments.endpoint:
-        return bl.Engine(**engine_settings(arguments))
-    endpoint = getattr(bl, "Endpoint", None)
-    if endpoint is None:
-        hint = "Leave --endpoint out to run in this process."
-        raise UnsupportedFeature("this release has no endpoint client", hint=hint)
-    return endpoint(arguments.endpoint)
+        return bl.Engine(**settings)
+    if settings:
+        raise InvalidRequest(
+            "settings of the engine mean nothing with --endpoint",
+            value=", ".join(settings),
+            hint="Give them to `branchline serve`.",
+        )
+    return bl.Endpoint(arguments.endpoint)
 
 
 def find_program(place: str) -> Program:

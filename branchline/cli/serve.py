@@ -22,7 +22,7 @@ from branchline.runtime.observability.tracing import Tracer
 from branchline.runtime.server.app import create_app
 from branchline.runtime.server.context import ServerContext, make_context
 from branchline.runtime.server.keys import Keys
-from branchline.runtime.server.run import Entrance, Stopping, run
+from branchline.runtime.server.run import Entrance, Stopping, check_address, run
 
 if TYPE_CHECKING:
     from branchline.runtime.server.grpc_api.service import GrpcServer
@@ -34,6 +34,11 @@ def serve(arguments: argparse.Namespace) -> int:
     server = choices.server
     keys = read_keys(server)
     set_up_logs("json" if server.log_format == "json" else "text", server.log_level, "http")
+    # What can be wrong is said now, not when a model has been loaded.
+    grpc = _grpc_server(server)
+    for port in (server.port, server.grpc_port):
+        if port is not None:
+            asyncio.run(check_address(server.host, port))
     tracer = _tracer()
     _say(f"loading {choices.engine.get('model', 'the default model')}")
     failed: list[BranchlineError] = []
@@ -51,7 +56,7 @@ def serve(arguments: argparse.Namespace) -> int:
         engine.start()
         for decision in engine.port.info()["decisions"]:
             _say(f"  {decision['setting']} = {decision['value']}: {decision['why']}")
-        drained = asyncio.run(_serve(engine, choices, keys, tracer, stop_for))
+        drained = asyncio.run(_serve(engine, choices, keys, tracer, stop_for, grpc))
     finally:
         signal.signal(signal.SIGTERM, before)
         engine.close()
@@ -64,7 +69,12 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(
-    engine: RemoteEngine, choices: Choices, keys: Keys, tracer: Tracer | None, stop_for: list[Any]
+    engine: RemoteEngine,
+    choices: Choices,
+    keys: Keys,
+    tracer: Tracer | None,
+    stop_for: list[Any],
+    grpc_server: type[GrpcServer] | None,
 ) -> bool:
     server = choices.server
     loop, stopping = asyncio.get_running_loop(), Stopping()
@@ -88,7 +98,7 @@ async def _serve(
     )
     app = create_app(context)
     entrance = Entrance(app)
-    grpc = await _grpc(context, server)
+    grpc = None if grpc_server is None else await _start_grpc(grpc_server, context, server)
     try:
         return await run(
             app,
@@ -106,8 +116,12 @@ async def _serve(
         context.executor.close()
 
 
-async def _grpc(context: ServerContext, server: ServerSection) -> GrpcServer | None:
-    """The gRPC server, listening, if one was asked for."""
+def _grpc_server(server: ServerSection) -> type[GrpcServer] | None:
+    """The gRPC server, if one was asked for.
+
+    Raises:
+        InvalidRequest: its packages are not installed.
+    """
     if server.grpc_port is None:
         return None
     try:
@@ -118,8 +132,14 @@ async def _grpc(context: ServerContext, server: ServerSection) -> GrpcServer | N
             value=error.name,
             hint="Install them: pip install 'branchline[grpc]'.",
         ) from error
+    return GrpcServer
+
+
+async def _start_grpc(
+    kind: type[GrpcServer], context: ServerContext, server: ServerSection
+) -> GrpcServer:
     host = f"[{server.host}]" if ":" in server.host else server.host
-    made = GrpcServer(context, f"{host}:{server.grpc_port}")
+    made = kind(context, f"{host}:{server.grpc_port}")
     await made.start()
     _say(f"gRPC at {host}:{made.port}")
     return made

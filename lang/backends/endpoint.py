@@ -23,6 +23,7 @@ import aiohttp
 from branchline.lang.backends.base import Backend
 from branchline.lang.backends.link import Link, LinkStats, closed_error
 from branchline.lang.backends.loop_thread import LoopThread
+from branchline.lang.backends.refusals import words_of
 from branchline.lang.errors import (
     BackendError,
     BranchlineError,
@@ -119,7 +120,10 @@ class Endpoint(Backend):
 
 
 class RuntimeEndpoint(Endpoint):
-    """`Endpoint` under the name it has in SGLang's language."""
+    """`Endpoint` under the name and with the argument it has in SGLang's language."""
+
+    def __init__(self, base_url: str, api_key: str | None = None, **options: Any) -> None:
+        super().__init__(base_url, api_key, **options)
 
 
 class _Line:
@@ -339,7 +343,7 @@ def _handshake_error(error: aiohttp.WSServerHandshakeError, url: str) -> Backend
 
 
 async def _refusal(answer: aiohttp.ClientResponse, url: str) -> BackendError:
-    text = (await answer.text())[:500]
+    text = words_of(await answer.text(errors="replace"))
     return BackendError(
         f"the server answers HTTP {answer.status}: {text}",
         value=url,
@@ -351,8 +355,11 @@ async def _refusal(answer: aiohttp.ClientResponse, url: str) -> BackendError:
 
 
 def _unreachable(url: str, error: BaseException) -> BackendError:
+    why = str(error) or type(error).__name__
+    if isinstance(error, aiohttp.ClientConnectorError):
+        why = error.os_error.strerror or why  # its own text tells of TLS that nobody asked for
     return BackendError(
-        f"the server cannot be reached: {error or type(error).__name__}",
+        f"the server cannot be reached: {why}",
         value=url,
         hint="Is it running there? Start one: branchline serve.",
         retryable=True,

@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from branchline.lang.backends.refusals import words_of
 from branchline.lang.errors import BackendError, InvalidRequest
 
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
@@ -136,12 +137,7 @@ class OpenAIClient:
 
     async def refuse(self, answer: aiohttp.ClientResponse) -> BackendError:
         """The error of an answer that is none."""
-        text = (await answer.text(errors="replace"))[:500]
-        try:
-            found = msgspec.json.decode(text, type=Json).get("error")
-            text = found.get("message", text) if isinstance(found, dict) else text
-        except msgspec.DecodeError:
-            pass  # shown as it is
+        text = words_of(await answer.text(errors="replace"))
         kind = InvalidRequest if answer.status in (400, 413, 422) else BackendError
         return kind(
             f"the server answers HTTP {answer.status}: {text}",

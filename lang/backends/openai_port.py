@@ -38,7 +38,6 @@ from branchline.runtime.core.outputs import (
 )
 from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
-from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
 
 if TYPE_CHECKING:
@@ -60,6 +59,7 @@ class OpenAIPort:
 
     Attributes:
         server: what answers; see `openai.FEATURES`.
+        client: sends the requests.
     """
 
     heals = False
@@ -71,7 +71,7 @@ class OpenAIPort:
         self.turns: ChatTurns = PlainTurns()
         self.model_name = model
         self.server = "plain"
-        self._client = client
+        self.client = client
         self._thread = thread
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -120,14 +120,9 @@ class OpenAIPort:
 
     def info(self) -> dict[str, Any]:
         """What this is."""
-        return {"model": self.model_name, "server": self.server, "url": self._client.base_url}
+        return {"model": self.model_name, "server": self.server, "url": self.client.base_url}
 
     # ---- inside
-
-    @property
-    def client(self) -> OpenAIClient:
-        """For requests."""
-        return self._client
 
     async def _run(
         self, job: _Generation | _Scoring, request: EngineRequest, on_output: OnOutput

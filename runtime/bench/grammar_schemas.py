@@ -58,14 +58,14 @@ class Verdicts:
 
     Attributes:
         exact: schemas of which every value is told right.
-        leaks: schemas that let an invalid value through.
-        refuse: schemas that refuse a valid one.
+        leaks: schemas that let an invalid value through, with the first.
+        refuse: schemas that refuse a valid one, with the first.
         refused: schemas that are refused, with the reason.
     """
 
     exact: int = 0
-    leaks: list[str] = field(default_factory=list)
-    refuse: list[str] = field(default_factory=list)
+    leaks: dict[str, str] = field(default_factory=dict)
+    refuse: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
 
@@ -140,9 +140,7 @@ def verdicts(samples: Sequence[Sample]) -> Verdicts:
                 taken = all(map(matcher.accept, text.encode())) and matcher.is_accepting()
                 if taken != one.valid:
                     right = False
-                    names = found.leaks if taken else found.refuse
-                    if sample.id not in names:
-                        names.append(sample.id)
+                    (found.leaks if taken else found.refuse).setdefault(sample.id, text)
             found.exact += right
     finally:
         backends.close()
@@ -158,18 +156,24 @@ def show(found: Sequence[Times], verdict: Verdicts, count: int, stream: TextIO) 
         each = " ".join(f"{1e3 * share(one, 0.99):.1f}" for one in times.rounds)
         rows.append([times.how, str(len(medians)), str(times.refused), *shown, each])
     table(f"{count} JSON Schemas", COLUMNS, rows, stream)
+    show_verdicts(verdict, count, stream)
+
+
+def show_verdicts(verdict: Verdicts, count: int, stream: TextIO) -> None:
+    """Print how many schemas fare how, and by name what is not exact."""
     print(
         f"exact on all their values: {verdict.exact} of {count}; let an invalid one through: "
         f"{len(verdict.leaks)}; refuse a valid one: {len(verdict.refuse)}; refused: "
         f"{len(verdict.refused)}",
         file=stream,
     )
-    for name in verdict.leaks:
-        print(f"  lets an invalid value through: {name}", file=stream)
-    for name in verdict.refuse:
-        print(f"  refuses a valid value: {name}", file=stream)
-    for name, why in verdict.refused.items():
-        print(f"  refused: {name}: {why[:160]}", file=stream)
+    for what, those in (
+        ("lets an invalid value through", verdict.leaks),
+        ("refuses a valid value", verdict.refuse),
+        ("refused", verdict.refused),
+    ):
+        for name, why in those.items():
+            print(f"  {what}: {name}: {why[:160]}", file=stream)
 
 
 def figures(found: Sequence[Times], verdict: Verdicts, count: int) -> dict[str, object]:

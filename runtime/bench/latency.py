@@ -112,12 +112,6 @@ def over_runs(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 SPREAD = ("tok_per_s", "ttft_s_p50", "itl_s_p50", "itl_s_p99", "e2e_s_p50")
 
 
-def spread(values: Sequence[float]) -> float:
-    """(largest - smallest) / median; 0 where the median is 0."""
-    middle = statistics.median(values)
-    return (max(values) - min(values)) / middle if middle else 0.0
-
-
 def slope(points: Sequence[tuple[float, float]]) -> float:
     """Growth of y for each unit of x, by least squares; 0 of fewer than two different x."""
     if len({x for x, _ in points}) < 2:

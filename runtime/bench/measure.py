@@ -56,8 +56,8 @@ class Series:
 
     @property
     def spread(self) -> float:
-        """(slowest - fastest) / median."""
-        return (max(self.wall) - min(self.wall)) / self.median_s if self.median_s else 0.0
+        """Of the wall seconds; see `spread`."""
+        return spread(self.wall)
 
 
 def timed(run: Callable[[], Any]) -> Sample:
@@ -87,6 +87,12 @@ def repeat(
         before()
         series.samples.append(timed(partial(run, round_)))
     return series
+
+
+def spread(values: Sequence[float]) -> float:
+    """(largest - smallest) / median; 0 where the median is 0."""
+    middle = statistics.median(values)
+    return (max(values) - min(values)) / middle if middle else 0.0
 
 
 def share(values: Sequence[float], part: float) -> float:

@@ -190,6 +190,8 @@ class _Rewriter:
             if key in ("elements", "tags"):
                 if not isinstance(value, list) or not value:
                     _malformed(f"{key} is a list of formats", place, value)
+                if key == "tags":  # which they are whether or not they say so
+                    value = [_as_tag(part) for part in value]
                 found[key] = [self.format(part, f"{place}/{i}") for i, part in enumerate(value)]
                 if key == "tags" and any(part["type"] != "tag" for part in found[key]):
                     _malformed("tags are formats of the type tag", place, value)
@@ -222,6 +224,10 @@ class _Rewriter:
         if not isinstance(value, str) or any("\ud800" <= char <= "\udfff" for char in value):
             _malformed("not a text", path, value)
         return value
+
+
+def _as_tag(part: Any) -> Any:
+    return {"type": "tag", **part} if isinstance(part, dict) else part
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ ends the waiting. Knows no processes: whether requests can run is the context's 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
@@ -110,10 +111,7 @@ async def run(
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise InvalidRequest(
-                f"cannot listen at {host}:{port}: {error.strerror or error}",
-                hint="Choose another host or port; port 0 is any free one.",
-            ) from error
+            raise _cannot_listen(host, port, error) from error
         at = runner.addresses[0][1]
         listening(f"http://{f'[{host}]' if ':' in host else host}:{at}")
         await stopping.asked.wait()
@@ -121,6 +119,24 @@ async def run(
         return await _drained(context, entrance, stopping, drain_timeout_s)
     finally:
         await runner.cleanup()
+
+
+async def check_address(host: str, port: int) -> None:
+    """Raise what `run` would where it cannot listen, before anybody loads a model in vain."""
+    try:
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+    server.close()
+    await server.wait_closed()
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> InvalidRequest:
+    why = os.strerror(error.errno) if error.errno else str(error)  # asyncio's repeats the address
+    return InvalidRequest(
+        f"cannot listen at {host}:{port}: {why}",
+        hint="Choose another host or port; port 0 is any free one.",
+    )
 
 
 async def _drained(

@@ -16,9 +16,9 @@ from branchline.runtime.bench.latency import (
     percentiles,
     poisson_times,
     slope,
-    spread,
     summary,
 )
+from branchline.runtime.bench.measure import spread
 
 VALUES = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 

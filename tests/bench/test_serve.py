@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from branchline.bench.serve import serve
-from branchline.bench.serve_load import Call, closed_loop, open_loop
 from branchline.bench.serve_overhead import against_engine, compare
 from branchline.bench.serve_work import WORK
 from branchline.bench.served import served
@@ -21,6 +20,7 @@ from branchline.bench.soak import Watch, growth, judge, soak
 from branchline.bench.soak_clients import Tally
 from branchline.cli.main import main
 from branchline.runtime.bench.latency import Timing
+from branchline.runtime.bench.loops import Call, closed_loop, open_loop
 from branchline.runtime.errors import BackendError, InvalidRequest
 from tests.support.tiny_engine import write_tiny_model
 

@@ -54,7 +54,7 @@ def test_every_limit_is_set_by_its_name() -> None:
     [
         ("max_m=3", "unknown limit 'max_m'.*max_n"),
         ("max_n", "has no value.*--limit max_n=128"),
-        ("max_n=many", "--limit max_n is a number.*--limit max_n=8"),
+        ("max_n=many", "--limit max_n is a number.*--limit max_n=128"),
         ("max_n=0", "max_n must be above 0"),
     ],
 )

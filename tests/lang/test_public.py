@@ -50,10 +50,10 @@ print(asyncio.run(p.arun(backend=mock)).result)
 def test_importing_is_quick_and_loads_little() -> None:
     program = """
 import time, sys
-begin = time.perf_counter()
+begin = time.process_time()
 import branchline as bl
 bl.function, bl.gen, bl.select, bl.Mock
-print(time.perf_counter() - begin, *sorted(
+print(time.process_time() - begin, *sorted(
     {"torch", "transformers", "numpy", "asyncio", "rich", "greenlet", "jinja2"} & set(sys.modules)))
 """
     runs = [python(program).split() for _ in range(3)]
@@ -128,3 +128,11 @@ def test_a_program_keeps_its_face() -> None:
     assert program.__name__ == program.name == "program"
     assert program.__doc__ == "What it does."
     assert repr(program) == "<program program(topic: 'str' = 'x') -> 'None'>"
+
+
+def test_an_error_reads_as_sentences() -> None:
+    plain = bl.BackendError("the server is stopping", hint="Use another one.")
+    assert str(plain) == "the server is stopping. Use another one."
+    asked = bl.InvalidRequest("n is too large", value=9, hint="Use 8.").located(variable="x")
+    assert str(asked) == "n is too large (in variable 'x') [got 9] Use 8."
+    assert str(bl.ProgramError("no")) == "no"

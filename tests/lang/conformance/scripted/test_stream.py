@@ -29,39 +29,53 @@ async def astory(s: bl.State, about: str) -> Any:
 REPLIES = {"first": "once upon a time there was", "second": "a second sentence"}
 
 
-def check(events: list[Any]) -> None:
-    for name, text in REPLIES.items():
-        pieces = [e.text for e in events if isinstance(e, bl.TextDelta) and e.name == name]
-        assert len(pieces) > 1
-        assert "".join(pieces) == text
+def told(events: list[Any]) -> tuple[dict[str, list[str]], list[tuple[str, Any]], Any]:
+    """Pieces of text by variable, values in the order they came, and the last event."""
+    pieces: dict[str, list[str]] = {}
+    for event in events:
+        if isinstance(event, bl.TextDelta):
+            pieces.setdefault(event.name, []).append(event.text)
     ready = [(e.name, e.value) for e in events if isinstance(e, bl.VariableReady)]
-    assert ready == list(REPLIES.items())
-    assert isinstance(events[-1], bl.Done)
-    assert events[-1].state["second"] == REPLIES["second"]
-    assert REPLIES["second"] in events[-1].state.text()
+    return pieces, ready, events[-1]
 
 
-@pytest.mark.parametrize("program", [story, astory], ids=lambda p: p.name)
-def test_sync_stream(program: Any) -> None:
-    check(list(program.stream(about="x", backend=bl.Mock(REPLIES))))
+def collected(program: Any, asynchronous: bool) -> list[Any]:
+    mock = bl.Mock(REPLIES)
+    if not asynchronous:
+        return list(program.stream(about="x", backend=mock))
 
-
-@pytest.mark.parametrize("program", [story, astory], ids=lambda p: p.name)
-def test_async_stream(program: Any) -> None:
     async def collect() -> list[Any]:
-        return [e async for e in program.astream(about="x", backend=bl.Mock(REPLIES))]
+        return [e async for e in program.astream(about="x", backend=mock)]
 
-    check(asyncio.run(collect()))
+    return asyncio.run(collect())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["stream", "astream"])
+@pytest.mark.parametrize("program", [story, astory], ids=lambda p: p.name)
+def test_a_stream_tells_each_text_in_pieces_then_its_value_and_ends_with_the_state(
+    program: Any, asynchronous: bool
+) -> None:
+    pieces, ready, last = told(collected(program, asynchronous))
+    assert {name: "".join(parts) for name, parts in pieces.items()} == REPLIES
+    assert all(len(parts) > 1 for parts in pieces.values())
+    assert ready == list(REPLIES.items())
+    assert isinstance(last, bl.Done)
+    assert last.state["second"] == REPLIES["second"]
+    assert REPLIES["second"] in last.state.text()
 
 
 def test_events_come_while_the_program_runs() -> None:
-    moments: list[float] = []
-    begin = time.perf_counter()
-    for event in story.stream("x", backend=bl.Mock(REPLIES, latency_s=0.2)):
-        if isinstance(event, bl.TextDelta):
-            moments.append(time.perf_counter() - begin)
-    assert moments[0] < 0.15
-    assert moments[-1] > 0.25
+    heard = threading.Event()
+
+    def reply(name: str, text: str) -> str:
+        if name == "second" and not heard.wait(20):
+            raise TimeoutError("nothing of the first value was heard before the second began")
+        return REPLIES[name]
+
+    for event in story.stream("x", backend=bl.Mock(reply)):
+        if isinstance(event, bl.TextDelta) and event.name == "first":
+            heard.set()
+    assert heard.is_set()
 
 
 @pytest.mark.parametrize("program", [story, astory], ids=lambda p: p.name)
@@ -140,7 +154,9 @@ def test_a_stream_may_be_iterated_from_several_threads() -> None:
         thread.start()
         thread.join()
     assert list(stream) == []
-    check(events)
+    pieces, ready, _ = told(events)
+    assert {name: "".join(parts) for name, parts in pieces.items()} == REPLIES
+    assert ready == list(REPLIES.items())
 
 
 def test_wrong_arguments_are_raised_before_the_loop() -> None:
