@@ -9,7 +9,6 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,20 +22,13 @@ from branchline.runtime.programs.executor import Executor
 from branchline.runtime.programs.protocol import Close, Fork, Join, Select, ValueReady
 from tests.programs.helpers import Program, gen, text
 from tests.support.port_driver import Call, PortDriver
+from tests.support.waiting import until
 
 TEXT = "Once upon a time, there was a port; it had 2 ends. "
 
 
 def ids_of(words: str) -> list[int]:
     return list(words.encode())
-
-
-def until(condition: Callable[[], Any], within_s: float = 20.0) -> None:
-    """Wait for something that another process will do."""
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def test_outputs_are_those_of_the_engine_itself(driver: PortDriver, reference: Engine) -> None:
@@ -94,6 +86,24 @@ def test_siblings_each_end_once_and_follow_the_seed(driver: PortDriver) -> None:
     ]
     assert outputs[0] == outputs[1]
     assert len({tuple(ids) for ids in outputs[0]}) > 1
+
+
+@pytest.mark.parametrize("kind", ["stop", "stop_regex"])
+def test_a_stop_ends_its_own_sequence_and_no_sibling(
+    driver: PortDriver, reference: Engine, kind: str
+) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 7, "ignore_eos": True, "n": 4}
+    prompt = ids_of(TEXT)
+    whole = reference.generate(prompt, max_tokens=200, **options)
+    texts = [set(result.text[:40]) for result in whole]
+    own = texts[0] - set[str]().union(*texts[1:])
+    at = next(char for char in whole[0].text if char in own and char.isascii() and char.isalnum())
+    stop: Any = {"stop": (at,), "stop_regex": at}[kind]
+    call = driver.generate(prompt, 200, **options, **{kind: stop})
+    plain = reference.generate(prompt, max_tokens=200, **options, **{kind: stop})
+    found = [final for _, final in sorted(_plain(call.wait()).items())]
+    assert [final.token_ids for final in found] == [result.token_ids for result in plain]
+    assert len({len(final.token_ids) for final in found}) > 1
 
 
 def _plain(call: Call) -> dict[str, GenerateResult]:
