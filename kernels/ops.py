@@ -45,8 +45,8 @@ class AttentionMeta:
             waiting for the device; None = `seq_lens` itself is in host memory.
         host_extend_lens: `extend_lens` likewise.
         trunk_lens: [tiles] int32, how many first slots the rows of each tile of the batch have in
-            common, where a backend has found that out (`TritonOps.find_trunks`); the result does
-            not depend on it.
+            common, where a backend has found that out (`triton.attention.find_trunks`); the result
+            does not depend on it.
     """
 
     rows: torch.Tensor
@@ -63,7 +63,13 @@ class AttentionMeta:
 
 
 class Ops(ABC):
-    """What a model may do to its activations. Outputs are new tensors unless said otherwise."""
+    """What a model may do to its activations. Outputs are new tensors unless said otherwise.
+
+    Attributes:
+        deterministic: the invariant above holds, so nothing else of a step may break it.
+    """
+
+    deterministic: bool = True
 
     @abstractmethod
     def prepare(self, weight: Weight) -> Weight:

@@ -4,6 +4,8 @@ Invariant: a row's token is a function of its logits, its mask, its parameters, 
 position; neither the other rows nor the row's place change it.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -37,6 +39,13 @@ class Draws:
     seeds: torch.Tensor
     positions: torch.Tensor
     truncated: bool = True
+
+    @classmethod
+    def greedy(cls, n: int, device: torch.device) -> Draws:
+        """The likeliest token of each row."""
+        floats = torch.zeros(n, dtype=torch.float32, device=device)
+        longs = torch.zeros(n, dtype=torch.int64, device=device)
+        return cls(floats, longs.int(), floats + 1.0, floats, longs, longs, truncated=False)
 
 
 class SamplingOps(ABC):

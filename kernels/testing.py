@@ -11,7 +11,7 @@ import torch
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.weights import BLOCK, Q4_1Weight, Q8_0Weight, Weight
 
-__all__ = ["Step", "random_quantized", "random_step", "rounded_linear"]
+__all__ = ["Step", "meta_on", "random_quantized", "random_step", "rounded_linear"]
 
 
 def random_quantized(
@@ -54,6 +54,13 @@ class Step:
     def tokens(self) -> int:
         """Tokens of the step."""
         return self.positions.shape[0]
+
+
+def meta_on(meta: AttentionMeta, device: torch.device) -> AttentionMeta:
+    """The metadata on a device, its lengths kept in host memory too."""
+    moved = {name: x.to(device) for name, x in vars(meta).items() if x is not None}
+    moved |= {"host_seq_lens": meta.seq_lens, "host_extend_lens": meta.extend_lens}
+    return AttentionMeta(**moved)
 
 
 def random_step(

@@ -97,13 +97,18 @@ class OneOf(JsonType):
 
     def __init__(self, name: str, values: Sequence[tuple[Any, Any]]) -> None:
         super().__init__(name, {"enum": [raw for raw, _ in values]})
-        self._instances = {(type(raw), raw): instance for raw, instance in values}
+        self._instances = {_as_json(raw): instance for raw, instance in values}
 
     def decode(self, value: Any, path: str = "") -> Any:
         try:
-            return self._instances[type(value), value]
+            return self._instances[_as_json(value)]
         except (KeyError, TypeError):  # a list cannot be looked up
             raise self.wrong(value, path) from None
+
+
+def _as_json(value: Any) -> tuple[type, Any]:
+    """Equal for what JSON takes for equal: 1 and 1.0, but not 1 and true."""
+    return float if type(value) is int else type(value), value
 
 
 class Array(JsonType):

@@ -26,7 +26,7 @@ from branchline.runtime.core.messages import (
 )
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, ScoreResult
 from branchline.runtime.core.sampling_params import SamplingParams
-from branchline.runtime.core.sequence import sequence_names
+from branchline.runtime.core.sequence import names_of
 from branchline.runtime.engine_client import EngineClient, Item, raise_if_failed
 from branchline.runtime.engine_core import EngineCore
 from branchline.runtime.errors import InvalidRequest
@@ -145,7 +145,14 @@ class Engine:
                 yield output
 
     def score(self, prompt: Prompt, choices: Sequence[Prompt], **options: Any) -> ScoreResult:
-        """Log-probabilities of each choice's tokens after the prompt, in one tree forward."""
+        """Log-probabilities of each choice's tokens after the prompt, in one tree forward.
+
+        Args:
+            prompt: text or token ids.
+            choices: text or token ids of each.
+            options: `priority`, `deadline_s`, `namespace`, `timeout_s`.
+        """
+        _check_common(options)
         request = ScoreRequest(
             id=self._client.new_id(),
             prompt_ids=self._encode(prompt),
@@ -181,13 +188,7 @@ class Engine:
         Raises:
             BranchlineError: the first failure; the other requests are ended.
         """
-        unknown = sorted(set(options) - _COMMON)
-        if unknown:
-            raise InvalidRequest(
-                f"unknown option {unknown[0]!r}",
-                value=options[unknown[0]],
-                hint=f"Known: {', '.join(sorted(_COMMON))}.",
-            )
+        _check_common(options)
         batch, single = _batch(prompts)
         requests = [
             EmbedRequest(
@@ -259,7 +260,7 @@ class Engine:
     def _run(self, requests: Sequence[EngineRequest], timeout_s: float | None) -> dict[str, Output]:
         inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._client.start_all(requests, inbox.put)
-        left = sum(r.sampling.n if isinstance(r, GenerateRequest) else 1 for r in requests)
+        left = sum(len(names_of(request)) for request in requests)
         results: dict[str, Output] = {}
         end = None if timeout_s is None else time.monotonic() + timeout_s
         try:
@@ -307,6 +308,16 @@ def _batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
 _COMMON = frozenset({"priority", "deadline_s", "namespace", "timeout_s"})
 
 
+def _check_common(options: dict[str, Any]) -> None:
+    unknown = sorted(set(options) - _COMMON)
+    if unknown:
+        raise InvalidRequest(
+            f"unknown option {unknown[0]!r}",
+            value=options[unknown[0]],
+            hint=f"Known: {', '.join(sorted(_COMMON))}.",
+        )
+
+
 def _common(options: dict[str, Any]) -> dict[str, Any]:
     deadline_s = options.get("deadline_s")
     return {
@@ -341,4 +352,4 @@ def _sampling(
 def _group(request: GenerateRequest, results: dict[str, Output]) -> Any:
     if request.sampling.n == 1:
         return results[request.id]
-    return [results[name] for name in sequence_names(request.id, request.sampling.n)]
+    return [results[name] for name in names_of(request)]

@@ -30,12 +30,13 @@ from branchline.runtime.core.outputs import (
 )
 from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import EnginePort
-from branchline.runtime.core.sequence import sequence_names
+from branchline.runtime.core.sequence import names_of
 from branchline.runtime.errors import BackendError, BranchlineError, from_wire, wrap
 
 Item = Output | BranchlineError
 Deliver = Callable[[Item], None]
 T = TypeVar("T")
+Reading = TypeVar("Reading", ScoreResult, EmbedResult)
 
 
 class EngineClient:
@@ -81,7 +82,8 @@ class EngineClient:
 
     def abort(self, request_id: str) -> None:
         """End a request and its siblings `id#i`; unknown ids are ignored."""
-        self.port.call_soon(lambda: self.port.abort(request_id))
+        with contextlib.suppress(BackendError):  # a closed engine has ended them already
+            self.port.call_soon(lambda: self.port.abort(request_id))
 
     async def run(self, *requests: EngineRequest) -> AsyncGenerator[Output]:
         """Outputs of all requests as they come, up to the last one.
@@ -93,19 +95,17 @@ class EngineClient:
         """
         inbox: asyncio.Queue[Item] = asyncio.Queue()
         mailbox = self._mailbox()
-        left = sum(r.sampling.n if isinstance(r, GenerateRequest) else 1 for r in requests)
+        left = sum(len(names_of(request)) for request in requests)
         try:
-            for request in requests:
-                self.start(request, lambda item: mailbox.put(inbox, item))
+            self.start_all(requests, lambda item: mailbox.put(inbox, item))
             while left:
                 output = raise_if_failed(await inbox.get())
                 left -= not isinstance(output, GenerateDelta)
                 yield output
         finally:
             if left:
-                with contextlib.suppress(BackendError):  # a closed engine has ended them already
-                    for request in requests:
-                        self.abort(request.id)
+                for request in requests:
+                    self.abort(request.id)
 
     async def results(self, request: GenerateRequest) -> list[GenerateResult]:
         """All outputs of a request, in the order of its n sequences."""
@@ -113,21 +113,23 @@ class EngineClient:
         async for output in self.run(request):
             if isinstance(output, GenerateResult):
                 found[output.request_id] = output
-        return [found[name] for name in sequence_names(request.id, request.sampling.n)]
+        return [found[name] for name in names_of(request)]
 
-    async def score(self, request: ScoreRequest) -> ScoreResult:
-        """Log-probabilities of the choices of a request."""
-        async for output in self.run(request):
-            if isinstance(output, ScoreResult):
-                return output
-        raise AssertionError("a score request ends with a score")
+    async def score(self, *requests: ScoreRequest) -> list[ScoreResult]:
+        """Log-probabilities of the choices of each request; the first failure ends all of them."""
+        return await self._readings(requests, ScoreResult)
 
     async def embed(self, *requests: EmbedRequest) -> list[EmbedResult]:
         """The vectors of the requests, in their order; the first failure ends all of them."""
-        found: dict[str, EmbedResult] = {}
+        return await self._readings(requests, EmbedResult)
+
+    async def _readings(
+        self, requests: Sequence[EngineRequest], kind: type[Reading]
+    ) -> list[Reading]:
+        found: dict[str, Reading] = {}
         async with contextlib.aclosing(self.run(*requests)) as outputs:
             async for output in outputs:
-                assert isinstance(output, EmbedResult)
+                assert isinstance(output, kind)
                 found[output.request_id] = output
         return [found[request.id] for request in requests]
 

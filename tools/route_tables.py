@@ -63,9 +63,9 @@ def _table(kind: type[Any]) -> str:
     rows = ["| field | type | default | |\n|---|---|---|---|\n"]
     for item in msgspec.structs.fields(kind):
         shown = _type(item.type)
-        mark = "refused" if item.type is type(None) else ""
-        if item.encode_name in NO_EFFECT:
-            mark = "no effect"
+        mark = "no effect" if item.encode_name in NO_EFFECT else ""
+        if item.type is type(None):
+            mark = "refused"
         default = "required" if item.required else _default(item.default)
         if mark == "refused":
             shown = ""

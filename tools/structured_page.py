@@ -16,6 +16,7 @@ from branchline.runtime.core.sampling_params import Constraint, ConstraintKind, 
 from branchline.runtime.errors import UnsupportedConstraint
 from branchline.runtime.grammar.choice import ABILITIES, BACKENDS, PACKAGES
 from branchline.runtime.grammar.json_schema.compiler import Support, layout_of, supported_keywords
+from branchline.runtime.grammar.json_schema.lark import REGISTER_BITS
 from branchline.runtime.grammar.json_schema.objects import MOST_ANY_ORDER
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits
 from branchline.runtime.grammar.llguidance_backend import engine_grammar
@@ -91,10 +92,14 @@ JSON = """
 Drafts 4 to 2020-12, by `$schema`; without it, the keywords of all of them. Keywords that only
 describe (`title`, `description`, `default`, `examples`, …) are notes, as JSON Schema has it; so
 are names of formats that it does not define. A text is accepted if it is JSON, names no property
-twice, and its value is valid. Properties come in any order where a schema lists at most MOST of
-them, else in the order of the schema, the unlisted ones last. Whole numbers are written without a
-fraction (`1`, not `1.0`), and without an exponent where a bound could be crossed. `pattern` is
-searched for, as ECMA-262 reads it.
+twice, and its value is valid. Properties come in any order, the unlisted ones once all that is
+required is there. That holds for FREE properties that a schema lists, for fewer where they are
+counted (`minProperties`, `maxProperties`). Of up to MOST that are not, as few as need be keep the
+order of the schema among themselves: the last ones on which no others depend. Else all come in the
+order of the schema, the unlisted ones last. Where only whole numbers are valid (`integer`,
+multiples of one, lists of them) they are plain digits: `1`, not `1.0`, which JSON Schema takes for
+the same but no `int` field reads. Other numbers have no exponent where a bound could be crossed.
+`pattern` is searched for, as ECMA-262 reads it.
 """
 WHITE = """
 ## White space in JSON
@@ -190,7 +195,7 @@ def page() -> str:
     parts.append(", ".join(f"{name} is `{PACKAGES[name]}`" for name in BACKENDS))
     parts.append(".\nAll but the first come with `branchline[grammars]`.\n")
     parts += [
-        JSON.replace("MOST", str(MOST_ANY_ORDER)),
+        JSON.replace("MOST", str(MOST_ANY_ORDER)).replace("FREE", str(REGISTER_BITS)),
         "\n",
         _table(("keyword", "", "only"), _support(keywords)),
     ]

@@ -15,7 +15,7 @@ COPY runtime runtime
 COPY kernels kernels
 COPY examples examples
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.11,<2.14" \
-    && pip install --no-cache-dir ".[runtime]"
+    && pip install --no-cache-dir ".[runtime,grpc,tracing]"
 
 RUN useradd --create-home --uid 1000 branchline && mkdir /cache && chown branchline /cache
 USER branchline

@@ -16,7 +16,7 @@ COPY lang lang
 COPY runtime runtime
 COPY kernels kernels
 COPY examples examples
-RUN pip install --no-cache-dir ".[runtime,grammars]"
+RUN pip install --no-cache-dir ".[runtime,cuda,grammars,grpc,tracing]"
 
 RUN useradd --create-home --uid 1001 branchline && mkdir /cache && chown branchline /cache
 USER branchline

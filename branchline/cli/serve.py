@@ -109,10 +109,9 @@ async def _serve(
             port=server.port,
             drain_timeout_s=server.drain_timeout_s,
             listening=lambda url: _listening(url, server, keys),
+            calls=grpc,
         )
     finally:
-        if grpc is not None:
-            await grpc.stop(1.0)
         context.executor.close()
 
 

@@ -6,6 +6,8 @@ Invariant: the choice is made from what the host knows (shapes, and the lengths 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 
@@ -17,7 +19,7 @@ from branchline.kernels.triton.trunk_kernels import (
     trunk_kernel,
     trunk_length_kernel,
 )
-from branchline.kernels.triton.tuning import Device, power_of_two
+from branchline.kernels.triton.tuning import Device, plain_launch, power_of_two
 
 __all__ = ["attend", "find_trunks", "trunk_tiles"]
 
@@ -84,7 +86,7 @@ def find_trunks(meta: AttentionMeta, group: int, out: torch.Tensor) -> None:
         _SHORTEST_TRUNK,
         ROWS=_trunk_rows(group),
         BLOCK=_COMPARED,
-        num_warps=8,
+        **plain_launch(8),
     )
     trunk_length_kernel[(tiles,)](
         found,
@@ -93,7 +95,7 @@ def find_trunks(meta: AttentionMeta, group: int, out: torch.Tensor) -> None:
         _SHORTEST_TRUNK,
         BLOCK=power_of_two(blocks),
         BLOCK_N=_DECODE_KEYS,
-        num_warps=1,
+        **plain_launch(1),
     )
 
 
@@ -110,6 +112,25 @@ def _longest_extend(meta: AttentionMeta) -> int:
 def _parts(gpu: Device, results: int) -> int:
     """Into how many parts to cut each result so that programs fill the device twice."""
     return min(_MAX_SPLITS, max(1, 2 * gpu.processors // results))
+
+
+def _operands(
+    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, meta: AttentionMeta
+) -> tuple[torch.Tensor, ...]:
+    """The first operands of every attention kernel."""
+    step = (meta.rows, meta.slot_table, meta.seq_lens, meta.extend_lens, meta.extend_start)
+    return q, k_pool, v_pool, *step
+
+
+def _heads(gpu: Device, q: torch.Tensor, k_pool: torch.Tensor) -> dict[str, Any]:
+    """What every attention kernel is compiled for."""
+    d = q.shape[2]
+    return {
+        "GROUP": q.shape[1] // k_pool.shape[1],
+        "D": d,
+        "BLOCK_D": max(16, power_of_two(d)),
+        "WIDE": gpu.interpreted,
+    }
 
 
 def _decode(
@@ -134,14 +155,7 @@ def _decode(
     part_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     if trunks is not None:
         trunk_kernel[(len(trunks), hkv, trunk_parts)](
-            q,
-            k_pool,
-            v_pool,
-            meta.rows,
-            meta.slot_table,
-            meta.seq_lens,
-            meta.extend_lens,
-            meta.extend_start,
+            *_operands(q, k_pool, v_pool, meta),
             trunks,
             part_out,
             part_lse,
@@ -149,26 +163,16 @@ def _decode(
             b,
             meta.slot_table.stride(0),
             hkv,
-            GROUP=group,
             GROUP_PAD=power_of_two(group),
-            D=d,
-            BLOCK_D=max(16, power_of_two(d)),
             BLOCK_N=_DECODE_KEYS,
             ROWS=_trunk_rows(group),
             TRUNK_PARTS=trunk_parts,
             PARTS=parts,
-            WIDE=gpu.interpreted,
+            **_heads(gpu, q, k_pool),
             **gpu.launch(4, 2),
         )
     decode_kernel[(b, hkv, splits)](
-        q,
-        k_pool,
-        v_pool,
-        meta.rows,
-        meta.slot_table,
-        meta.seq_lens,
-        meta.extend_lens,
-        meta.extend_start,
+        *_operands(q, k_pool, v_pool, meta),
         meta.extend_lens if trunks is None else trunks,
         part_out,
         part_lse,
@@ -177,17 +181,14 @@ def _decode(
         scale * _LOG2_E,
         meta.slot_table.stride(0),
         hkv,
-        GROUP=group,
         GROUP_PAD=max(16, power_of_two(group)),
-        D=d,
-        BLOCK_D=max(16, power_of_two(d)),
         BLOCK_N=_DECODE_KEYS,
         TRUNK_ROWS=_trunk_rows(group),
         TRUNK_PARTS=trunk_parts,
         SPLITS=splits,
         JOIN_G=power_of_two(group),
         JOIN_S=min(power_of_two(parts), max(1, 16 // power_of_two(group))),
-        WIDE=gpu.interpreted,
+        **_heads(gpu, q, k_pool),
         **gpu.launch(2, 2 if b < 128 else 3),
     )
 
@@ -203,22 +204,14 @@ def _extend(
     *,
     small: bool,
 ) -> None:
-    b, t, hq, d, hkv = meta.rows.shape[0], *q.shape, k_pool.shape[1]
-    group = hq // hkv
-    group_pad = power_of_two(group)
+    b, t, hkv = meta.rows.shape[0], q.shape[0], k_pool.shape[1]
+    group_pad = power_of_two(q.shape[1] // hkv)
     few = small or t <= 16 * b or q.dtype == torch.float32
     tokens = max(1, (_SMALL_TILE_ROWS if few else _TILE_ROWS) // group_pad)
     no_tree = meta.tree_lens is None or meta.tree_offsets is None or meta.tree_words is None
     none = meta.extend_lens
     extend_kernel[(t // tokens + b, hkv)](
-        q,
-        k_pool,
-        v_pool,
-        meta.rows,
-        meta.slot_table,
-        meta.seq_lens,
-        meta.extend_lens,
-        meta.extend_start,
+        *_operands(q, k_pool, v_pool, meta),
         none if no_tree else meta.tree_lens,
         none if no_tree else meta.tree_offsets,
         none if no_tree else meta.tree_words,
@@ -227,14 +220,11 @@ def _extend(
         b,
         meta.slot_table.stride(0),
         hkv,
-        GROUP=group,
         GROUP_PAD=group_pad,
-        D=d,
-        BLOCK_D=max(16, power_of_two(d)),
         TOKENS=tokens,
         BLOCK_N=64 if no_tree and q.dtype != torch.float32 else 32,
         BLOCK_B=power_of_two(b),
         TREE=not no_tree,
-        WIDE=gpu.interpreted,
+        **_heads(gpu, q, k_pool),
         **gpu.launch(4 if few else 8, 2),
     )

@@ -2,8 +2,7 @@
 
 Invariant: scores, weights and sums are float32 (the products take the pool's elements), every key
 of a row is read through the slot table, and blocks of keys are visited in order, so the result of
-a token depends on its row alone. WIDE multiplies in float32: the interpreter takes the bits of a
-bfloat16 for an integer. `extend_kernel` visits them whole, in blocks that start at key 0
+a token depends on its row alone. `extend_kernel` visits them whole, in blocks that start at key 0
 whatever the step; `decode_kernel` cuts the row into SPLITS parts that it joins in order.
 """
 
@@ -11,13 +10,32 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from branchline.kernels.triton.device_functions import dot, take_turn
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: attend_block: operands of a launch
+# size: attend_keys: operands of a launch
+# size: decode_kernel: operands of a launch
+# size: extend_kernel: operands of a launch
 # size: join_parts: operands of a launch
-# size: decode_kernel: operands of a launch; its parts share the tile that they join
-# size: extend_kernel: operands of a launch; both loops update one tile
+# size: load_queries: operands of a launch
+
+
+@triton.jit
+def load_queries(
+    q, token, head, g, live, scale_log2, k_pool, hkv,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries, scaled: (values [M, BLOCK_D], their places, which of them there are).
+
+    token: one or [M]; g, live [M]: which query head of the KV head, and whether there is one.
+    """
+    i = tl.arange(0, BLOCK_D)
+    place = ((token * hkv + head) * GROUP + g)[:, None] * D + i[None, :]
+    inside = (live & (g < GROUP))[:, None] & (i < D)[None, :]
+    query = tl.load(q + place, mask=inside, other=0.0).to(tl.float32) * scale_log2
+    return query.to(k_pool.dtype.element_ty), place, inside
 
 
 @triton.jit
@@ -49,9 +67,7 @@ def attend_block(
         mask=key_live[None, :] & inside[:, None],
         other=0.0,
     )
-    if WIDE:
-        q, keys = q.to(tl.float32), keys.to(tl.float32)
-    scores = tl.dot(q, keys, input_precision="ieee")
+    scores = dot(q, keys, None, WIDE)
     scores = tl.where(visible, scores, float("-inf"))
     new = tl.maximum(top, tl.max(scores, axis=1))
     base = tl.where(new == float("-inf"), 0.0, new)
@@ -64,11 +80,36 @@ def attend_block(
         other=0.0,
     )
     acc = acc * shrink[:, None]
-    weights = weights.to(values.dtype)
-    if WIDE:
-        weights, values = weights.to(tl.float32), values.to(tl.float32)
-    acc = tl.dot(weights, values, acc, input_precision="ieee")
+    acc = dot(weights.to(values.dtype), values, acc, WIDE)
     return new, total, acc
+
+
+@triton.jit
+def attend_keys(
+    query, k_pool, v_pool, table, start, end, head, hkv,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The running softmax of a tile whose queries all see the keys from `start` to `end`.
+
+    With WHOLE these are whole blocks. Returns (maximum [M], sum of the weights [M], weighted sum
+    of the values [M, BLOCK_D]); without keys these are -inf, 0 and 0.
+    """
+    M: tl.constexpr = query.shape[0]
+    BLOCK_D: tl.constexpr = query.shape[1]
+    m, n = tl.arange(0, M), tl.arange(0, BLOCK_N)
+    top = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, BLOCK_D], tl.float32)
+    for first in range(start, end, BLOCK_N):
+        key = first + n
+        live = n >= 0 if WHOLE else key < end
+        slots = tl.load(table + key) if WHOLE else tl.load(table + key, mask=live, other=0)
+        visible = live[None, :] & (m >= 0)[:, None]
+        top, total, acc = attend_block(
+            query, top, total, acc, k_pool, v_pool, slots, live, visible,
+            head * D, hkv * D, D, BLOCK_D, WIDE,
+        )  # fmt: skip
+    return top, total, acc
 
 
 @triton.jit
@@ -111,9 +152,7 @@ def decode_kernel(
     """
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     PARTS: tl.constexpr = TRUNK_PARTS + SPLITS
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     extend = tl.load(extend_lens + row)
     length = tl.where(extend > 0, tl.load(seq_lens + row), 0)
     trunk = length * 0
@@ -124,26 +163,17 @@ def decode_kernel(
         used_trunk = parts_of(trunk, TRUNK_PARTS, BLOCK_N)[1]
     token = tl.load(extend_start + row).to(tl.int64)
     table = slot_table + tl.load(rows + row).to(tl.int64) * context
-    g, i, n = tl.arange(0, GROUP_PAD), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    q_place = (token * hkv * GROUP + head * GROUP + g[:, None]) * D + i[None, :]
+    g, i = tl.arange(0, GROUP_PAD), tl.arange(0, BLOCK_D)
     # Compared after it is spread: the interpreter spreads numbers, not truth values.
-    q_live = ((g < GROUP) & (g * 0 + length > 0))[:, None] & (i < D)[None, :]
-    query = tl.load(q + q_place, mask=q_live, other=0.0).to(tl.float32) * scale_log2
-    query = query.to(k_pool.dtype.element_ty)
+    query, q_place, q_live = load_queries(
+        q, token, head, g, g * 0 + length > 0, scale_log2, k_pool, hkv, GROUP, D, BLOCK_D
+    )
     part, used_own = parts_of(length - trunk, SPLITS, BLOCK_N)
     start = trunk + split * part
     end = tl.minimum(start + part, length)
-    top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP_PAD], tl.float32)
-    acc = tl.zeros([GROUP_PAD, BLOCK_D], tl.float32)
-    for first in range(start, end, BLOCK_N):
-        key = first + n
-        slots = tl.load(table + key, mask=key < end, other=0)
-        visible = (key < end)[None, :] & (g >= 0)[:, None]
-        top, total, acc = attend_block(
-            query, top, total, acc, k_pool, v_pool, slots, key < end, visible,
-            head * D, hkv * D, D, BLOCK_D, WIDE,
-        )  # fmt: skip
+    top, total, acc = attend_keys(
+        query, k_pool, v_pool, table, start, end, head, hkv, D, BLOCK_N, False, WIDE
+    )
     value = acc / tl.where(total > 0, total, 1.0)[:, None]
     if PARTS == 1 or (SPLITS == 1 and used_trunk == 0):
         tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)
@@ -214,6 +244,21 @@ def join_parts(
 
 
 @triton.jit
+def tree_visible(visible, words, x, key, extend, length, nodes):
+    """`visible` [M, N], but where token x and the key are both among the last `nodes` as the mask
+    at `words` says; see `AttentionMeta`."""
+    node, other = x - (extend - nodes), key - (length - nodes)
+    both = (node >= 0)[:, None] & (other >= 0)[None, :] & (key < length)[None, :]
+    word = tl.load(
+        words + node[:, None] * tl.cdiv(nodes, 64) + (other // 64)[None, :],
+        mask=both & (x < extend)[:, None],
+        other=0,
+    )
+    seen = ((word >> (other % 64).to(tl.int64)[None, :]) & 1) != 0
+    return tl.where(both, seen, visible)
+
+
+@triton.jit
 def extend_kernel(
     q,
     k_pool,
@@ -249,9 +294,7 @@ def extend_kernel(
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest ones first
     head = tl.program_id(1)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     b = tl.arange(0, BLOCK_B)
     tiles = tl.cdiv(tl.load(extend_lens + b, mask=b < batch, other=0), TOKENS)
     ends = tl.cumsum(tiles, axis=0)
@@ -260,13 +303,12 @@ def extend_kernel(
         tile_in_row = tile - tl.max(tl.where(ends <= tile, ends, 0), axis=0)
         extend, length = tl.load(extend_lens + row), tl.load(seq_lens + row)
         table = slot_table + tl.load(rows + row).to(tl.int64) * context
-        m, i, n = tl.arange(0, TOKENS * GROUP_PAD), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+        m, n = tl.arange(0, TOKENS * GROUP_PAD), tl.arange(0, BLOCK_N)
         x, g = tile_in_row * TOKENS + m // GROUP_PAD, m % GROUP_PAD
         token = tl.load(extend_start + row).to(tl.int64) + x
-        q_place = (token[:, None] * hkv * GROUP + head * GROUP + g[:, None]) * D + i[None, :]
-        q_live = ((x < extend) & (g < GROUP))[:, None] & (i < D)[None, :]
-        query = tl.load(q + q_place, mask=q_live, other=0.0).to(tl.float32) * scale_log2
-        query = query.to(k_pool.dtype.element_ty)
+        query, q_place, q_live = load_queries(
+            q, token, head, g, x < extend, scale_log2, k_pool, hkv, GROUP, D, BLOCK_D
+        )
         prefix = length - extend
         first_x = tile_in_row * TOKENS
         last_x = tl.minimum(first_x + TOKENS, extend) - 1
@@ -275,37 +317,19 @@ def extend_kernel(
         if TREE:
             nodes = tl.load(tree_lens + row)
             words = tree_words + tl.load(tree_offsets + row)
-            root = length - nodes
-            stride = tl.cdiv(nodes, 64)
-            node = x - (extend - nodes)
             if last_x >= extend - nodes:
-                plain_until = tl.minimum(plain_until, root)
+                plain_until = tl.minimum(plain_until, length - nodes)
                 end = length
         plain_until = plain_until // BLOCK_N * BLOCK_N
-        top = tl.full([TOKENS * GROUP_PAD], float("-inf"), tl.float32)
-        total = tl.zeros([TOKENS * GROUP_PAD], tl.float32)
-        acc = tl.zeros([TOKENS * GROUP_PAD, BLOCK_D], tl.float32)
-        for first in range(0, plain_until, BLOCK_N):
-            slots = tl.load(table + first + n)
-            every = (n >= 0)[None, :] & (m >= 0)[:, None]
-            top, total, acc = attend_block(
-                query, top, total, acc, k_pool, v_pool, slots, n >= 0, every,
-                head * D, hkv * D, D, BLOCK_D, WIDE,
-            )  # fmt: skip
+        top, total, acc = attend_keys(
+            query, k_pool, v_pool, table, 0, plain_until, head, hkv, D, BLOCK_N, True, WIDE
+        )
         for first in range(plain_until, end, BLOCK_N):
             key = first + n
             slots = tl.load(table + key, mask=key < end, other=0)
             visible = (key[None, :] <= prefix + x[:, None]) & (key < end)[None, :]
             if TREE:
-                other = key - root
-                both = (node >= 0)[:, None] & (other >= 0)[None, :] & (key < length)[None, :]
-                word = tl.load(
-                    words + node[:, None] * stride + (other // 64)[None, :],
-                    mask=both & (x < extend)[:, None],
-                    other=0,
-                )
-                seen = ((word >> (other % 64).to(tl.int64)[None, :]) & 1) != 0
-                visible = tl.where(both, seen, visible)
+                visible = tree_visible(visible, words, x, key, extend, length, nodes)
             top, total, acc = attend_block(
                 query, top, total, acc, k_pool, v_pool, slots, key < end, visible,
                 head * D, hkv * D, D, BLOCK_D, WIDE,

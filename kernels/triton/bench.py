@@ -325,7 +325,7 @@ def sampling(bench: Bench, name: str, shape: Shape, n: int) -> None:
     logits = torch.randn(n, v, device="cuda") * 3
     words = torch.randint(-(2**31), 2**31, (n, -(-v // 32)), device="cuda").to(torch.int32)
     need = torch.ones(n, dtype=torch.bool, device="cuda")
-    greedy = plain_draws(n)
+    greedy = Draws.greedy(n, logits.device)
     warm = replace(greedy, inv_temperature=torch.ones(n, device="cuda"))
     kinds = {
         "greedy": greedy,
@@ -339,12 +339,6 @@ def sampling(bench: Bench, name: str, shape: Shape, n: int) -> None:
     masked = partial(ops.sample_rows, logits, greedy, words, need)
     bench.add(f"{name} sample greedy masked x{n}", masked, 4, moved=4 * n * v)
     bench.add(f"{name} logsumexp x{n}", partial(ops.logsumexp_rows, logits), 4, moved=4 * n * v)
-
-
-def plain_draws(n: int) -> Draws:
-    """Greedy rows."""
-    zero, ids = torch.zeros(n, device="cuda"), torch.zeros(n, dtype=torch.int64, device="cuda")
-    return Draws(zero, ids.int(), zero + 1, zero, ids, ids, truncated=False)
 
 
 class DecodeStep:
@@ -377,7 +371,7 @@ class DecodeStep:
         self.ids = torch.zeros(rows, dtype=torch.int32, device="cuda")
         self.positions = torch.full((rows,), length - 1, device="cuda")
         self.out_slots = self.meta.slot_table[:, -1].contiguous()
-        self.draws = plain_draws(rows)
+        self.draws = Draws.greedy(rows, self.ids.device)
 
     @property
     def moved(self) -> float:

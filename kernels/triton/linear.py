@@ -50,23 +50,18 @@ class Linears:
     ) -> torch.Tensor:
         """x [t, K] @ weight [N, K].T + bias -> [t, N] of `dtype`."""
         t, n = x.shape[0], weight.shape[0]
-        if self._deterministic:
+        if self._deterministic or t <= _FEW:
             out = torch.empty(t, n, dtype=dtype, device=x.device)
-            self._fixed(x, weight, bias, out)
-            return out
-        if t == 1:
-            out = torch.empty(t, n, dtype=dtype, device=x.device)
-            self._one(x, weight, bias, out)
-            return out
-        if t <= _FEW:
-            out = torch.empty(t, n, dtype=dtype, device=x.device)
-            self._few(x, weight, bias, out)
+            run = self._fixed if self._deterministic else self._one if t == 1 else self._few
+            run(x, weight, bias, out)
             return out
         if dtype == x.dtype:
             return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(dtype))
         if x.device.type == "cuda":
-            return torch.mm(x, weight.t(), out_dtype=dtype)
-        return (x.to(dtype) @ weight.t().to(dtype)).contiguous()
+            wide = torch.mm(x, weight.t(), out_dtype=dtype)
+        else:
+            wide = x.to(dtype) @ weight.t().to(dtype)
+        return wide if bias is None else wide + bias
 
     def norm_linear(
         self,

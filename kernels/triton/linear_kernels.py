@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from branchline.kernels.triton.device_functions import dot, take_turn
+
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: fixed_kernel: operands of a launch
 # size: gemv_kernel: operands of a launch
@@ -52,9 +54,7 @@ def gemv_kernel(
     w = tl.load(lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
     if GATED:
         u = tl.load(up_lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
@@ -154,14 +154,10 @@ def skinny_kernel(
             mask=t_live[:, None] & (place < width)[None, :],
             other=0.0,
         )
-        if WIDE:  # the interpreter takes the bits of a bfloat16 for an integer
-            y, w = y.to(tl.float32), w.to(tl.float32)
-        acc = tl.dot(y, w, acc, input_precision="ieee")
+        acc = dot(y, w, acc, WIDE)
         if GATED:
             u = tl.load(up_lines + place[:, None], mask=live, other=0.0)
-            if WIDE:
-                u = u.to(tl.float32)
-            up_acc = tl.dot(y, u, up_acc, input_precision="ieee")
+            up_acc = dot(y, u, up_acc, WIDE)
     if BIAS:
         acc += tl.load(bias + n, mask=n_live, other=0.0)[None, :]
         if GATED:
@@ -197,9 +193,7 @@ def fixed_kernel(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     n_live, t_live = n < n_rows, t < tokens
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     lines = weight + n.to(tl.int64)[None, :] * width
     places = x + t.to(tl.int64)[:, None] * width
@@ -211,9 +205,7 @@ def fixed_kernel(
         y = tl.load(
             places + place[None, :], mask=t_live[:, None] & (place < width)[None, :], other=0.0
         )
-        if WIDE:  # the interpreter takes the bits of a bfloat16 for an integer
-            y, w = y.to(tl.float32), w.to(tl.float32)
-        acc = tl.dot(y, w, acc, input_precision="ieee")
+        acc = dot(y, w, acc, WIDE)
     if BIAS:
         acc += tl.load(bias + n, mask=n_live, other=0.0)[None, :]
     target = out + t.to(tl.int64)[:, None] * n_rows + n[None, :]

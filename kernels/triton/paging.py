@@ -9,11 +9,13 @@ import torch
 import triton
 import triton.language as tl
 
+from branchline.kernels.triton.tuning import plain_launch
+
 __all__ = ["slots_of_rows"]
 
 
 @triton.jit
-def _slots_kernel(slot_table, rows, indptr, out, context, BLOCK: tl.constexpr):
+def slots_kernel(slot_table, rows, indptr, out, context, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     first = tl.load(indptr + row)
     length = tl.load(indptr + row + 1) - first
@@ -35,7 +37,7 @@ def slots_of_rows(
     """
     out = torch.empty(int(lens.sum()), dtype=torch.int32, device=slot_table.device)
     if len(out):
-        _slots_kernel[(len(lens), triton.cdiv(int(lens.max()), 1024))](
-            slot_table, rows, indptr, out, slot_table.stride(0), BLOCK=1024
+        slots_kernel[(len(lens), triton.cdiv(int(lens.max()), 1024))](
+            slot_table, rows, indptr, out, slot_table.stride(0), BLOCK=1024, **plain_launch(4)
         )
     return out

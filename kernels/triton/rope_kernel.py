@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from branchline.kernels.triton.device_functions import take_turn
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: rope_write_kernel: operands of a launch
@@ -45,9 +46,7 @@ def rope_write_kernel(
     is_q, is_k = head < hq, (head >= hq) & (head < hq + hkv)
     is_v = (head >= hq + hkv) & (head < hq + 2 * hkv)
     live = (head < hq + 2 * hkv)[:, None] & inside[None, :]
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     place = token * (hq + 2 * hkv) * D + head[:, None] * D + i[None, :]
     a = tl.load(qkv + place, mask=live, other=0.0).to(tl.float32)
     b = tl.load(qkv + place + D // 2, mask=live, other=0.0).to(tl.float32)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-INT32_MAX = tl.constexpr(2**31 - 1)
-
+from branchline.kernels.triton.device_functions import INT32_MAX, take_turn
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: copy_slots_kernel: operands of a launch
@@ -29,9 +27,7 @@ def rms_norm_kernel(
     i = tl.arange(0, BLOCK)
     live = i < width
     w = tl.load(weight + i, mask=live, other=0.0).to(tl.float32)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     y = tl.load(x + row * width + i, mask=live, other=0.0)
     if ADD:
         before = tl.load(residual + row * width + i, mask=live, other=0.0)
@@ -49,9 +45,7 @@ def silu_mul_kernel(gate_up, out, width, BLOCK: tl.constexpr, PDL: tl.constexpr)
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = i < width
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     gate = tl.load(gate_up + row * 2 * width + i, mask=live, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * width + width + i, mask=live, other=0.0).to(tl.float32)
     y = gate / (1.0 + tl.exp(-gate)) * up
@@ -63,9 +57,7 @@ def add_kernel(x, y, out, count, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """out = x + y over `count` elements."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = i < count
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     total = tl.load(x + i, mask=live).to(tl.float32) + tl.load(y + i, mask=live).to(tl.float32)
     tl.store(out + i, total.to(out.dtype.element_ty), mask=live)
 
@@ -76,9 +68,7 @@ def gather_rows_kernel(x, index, out, width, BLOCK: tl.constexpr, PDL: tl.conste
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = i < width
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     source = tl.load(index + row).to(tl.int64)
     value = tl.load(x + source * width + i, mask=live)
     tl.store(out + row * width + i, value.to(out.dtype.element_ty), mask=live)
@@ -102,9 +92,7 @@ def resolve_ids_kernel(
     """Ids of -1 from the token table. A token's row is how many rows end at or before it."""
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     live = t < tokens
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     row = tl.zeros([BLOCK_T], dtype=tl.int32)
     for first in range(0, batch, BLOCK_B):
         b = first + tl.arange(0, BLOCK_B)
@@ -124,9 +112,7 @@ def apply_bitmask_kernel(
 ):
     """-inf where a bit is clear, in rows that need it."""
     row = tl.program_id(0).to(tl.int64)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     if tl.load(need + row) != 0:
         i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         live = i < vocabulary
@@ -142,9 +128,7 @@ def argmax_part_kernel(
     """The largest of `span` logits of a row and its first index: best, where [n, programs]."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     top = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
     at = tl.full([BLOCK], INT32_MAX, dtype=tl.int32)
     for first in range(0, span, BLOCK):
@@ -166,9 +150,7 @@ def argmax_part_kernel(
 def argmax_join_kernel(best, where, out, parts, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """The largest of a row's parts, the lowest index among equals."""
     row = tl.program_id(0).to(tl.int64)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     i = tl.arange(0, BLOCK)
     x = tl.load(best + row * parts + i, mask=i < parts, other=float("-inf"))
     at = tl.load(where + row * parts + i, mask=i < parts, other=INT32_MAX)
@@ -179,9 +161,7 @@ def argmax_join_kernel(best, where, out, parts, BLOCK: tl.constexpr, PDL: tl.con
 def logsumexp_kernel(logits, out, vocabulary, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """log(sum(exp(row))) by a running maximum; -inf for a row of -inf."""
     row = tl.program_id(0).to(tl.int64)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     top = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for first in range(0, vocabulary, BLOCK):
@@ -216,9 +196,7 @@ def copy_slots_kernel(
     base = pool + tl.program_id(0).to(tl.int64) * plane
     column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     n = tl.arange(0, BLOCK_N)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     s = tl.load(source + n, mask=n < count, other=0).to(tl.int64)
     d = tl.load(target + n, mask=n < count, other=0).to(tl.int64)
     live = (n < count)[:, None] & (column < width)[None, :]

@@ -8,22 +8,20 @@ from branchline.kernels.sampling import Draws
 from branchline.kernels.triton.sampling_kernels import choose_kernel, cut_kernel, draw_kernel
 from branchline.kernels.triton.tuning import Device, power_of_two
 
-__all__ = ["kept_by", "sample_rows"]
+__all__ = ["kept_by", "mask_of", "sample_rows"]
 
 Cuts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Per row: order of the last kept logit, end of the ids kept of that order, least kept logit."""
 
 
-def kept_by(
-    gpu: Device,
-    logits: torch.Tensor,
-    draws: Draws,
-    bitmask: torch.Tensor | None = None,
-    need: torch.Tensor | None = None,
-) -> Cuts:
-    """Where each row is cut by top_k, top_p and min_p."""
+Mask = tuple[torch.Tensor, torch.Tensor, int]
+"""The bitmask, which rows need it, and its words per row."""
+
+
+def kept_by(gpu: Device, logits: torch.Tensor, draws: Draws, mask: Mask) -> Cuts:
+    """Where each row is cut by top_k, top_p and min_p; `mask` is of `mask_of`."""
     n, vocabulary = logits.shape
-    bitmask, need, words = _mask(logits, bitmask, need)
+    bitmask, need, words = mask
     cuts, limits = torch.empty(2, n, dtype=torch.int32, device=logits.device).unbind(0)
     floors = torch.empty(n, dtype=torch.float32, device=logits.device)
     cut_kernel[(n,)](
@@ -55,8 +53,9 @@ def sample_rows(
     """See `Ops.sample_rows`."""
     n, vocabulary = logits.shape
     device = logits.device
-    cuts = kept_by(gpu, logits, draws, bitmask, need) if draws.truncated else None
-    bitmask, need, words = _mask(logits, bitmask, need)
+    mask = mask_of(logits, bitmask, need)
+    cuts = kept_by(gpu, logits, draws, mask) if draws.truncated else None
+    bitmask, need, words = mask
     span, parts = gpu.spans(n, vocabulary)
     scores = torch.empty(n, parts, dtype=torch.float32, device=device)
     found, broken = torch.empty(2, n, parts, dtype=torch.int32, device=device).unbind(0)
@@ -93,9 +92,9 @@ def sample_rows(
     return ids, bad
 
 
-def _mask(
-    logits: torch.Tensor, bitmask: torch.Tensor | None, need: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, int]:
+def mask_of(
+    logits: torch.Tensor, bitmask: torch.Tensor | None = None, need: torch.Tensor | None = None
+) -> Mask:
     """The mask, or where there is none anything that no row needs."""
     if bitmask is None:
         none = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)

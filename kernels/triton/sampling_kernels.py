@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from branchline.kernels.triton.device_functions import INT32_MAX, take_turn
 
 INT32_MIN = tl.constexpr(-(2**31))
-INT32_MAX = tl.constexpr(2**31 - 1)
 FANOUT = tl.constexpr(8)
 """Into how many parts one pass over a row cuts the range of orders that is left."""
 
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
+# size: _end_of_ties: operands of a launch
 # size: _largest_with: operands of a launch
+# size: _masses: operands of a launch
 # size: cut_kernel: operands of a launch
 # size: draw_kernel: operands of a launch
 
@@ -132,6 +134,40 @@ def _largest_with(
 
 
 @triton.jit
+def _masses(
+    logits, bitmask, row, vocabulary, words, masked, top, inv_temperature, cut,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What the tokens above order `cut` weigh, and what those of that order do."""
+    more = tl.zeros([BLOCK], tl.float32)
+    level = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, vocabulary, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        weight = tl.exp((x - top) * inv_temperature)
+        order = _order(x)
+        more += tl.where(order > cut, weight, 0.0)
+        level += tl.where((order == cut) & (i < vocabulary), weight, 0.0)
+    return tl.sum(more, axis=0), tl.sum(level, axis=0)
+
+
+@triton.jit
+def _end_of_ties(logits, bitmask, row, vocabulary, words, masked, cut, ties, BLOCK: tl.constexpr):
+    """The id after the first `ties` tokens of order `cut`."""
+    seen = 0
+    limit = 0
+    for first in range(0, vocabulary, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        equal = ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
+        rank = seen + tl.cumsum(equal, axis=0)
+        kept = (equal > 0) & (rank.to(tl.float32) <= ties)
+        limit = tl.maximum(limit, tl.max(tl.where(kept, i + 1, 0), axis=0))
+        seen += tl.sum(equal, axis=0)
+    return limit
+
+
+@triton.jit
 def cut_kernel(
     logits,
     bitmask,
@@ -150,9 +186,7 @@ def cut_kernel(
 ):
     """What a row keeps: tokens x >= floor of order > cut, and of order == cut with id < limit."""
     row = tl.program_id(0).to(tl.int64)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     masked = tl.load(need + row).to(tl.int32)
     inv_temperature = tl.load(inv_temperatures + row)
     top_k, top_p, min_p = tl.load(top_ks + row), tl.load(top_ps + row), tl.load(min_ps + row)
@@ -176,20 +210,13 @@ def cut_kernel(
                 )  # fmt: skip
                 ties = top_k.to(tl.float32) - above
             if top_p < 1.0:
-                more = tl.zeros([BLOCK], tl.float32)
-                level = tl.zeros([BLOCK], tl.float32)
-                for first in range(0, vocabulary, BLOCK):
-                    i = first + tl.arange(0, BLOCK)
-                    x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
-                    weight = tl.exp((x - top) * inv_temperature)
-                    order = _order(x)
-                    more += tl.where(order > cut, weight, 0.0)
-                    level += tl.where((order == cut) & (i < vocabulary), weight, 0.0)
+                more, level = _masses(
+                    logits, bitmask, row, vocabulary, words, masked, top, inv_temperature, cut,
+                    BLOCK,
+                )  # fmt: skip
                 # One weight of order `cut` for each kept tie; all of them where none is refused.
                 one = tl.exp((_value(cut) - top) * inv_temperature)
-                whole = tl.sum(more, axis=0)
-                whole += tl.where(ties >= 0, ties * one, tl.sum(level, axis=0))
-                target = top_p * whole
+                target = top_p * (more + tl.where(ties >= 0, ties * one, level))
                 edge, above = _largest_with(
                     logits, bitmask, row, vocabulary, words, masked, top, inv_temperature,
                     target, cut, True, BLOCK,
@@ -200,16 +227,9 @@ def cut_kernel(
                 ties = tl.where(same, tl.minimum(ties, wanted), wanted)
                 cut = edge
             if ties >= 0:
-                seen = 0
-                limit = 0
-                for first in range(0, vocabulary, BLOCK):
-                    i = first + tl.arange(0, BLOCK)
-                    x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
-                    equal = ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
-                    rank = seen + tl.cumsum(equal, axis=0)
-                    kept = (equal > 0) & (rank.to(tl.float32) <= ties)
-                    limit = tl.maximum(limit, tl.max(tl.where(kept, i + 1, 0), axis=0))
-                    seen += tl.sum(equal, axis=0)
+                limit = _end_of_ties(
+                    logits, bitmask, row, vocabulary, words, masked, cut, ties, BLOCK
+                )
     tl.store(cuts + row, cut)
     tl.store(limits + row, limit)
     tl.store(floors + row, floor)
@@ -239,9 +259,7 @@ def draw_kernel(
     """The best kept token among `span` of a row, and whether one of its logits is NaN or inf."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     masked = tl.load(need + row).to(tl.int32)
     inv_temperature = tl.load(inv_temperatures + row)
     low, high = _stream(tl.load(seeds + row), tl.load(positions + row))
@@ -278,9 +296,7 @@ def draw_kernel(
 def choose_kernel(scores, ids, broken, out, bad, parts, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """The best of a row's parts; a row with a broken logit or nothing kept is bad, its id 0."""
     row = tl.program_id(0).to(tl.int64)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     i = tl.arange(0, BLOCK)
     live = i < parts
     score = tl.load(scores + row * parts + i, mask=live, other=float("-inf"))

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from branchline.kernels.triton.attention_kernels import attend_block, parts_of
+from branchline.kernels.triton.attention_kernels import attend_keys, load_queries, parts_of
+from branchline.kernels.triton.device_functions import INT32_MAX, take_turn
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: first_difference_kernel: operands of a launch
 # size: trunk_kernel: operands of a launch
-
-INT32_MAX = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
@@ -102,36 +100,26 @@ def trunk_kernel(
 ):
     """One of TRUNK_PARTS parts of a tile's trunk for ROWS rows and one KV head."""
     tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    take_turn(PDL)
     trunk = tl.load(trunk_lens + tile)
     part = parts_of(trunk, TRUNK_PARTS, BLOCK_N)[0]
     start = split * part
     end = tl.minimum(start + part, trunk)
     if start < end:
-        m, i, n = tl.arange(0, ROWS * GROUP_PAD), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+        m, i = tl.arange(0, ROWS * GROUP_PAD), tl.arange(0, BLOCK_D)
         row, g = tile * ROWS + m // GROUP_PAD, m % GROUP_PAD
         live = tl.load(extend_lens + row, mask=row < batch, other=0) > 0
         token = tl.load(extend_start + row, mask=live, other=0).to(tl.int64)
-        q_live = (live & (g < GROUP))[:, None] & (i < D)[None, :]
-        q_place = (token[:, None] * hkv * GROUP + head * GROUP + g[:, None]) * D + i[None, :]
-        query = tl.load(q + q_place, mask=q_live, other=0.0).to(tl.float32) * scale_log2
-        query = query.to(k_pool.dtype.element_ty)
+        query, _, q_live = load_queries(
+            q, token, head, g, live, scale_log2, k_pool, hkv, GROUP, D, BLOCK_D
+        )
         # Any row that has the trunk reads it for all; what it gives for one without is not used.
         has_it = live & (tl.load(seq_lens + row, mask=live, other=0) > trunk)
         reader = tl.min(tl.where(has_it, row, INT32_MAX), axis=0)
         table = slot_table + tl.load(rows + reader).to(tl.int64) * context
-        top = tl.full([ROWS * GROUP_PAD], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS * GROUP_PAD], tl.float32)
-        acc = tl.zeros([ROWS * GROUP_PAD, BLOCK_D], tl.float32)
-        for first in range(start, end, BLOCK_N):
-            slots = tl.load(table + first + n)
-            every = (n >= 0)[None, :] & (m >= 0)[:, None]
-            top, total, acc = attend_block(
-                query, top, total, acc, k_pool, v_pool, slots, n >= 0, every,
-                head * D, hkv * D, D, BLOCK_D, WIDE,
-            )  # fmt: skip
+        top, total, acc = attend_keys(
+            query, k_pool, v_pool, table, start, end, head, hkv, D, BLOCK_N, True, WIDE
+        )
         mine = ((row.to(tl.int64) * hkv + head) * PARTS + split) * GROUP + g
         place = mine[:, None] * D + i[None, :]
         tl.store(part_out + place, acc / total[:, None], mask=q_live)

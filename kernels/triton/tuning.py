@@ -12,7 +12,7 @@ import torch
 
 from branchline.kernels.errors import KernelBuildError
 
-__all__ = ["Device", "power_of_two"]
+__all__ = ["Device", "plain_launch", "power_of_two"]
 
 _COUNTERS = 1 << 16
 _SPAN = 2048
@@ -21,6 +21,14 @@ _SPAN = 2048
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n (and at least 1)."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def plain_launch(warps: int, stages: int = 3) -> dict[str, Any]:
+    """Keyword arguments of a launch that starts once the kernel before has ended.
+
+    Multiplications and additions are fused: Triton's own default depends on its version.
+    """
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
 class Device:
@@ -55,10 +63,9 @@ class Device:
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
 
     def launch(self, warps: int, stages: int = 3) -> dict[str, Any]:
-        """Keyword arguments that every launch takes."""
-        if self.overlap:
-            return {"num_warps": warps, "num_stages": stages, "PDL": True, "launch_pdl": True}
-        return {"num_warps": warps, "num_stages": stages, "PDL": False}
+        """Keyword arguments of a launch of a kernel that takes PDL."""
+        early = {"PDL": True, "launch_pdl": True} if self.overlap else {"PDL": False}
+        return plain_launch(warps, stages) | early
 
     def spans(self, rows: int, width: int) -> tuple[int, int]:
         """(elements, parts) into which a row is cut so that `rows` rows fill the device."""

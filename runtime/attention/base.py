@@ -92,3 +92,42 @@ class AttentionBackend(Protocol):
 
     def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
         """Make a plan of `init_graph` describe this step, in place."""
+
+
+@dataclass(slots=True)
+class OpsPlan:
+    """The step's metadata, as `ops.paged_attention` takes it."""
+
+    meta: AttentionMeta
+
+
+class OpsAttention:
+    """What backends have in common whose attention is `ops.paged_attention`.
+
+    Their plan is the step's metadata and no more; a subclass says what it supports.
+    """
+
+    def plan(self, meta: AttentionMeta) -> OpsPlan:
+        """As for a graph that replays this step alone."""
+        plan = self.init_graph(meta)
+        self.plan_replay(plan, meta)
+        return plan
+
+    def forward(
+        self,
+        ops: Ops,
+        q: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        plan: AttentionPlan,
+        scale: float,
+    ) -> torch.Tensor:
+        """See `AttentionBackend.forward`."""
+        return ops.paged_attention(q, k_pool, v_pool, plan.meta, scale)
+
+    def init_graph(self, meta: AttentionMeta) -> OpsPlan:
+        """Wraps the graph's own buffers."""
+        return OpsPlan(meta)
+
+    def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
+        """Nothing is derived from the metadata, and the graph copies it to its own buffers."""

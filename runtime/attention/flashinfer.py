@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from branchline.kernels.ops import AttentionMeta, Ops
-from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan, Support
-from branchline.runtime.attention.triton import TritonAttention, TritonPlan
+from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan, OpsPlan, Support
+from branchline.runtime.attention.triton import TritonAttention
 
 _WORKSPACE_BYTES = 256 << 20
 _TURNS = 3
@@ -37,7 +37,7 @@ class FlashInferPlan:
         singles: metadata of those rows, the others without tokens; None = there are none.
     """
 
-    own: TritonPlan
+    own: OpsPlan
     wrapper: Any = None
     first: int = 0
     singles: AttentionMeta | None = None
@@ -112,7 +112,7 @@ class FlashInferAttention:
             host = extend_lens.clone()
             host[split:] = 0
             singles = replace(meta, extend_lens=short, host_extend_lens=host)
-        return FlashInferPlan(TritonPlan(meta), turn.wrapper, first, singles)
+        return FlashInferPlan(OpsPlan(meta), turn.wrapper, first, singles)
 
     def forward(
         self,

@@ -27,22 +27,21 @@ def make_attention(name: str, needs: AttentionNeeds) -> AttentionBackend:
     Raises:
         InvalidRequest: unknown name, or the backend cannot do it; says why.
     """
-    if name == "auto":
-        for make in BACKENDS.values():
-            backend = make(needs)
-            if backend.supports(needs).ok:
-                return backend
-    if name not in BACKENDS:
+    if name != "auto" and name not in BACKENDS:
         raise InvalidRequest(
             "There is no such attention backend.",
             value=name,
             hint=f"Use auto, {', '.join(BACKENDS)}.",
         )
-    backend = BACKENDS[name](needs)
-    support = backend.supports(needs)
-    if not support.ok:
-        raise InvalidRequest(
-            f"The attention backend {name} cannot run this model: {support.reason}.",
-            hint='Use "auto".',
-        )
-    return backend
+    reasons = []
+    for candidate in BACKENDS if name == "auto" else (name,):
+        backend = BACKENDS[candidate](needs)
+        support = backend.supports(needs)
+        if support.ok:
+            return backend
+        reasons.append(f"{candidate}: {support.reason}")
+    raise InvalidRequest(
+        f"No attention backend that was asked for can run this model ({'; '.join(reasons)}).",
+        value=name,
+        hint="Another device or kv_dtype may do." if name == "auto" else 'Use "auto".',
+    )

@@ -7,27 +7,26 @@ then read it once for many rows instead of once for each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from branchline.kernels.ops import AttentionMeta, Ops
-from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan, Support
+from branchline.kernels.ops import AttentionMeta
+from branchline.runtime.attention.base import (
+    AttentionNeeds,
+    AttentionPlan,
+    OpsAttention,
+    OpsPlan,
+    Support,
+)
 
 _LARGEST_HEAD = 256
 _FEWEST_ROWS = 8
 """Rows below which a shared trunk is read from the cache about as fast row by row."""
 
 
-@dataclass(slots=True)
-class TritonPlan:
-    """The step's metadata, with the trunks where they were looked for."""
-
-    meta: AttentionMeta
-
-
-class TritonAttention:
-    """`ops.paged_attention` of `TritonOps`.
+class TritonAttention(OpsAttention):
+    """`ops.paged_attention` of `TritonOps`; where trunks are looked for, the plan has them.
 
     Args:
         needs: what the model and the pool are.
@@ -37,6 +36,7 @@ class TritonAttention:
 
     def __init__(self, needs: AttentionNeeds) -> None:
         self._group = needs.heads // needs.kv_heads
+        self._trunks = not needs.deterministic
 
     def supports(self, needs: AttentionNeeds) -> Support:
         """CUDA pools of float32 or bfloat16; a graph's rows have as many tokens as it recorded."""
@@ -50,40 +50,21 @@ class TritonAttention:
             )
         return Support(True)
 
-    def plan(self, meta: AttentionMeta) -> TritonPlan:
-        """Queues the search for trunks, if the rows have one token each and are many."""
-        plan = self.init_graph(meta)
-        self.plan_replay(plan, meta)
-        return plan
-
-    def forward(
-        self,
-        ops: Ops,
-        q: torch.Tensor,
-        k_pool: torch.Tensor,
-        v_pool: torch.Tensor,
-        plan: AttentionPlan,
-        scale: float,
-    ) -> torch.Tensor:
-        """See `AttentionBackend.forward`."""
-        return ops.paged_attention(q, k_pool, v_pool, plan.meta, scale)
-
-    def init_graph(self, meta: AttentionMeta) -> TritonPlan:
+    def init_graph(self, meta: AttentionMeta) -> OpsPlan:
         """Wraps the graph's own buffers; room for the trunks beside them."""
         lens, rows = meta.host_extend_lens, meta.rows.shape[0]
         single = lens is not None and len(lens) > 0 and int(lens.max()) <= 1
-        if not single or meta.tree_lens is not None or rows < _FEWEST_ROWS:
-            return TritonPlan(meta)
+        if not (single and self._trunks) or meta.tree_lens is not None or rows < _FEWEST_ROWS:
+            return OpsPlan(meta)
         # Imported where it is used: a machine without a GPU may have no Triton.
         from branchline.kernels.triton.attention import trunk_tiles
 
         tiles = trunk_tiles(rows, self._group)
         trunks = torch.zeros(tiles, dtype=torch.int32, device=meta.rows.device)
-        return TritonPlan(replace(meta, trunk_lens=trunks))
+        return OpsPlan(replace(meta, trunk_lens=trunks))
 
     def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
-        """Look for trunks anew, on the device, in the buffers that the plan was made over."""
-        assert isinstance(plan, TritonPlan), "a plan belongs to the backend that made it"
+        """Queue the search for trunks, in the buffers that the plan was made over."""
         trunks = plan.meta.trunk_lens
         if trunks is None:
             return

@@ -24,7 +24,7 @@ import msgspec
 
 from branchline.runtime.bench.environment import header
 from branchline.runtime.bench.hostile_constraints import corpus
-from branchline.runtime.bench.measure import json_line, peak_memory_mb
+from branchline.runtime.bench.measure import json_line, peak_memory_mb, share
 from branchline.runtime.bench.report import Column, table
 from branchline.runtime.core.outputs import GenerateDelta
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
@@ -63,10 +63,9 @@ class Company:
     gaps: list[float] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
 
-    def quantile(self, share: float) -> float:
+    def quantile(self, part: float) -> float:
         """Milliseconds."""
-        ordered = sorted(self.gaps)
-        return 1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return 1e3 * share(self.gaps, part)
 
 
 def varied(constraint: Constraint, number: int) -> Constraint:
@@ -180,7 +179,7 @@ def _print(rows: list[Company], threads: int, stream: TextIO) -> None:
         [
             row.name,
             str(len(row.gaps)),
-            *(f"{row.quantile(share):.1f}" for share in (0.5, 0.9, 0.99, 1.0)),
+            *(f"{row.quantile(part):.1f}" for part in (0.5, 0.9, 0.99, 1.0)),
             str(row.ends.total()),
             ", ".join(f"{name or 'text'} {count}" for name, count in row.ends.most_common()),
         ]
@@ -199,7 +198,3 @@ def _print(rows: list[Company], threads: int, stream: TextIO) -> None:
             others=row.ends.total(),
         )
         print(line, file=stream)
-
-
-if __name__ == "__main__":
-    isolation({})

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from branchline.runtime.bench.schema_set import JSON32
 from branchline.runtime.errors import InvalidRequest
 
 VOCABULARY = 49_000
@@ -54,33 +55,6 @@ class Workload:
     schema: dict[str, Any] | None = None
 
 
-PERSON: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 20},
-        "age": {"type": "integer", "minimum": 0, "maximum": 120},
-        "tags": {
-            "type": "array",
-            "items": {"type": "string", "maxLength": 8},
-            "minItems": 4,
-            "maxItems": 4,
-        },
-        "address": {
-            "type": "object",
-            "properties": {
-                "street": {"type": "string", "maxLength": 20},
-                "zip": {"type": "string", "pattern": "^[0-9]{5}$"},
-            },
-            "required": ["street", "zip"],
-            "additionalProperties": False,
-        },
-        "kind": {"enum": ["alpha", "beta", "gamma"]},
-    },
-    "required": ["name", "age", "tags", "address", "kind"],
-    "additionalProperties": False,
-}
-
-
 def _same(ids: list[list[int]], out: int) -> Batch:
     return ids, [out] * len(ids)
 
@@ -119,7 +93,7 @@ _ALL = (
         "json32",
         "32 × 128 → JSON, ≤ 120",
         lambda i: _same(prompts(32, 128, 128, 70 + i), 120),
-        schema=PERSON,
+        schema=JSON32,
     ),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}

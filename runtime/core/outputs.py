@@ -107,7 +107,8 @@ class ScoreResult(msgspec.Struct, kw_only=True, tag=True):
     """Log-probabilities of the tokens of each choice after one prompt.
 
     Attributes:
-        token_logprobs: for each choice, one value (natural log) for each of its tokens.
+        token_logprobs: for each choice, one value (natural log) for each of its tokens; some are
+            missing where `error` says why (an abort does, too).
     """
 
     request_id: str

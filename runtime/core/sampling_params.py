@@ -112,7 +112,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             ("min_tokens", self.min_tokens >= 0, "at least 0"),
             ("frequency_penalty", abs(self.frequency_penalty) <= 2.0, "between -2 and 2"),
             ("presence_penalty", abs(self.presence_penalty) <= 2.0, "between -2 and 2"),
-            ("repetition_penalty", 0.0 < self.repetition_penalty <= 10.0, "above 0, at most 10"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 10.0, "0.01 to 10"),
             ("n", 1 <= self.n <= MAX_N, f"between 1 and {MAX_N}"),
             ("logprobs", _in_range(self.logprobs), f"None or between 0 and {MAX_LOGPROBS}"),
             (

@@ -132,11 +132,11 @@ def end_of(request: Request, shown: int, model_name: str) -> SequenceEnd:
 def reading_of(request: Request, model_name: str) -> ScoreResult | EmbedResult:
     """The result of a request that generates nothing, and so has no text."""
     meta, error = _meta(request, model_name), _error(request)
+    if request.finish == "abort":
+        error = aborted().to_wire()
     if request.score is not None:
         scores = request.score.results
         return ScoreResult(request_id=request.id, token_logprobs=scores, meta=meta, error=error)
-    if request.finish == "abort":
-        error = aborted().to_wire()
     return EmbedResult(request_id=request.id, embedding=_embedding(request), meta=meta, error=error)
 
 
@@ -160,9 +160,9 @@ def never_run(
     wire = None if error is None else error.to_wire()
     if isinstance(request, GenerateRequest):
         return GenerateResult(request_id=name, text="", token_ids=[], meta=meta, error=wire)
+    if reason == "abort":
+        wire = aborted().to_wire()
     if isinstance(request, EmbedRequest):
-        if reason == "abort":
-            wire = aborted().to_wire()
         return EmbedResult(request_id=name, embedding=[], meta=meta, error=wire)
     scores: list[list[float]] = [[] for _ in request.choices]
     return ScoreResult(request_id=name, token_logprobs=scores, meta=meta, error=wire)

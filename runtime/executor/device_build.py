@@ -21,7 +21,6 @@ from branchline.runtime.executor.device_graphs import (
     TOKEN_STEP,
     decode_sizes,
     extend_shapes,
-    idle_step,
     padded,
     row_sizes,
 )
@@ -90,6 +89,7 @@ class DeviceBuilder:
             settings.kv_dtype,
             device,
             graph=settings.graphs,
+            deterministic=ops.deterministic,
         )
         self.attention: AttentionBackend = make_attention(settings.attention, needs)
         tables = DeviceTables(settings.max_rows, settings.slot_width, model.max_context, device)
@@ -159,7 +159,7 @@ class DeviceBuilder:
         shape = StepShape(tokens, rows, rows)
         runner = self._runner
         with runner.stream:
-            hidden = runner.eager_hidden(idle_step(shape), shape)
+            hidden = runner.idle_hidden(shape)
             self._model.logits(hidden, self._ops).float()
         runner.stream.drain()
 
@@ -190,13 +190,13 @@ class DeviceBuilder:
                 for tree in (False, True):
                     shape = StepShape(max(whole, TOKEN_STEP), rows, 8, tree=tree)
                     with runner.stream:
-                        runner.eager_hidden(idle_step(shape), shape)
+                        runner.idle_hidden(shape)
         count = 8
         while count <= padded(most_rows):
             shape = StepShape(TOKEN_STEP, 8, TOKEN_STEP)
             index = torch.zeros(count, dtype=torch.int32, device=self._device)
             with runner.stream:
-                hidden = runner.eager_hidden(idle_step(shape), shape)
+                hidden = runner.idle_hidden(shape)
                 self._model.logits(self._ops.gather_rows(hidden, index), self._ops)
             count *= 2
 
@@ -212,6 +212,6 @@ class DeviceBuilder:
         positions = np.ones(len(rows), dtype=np.int64)
         shape = StepShape(len(rows), len(rows), len(rows))
         with self._runner.stream:
-            hidden = self._runner.eager_hidden(idle_step(shape), shape)
+            hidden = self._runner.idle_hidden(shape)
             logits = self._model.logits(hidden, self._ops)
             sampler.sample(logits, batch, positions, lambda _: torch.empty(0), words)

@@ -58,7 +58,7 @@ Forward = Callable[[StepShape, StepTensors, AttentionPlan], Outputs]
 
 @dataclass(slots=True)
 class _Graph:
-    shape: StepShape
+    tensors: StepTensors
     plan: AttentionPlan
     replay: Callable[[], Outputs]
 
@@ -92,6 +92,7 @@ def eager_shape(plan: ScheduleBatch, most_rows: int) -> StepShape:
     """What a step that is not recorded is filled up to, so that few sizes occur: kernels are
     compiled for kinds of sizes, and serving is no time to compile."""
     tokens = -(-max(plan.num_tokens, 1) // TOKEN_STEP) * TOKEN_STEP
+    assert len(plan.rows) <= most_rows, "a plan has no more rows than the settings allow"
     rows = next(n for n in row_sizes(most_rows, most_rows) if n > len(plan.rows))
     logits = min(padded(len(plan.logit_idx)), tokens)
     return StepShape(tokens, rows, logits, tree=plan.tree is not None)
@@ -159,11 +160,11 @@ class DeviceGraphs:
         """
         tensors = self._buffers.views(shape)
         with self._stream:
-            meta = self._buffers.load(idle_step(shape), shape)
+            meta = self._buffers.load(idle_step(shape), tensors)
             plan = self._attention.init_graph(meta)
             self._attention.plan_replay(plan, meta)
             replay = self._capture(lambda: self._forward(shape, tensors, plan))
-        graph = _Graph(shape, plan, replay)
+        graph = _Graph(tensors, plan, replay)
         if shape.decode:
             self._decode[shape.rows] = graph
             self._decode = dict(sorted(self._decode.items()))
@@ -189,15 +190,11 @@ class DeviceGraphs:
                 return graph
         return None
 
-    def tensors(self, graph: _Graph) -> StepTensors:
-        """The views that a recording reads."""
-        return self._buffers.views(graph.shape)
-
-    def replay(self, graph: _Graph, plan: ScheduleBatch) -> Outputs:
-        """Queue the step."""
-        meta = self._buffers.load(plan, graph.shape)
+    def replay(self, graph: _Graph, plan: ScheduleBatch) -> tuple[StepTensors, Outputs]:
+        """Queue the step: what the recording reads and what it leaves."""
+        meta = self._buffers.load(plan, graph.tensors)
         self._attention.plan_replay(graph.plan, meta)
-        return graph.replay()
+        return graph.tensors, graph.replay()
 
     def _capture(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
         run()  # compiles kernels and makes libraries' handles, which cannot be recorded

@@ -23,6 +23,7 @@ from branchline.runtime.executor.device_graphs import (
     DeviceGraphs,
     Outputs,
     eager_shape,
+    idle_step,
     padded,
 )
 from branchline.runtime.executor.device_stream import DeviceStream
@@ -120,10 +121,10 @@ class DeviceRunner:
         sampled = len(plan.sample_rows)
         graph = self.graphs.find(plan)
         if graph is None:
-            tensors, outputs = self._eager(plan)
+            tensors = self._eager_buffers.views(eager_shape(plan, self._max_rows))
+            outputs = Outputs(hidden=self._eager(plan, tensors))
         else:
-            tensors = self.graphs.tensors(graph)
-            outputs = self.graphs.replay(graph, plan)
+            tensors, outputs = self.graphs.replay(graph, plan)
         places = tensors.sample_places[:sampled]
         if outputs.logits is not None:
             assert outputs.greedy is not None, "a decode graph chooses"
@@ -137,15 +138,13 @@ class DeviceRunner:
             logits = self.model.logits(rows, self.ops)[:sampled]
         return QueuedForward(hidden, logits, None, places)
 
-    def _eager(self, plan: ScheduleBatch) -> tuple[StepTensors, Outputs]:
-        shape = eager_shape(plan, self._max_rows)
-        hidden = self.eager_hidden(plan, shape)
-        return self._eager_buffers.views(shape), Outputs(hidden=hidden)
+    def idle_hidden(self, shape: StepShape) -> torch.Tensor:
+        """Queue a forward of padding alone, without a recording: [l, hidden]."""
+        return self._eager(idle_step(shape), self._eager_buffers.views(shape))
 
-    def eager_hidden(self, plan: ScheduleBatch, shape: StepShape) -> torch.Tensor:
-        """Queue a forward without a recording, filled up to `shape`: [l, hidden]."""
-        meta = self._eager_buffers.load(plan, shape)
-        return self._hidden(self._eager_buffers.views(shape), self.attention.plan(meta))
+    def _eager(self, plan: ScheduleBatch, tensors: StepTensors) -> torch.Tensor:
+        meta = self._eager_buffers.load(plan, tensors)
+        return self._hidden(tensors, self.attention.plan(meta))
 
     def _hidden(self, tensors: StepTensors, plan: AttentionPlan) -> torch.Tensor:
         ids = self.ops.resolve_ids(
@@ -167,22 +166,7 @@ class DeviceRunner:
         if not shape.decode:
             return Outputs(hidden=hidden)
         logits = self.model.logits(hidden, self.ops)
-        greedy = greedy_draws(shape.rows, logits.device)
+        greedy = Draws.greedy(shape.rows, logits.device)
         ids, bad = self.sampling.sample_rows(logits.float(), greedy)
         self.tables.put_tokens(tensors.sample_places, ids)
         return Outputs(logits=logits, greedy=ids.masked_fill(bad, -1))
-
-
-def greedy_draws(rows: int, device: torch.device) -> Draws:
-    """The most likely id of each row."""
-    floats = torch.zeros(rows, dtype=torch.float32, device=device)
-    longs = torch.zeros(rows, dtype=torch.int64, device=device)
-    return Draws(
-        inv_temperature=floats,
-        top_k=longs.int(),
-        top_p=floats + 1.0,
-        min_p=floats,
-        seeds=longs,
-        positions=longs,
-        truncated=False,
-    )

@@ -147,8 +147,7 @@ class DeviceWorker:
             landing.scores = _reading_to_host(step.scores)
         if forwarded.logits is not None and plan.sampling is not None:
             sampling = plan.sampling
-            edited = sampling.any_bias or sampling.any_penalty or sampling.suppression is not None
-            simple = sampling.all_greedy and not edited and not len(sampling.logprob_rows)
+            simple = sampling.all_greedy and not sampling.edited and not len(sampling.logprob_rows)
             if bitmask is None and simple and forwarded.greedy is not None:
                 landing.ids = to_host(forwarded.greedy)
             else:

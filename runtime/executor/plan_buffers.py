@@ -50,6 +50,7 @@ class StepTensors:
     """Views of a `PlanBuffers` for one shape. t, b and l include padding.
 
     Attributes:
+        shape: what a step is filled up to.
         input_ids: int32 [t], -1 still in it.
         positions: int64 [t].
         out_slots: int32 [t].
@@ -59,6 +60,7 @@ class StepTensors:
         meta: who attends to what.
     """
 
+    shape: StepShape
     input_ids: torch.Tensor
     positions: torch.Tensor
     out_slots: torch.Tensor
@@ -141,6 +143,7 @@ class PlanBuffers:
             tree_words=v["tree_words"] if shape.tree else None,
         )
         return StepTensors(
+            shape=shape,
             input_ids=v["input_ids"][:tokens],
             positions=v["positions"][:tokens],
             out_slots=v["out_slots"][:tokens],
@@ -150,12 +153,13 @@ class PlanBuffers:
             meta=meta,
         )
 
-    def load(self, plan: ScheduleBatch, shape: StepShape) -> AttentionMeta:
-        """Queue the copy of a plan that fits, filled up to `shape`.
+    def load(self, plan: ScheduleBatch, tensors: StepTensors) -> AttentionMeta:
+        """Queue the copy of a plan that fits to where `tensors` show it, filled up to their shape.
 
         Returns:
             The views' metadata with the lengths in host memory, for a backend to plan with.
         """
+        shape = tensors.shape
         self._turn = (self._turn + 1) % _RING
         self._marks[self._turn].wait()
         arrays = self._arrays[self._turn]
@@ -165,7 +169,7 @@ class PlanBuffers:
         self._device[:end].copy_(self._host[self._turn][:end], non_blocking=True)
         self._marks[self._turn] = self._stream.mark()
         return replace(
-            self.views(shape).meta,
+            tensors.meta,
             host_seq_lens=torch.from_numpy(arrays["seq_lens"][: shape.rows].copy()),
             host_extend_lens=torch.from_numpy(arrays["extend_lens"][: shape.rows].copy()),
         )

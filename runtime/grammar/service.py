@@ -174,6 +174,9 @@ class GrammarService:
         with self._lock:
             self._manager, self._failure = manager, failure
             early, self._early = self._early, []
+            closed = self._closed
+        if closed and manager is not None:  # while it was being made
+            manager.close()
         for constraint, ready in early:
             self._hand_over(constraint, ready)
 

@@ -83,7 +83,7 @@ class WorkerPool:
         Raises:
             UnsupportedConstraint: it cannot be compiled, or not within the limits.
             InvalidRequest: it is malformed.
-            BackendError: the pool is closed.
+            BackendError: the pool is closed, or no process starts.
         """
         deadline = time.monotonic() + START_S + self._limits.compile_s
         process = self._take(deadline)
@@ -127,11 +127,12 @@ class WorkerPool:
             self._busy.discard(process)
             self._free.append(process)
             self._turn.notify()
+            if self._closed:  # and it had not begun when the others were ended
+                process.kill()
 
     def _ask(self, process: _Process, job: Job) -> Answer:
+        self._start(process)
         try:
-            if process.ensure():
-                self.started += 1
             try:
                 return process.ask(job, self._limits.compile_s)
             except WorkerStarved:
@@ -156,11 +157,24 @@ class WorkerPool:
                 hint="Simplify it.",
             ) from error
 
+    def _start(self, process: _Process, *, background: bool = True) -> None:
+        """Have a process run. Raises BackendError: it does not, whatever the constraint is."""
+        try:
+            if process.ensure(background=background):
+                self.started += 1
+        except (TimeoutError, WorkerGone) as error:
+            process.kill()
+            if self._closed:
+                raise BackendError("the compile workers were closed") from error
+            why = str(error) or f"it took more than {START_S:g} s"
+            raise BackendError(
+                f"a compile worker did not start: {why}", hint="Try again.", retryable=True
+            ) from error
+
     def _ask_urgently(self, process: _Process, job: Job) -> Answer:
         """Have a job done by a process of its own that takes its turns like any other."""
         process.kill()
-        process.ensure(background=False)
-        self.started += 1
+        self._start(process, background=False)
         answer = process.ask(job, self._limits.compile_s)
         process.kill()
         return answer

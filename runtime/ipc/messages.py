@@ -37,7 +37,7 @@ class Submit(msgspec.Struct, tag=True):
 
 
 class Abort(msgspec.Struct, tag=True):
-    """End a request or one of its sequences; unknown ids are ignored."""
+    """End one sequence, and none of its siblings; unknown ids are ignored."""
 
     request_id: str
     reason: FinishReason = "abort"

@@ -121,6 +121,8 @@ class SocketLoop:
             if source == self._read_end:
                 self._clear_wake()
                 continue
+            if source not in self._handlers:
+                continue  # another inbox's handler has closed this one
             inbox, handle = self._handlers[source]
             for message in inbox.receive():
                 self._safely(handle, message)

@@ -1,20 +1,16 @@
 """The detokenizer's process: ids to text, stops found in it. Run as a module by the supervisor.
 
-Invariant: text is what `SequenceReader` reads, as in the engine's own process. A stop ends the
+Invariant: text is what `Reading` reads, as in the engine's own process. A stop ends the
 sequence at the scheduler; what was generated meanwhile is dropped. Sequences with a pattern as stop
 are read on a thread of their own, so that no pattern holds up the text of others. No torch here.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
-
-import msgspec
 import zmq
 
 from branchline.runtime.config.engine import EngineConfig
-from branchline.runtime.core.outputs import GenerateResult, Output
+from branchline.runtime.core.outputs import FinishReason, Output
 from branchline.runtime.core.sequence import SequenceEnd, SequenceOpen, SequenceTokens
 from branchline.runtime.errors import BranchlineError, wrap
 from branchline.runtime.ipc.messages import (
@@ -26,62 +22,21 @@ from branchline.runtime.ipc.messages import (
     ToPort,
     ToScheduler,
 )
-from branchline.runtime.ipc.parent import leave, read_start
 from branchline.runtime.ipc.socket_loop import SocketLoop
 from branchline.runtime.ipc.sockets import Inbox, Outlet
 from branchline.runtime.launch.starts import (
     BEAT_PERIOD_S,
+    LINGER_S,
     ProcessStart,
     detokenizer_codec,
+    live,
     port_codec,
     scheduler_codec,
 )
 from branchline.runtime.launch.text_parts import load_text
-from branchline.runtime.observability.logs import set_up_logs
-from branchline.runtime.tokenizer.sequence_reader import SequenceReader
+from branchline.runtime.tokenizer.reading import Reading
 from branchline.runtime.tokenizer.side_thread import SideThread
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
-
-logger = logging.getLogger(__name__)
-
-LINGER_S = 2.0
-
-
-@dataclass(slots=True)
-class _Reading:
-    """A sequence being read.
-
-    Attributes:
-        offloaded: the side thread reads it.
-        ended_early: the scheduler has been told that no more of it is wanted.
-        error: reading broke; its end says so, and nobody else's does.
-    """
-
-    reader: SequenceReader
-    offloaded: bool = False
-    ended_early: bool = False
-    error: BranchlineError | None = None
-
-    def read(self, message: SequenceTokens | SequenceEnd) -> list[Output]:
-        """What `message` lets the reader see."""
-        try:
-            if self.error is None and isinstance(message, SequenceEnd):
-                return self.reader.end(message)
-            if self.error is None and isinstance(message, SequenceTokens):
-                return self.reader.push(message)
-        except Exception as error:
-            logger.exception("reading sequence %s failed", message.request_id)
-            self.error = wrap(error)
-        if isinstance(message, SequenceTokens) or self.error is None:
-            return []
-        failed = GenerateResult(
-            request_id=message.request_id,
-            text="",
-            token_ids=[],
-            meta=msgspec.structs.replace(message.meta, finish_reason="error"),
-            error=self.error.to_wire(),
-        )
-        return [failed]
 
 
 class Detokenizer:
@@ -102,7 +57,7 @@ class Detokenizer:
         self._loop = loop
         self._port = port
         self._scheduler = scheduler
-        self._reading: dict[str, _Reading] = {}
+        self._reading: dict[str, Reading] = {}
         self._side = SideThread("branchline-side")
         self._outputs: list[ToPort] = []
         self._aborts: list[ToScheduler] = []
@@ -118,10 +73,10 @@ class Detokenizer:
             return  # of a life before this one
         if isinstance(message, SequenceEnd):
             del self._reading[name]
-        if reading.offloaded:
+        if reading.aside:
             self._side.put(lambda: self._read_aside(reading, message))
         else:
-            self._deliver(reading, name, reading.read(message))
+            self._deliver(name, *_read(reading, message))
 
     def beat(self, corrupt: int) -> None:
         """Say that this process lives, and how many frames it could not read."""
@@ -136,23 +91,32 @@ class Detokenizer:
             self._scheduler.send(self._aborts)
             self._aborts = []
 
-    def _open(self, opened: SequenceOpen) -> _Reading:
+    def _open(self, opened: SequenceOpen) -> Reading:
         try:
-            reader = SequenceReader(self._tokenizer, opened)
+            return Reading(self._tokenizer, opened)
         except BranchlineError as error:  # whoever sent the request has checked it
-            plain = SequenceOpen(request_id=opened.request_id)
-            return _Reading(SequenceReader(self._tokenizer, plain), error=error)
-        return _Reading(reader, offloaded=opened.stop_regex is not None)
+            self._aborts.append(Abort(opened.request_id))
+            broken = Reading(self._tokenizer, SequenceOpen(request_id=opened.request_id))
+            broken.fail(error)
+            return broken
 
-    def _deliver(self, reading: _Reading, name: str, outputs: list[Output]) -> None:
+    def _deliver(self, name: str, outputs: list[Output], over: FinishReason | None) -> None:
         self._outputs += outputs
-        if (reading.reader.stopped or reading.error) and not reading.ended_early:
-            reading.ended_early = True
-            self._aborts.append(Abort(name, "abort" if reading.error else "stop"))
+        if over is not None:
+            self._aborts.append(Abort(name, over))
 
-    def _read_aside(self, reading: _Reading, message: SequenceTokens | SequenceEnd) -> None:
-        outputs = reading.read(message)
-        self._loop.call_soon(lambda: self._deliver(reading, message.request_id, outputs))
+    def _read_aside(self, reading: Reading, message: SequenceTokens | SequenceEnd) -> None:
+        outputs, over = _read(reading, message)
+        self._loop.call_soon(lambda: self._deliver(message.request_id, outputs, over))
+
+
+def _read(
+    reading: Reading, message: SequenceTokens | SequenceEnd
+) -> tuple[list[Output], FinishReason | None]:
+    """(what is seen, why the scheduler need not go on)."""
+    if isinstance(message, SequenceTokens):
+        return reading.push(message)
+    return reading.end(message), None
 
 
 def run(start: ProcessStart, context: zmq.Context[zmq.Socket[bytes]]) -> int:
@@ -175,16 +139,5 @@ def run(start: ProcessStart, context: zmq.Context[zmq.Socket[bytes]]) -> int:
     return 0
 
 
-def main() -> int:
-    """Body of the process."""
-    start = read_start(ProcessStart)
-    set_up_logs(start.log_format, start.log_level, "detokenizer")
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    status = run(start, context)
-    # Told to stop, nobody listens any more; failed, somebody wants to know why.
-    context.destroy(linger=int(LINGER_S * 1000) if status else 0)
-    return status
-
-
 if __name__ == "__main__":
-    leave(main())
+    live("detokenizer", run)

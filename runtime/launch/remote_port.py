@@ -3,9 +3,9 @@
 Invariant: exactly one final output for every sequence that was taken, whatever dies. When the
 scheduler dies, requests that no step had taken are kept and sent to the next one; when the
 detokenizer dies, those of which nothing was delivered; the rest end with a retryable error. Each
-time it is sent a request has another id on the wire, so nothing that an earlier life says about it
-is taken for the present one. All but `call_soon` and `info` runs on the loop thread. Imports no
-torch; knows no processes, only what is sent to them.
+time it is sent a request has an id on the wire that nothing else ever had, so nothing that is said
+of an earlier one, or to it, meets the present one. All but `call_soon` and `info` runs on the loop
+thread. Imports no torch; knows no processes, only what is sent to them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,7 +157,7 @@ class RemotePort:
         if entry is None:
             return
         if entry.wire_id:
-            self._out += [Abort(_wire_name(entry, name)) for name in names]
+            self._abort(entry, names)
             return
         for name in names:
             self._end(entry, name, "abort", None)
@@ -255,7 +255,7 @@ class RemotePort:
         for entry in list(self._entries.values()):
             if isinstance(entry.request, GenerateRequest):
                 if entry.wire_id:
-                    self._out.append(Abort(entry.wire_id))
+                    self._abort(entry, entry.left)
                 self._lose(entry, error, keep=not entry.seen)
 
     def fail_all(self, error: BranchlineError) -> None:
@@ -308,16 +308,16 @@ class RemotePort:
 
     def _send(self, entry: _Entry) -> None:
         request = entry.request
-        entry.wire_id = f"{request.id}\x1f{entry.sends}" if entry.sends else request.id
+        entry.wire_id = f"{request.id}~{next(self._numbers)}"
         entry.sends += 1
         for name in entry.left:
             self._on_wire[_wire_name(entry, name)] = (entry, name)
-        if entry.wire_id != request.id:
-            request = msgspec.structs.replace(request, id=entry.wire_id)
-        self._out.append(Submit(request))
-        for name in names_of(entry.request):
-            if name not in entry.left:  # ended while it waited
-                self._out.append(Abort(_wire_name(entry, name)))
+        self._out.append(Submit(msgspec.structs.replace(request, id=entry.wire_id)))
+        # What ended while it waited.
+        self._abort(entry, [name for name in names_of(entry.request) if name not in entry.left])
+
+    def _abort(self, entry: _Entry, names: Iterable[str]) -> None:
+        self._out += [Abort(_wire_name(entry, name)) for name in names]
 
     def _lose(self, entry: _Entry, error: BranchlineError, *, keep: bool) -> None:
         for name in entry.left:

@@ -37,25 +37,23 @@ from branchline.runtime.ipc.messages import (
     ToPort,
     ToScheduler,
 )
-from branchline.runtime.ipc.parent import leave, read_start
 from branchline.runtime.ipc.sockets import Inbox, Outlet
 from branchline.runtime.launch.remote_outbox import RemoteOutbox
 from branchline.runtime.launch.scheduler_parts import build_scheduler
 from branchline.runtime.launch.starts import (
     BEAT_PERIOD_S,
+    LINGER_S,
     ProcessStart,
     detokenizer_codec,
+    live,
     port_codec,
     scheduler_codec,
 )
 from branchline.runtime.launch.text_parts import open_model, text_parts
-from branchline.runtime.observability.logs import set_up_logs
 from branchline.runtime.scheduler.loop import Loop
 from branchline.runtime.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
-
-LINGER_S = 2.0
 
 
 class SendingSteps:
@@ -109,7 +107,7 @@ class Host:
         if isinstance(message, Submit):
             self._submit(message.request)
         elif isinstance(message, Abort):
-            scheduler.abort(message.request_id, message.reason)
+            scheduler.end_one(message.request_id, message.reason)
         elif isinstance(message, Hold):
             ids = np.asarray(message.ids, dtype=np.int32)
             scheduler.cache.lease(message.lane_id, ids, message.namespace)
@@ -221,16 +219,5 @@ def _beating(outlet: Outlet[ToPort], beat: Callable[[], Beat]) -> Iterator[None]
         thread.join()
 
 
-def main() -> int:
-    """Body of the process."""
-    start = read_start(ProcessStart)
-    set_up_logs(start.log_format, start.log_level, "scheduler")
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    status = run(start, context)
-    # Told to stop, nobody listens any more; failed, somebody wants to know why.
-    context.destroy(linger=int(LINGER_S * 1000) if status else 0)
-    return status
-
-
 if __name__ == "__main__":
-    leave(main())
+    live("scheduler", run)

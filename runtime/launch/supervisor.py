@@ -194,12 +194,13 @@ class Supervisor:
             if stood_still:
                 life.excuse()
             problem = self._problem(life)
-            if problem is not None and life is self._scheduler:
+            if problem is None:
+                continue
+            if life is self._scheduler:
                 self._scheduler_died(problem)
-            elif problem is not None:
+            elif life is self._detokenizer:
                 self._detokenizer_died(problem)
-            if problem is not None:
-                return
+            return  # else its last words have ended both
 
     def _problem(self, life: Life) -> BranchlineError | None:
         if life.child.ended:

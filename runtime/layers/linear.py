@@ -50,10 +50,6 @@ class Linear:
         self._weights: dict[int, StoredTensor] = {}
         self._biases: dict[int, StoredTensor] = {}
 
-    def __call__(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """[t, columns] -> [t, rows]."""
-        return ops.linear(x, self.weight, self.bias)
-
     def prepare(self, ops: Ops) -> None:
         """Bring the matrix into the layout that these ops want."""
         self.weight = ops.prepare(self.weight)

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from branchline.kernels.ops import Ops
 from branchline.runtime.layers.parameter import Slot, StoredTensor, make_vector
 
 
 class RMSNorm:
-    """x / rms(x) * weight over the last axis.
+    """Weight of x / rms(x) * weight over the last axis; `Ops` has the norm in several forms.
 
     Args:
         name: tensor name without ".weight".
@@ -25,14 +24,6 @@ class RMSNorm:
         self._name = name
         self._width = width
         self.eps = eps
-
-    def __call__(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """[t, width] -> [t, width]."""
-        return ops.rms_norm(x, self.weight, self.eps)
-
-    def add(self, x: torch.Tensor, residual: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """Adds x to `residual` in place; returns the norm of the sum. All [t, width]."""
-        return ops.add_rms_norm(x, residual, self.weight, self.eps)
 
     def slots(self) -> Iterator[Slot]:
         """The weight."""

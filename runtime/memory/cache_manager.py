@@ -99,11 +99,6 @@ class CacheManager(RowMemory):
         """Leases held."""
         return len(self._leases)
 
-    @property
-    def prefix_version(self) -> int:
-        """Grows whenever a later match may find more or less than before."""
-        return self._cache.version
-
     def stats(self) -> CacheStats:
         """A copy of the counters."""
         return dataclasses.replace(self._stats)
@@ -138,11 +133,7 @@ class CacheManager(RowMemory):
 
     def lease(self, lane_id: str, ids: TokenIds, namespace: str = "") -> int:
         """Hold the longest cached prefix of `ids` by name until `release_lease`; returns its
-        length. A lane's earlier lease is replaced."""
-        return self._leases.take(lane_id, ids, namespace)
-
-    def renew(self, lane_id: str, ids: TokenIds, namespace: str = "") -> int:
-        """`lease` again, for the ids the lane has now; it becomes the youngest lease."""
+        length. A lane's earlier lease is replaced, and the new one is the youngest."""
         return self._leases.take(lane_id, ids, namespace)
 
     def release_lease(self, lane_id: str) -> bool:

@@ -73,12 +73,6 @@ class KVPool:
         """Keys and values of a layer, each [num_slots, kv_heads, head_dim], contiguous views."""
         return self._layers[index]
 
-    def paged_layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same as [num_pages + 1, page_size, kv_heads, head_dim]."""
-        keys, values = self._layers[index]
-        shape = (self.num_pages + 1, self.page_size, *keys.shape[1:])
-        return keys.view(shape), values.view(shape)
-
     def copy_slots(self, src: torch.Tensor | Slots, dst: torch.Tensor | Slots) -> None:
         """Copy keys and values of slots `src` to slots `dst` in all layers.
 

@@ -69,12 +69,10 @@ class PrefixCache(Protocol):
     """Cached prefixes by namespace. Sizes are in tokens.
 
     Attributes:
-        version: grows whenever a later match may find more or less than before.
         cached_tokens: tokens held.
         evictable_tokens: of these, the ones that no lock protects.
     """
 
-    version: int
     cached_tokens: int
     evictable_tokens: int
 
@@ -131,7 +129,6 @@ class NoPrefixCache:
     """Keeps nothing: every row owns all its slots until it ends."""
 
     def __init__(self) -> None:
-        self.version = 0
         self.cached_tokens = 0
         self.evictable_tokens = 0
 

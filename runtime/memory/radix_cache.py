@@ -43,7 +43,6 @@ class RadixCache:
 
     def __init__(self, page_size: int, strategy: EvictionStrategy) -> None:
         self.page_size = page_size
-        self.version = 0
         self.cached_tokens = 0
         self.evictable_tokens = 0
         self.tree = RadixTree(page_size)
@@ -94,7 +93,6 @@ class RadixCache:
     ) -> RadixNode:
         own = self.holders.get(holder, 0) if holder.node is node else 0
         alone = own <= 1 and node.lock_count == own
-        self.version += 1
         self.cached_tokens += len(slots)
         if alone and node.hits == 0 and not node.children and node.parent is not None:
             self.tree.extend_leaf(node, key, slots, priority)
@@ -170,7 +168,6 @@ class RadixCache:
         if not gone:
             return empty_slots()
         slots: Slots = np.concatenate(gone)
-        self.version += 1
         self.cached_tokens -= len(slots)
         self.evictable_tokens -= len(slots)
         return slots
@@ -305,7 +302,6 @@ class RadixCache:
         if lost:
             found.append(Violation("queue", f"{len(lost)} evictable leaves were not queued"))
         if found:
-            self.version += 1
             self.queue.clear()
             for node in nodes:
                 node.queued = False

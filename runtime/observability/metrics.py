@@ -164,6 +164,7 @@ class Metrics:
         self._made: dict[str, Counter | Gauge | Histogram] = {
             item.name: self._make(item) for item in INSTRUMENTS
         }
+        self._labelled_ones: dict[tuple[Any, ...], Counter | Gauge | Histogram] = {}
         self._recent = {item.name: Window() for item in INSTRUMENTS if item.kind == "histogram"}
         self.registry.register(_EngineCollector(model_name, info))
 
@@ -203,7 +204,12 @@ class Metrics:
         return made(name, item.help, labels, registry=self.registry)
 
     def _labelled(self, name: str, labels: dict[str, str]) -> Counter | Gauge | Histogram:
-        return self._made[name].labels(model_name=self._model_name, **labels)
+        key = (name, *labels.items())
+        found = self._labelled_ones.get(key)
+        if found is None:  # looking it up there takes longer than counting
+            found = self._made[name].labels(model_name=self._model_name, **labels)
+            self._labelled_ones[key] = found
+        return found
 
 
 class _EngineCollector(Collector):

@@ -68,11 +68,10 @@ class DeviceSampler:
                 penalties only.
             bitmask: int32 [s, ceil(V / 32)], bit set = allowed; None = all are.
         """
-        edits = batch.any_bias or batch.any_penalty or batch.suppression is not None
         source: Tensor | None = None
         if len(batch.logprob_rows):
             source = logits[self._upload(batch.logprob_rows)].float()
-        if edits:
+        if batch.edited:
             logits = logits.float()
             self._edit(logits, batch, positions, histories)
         mask = None if bitmask is None else self._upload(bitmask)

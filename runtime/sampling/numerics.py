@@ -62,11 +62,9 @@ def row_argmax(x: Tensor) -> Tensor:
         x: float32 [r, V].
 
     Returns:
-        int64 [r], on the device of `x`.
+        int64 [r].
     """
-    if x.device.type == "cpu":
-        return torch.from_numpy(x.numpy().argmax(axis=-1))
-    return x.argmax(dim=-1)
+    return torch.from_numpy(x.numpy().argmax(axis=-1))
 
 
 def block_sums(x: Tensor) -> Tensor:
@@ -97,14 +95,12 @@ def pick_by_weight(prefix: Tensor, targets: Tensor) -> Tensor:
 def top_values(x: Tensor, k: int) -> Tensor:
     """The k largest entries of each row, largest first: float32 [r, W] → [r, k].
 
-    Exact. On the CPU a pre-filter comes first where it pays: entries are dealt into groups of 16;
-    the k groups with the largest maxima hold the k largest entries, so only those are sorted.
-    W must be a multiple of 64.
+    Exact. A pre-filter comes first where it pays: entries are dealt into groups of 16; the k groups
+    with the largest maxima hold the k largest entries, so only those are sorted. W must be a
+    multiple of 64.
     """
     width = x.shape[1]
     k = min(k, width)
-    if x.device.type != "cpu":
-        return x.topk(k, dim=-1).values
     small = 4 * k * _GROUP <= width
     values = (_group_candidates(x, k)[0] if small else x).numpy()
     if 2 * k <= values.shape[1]:
@@ -149,10 +145,6 @@ def index_of(x: Tensor, values: Tensor, skip: Tensor) -> Tensor:
     Returns:
         int64 [r].
     """
-    if x.device.type != "cpu":
-        equal = x == values[:, None]
-        wanted = equal & (equal.cumsum(dim=-1) == skip[:, None] + 1)
-        return wanted.to(torch.uint8).argmax(dim=-1)
     equal_rows = x.numpy() == values.numpy()[:, None]
     found = equal_rows.argmax(axis=-1)
     for row in np.flatnonzero(skip.numpy()):

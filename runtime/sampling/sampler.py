@@ -2,7 +2,8 @@
 
 The token is a function of the row's logits, parameters, seed and position: same seed, same tokens,
 whatever the batch mates, the row's place, chunking or retraction. A row whose logits cannot be
-sampled is reported and harms no other. Knows nothing of requests, schedules or grammars.
+sampled is reported and harms no other. Logits are in host memory; those of a device are for
+`device_sampler`. Knows nothing of requests, schedules or grammars.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class SampleResult(NamedTuple):
     """What `Sampler.sample` gives.
 
     Attributes:
-        ids: int32 [s], on the device of the logits; 0 in bad rows.
+        ids: int32 [s]; 0 in bad rows.
         logprobs: [s] readings when some row asked for them; rows that did not hold NaN.
         bad_rows: rows whose logits held NaN or +inf, or nothing that was allowed.
     """
@@ -54,11 +55,10 @@ class Sampler:
     One thread at a time.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self.device = torch.device(device)
         width = -(-vocab_size // BLOCK) * BLOCK
-        self._scaled = torch.full((_CHUNK_ROWS, width), -torch.inf, device=self.device)
+        self._scaled = torch.full((_CHUNK_ROWS, width), -torch.inf)
         self._weights = torch.empty_like(self._scaled)
 
     def sample(
@@ -69,7 +69,6 @@ class Sampler:
         rows: Int32Array,
         token_table: Tensor,
         bitmask: np.ndarray[tuple[int, int], np.dtype[np.int32]] | None = None,
-        need_mask: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None,
     ) -> SampleResult:
         """Choose the next token of s rows.
 
@@ -85,17 +84,15 @@ class Sampler:
             rows: int32 [s], rows of `token_table`; read for rows with penalties only.
             token_table: int32 [max_rows, max_context].
             bitmask: int32 [s, ceil(V / 32)], bit set = allowed.
-            need_mask: bool [s], rows of `bitmask` to apply; None = those with a clear bit.
         """
         size = len(logits)
         wanted = batch.logprob_rows
-        masked = _masked_rows(bitmask, need_mask)
-        edits = batch.any_bias or batch.any_penalty or batch.suppression is not None
+        masked = _masked_rows(bitmask)
         source: Tensor | None = None
         if len(wanted):
             # Indexing with a tensor copies, which the edits below make necessary.
-            plain = len(wanted) == size and not edits and not len(masked)
-            source = logits if plain else logits[torch.from_numpy(wanted).to(logits.device)]
+            plain = len(wanted) == size and not batch.edited and not len(masked)
+            source = logits if plain else logits[torch.from_numpy(wanted)]
         if batch.bias is not None:
             add_bias(logits, batch.bias)
         for penalty in batch.penalties:
@@ -109,7 +106,7 @@ class Sampler:
         bad_rows = tuple(bad.nonzero()[:, 0].tolist())
         logprobs = None
         if source is not None:
-            chosen = ids[torch.from_numpy(wanted).to(ids.device)]
+            chosen = ids[torch.from_numpy(wanted)]
             read = read_top_logprobs(source, chosen, batch.logprobs_k)
             logprobs = scatter_logprobs(read, wanted, size)
         return SampleResult(ids, logprobs, bad_rows)
@@ -123,13 +120,13 @@ class Sampler:
             bad = ~logits.gather(1, ids[:, None])[:, 0].isfinite()
             return ids.masked_fill_(bad, 0).int(), bad
         size = len(logits)
-        ids = torch.zeros(size, dtype=torch.int64, device=logits.device)
-        bad = torch.zeros(size, dtype=torch.bool, device=logits.device)
+        ids = torch.zeros(size, dtype=torch.int64)
+        bad = torch.zeros(size, dtype=torch.bool)
         draws = uniforms(batch.mixed_seeds, positions)
         for kind, members in enumerate((batch.greedy_rows, batch.plain_rows, batch.truncated_rows)):
             for start in range(0, len(members), _CHUNK_ROWS):
                 part = members[start : start + _CHUNK_ROWS]
-                index = torch.from_numpy(part).to(logits.device)
+                index = torch.from_numpy(part)
                 # Neighbouring rows are read where they lie; others are gathered.
                 near = part[-1] - part[0] == len(part) - 1
                 x = logits[int(part[0]) : int(part[-1]) + 1] if near else logits[index]
@@ -138,7 +135,7 @@ class Sampler:
                     sick = ~x.gather(1, found[:, None])[:, 0].isfinite()
                 else:
                     sick = self._scale(x, batch.inv_temperature[part])
-                    u = torch.from_numpy(draws[part]).to(logits.device)
+                    u = torch.from_numpy(draws[part])
                     found = (
                         self._draw(len(part), u)
                         if kind == 1
@@ -160,7 +157,7 @@ class Sampler:
         scaled = self._scaled[: len(x), : self.vocab_size]
         torch.sub(x, largest, out=scaled)
         if (inv_temperature != 1.0).any():
-            scaled.mul_(torch.from_numpy(inv_temperature).to(x.device)[:, None])
+            scaled.mul_(torch.from_numpy(inv_temperature)[:, None])
         if bool(sick.any()):
             scaled[sick] = 0.0
         return sick
@@ -178,7 +175,7 @@ class Sampler:
         upper = prefix.gather(1, block)[:, 0]
         lower = prefix.gather(1, (block - 1).clamp_(min=0))[:, 0].masked_fill_(block[:, 0] == 0, 0)
         inside = weights.view(count, -1, BLOCK)
-        inside = inside[torch.arange(count, device=u.device), block[:, 0]]
+        inside = inside[torch.arange(count), block[:, 0]]
         inner = inside.cumsum(dim=-1, dtype=torch.float64)
         # The block's float32 sum and its float64 prefix differ in the last bits: rescale.
         share = ((target - lower) / (upper - lower)).clamp_(0.0, 1.0)
@@ -190,20 +187,19 @@ class Sampler:
         Inverse of the distribution function in the order (likeliest first, then lowest id), which
         does not depend on how many candidates had to be looked at.
         """
-        device = u.device
         count = len(part)
         scaled = self._scaled[:count]
-        top_k = torch.from_numpy(batch.top_k[part]).to(device)
-        top_p = torch.from_numpy(batch.top_p[part]).to(device)
-        min_p = torch.from_numpy(batch.min_p[part]).to(device)
-        whole = torch.zeros(count, dtype=torch.float64, device=device)
+        top_k = torch.from_numpy(batch.top_k[part])
+        top_p = torch.from_numpy(batch.top_p[part])
+        min_p = torch.from_numpy(batch.min_p[part])
+        whole = torch.zeros(count, dtype=torch.float64)
         if ((batch.top_k[part] == 0) & (batch.top_p[part] < 1.0)).any():
             whole = row_sums(torch.exp(scaled, out=self._weights[:count]))
         needed = int(batch.top_k[part].max())
         if (batch.top_k[part] == 0).any():
             needed = max(needed, _WIDTHS[0])
-        found = torch.zeros(count, dtype=torch.int64, device=device)
-        left = torch.arange(count, device=device)
+        found = torch.zeros(count, dtype=torch.int64)
+        left = torch.arange(count)
         for width in (needed, max(needed, _WIDTHS[1]), self.vocab_size):
             width = min(width, self.vocab_size)
             rows = scaled if len(left) == count else scaled[left]
@@ -257,12 +253,7 @@ def _cut(
     return kept.clamp_(min=1), prefix
 
 
-def _masked_rows(
-    bitmask: np.ndarray[tuple[int, int], np.dtype[np.int32]] | None,
-    need_mask: np.ndarray[tuple[int], np.dtype[np.bool_]] | None,
-) -> Int64Array:
+def _masked_rows(bitmask: np.ndarray[tuple[int, int], np.dtype[np.int32]] | None) -> Int64Array:
     if bitmask is None:
         return np.empty(0, dtype=np.int64)
-    if need_mask is None:
-        return np.flatnonzero((bitmask != -1).any(axis=1))
-    return np.flatnonzero(need_mask)
+    return np.flatnonzero((bitmask != -1).any(axis=1))

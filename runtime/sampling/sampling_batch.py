@@ -104,14 +104,9 @@ class SamplingBatch:
         return len(self.greedy_rows) == self.size
 
     @property
-    def any_penalty(self) -> bool:
-        """True when some row's logits depend on its earlier tokens."""
-        return bool(self.penalties)
-
-    @property
-    def any_bias(self) -> bool:
-        """True when some row has a logit bias."""
-        return self.bias is not None
+    def edited(self) -> bool:
+        """True when some row's logits are changed before the mask."""
+        return self.bias is not None or bool(self.penalties) or self.suppression is not None
 
     @staticmethod
     def build(rows: Sequence[RowSampling]) -> SamplingBatch:

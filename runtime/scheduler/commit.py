@@ -6,6 +6,7 @@ as they are. Knows nothing of how steps are chosen; text is the outbox's busines
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -21,6 +22,8 @@ from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.planner import Planner
 from branchline.runtime.scheduler.stats import SchedulerStats
+
+logger = logging.getLogger(__name__)
 
 
 class Outbox(Protocol):
@@ -67,7 +70,7 @@ class Committer:
             if request.finish is None:
                 request.computed_len = segment.start + segment.count
             else:
-                self._leave_if_idle(request)
+                self.leave_if_idle(request)
         for span in plan.spans:
             segment = plan.segments[span.segment]
             if segment.request.finish is None and output.scores is not None:
@@ -77,9 +80,9 @@ class Committer:
             if segment.request.finish is None and output.hidden is not None:
                 self._pool(segment, output.hidden[span.start : span.start + span.count])
         for segment in plan.segments:
-            prompt = segment.start < segment.request.prompt_len
-            if segment.request.finish is None and segment.count > 1 and prompt:
-                self._planner.share(segment.request, _shareable(segment.request))
+            request = segment.request
+            if segment.count > 1 and segment.start < request.prompt_len and request.finish is None:
+                self._planner.share(request, _shareable(request))
         ids = output.token_ids[:, 0].tolist()
         bad = set(output.bad_rows)
         for j, index in enumerate(plan.batch.sample_rows.tolist()):
@@ -89,8 +92,10 @@ class Committer:
             if j in bad:
                 self.end(request, "error", error=self._no_token(request))
                 continue
-            logprob = _logprob(request, ids[j], output.logprobs, j)
-            self._token(request, ids[j], logprob)
+            try:
+                self._token(request, ids[j], _logprob(request, ids[j], output.logprobs, j))
+            except Exception as error:
+                self.broke(request, error)
 
     def fail(self, plan: StepPlan, error: BranchlineError) -> None:
         """The whole step failed: its requests end with `error`; nothing of it is cached."""
@@ -99,7 +104,7 @@ class Committer:
             if segment.request.finish is None:
                 self.end(segment.request, "error", error=error)
             else:
-                self._leave_if_idle(segment.request)
+                self.leave_if_idle(segment.request)
 
     def end(
         self, request: Request, reason: FinishReason, *, error: BranchlineError | None = None
@@ -115,7 +120,7 @@ class Committer:
         request.times.finished = time.monotonic()
         if request.row >= 0 and request.inflight and reason != "error":
             self._planner.share(request, _shareable(request))
-        self._leave_if_idle(request)
+        self.leave_if_idle(request)
         if reason in ("abort", "deadline"):
             self._stats.aborted += 1
         elif reason == "error":
@@ -123,6 +128,13 @@ class Committer:
         else:
             self._stats.finished += 1
         self._outbox.finish(request)
+
+    def broke(self, request: Request, error: Exception) -> None:
+        """Something that only this request needs raised: end it, if it has not ended."""
+        logger.error("request %s broke", request.id, exc_info=error)
+        if request.finish is None:
+            why = f"the request broke: {type(error).__name__}: {error}"
+            self.end(request, "error", error=BackendError(why, hint="Others go on."))
 
     def _no_token(self, request: Request) -> BackendError:
         why = "" if request.matcher is None else self._grammar_failure(request.matcher)
@@ -193,13 +205,16 @@ class Committer:
     def begin(self, request: Request) -> bool:
         """Before a constrained request waits: what is forced from the start, or its whole output;
         False when that has ended it."""
-        self.force(request)
-        if request.matcher is None or (
-            request.output_len == 0 and not request.matcher.is_terminated()
-        ):
-            return True
-        request.times.first_token = time.monotonic()
-        self._check_end(request)
+        try:
+            self.force(request)
+            if request.matcher is None or (
+                request.output_len == 0 and not request.matcher.is_terminated()
+            ):
+                return True
+            request.times.first_token = time.monotonic()
+            self._check_end(request)
+        except Exception as error:
+            self.broke(request, error)
         return request.finish is None
 
     def _grown(self, request: Request) -> None:
@@ -216,7 +231,8 @@ class Committer:
         elif request.length >= request.max_len:
             self.end(request, "length")
 
-    def _leave_if_idle(self, request: Request) -> None:
+    def leave_if_idle(self, request: Request) -> None:
+        """Free an ended request's memory once no step has it any more."""
         if request.row >= 0 and request.inflight == 0:
             whole = request.finish != "error"
             computed = min(request.computed_len, request.length) if whole else 0

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 AUDIT_PERIOD_S = 5.0
 """An idle engine checks its memory at most this often."""
+QUIET_S = 0.2
+"""It is idle when it has had nothing to do for so long."""
 
 
 class Steps(Protocol):
@@ -139,7 +141,8 @@ class Loop:
         now = time.monotonic()
         deadline = self._steps.next_deadline
         timeout = None if deadline is None else max(0.0, deadline - now)
-        if now - self._audited >= AUDIT_PERIOD_S and not self._wake.wait(0.2):
+        due = now - self._audited >= AUDIT_PERIOD_S and (timeout is None or timeout > QUIET_S)
+        if due and not self._wake.wait(QUIET_S):
             self._audited = now
             self._steps.audit()
             return

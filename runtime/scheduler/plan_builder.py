@@ -104,9 +104,10 @@ class PlanBuilder:
         rows = np.fromiter((s.request.row for s in segments), np.int32, b)
         starts = np.fromiter((s.start for s in segments), np.int32, b)
         every = np.arange(b, dtype=np.int32)
+        requests = [s.request for s in segments]
         batch = ScheduleBatch(
             mode=ForwardMode.DECODE,
-            requests=[s.request for s in segments],
+            requests=requests,
             rows=rows,
             seq_lens=starts + np.int32(1),
             extend_lens=np.ones(b, dtype=np.int32),
@@ -117,7 +118,7 @@ class PlanBuilder:
             logit_idx=every,
             sample_idx=every,
             sample_rows=every,
-            sampling=self._sampling_batch([s.request for s in segments]),
+            sampling=self._sampling_batch(requests),
             inits=inits,
             slot_writes=self._table.take_changes(),
         )
@@ -204,9 +205,11 @@ class PlanBuilder:
 def _forced_ids(segment: Segment) -> RowInit | None:
     """Ids that nobody sampled, for the token table: penalties read them there."""
     request = segment.request
+    if not request.progress.forced_tokens:
+        return None
     start = max(segment.start, request.prompt_len)
     end = min(segment.start + segment.count, request.length)
-    if not request.progress.forced_tokens or start >= end:
+    if start >= end:
         return None
     return RowInit(request.row, start, request.ids[start:end].copy())
 

@@ -186,7 +186,9 @@ class Scheduler:
         start = time.thread_time()
         plan = self._plan()
         self.stats.plan_s += time.thread_time() - start
-        free = plan is not None and not _is_masked(plan)
+        free = plan is not None and not (
+            self._planner.constrained and any(r.matcher is not None for r in _sampled(plan))
+        )
         # Every step that a constrained row was part of has been committed above, so that its
         # matcher is where this step's mask begins.
         filling = self._begin_mask(plan) if plan is not None and not free else None
@@ -200,7 +202,7 @@ class Scheduler:
         if plan is not None and pending is not None:
             if filling is not None:
                 start = time.thread_time()
-                mask = filling()
+                mask = self._mask(plan, filling)
                 self.stats.mask_s += time.thread_time() - start
                 start = time.thread_time()
                 self._worker.sample(pending, mask)
@@ -228,10 +230,13 @@ class Scheduler:
         while self._inflight:
             plan, _ = self._inflight.popleft()
             self._committer.fail(plan, error)
-        for request in list(self._requests.values()):
+        for request in [*self._planner.running, *self._requests.values()]:
+            request.inflight = 0  # steps that were planned and never handed over will not come back
             if request.finish is None:
                 self.waiting.remove(request)
                 self._committer.end(request, "error", error=error)
+            else:
+                self._committer.leave_if_idle(request)
 
     def _plan(self) -> StepPlan | None:
         segments, inits = self._planner.plan()
@@ -239,13 +244,40 @@ class Scheduler:
 
     def _begin_mask(self, plan: StepPlan) -> Callable[[], Bitmask | None]:
         """A call that gives what each sampled row may take; None when nothing is forbidden."""
-        rows = plan.batch.sample_rows.tolist()
-        matchers = [_masked(plan.segments[index].request) for index in rows]
+        matchers = [self._masked(request) for request in _sampled(plan)]
         if all(matcher is None for matcher in matchers):
             return lambda: None
         if self._masks_beside:
             return self._grammars.fill_beside(matchers, len(matchers))
         return lambda: self._grammars.fill(matchers, len(matchers))
+
+    def _masked(self, request: Request) -> TokenMatcher | None:
+        """The matcher whose mask the request's next id must obey; None where every id may come.
+
+        Where the output is complete as it stands there is no mask: the model goes on with it, or
+        shows by any other id that it would not, and the output ends there (`Committer`). A mask
+        would leave it the choice between going on and an end-of-sequence id, which it rarely means:
+        "4 legs" would become "4000".
+        """
+        matcher = request.matcher
+        if matcher is None or request.finish is not None:
+            return None
+        try:
+            complete = request.output_len >= request.sampling.min_tokens and matcher.is_accepting()
+        except Exception as error:
+            self._committer.broke(request, error)
+            return None
+        return None if complete else matcher
+
+    def _mask(self, plan: StepPlan, filling: Callable[[], Bitmask | None]) -> Bitmask | None:
+        """The mask; where none can be made, every request that needs one has ended."""
+        try:
+            return filling()
+        except Exception as error:
+            for request in _sampled(plan):
+                if request.matcher is not None:
+                    self._committer.broke(request, error)
+            return None
 
     def _commit_oldest(self) -> None:
         plan, pending = self._inflight.popleft()
@@ -306,25 +338,9 @@ class Scheduler:
             heapq.heapify(self._deadlines)
 
 
-def _is_masked(plan: StepPlan) -> bool:
-    """True when some sampled row has a matcher, so that its mask may forbid ids."""
-    rows = plan.batch.sample_rows.tolist()
-    return any(plan.segments[index].request.matcher is not None for index in rows)
-
-
-def _masked(request: Request) -> TokenMatcher | None:
-    """The matcher whose mask the request's next id must obey; None where every id may come.
-
-    Where the output is complete as it stands there is no mask: the model goes on with it, or shows
-    by any other id that it would not, and the output ends there (`Committer`). A mask would leave
-    it the choice between going on and an end-of-sequence id, which it rarely means: "4 legs" would
-    become "4000".
-    """
-    matcher = request.matcher
-    if matcher is None or request.finish is not None:
-        return None
-    complete = request.output_len >= request.sampling.min_tokens and matcher.is_accepting()
-    return None if complete else matcher
+def _sampled(plan: StepPlan) -> list[Request]:
+    """The requests that get an id in a step, in the order of their rows."""
+    return [plan.segments[index].request for index in plan.batch.sample_rows.tolist()]
 
 
 def _suppress_ids(eos_ids: frozenset[int]) -> Callable[[Request], tuple[int, ...]]:

@@ -45,12 +45,19 @@ def routes(context: ServerContext) -> list[web.RouteDef]:
 class _Admin:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
+        self._probe: asyncio.Task[None] | None = None
 
     async def health(self, request: web.Request) -> web.Response:
         """200 when a token could be generated."""
-        reason = self._context.health()
-        if reason:
-            raise BackendError(f"not ready: {reason}", retryable=True)
+        self._context.check_ready()
+        # One for all who ask meanwhile: everybody may, and it runs before all other requests.
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._generate())
+            self._probe.add_done_callback(lambda probe: probe.cancelled() or probe.exception())
+        await asyncio.shield(self._probe)
+        return web.Response()
+
+    async def _generate(self) -> None:
         client, tokenizer = self._context.client, self._context.tokenizer
         probe = GenerateRequest(
             id=client.new_id(),
@@ -61,7 +68,7 @@ class _Admin:
         with suppress(TimeoutError):
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
                 await client.results(probe)
-                return web.Response()
+                return
         raise BackendError(
             f"no token within {HEALTH_TIMEOUT_S:g} s", hint="Look at the log.", retryable=True
         )

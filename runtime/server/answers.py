@@ -242,8 +242,12 @@ class Questions:
         constraint: Constraint | None,
         *,
         separate_reasoning: bool = True,
+        bounded: bool = True,
     ) -> Question:
         """The prompt, and how its answer is constrained and read.
+
+        Args:
+            bounded: it is to be run, and has to be one that can be.
 
         Raises:
             Refused: a constraint other than JSON beside tools, or too many tools.
@@ -270,7 +274,8 @@ class Questions:
             turns = [plain_turn(message, self._format) for message in conversation.messages]
             conversation = replace(conversation, messages=turns)
         prompt = await self._prompts.chat(conversation)
-        self._prompts.check_length(prompt.ids)
+        if bounded:
+            self._prompts.check_length(prompt.ids)
         # A format with voices tells reasoning itself, in its grammar and in its parser.
         voiced = reading is not None and bool(self._format.frames)
         thinking = None if voiced else self._thinking

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, RequestMeta
+from branchline.runtime.core.outputs import GenerateResult, RequestMeta
 from branchline.runtime.core.sampling_params import Constraint, ConstraintKind, SamplingParams
 from branchline.runtime.responses.events import CallBegin
 from branchline.runtime.responses.specs import ToolSpec
@@ -30,11 +30,12 @@ from branchline.runtime.server.anthropic_types import (
 from branchline.runtime.server.constraints import only_one
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import Refused, anthropic_body
+from branchline.runtime.server.event_answers import EventWriter, answer
 from branchline.runtime.server.fields import checked, top_k_of
-from branchline.runtime.server.generation import Job, Options, generate, response_id
+from branchline.runtime.server.generation import Job, Options, response_id
 from branchline.runtime.server.limits import Limits
 from branchline.runtime.server.prompts import Conversation, Message, Prompts
-from branchline.runtime.server.wire import event_stream, json_response, read_body
+from branchline.runtime.server.wire import json_response, read_body
 
 Json = dict[str, Any]
 
@@ -62,10 +63,10 @@ class Messages:
         self._questions = Questions(context, Prompts(context))
 
     async def count(self, request: web.Request) -> web.Response:
-        """Tokens of a conversation, as the model would read it."""
+        """Tokens of a conversation, as the model would read it, if it could."""
         body = await read_body(request, CountRequest, self._context.limits)
         self._context.check_model(body.model)
-        question = await self._ask(body)
+        question = await self._ask(body, bounded=False)
         return json_response({"input_tokens": len(question.prompt.ids)})
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -83,43 +84,30 @@ class Messages:
             deadline_s=body.deadline_s,
         )
         writer = _Writer(options.name, model, question)
-        if not body.stream:
-            whole = _Message()
-            async with generate(request, context, [job], options) as steps:
-                whole.take(writer.begin())
-                async for step in steps:
-                    for event in writer.read(step.output):
-                        whole.take(event)
-            return json_response(whole.finish())
-        async with event_stream(request, context.limits, anthropic_body, "error") as events:
-            first = writer.begin()
-            await events.send(first, first["type"])
-            async with generate(request, context, [job], options) as steps:
-                async for step in steps:
-                    for event in writer.read(step.output):
-                        await events.send(event, event["type"])
-        return events.response
+        return await answer(
+            request, context, job, options, writer=writer, error_body=anthropic_body
+        )
 
-    async def _ask(self, body: CountRequest) -> Question:
+    async def _ask(self, body: CountRequest, *, bounded: bool = True) -> Question:
+        constraint = _constraint(body, self._context.limits)
         return await self._questions.prepare(
-            _conversation(body), _tools(body), _constraint(body, self._context.limits)
+            _conversation(body), _tools(body), constraint, bounded=bounded
         )
 
 
-class _Writer:
+class _Writer(EventWriter):
     """One answer as events."""
 
     def __init__(self, name: str, model: str, question: Question) -> None:
+        super().__init__(question.reader())
         self._name = name
         self._model = model
         self._prompt_tokens = len(question.prompt.ids)
-        self._reader = question.reader()
         self._index = -1
         self._open = ""  # type of the block that is open
         self._called = False
-        self._streams = False
 
-    def begin(self) -> Json:
+    def begin(self) -> Iterator[Json]:
         """The message, without content."""
         message: Json = {
             "id": self._name,
@@ -131,22 +119,23 @@ class _Writer:
             "stop_sequence": None,
             "usage": {"input_tokens": self._prompt_tokens, "output_tokens": 0},
         }
-        return {"type": "message_start", "message": message}
+        yield {"type": "message_start", "message": message}
 
-    def read(self, output: GenerateDelta | GenerateResult) -> Iterator[Json]:
-        """Events for what is new."""
-        if isinstance(output, GenerateDelta):
-            self._streams = True
-            yield from self._write(self._reader.feed(output.text))
-            return
-        if not self._streams:
-            yield from self._write(self._reader.feed(output.text))
-        yield from self._write(self._reader.finish())
+    def end(self, result: GenerateResult) -> Iterator[Json]:
+        """Why it ended, and what it cost."""
         yield from self._close()
-        yield self._ending(output.meta)
+        yield self._ending(result.meta)
         yield {"type": "message_stop"}
 
-    def _write(self, parts: Sequence[Part]) -> Iterator[Json]:
+    def whole(self, events: Sequence[Json]) -> Json:
+        """The message, put together as the SDK does."""
+        message = _Message()
+        for event in events:
+            message.take(event)
+        return message.finish()
+
+    def write(self, parts: Sequence[Part]) -> Iterator[Json]:
+        """Content blocks."""
         for part in parts:
             if isinstance(part, CallBegin):
                 self._called = True

@@ -58,12 +58,14 @@ class Family(NamedTuple):
     Attributes:
         access: of the routes that ask for something else than a normal key, by path.
         bodies: structs of the JSON bodies, by path.
+        described: its routes are for programs, and stand in /openapi.json.
     """
 
     routes: Callable[[ServerContext], list[web.RouteDef]]
     error_body: ErrorBody
     access: Mapping[str, Access] = {}
     bodies: Mapping[str, type[Any]] = {}
+    described: bool = True
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -80,7 +82,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(anthropic_messages.routes, anthropic_body, bodies=anthropic_messages.BODIES),
     Family(native.routes, native_body, bodies=native.BODIES),
     Family(overview.routes, native_body),
-    Family(page.routes, openai_body, page.ACCESS),
+    Family(page.routes, openai_body, page.ACCESS, described=False),
     Family(admin.routes, native_body, admin.ACCESS, admin.BODIES),
 )
 
@@ -96,8 +98,9 @@ def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) 
         routes += found
         bodies.update({route.path: family.error_body for route in found})
         access.update(family.access)
-        levels = {path: level.value for path, level in family.access.items()}
-        described += describe(found, family.bodies, levels)
+        if family.described:
+            levels = {path: level.value for path, level in family.access.items()}
+            described += describe(found, family.bodies, levels)
     description = msgspec.json.encode(document(described, keys_needed=context.keys.needed))
 
     async def openapi(request: web.Request) -> web.Response:

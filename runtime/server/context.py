@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from branchline.runtime.core.protocols import EnginePort
 from branchline.runtime.engine_client import EngineClient
+from branchline.runtime.errors import BackendError
 from branchline.runtime.observability.metrics import Metrics
 from branchline.runtime.observability.tracing import Tracer
 from branchline.runtime.programs.executor import Executor
@@ -64,6 +65,12 @@ class ServerContext:
     def model_name(self) -> str:
         """The model's name in answers."""
         return self.model_names[0]
+
+    def check_ready(self) -> None:
+        """Raise `BackendError` with the reason when the server cannot answer right now."""
+        reason = self.health()
+        if reason:
+            raise BackendError(f"not ready: {reason}", retryable=True)
 
     def check_model(self, name: str | None) -> str:
         """The name to answer with, for the `model` of a request (None, "" and "default": ours).

@@ -19,9 +19,8 @@ from branchline.runtime.core.outputs import EmbedResult
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.generation import deadline_of, response_id
 from branchline.runtime.server.limits import check
-from branchline.runtime.server.openai_completions import prompts_of
 from branchline.runtime.server.openai_types import Prompt
-from branchline.runtime.server.prompts import Prompts
+from branchline.runtime.server.prompts import Prompts, prompts_of
 from branchline.runtime.server.wire import CALLER, json_response, read_body
 
 
@@ -97,10 +96,11 @@ class Embedder:
         context, limits, caller = self._context, self._context.limits, request[CALLER]
         check("max_prompts", "the number of texts", len(texts), limits.max_prompts)
         deadline = deadline_of(limits, body.deadline_s)
+        prompts = await self._prompts.ids(texts.values(), names=texts)
         asked = [
             EmbedRequest(
                 id=context.client.new_id(),
-                prompt_ids=await self._ids(text, what),
+                prompt_ids=ids,
                 pooling=body.pooling,
                 normalize=normalize,
                 dimensions=dimensions,
@@ -108,16 +108,11 @@ class Embedder:
                 priority=body.priority or 0,
                 deadline=deadline,
             )
-            for what, text in texts.items()
+            for ids in prompts
         ]
         name = response_id(self._prefix, body.rid, body.request_id)
         with context.running.named(name, caller, [item.id for item in asked]):
             return name, await context.client.embed(*asked)
-
-    async def _ids(self, text: str | list[int], what: str) -> list[int]:
-        ids = await self._prompts.text(text) if isinstance(text, str) else text
-        self._prompts.check_length(ids, what)
-        return ids
 
 
 def usage_of(results: Sequence[EmbedResult]) -> dict[str, Any]:

@@ -117,6 +117,7 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 NO_EFFECT = frozenset(
     [
+        "abort_message",
         "budget_tokens",
         "background",
         "cache_control",
@@ -125,7 +126,9 @@ NO_EFFECT = frozenset(
         "diagnostics",
         "display",
         "effort",
+        "generate_summary",
         "guided_decoding_backend",
+        "include",
         "include_obfuscation",
         "inference_geo",
         "log_metrics",
@@ -145,6 +148,7 @@ NO_EFFECT = frozenset(
         "stream_interval",
         "stream_reasoning",
         "strict",
+        "summary",
         "user",
         "user_profile_id",
         "verbosity",

@@ -26,6 +26,7 @@ def routes(context: ServerContext) -> list[web.RouteDef]:
     """Routes of this module."""
 
     async def metrics(request: web.Request) -> web.Response:
+        """Everything that is counted, in Prometheus' text format."""
         return web.Response(body=context.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     return [web.get("/metrics", metrics)]

@@ -7,7 +7,6 @@ from typing import Any
 
 from aiohttp import web
 
-from branchline.runtime.errors import BackendError
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.keys import Access
 from branchline.runtime.server.wire import json_response
@@ -33,9 +32,7 @@ class _Info:
 
     async def health(self, request: web.Request) -> web.Response:
         """200 when requests are answered, 503 with the reason when not."""
-        reason = self._context.health()
-        if reason:
-            raise BackendError(f"not ready: {reason}", retryable=True)
+        self._context.check_ready()
         return web.Response()
 
     async def models(self, request: web.Request) -> web.Response:

@@ -28,7 +28,7 @@ from branchline.runtime.server.fields import bias_of, checked, top_k_of
 from branchline.runtime.server.generation import Job, Options, generate, response_id
 from branchline.runtime.server.limits import Limits
 from branchline.runtime.server.native_types import GenerateBody, NativeSampling
-from branchline.runtime.server.prompts import Prompts
+from branchline.runtime.server.prompts import Prompts, prompts_of
 from branchline.runtime.server.wire import event_stream, json_response, read_body
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
 
@@ -55,6 +55,7 @@ class _Wish:
         start: first token of the prompt whose log-probability is wanted.
         top: alternatives for each token.
         silent: the output was asked to have no tokens.
+        prompt: the prompt's ids are wanted.
     """
 
     prompt_ids: list[int]
@@ -63,6 +64,7 @@ class _Wish:
     start: int
     top: int
     silent: bool
+    prompt: bool
 
 
 class Generate:
@@ -116,23 +118,10 @@ class Generate:
         """(ids of each prompt, whether it was one and not a list)."""
         if (body.text is None) == (body.input_ids is None):
             raise Refused(400, "send either text or input_ids", param="text")
-        found: list[list[int]] = []
-        single = isinstance(body.text, str)
-        if body.text is not None:
-            texts = [body.text] if isinstance(body.text, str) else body.text
-            found = [await self._prompts.text(text) for text in texts]
-        elif body.input_ids:
-            nested = [item for item in body.input_ids if isinstance(item, list)]
-            flat = [item for item in body.input_ids if isinstance(item, int)]
-            if nested and flat:
-                raise Refused(400, "input_ids mixes ids and lists of ids", param="input_ids")
-            single = not nested
-            found = nested or [flat]
-        if not found:
-            raise Refused(400, "the list of prompts is empty", param="text")
-        for ids in found:
-            self._prompts.check_length(ids)
-        return found, single
+        name, given = ("input_ids", body.input_ids) if body.text is None else ("text", body.text)
+        assert given is not None
+        found = await self._prompts.ids(prompts_of(given, name))
+        return found, isinstance(given, str) or isinstance(given[0], int)
 
     def _plan(
         self, body: GenerateBody, prompts: Sequence[list[int]], names: Sequence[str]
@@ -147,7 +136,8 @@ class Generate:
             start = len(ids) - 1 if starts[i] < 0 else min(starts[i], len(ids) - 1)
             top = tops[i] if logprobs[i] else 0
             silent = params[i].max_new_tokens == 0
-            wishes.append(_Wish(ids, names[i], logprobs[i], start, top, silent))
+            prompt = bool(body.return_prompt_token_ids)
+            wishes.append(_Wish(ids, names[i], logprobs[i], start, top, silent, prompt))
             sampling = _sampling(
                 params[i],
                 self._context.limits,
@@ -197,7 +187,8 @@ class _Output:
             info["e2e_latency"] = meta.latency_s
         if self.wish.logprobs:
             info |= self._logprobs()
-        return {"text": self.text, "output_ids": self.ids, "meta_info": info}
+        shown: Json = {"text": self.text, "output_ids": self.ids, "meta_info": info}
+        return shown | {"prompt_token_ids": self.wish.prompt_ids} if self.wish.prompt else shown
 
     def _finish(self, meta: RequestMeta) -> Json:
         if self.wish.silent:

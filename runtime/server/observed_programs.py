@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
 
 from branchline.runtime.errors import BranchlineError
 from branchline.runtime.observability.metrics import Metrics
 from branchline.runtime.observability.tracing import Tracer
 from branchline.runtime.programs.executor import Executor
-from branchline.runtime.programs.graph import RequestGraph
 from branchline.runtime.programs.protocol import Closed, Event, Op, OpenProgram, Session, Sink
 
 
@@ -27,7 +25,7 @@ class ObservedPrograms:
     """
 
     def __init__(self, executor: Executor, metrics: Metrics, tracer: Tracer | None = None) -> None:
-        self.executor = executor
+        self._executor = executor
         self._metrics = metrics
         self._tracer = tracer
 
@@ -36,24 +34,11 @@ class ObservedPrograms:
         watch = _Watch(program, sink, self._metrics, self._tracer)
         watch.opened()  # first, since its end may come before `open` returns
         try:
-            session = self.executor.open(program, watch.take)
+            session = self._executor.open(program, watch.take)
         except BranchlineError as error:
             watch.ended("refused", type(error).__name__)
             raise
         return _Session(session, watch)
-
-    def run_graph(
-        self,
-        graph: RequestGraph,
-        arguments: Mapping[str, object] | None,
-        program: OpenProgram,
-        sink: Sink,
-    ) -> Session:
-        """See `Executor.run_graph`."""
-        ops = graph.ops(arguments)
-        session = self.open(program, sink)
-        session.send(ops)
-        return session
 
 
 class _Session:

@@ -5,7 +5,6 @@ Law: the deltas of a stream, joined for each choice, are the message without a s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,15 +33,8 @@ from branchline.runtime.server.constraints import constraint_of
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import Refused, openai_body
 from branchline.runtime.server.fields import sampling_of
-from branchline.runtime.server.generation import (
-    Counts,
-    Job,
-    Options,
-    generate,
-    response_id,
-    results,
-)
-from branchline.runtime.server.openai_parts import FINISH, Details, Json, chat_logprobs, usage
+from branchline.runtime.server.generation import Counts, Job, generate, results
+from branchline.runtime.server.openai_parts import FINISH, Details, Envelope, Json, chat_logprobs
 from branchline.runtime.server.openai_types import (
     ChatMessage,
     ChatRequest,
@@ -106,23 +98,13 @@ class _Run:
         self._body = body
         self._question = question
         self._job = job
-        self._options = Options(
-            response_id("chatcmpl-", body.rid, body.request_id),
-            stream=bool(body.stream),
-            salt=body.cache_salt or body.extra_key or "",
-            priority=body.priority or 0,
-            deadline_s=body.deadline_s,
+        self._envelope = Envelope(
+            body, model, prefix="chatcmpl-", kind="chat.completion", piece="chat.completion.chunk"
         )
-        self._head: Json = {
-            "id": self._options.name,
-            "object": "chat.completion.chunk" if body.stream else "chat.completion",
-            "created": int(time.time()),
-            "model": model,
-        }
 
     async def whole(self, request: web.Request) -> Json:
         """The answer."""
-        [group] = await results(request, self._context, [self._job], self._options)
+        [group] = await results(request, self._context, [self._job], self._envelope.options)
         choices = []
         thought: list[int | None] = []
         for index, result in enumerate(group):
@@ -141,7 +123,7 @@ class _Run:
                 }
             )
         counts = Counts.of([[result.meta for result in group]])
-        return {**self._head, "choices": choices, "usage": usage(_with(counts, thought))}
+        return self._envelope.whole(choices, _with(counts, thought))
 
     async def stream(self, request: web.Request, events: EventStream) -> None:
         """The answer in events."""
@@ -150,7 +132,8 @@ class _Run:
         thought: list[int | None] = []
         for choice in choices:
             await events.send(self.chunk(choice.opening()))
-        async with generate(request, self._context, [self._job], self._options) as steps:
+        options = self._envelope.options
+        async with generate(request, self._context, [self._job], options) as steps:
             async for step in steps:
                 choice = choices[step.sequence]
                 for delta in choice.read(step.output):
@@ -158,11 +141,7 @@ class _Run:
                 if isinstance(step.output, GenerateResult):
                     metas.append(step.output.meta)
                     thought.append(self.thought(choice.reader, step.output))
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
-            counts = usage(_with(Counts.of([metas]), thought))
-            await events.send({**self._head, "choices": [], "usage": counts})
-        await events.send_raw(b"[DONE]")
+        await self._envelope.end(events, _with(Counts.of([metas]), thought))
 
     def reader(self) -> AnswerReader:
         """For one of the choices."""
@@ -181,11 +160,7 @@ class _Run:
 
     def chunk(self, choice: Json, output_tokens: int = 0) -> Json:
         """A chunk with one choice."""
-        options = self._body.stream_options
-        if options is not None and options.continuous_usage_stats:
-            counts = Counts(prompt=len(self._job.prompt_ids), output=output_tokens)
-            return {**self._head, "choices": [choice], "usage": usage(counts)}
-        return {**self._head, "choices": [choice]}
+        return self._envelope.chunk(choice, len(self._job.prompt_ids), output_tokens)
 
     def _logprobs(self, entries: Sequence[TokenLogprob]) -> Json | None:
         if not self._body.logprobs:

@@ -5,7 +5,6 @@ Law: the pieces of a stream, joined for each choice, are the answer without a st
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,17 +15,10 @@ from branchline.runtime.server.constraints import constraint_of
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import Refused, openai_body
 from branchline.runtime.server.fields import sampling_of
-from branchline.runtime.server.generation import (
-    Counts,
-    Job,
-    Options,
-    generate,
-    response_id,
-    results,
-)
-from branchline.runtime.server.openai_parts import FINISH, CompletionLogprobs, Json, usage
-from branchline.runtime.server.openai_types import CompletionRequest, Prompt
-from branchline.runtime.server.prompts import Prompts
+from branchline.runtime.server.generation import Counts, Job, generate, results
+from branchline.runtime.server.openai_parts import FINISH, CompletionLogprobs, Envelope, Json
+from branchline.runtime.server.openai_types import CompletionRequest
+from branchline.runtime.server.prompts import Prompts, prompts_of
 from branchline.runtime.server.wire import EventStream, event_stream, json_response, read_body
 
 DEFAULT_MAX_TOKENS = 16
@@ -75,12 +67,7 @@ class Completions:
             prompt_logprobs=scored,
             constraint=constraint_of(body, body.response_format, limits),
         )
-        jobs = []
-        for prompt in prompts_of(body.prompt):
-            ids = await self._prompts.text(prompt) if isinstance(prompt, str) else prompt
-            self._prompts.check_length(ids)
-            jobs.append(Job(ids, sampling))
-        return jobs
+        return [Job(ids, sampling) for ids in await self._prompts.ids(prompts_of(body.prompt))]
 
 
 class _Run:
@@ -91,19 +78,8 @@ class _Run:
         self._body = body
         self._jobs = jobs
         self._n = jobs[0].sampling.n
-        self._options = Options(
-            response_id("cmpl-", body.rid, body.request_id),
-            stream=bool(body.stream),
-            salt=body.cache_salt or body.extra_key or "",
-            priority=body.priority or 0,
-            deadline_s=body.deadline_s,
-        )
-        self._head: Json = {
-            "id": self._options.name,
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": context.check_model(body.model),
-        }
+        model, kind = context.check_model(body.model), "text_completion"
+        self._envelope = Envelope(body, model, prefix="cmpl-", kind=kind, piece=kind)
         top = body.logprobs
         count = len(jobs) * self._n
         self._logprobs = [
@@ -115,7 +91,7 @@ class _Run:
 
     async def whole(self, request: web.Request) -> Json:
         """The answer."""
-        groups = await results(request, self._context, self._jobs, self._options)
+        groups = await results(request, self._context, self._jobs, self._envelope.options)
         choices = []
         for job, group in enumerate(groups):
             for sequence, result in enumerate(group):
@@ -126,27 +102,37 @@ class _Run:
                     logprobs = _joined(logprobs, self._entry(index, result))
                 choices.append(self._choice(index, text, logprobs, result))
         counts = self._counts([[result.meta for result in group] for group in groups])
-        return {**self._head, "choices": choices, "usage": usage(counts)}
+        return self._envelope.whole(choices, counts)
 
     async def stream(self, request: web.Request, events: EventStream) -> None:
         """The answer in events."""
         metas: list[list[RequestMeta]] = [[] for _ in self._jobs]
         opened: set[int] = set()
-        async with generate(request, self._context, self._jobs, self._options) as steps:
+        written = [0] * len(self._logprobs)
+        options = self._envelope.options
+
+        async def send(index: int, choice: Json) -> None:
+            prompt = self._jobs[index // self._n].prompt_ids
+            await events.send(self._envelope.chunk(choice, len(prompt), written[index]))
+
+        async with generate(request, self._context, self._jobs, options) as steps:
             async for step in steps:
                 index = step.job * self._n + step.sequence
                 output = step.output
                 if self._body.echo and self._body.logprobs is None and index not in opened:
                     opened.add(index)
-                    await events.send(self._chunk(self._choice(index, self._prompt(index), None)))
+                    await send(index, self._choice(index, self._prompt(index), None))
                 if isinstance(output, GenerateDelta):
-                    if not self._silent and not self._waits_for_prompt():
+                    if self._silent:
+                        continue
+                    written[index] += len(output.token_ids)
+                    if not self._waits_for_prompt():
                         logprobs = self._entry(index, output)
-                        await events.send(self._chunk(self._choice(index, output.text, logprobs)))
+                        await send(index, self._choice(index, output.text, logprobs))
                     continue
                 metas[step.job].append(output.meta)
-                await events.send(self._chunk(self._last(index, output)))
-        await self._end(events, metas)
+                await send(index, self._last(index, output))
+        await self._envelope.end(events, self._counts(metas))
 
     def _waits_for_prompt(self) -> bool:
         """Log-probabilities of the prompt come with the result, and stand before the output's."""
@@ -161,19 +147,9 @@ class _Run:
                 logprobs = _joined(logprobs, self._entry(index, result))
         return self._choice(index, text, logprobs, result)
 
-    async def _end(self, events: EventStream, metas: Sequence[Sequence[RequestMeta]]) -> None:
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
-            counts = usage(self._counts(metas))
-            await events.send({**self._head, "choices": [], "usage": counts})
-        await events.send_raw(b"[DONE]")
-
     def _counts(self, metas: Sequence[Sequence[RequestMeta]]) -> Counts:
         counts = Counts.of(metas)
         return counts._replace(output=0) if self._silent else counts
-
-    def _chunk(self, choice: Json) -> Json:
-        return {**self._head, "choices": [choice]}
 
     def _choice(
         self, index: int, text: str, logprobs: Json | None, result: GenerateResult | None = None
@@ -186,7 +162,7 @@ class _Run:
             if self._body.prompt_logprobs is not None:
                 choice["prompt_logprobs"] = self._prompt_logprobs(result)
             if self._body.return_token_ids:
-                choice["token_ids"] = result.token_ids
+                choice["token_ids"] = [] if self._silent else result.token_ids
                 choice["prompt_token_ids"] = self._jobs[index // self._n].prompt_ids
         return choice
 
@@ -217,22 +193,6 @@ class _Run:
                 {str(i): {"logprob": v, "decoded_token": text(i)} for i, v in pairs.items()}
             )
         return found
-
-
-def prompts_of(prompt: Prompt, name: str = "prompt") -> list[str | list[int]]:
-    """The prompts of a request: each a text or ids; `name` is the field's.
-
-    Raises:
-        Refused: an empty list, or one that mixes ids with other prompts.
-    """
-    if isinstance(prompt, str):
-        return [prompt]
-    ids = [item for item in prompt if isinstance(item, int)]
-    several = [item for item in prompt if not isinstance(item, int)]
-    if bool(ids) == bool(several):
-        what = "mixes ids and prompts" if ids else "is an empty list"
-        raise Refused(400, f"{name} {what}", param=name)
-    return several or [ids]
 
 
 def _joined(first: Json | None, second: Json | None) -> Json | None:

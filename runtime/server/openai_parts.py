@@ -1,7 +1,8 @@
-"""Pieces of answers that OpenAI's routes share: finish reasons, usage, log-probabilities."""
+"""Pieces of answers that OpenAI's routes share: envelope, usage, log-probabilities, details."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from branchline.runtime.core.outputs import (
     GenerateResult,
     TokenLogprob,
 )
-from branchline.runtime.server.generation import Counts
+from branchline.runtime.server.fields import GenerationFields, StreamOptions
+from branchline.runtime.server.generation import Counts, Options, response_id
+from branchline.runtime.server.wire import EventStream
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
 
 Json = dict[str, Any]
@@ -57,6 +60,54 @@ def chat_logprobs(tokenizer: TokenizerLike, entries: Sequence[TokenLogprob], top
 def _token(tokenizer: TokenizerLike, token_id: int, logprob: float) -> Json:
     raw = tokenizer.token_bytes(token_id)
     return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+
+
+class Envelope:
+    """What stands around the choices of one request: id and model, counts where they are wanted.
+
+    Args:
+        fields: the body.
+        prefix: of an id that the client did not choose.
+        kind: `object` of a whole answer.
+        piece: `object` of a stream's chunks.
+
+    Attributes:
+        options: what holds for all of the request's jobs.
+    """
+
+    def __init__(
+        self, fields: GenerationFields, model: str, *, prefix: str, kind: str, piece: str
+    ) -> None:
+        self.options = Options(
+            response_id(prefix, fields.rid, fields.request_id),
+            stream=bool(fields.stream),
+            salt=fields.cache_salt or fields.extra_key or "",
+            priority=fields.priority or 0,
+            deadline_s=fields.deadline_s,
+        )
+        self._wanted = fields.stream_options or StreamOptions()
+        self._head: Json = {
+            "id": self.options.name,
+            "object": piece if fields.stream else kind,
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, choices: Sequence[Json], counts: Counts) -> Json:
+        """An answer without a stream."""
+        return {**self._head, "choices": choices, "usage": usage(counts)}
+
+    def chunk(self, choice: Json, prompt_tokens: int, output_tokens: int) -> Json:
+        """A chunk with one choice; the counts are those of its sequence so far."""
+        if self._wanted.continuous_usage_stats:
+            return self.whole([choice], Counts(prompt=prompt_tokens, output=output_tokens))
+        return {**self._head, "choices": [choice]}
+
+    async def end(self, events: EventStream, counts: Counts) -> None:
+        """The end of a stream."""
+        if self._wanted.include_usage:
+            await events.send(self.whole([], counts))
+        await events.send_raw(b"[DONE]")
 
 
 class Details:

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, RequestMeta
+from branchline.runtime.core.outputs import GenerateResult, RequestMeta
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.errors import UnsupportedFeature
 from branchline.runtime.responses.events import CallBegin
@@ -22,13 +22,14 @@ from branchline.runtime.server.answers import AnswerReader, Part, Questions, Sai
 from branchline.runtime.server.constraints import ANY_OBJECT, only_one
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import Body, Failure, Refused, openai_body
+from branchline.runtime.server.event_answers import EventWriter, answer
 from branchline.runtime.server.fields import checked, top_k_of
-from branchline.runtime.server.generation import Job, Options, generate, response_id
+from branchline.runtime.server.generation import Job, Options, response_id
 from branchline.runtime.server.limits import Limits
 from branchline.runtime.server.openai_chat import arguments_of, text_of
 from branchline.runtime.server.prompts import Conversation, Message, Prompts
 from branchline.runtime.server.responses_types import InputItem, ResponsesRequest
-from branchline.runtime.server.wire import event_stream, json_response, read_body
+from branchline.runtime.server.wire import read_body
 
 Json = dict[str, Any]
 
@@ -69,24 +70,11 @@ class Responses:
         )
         count = partial(question.reasoning_tokens, context.tokenizer, job.sampling)
         writer = _Writer(options.name, model, body, question.reader(), count)
-        if not body.stream:
-            async with generate(request, context, [job], options) as steps:
-                async for step in steps:
-                    for _ in writer.read(step.output):
-                        pass
-            return json_response(writer.response)
-        async with event_stream(request, context.limits, _error_event, "error") as events:
-            for event in writer.begin():
-                await events.send(event, event["type"])
-            async with generate(request, context, [job], options) as steps:
-                async for step in steps:
-                    for event in writer.read(step.output):
-                        await events.send(event, event["type"])
-        return events.response
+        return await answer(request, context, job, options, writer=writer, error_body=_error_event)
 
 
-class _Writer:
-    """One answer as events; `response` is what they add up to."""
+class _Writer(EventWriter):
+    """One answer as events, the last of which brings all of it."""
 
     def __init__(
         self,
@@ -96,12 +84,11 @@ class _Writer:
         reader: AnswerReader,
         count: Callable[[AnswerReader, Sequence[int]], int | None],
     ) -> None:
+        super().__init__(reader)
         self._count = count
-        self._reader = reader
-        self._streams = False
         self._number = -1
         self._item: Json | None = None  # the last one of the output, while it is open
-        self.response: Json = {
+        self._response: Json = {
             "id": name,
             "object": "response",
             "created_at": int(time.time()),
@@ -128,23 +115,22 @@ class _Writer:
 
     def begin(self) -> Iterator[Json]:
         """The response, without output."""
-        yield self._event("response.created", response=self.response)
-        yield self._event("response.in_progress", response=self.response)
+        yield self._event("response.created", response=self._response)
+        yield self._event("response.in_progress", response=self._response)
 
-    def read(self, output: GenerateDelta | GenerateResult) -> Iterator[Json]:
-        """Events for what is new."""
-        if isinstance(output, GenerateDelta):
-            self._streams = True
-            yield from self._write(self._reader.feed(output.text))
-            return
-        if not self._streams:
-            yield from self._write(self._reader.feed(output.text))
-        yield from self._write(self._reader.finish())
-        cut = output.meta.finish_reason == "length"
+    def end(self, result: GenerateResult) -> Iterator[Json]:
+        """The whole response."""
+        cut = result.meta.finish_reason == "length"
         yield from self._close("incomplete" if cut else "completed")
-        yield self._ending(output.meta, self._count(self._reader, output.token_ids) or 0)
+        yield self._ending(result.meta, self._count(self.reader, result.token_ids) or 0)
 
-    def _write(self, parts: Sequence[Part]) -> Iterator[Json]:
+    def whole(self, events: Sequence[Json]) -> Json:
+        """The response that the last event brings."""
+        response: Json = events[-1]["response"]
+        return response
+
+    def write(self, parts: Sequence[Part]) -> Iterator[Json]:
+        """Output items."""
         for part in parts:
             if isinstance(part, CallBegin):
                 yield from self._open(
@@ -187,7 +173,7 @@ class _Writer:
     def _open(self, item: Json) -> Iterator[Json]:
         yield from self._close("completed")
         self._item = item
-        self.response["output"].append(item)
+        self._response["output"].append(item)
         yield self._event("response.output_item.added", output_index=self._output_index, item=item)
 
     def _close(self, status: str) -> Iterator[Json]:
@@ -211,7 +197,7 @@ class _Writer:
         self._item = None
 
     def _ending(self, meta: RequestMeta, thought: int) -> Json:
-        response = self.response
+        response = self._response
         response["usage"] = {
             "input_tokens": meta.prompt_tokens,
             "input_tokens_details": {"cached_tokens": meta.cached_tokens},
@@ -228,7 +214,7 @@ class _Writer:
 
     @property
     def _output_index(self) -> int:
-        return len(self.response["output"]) - 1
+        return len(self._response["output"]) - 1
 
     def _about(self, kind: str, **fields: Any) -> Json:
         """An event about the open item."""

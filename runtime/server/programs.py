@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -45,6 +46,7 @@ from branchline.runtime.programs.remote_program import Guard
 from branchline.runtime.programs.wire import WireError
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import native_body
+from branchline.runtime.server.patient_session import open_patiently
 from branchline.runtime.server.wire import CALLER, event_stream, json_response, read_body
 
 HEARTBEAT_S = 20.0
@@ -130,7 +132,7 @@ class _Live:
         if self._host is None:
             context = self._context
             self._host = ProgramHost(
-                context.programs.open,
+                partial(open_patiently, context.programs.open),
                 ServerFacts(
                     server=_server_name(),
                     model=context.model_name,
@@ -284,7 +286,7 @@ class _Posted:
     @asynccontextmanager
     async def _running(self, run: _GraphRun, ops: list[Op]) -> AsyncIterator[None]:
         """Run the ops; leaving early, because the client has left too, ends the program."""
-        session = self._context.programs.open(run.opened, run.sink)
+        session = open_patiently(self._context.programs.open, run.opened, run.sink)
         try:
             session.send(ops)
             async with asyncio.timeout(self._limits.program_total_s):

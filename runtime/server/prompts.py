@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any
 
 from branchline.runtime.errors import InvalidRequest
@@ -22,7 +23,7 @@ from branchline.runtime.tokenizer.template_time import run_bounded
 Message = dict[str, Any]
 
 _INLINE_CHARS = 2000
-"""Texts up to this long are tokenized on the event loop: a thread would cost more."""
+"""Texts of a request up to this long are tokenized on the event loop: a thread would cost more."""
 _RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
     | {"chat_template", "tokenize"}
@@ -75,15 +76,40 @@ class Prompts:
         names = "|".join(re.escape(name) for name in reversed(special) if name)
         self._special = re.compile(names or r"(?!)")
 
-    async def text(self, text: str, *, start: bool = True) -> list[int]:
-        """Ids of a prompt; special-token strings in it are read as such.
+    async def ids(
+        self,
+        prompts: Iterable[str | list[int]],
+        *,
+        names: Iterable[str] = repeat("the prompt"),
+        start: bool = True,
+        bounded: bool = True,
+    ) -> list[list[int]]:
+        """Ids of prompts; special-token strings in a text are read as such, ids stay as they are.
 
         Args:
-            start: it begins a sequence, so what the model's tokenizer puts first comes first.
+            prompts: read one after the other, so that they need not be there all at once.
+            names: what the client calls each.
+            start: they begin a sequence, so what the model's tokenizer puts first comes first.
+            bounded: each is to be run, and has to be one that can be; see `check_length`.
         """
-        if len(text) <= _INLINE_CHARS:
-            return self._encode(text, start)
-        return await asyncio.to_thread(self._encode, text, start)
+
+        def encode(pair: tuple[str, str | list[int]]) -> list[int]:
+            name, prompt = pair
+            ids = self._encode(prompt, start) if isinstance(prompt, str) else prompt
+            if bounded:
+                self.check_length(ids, name)
+            return ids
+
+        pairs = zip(names, prompts, strict=False)
+        found: list[list[int]] = []
+        left = _INLINE_CHARS
+        for pair in pairs:
+            left -= len(pair[1]) if isinstance(pair[1], str) else 0
+            if left < 0:
+                rest = map(encode, chain([pair], pairs))
+                return found + await asyncio.to_thread(list, rest)
+            found.append(encode(pair))
+        return found
 
     async def chat(self, conversation: Conversation) -> ChatPrompt:
         """Ids of a conversation, up to where the assistant's answer goes on.
@@ -119,7 +145,7 @@ class Prompts:
                 hint="Shorten it.",
             )
 
-    def _encode(self, text: str, start: bool = True) -> list[int]:
+    def _encode(self, text: str, start: bool) -> list[int]:
         tokenizer = self._tokenizer
         ids = tokenizer.encode(text, special=True, start=start)
         first = tokenizer.bos_id
@@ -207,6 +233,24 @@ class Prompts:
             else:  # a client's own text that looks like a mark
                 ids += self._tokenizer.encode(_MARK.format(piece))
         return ids
+
+
+def prompts_of(
+    given: str | Sequence[str | int | list[int]], name: str = "prompt"
+) -> list[str | list[int]]:
+    """The prompts of a request: each a text or ids; `name` is the field's.
+
+    Raises:
+        Refused: an empty list, or one that mixes ids with other prompts.
+    """
+    if isinstance(given, str):
+        return [given]
+    ids = [item for item in given if isinstance(item, int)]
+    several = [item for item in given if not isinstance(item, int)]
+    if bool(ids) == bool(several):
+        what = "mixes ids and prompts" if ids else "is an empty list"
+        raise Refused(400, f"{name} {what}", param=name)
+    return several or [ids]
 
 
 def _behind(shorter: str, text: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from aiohttp import web
 
@@ -20,6 +21,15 @@ from branchline.runtime.server.wire import Handler
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/metrics"})
 POLL_S = 0.05
+
+
+class CallServer(Protocol):
+    """Serves calls of another kind."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls; those that run have `grace_s` seconds to end, or fewer if told so
+        once more.
+        """
 
 
 class Stopping:
@@ -93,11 +103,13 @@ async def run(
     port: int,
     drain_timeout_s: float,
     listening: Callable[[str], None],
+    calls: CallServer | None = None,
 ) -> bool:
     """Serve until told to stop and drained.
 
     Args:
         listening: called with the URL once requests are taken.
+        calls: serves beside HTTP, has been started, and is stopped with it.
 
     Returns:
         Whether everything that ran could finish.
@@ -107,6 +119,7 @@ async def run(
     """
     runner = make_runner(app, drain_s=0.5)
     await runner.setup()
+    ending: list[asyncio.Task[None]] = []
     try:
         try:
             await web.TCPSite(runner, host, port).start()
@@ -116,8 +129,12 @@ async def run(
         listening(f"http://{f'[{host}]' if ':' in host else host}:{at}")
         await stopping.asked.wait()
         entrance.closed = True
+        if calls is not None:  # it is `_drained` that sees whether they had time enough
+            ending.append(asyncio.create_task(calls.stop(drain_timeout_s + 1.0)))
         return await _drained(context, entrance, stopping, drain_timeout_s)
     finally:
+        if calls is not None:
+            await asyncio.gather(calls.stop(1.0), *ending)
         await runner.cleanup()
 
 
@@ -143,7 +160,7 @@ async def _drained(
     context: ServerContext, entrance: Entrance, stopping: Stopping, timeout_s: float
 ) -> bool:
     end = time.monotonic() + timeout_s
-    while entrance.inside or context.executor.stats().programs_open:
+    while entrance.inside or len(context.running) or context.executor.stats().programs_open:
         if stopping.now.is_set() or time.monotonic() >= end:
             return False
         await asyncio.sleep(POLL_S)

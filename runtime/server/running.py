@@ -39,6 +39,10 @@ class RunningRequests:
         finally:
             del self._ids[key]
 
+    def ids(self, name: str, caller: Caller) -> Sequence[str]:
+        """Engine ids of the caller's request of exactly this name; none where it has none."""
+        return self._ids.get((caller.tenant, name), ())
+
     def find(self, name: str, caller: Caller) -> list[str]:
         """Engine ids of the caller's requests whose name begins with `name`."""
         return [

@@ -7,7 +7,6 @@ their beginning with the query share its computation.
 from __future__ import annotations
 
 import math
-from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -17,7 +16,7 @@ from branchline.runtime.core.messages import ScoreRequest
 from branchline.runtime.core.outputs import ScoreResult
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.errors import Refused
-from branchline.runtime.server.generation import deadline_of
+from branchline.runtime.server.generation import deadline_of, response_id
 from branchline.runtime.server.limits import check
 from branchline.runtime.server.prompts import Prompts
 from branchline.runtime.server.wire import CALLER, json_response, read_body
@@ -57,7 +56,7 @@ class _Scoring:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Probabilities of the labels behind each item."""
-        context, limits = self._context, self._context.limits
+        context, limits, caller = self._context, self._context.limits, request[CALLER]
         body = await read_body(request, ScoringRequest, limits)
         items = [body.items] if isinstance(body.items, str) else body.items
         model = context.check_model(body.model)
@@ -67,46 +66,45 @@ class _Scoring:
         check("max_prompts", "the number of items", len(items), limits.max_prompts)
         labels = body.label_token_ids
         check("max_logit_bias", "the number of labels", len(labels), limits.max_logit_bias)
-        prompts = [await self._prompt(body, item) for item in items]
+        prompts = await self._prompts.ids(_prompt(body, item) for item in items)
         asked = [
             ScoreRequest(
                 id=context.client.new_id(),
                 prompt_ids=ids,
-                choices=[[label] for label in body.label_token_ids],
-                namespace=request[CALLER].namespace(),
+                choices=[[label] for label in labels],
+                namespace=caller.namespace(),
                 priority=body.priority or 0,
                 deadline=deadline_of(limits, body.deadline_s),
             )
             for ids in prompts
         ]
-        found: dict[str, list[float]] = {}
-        async with aclosing(context.client.run(*asked)) as outputs:
-            async for output in outputs:
-                assert isinstance(output, ScoreResult)
-                found[output.request_id] = [row[0] for row in output.token_logprobs]
+        with context.running.named(response_id("score-"), caller, [item.id for item in asked]):
+            found = await context.client.score(*asked)
         count = sum(map(len, prompts))
         return json_response(
             {
-                "scores": [_values(found[item.id], body.apply_softmax) for item in asked],
+                "scores": [_values(result, body.apply_softmax) for result in found],
                 "model": model,
                 "usage": {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0},
                 "object": "scoring",
             }
         )
 
-    async def _prompt(self, body: ScoringRequest, item: str | list[int]) -> list[int]:
-        first, second = (item, body.query) if body.item_first else (body.query, item)
-        if isinstance(first, str) and isinstance(second, str):
-            ids = await self._prompts.text(first + second)
-        elif isinstance(first, list) and isinstance(second, list):
-            ids = [*first, *second]
-        else:
-            raise Refused(400, "query and items are both texts or both ids", param="items")
-        self._prompts.check_length(ids)
-        return ids
+
+def _prompt(body: ScoringRequest, item: str | list[int]) -> str | list[int]:
+    first, second = (item, body.query) if body.item_first else (body.query, item)
+    if isinstance(first, str) and isinstance(second, str):
+        return first + second
+    if isinstance(first, list) and isinstance(second, list):
+        return [*first, *second]
+    raise Refused(400, "query and items are both texts or both ids", param="items")
 
 
-def _values(logprobs: list[float], softmax: bool) -> list[float]:
-    values = [math.exp(value) for value in logprobs]
+def _values(result: ScoreResult, softmax: bool) -> list[float]:
+    logprobs = [row[0] for row in result.token_logprobs]
+    if not softmax:
+        return [math.exp(value) for value in logprobs]
+    most = max(logprobs)
+    values = [math.exp(value - most) for value in logprobs]
     total = sum(values)
-    return [value / total for value in values] if softmax and total > 0.0 else values
+    return [value / total for value in values]

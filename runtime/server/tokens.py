@@ -71,16 +71,17 @@ class _Tokens:
             raise Refused(400, "send either prompt or messages", param="prompt")
         several = isinstance(body.prompt, list)
         groups = await self._ids(body)
-        names = [[self._context.tokenizer.token_text(i) for i in ids] for ids in groups]
         counts = [len(ids) for ids in groups]
+        names: list[list[str]] | None = None
+        if body.return_token_strs:
+            text = self._context.tokenizer.token_text
+            names = await asyncio.to_thread(lambda: [list(map(text, ids)) for ids in groups])
         return json_response(
             {
                 "tokens": groups if several else groups[0],
                 "count": counts if several else counts[0],
                 "max_model_len": self._context.port.max_context,
-                "token_strs": None
-                if not body.return_token_strs
-                else (names if several else names[0]),
+                "token_strs": names if several or names is None else names[0],
             }
         )
 
@@ -102,7 +103,7 @@ class _Tokens:
         texts = body.prompt if isinstance(body.prompt, list) else [body.prompt or ""]
         limit = self._context.limits.max_prompts
         check("max_prompts", "the number of prompts", len(texts), limit)
-        return [await self._prompts.text(text, start=body.add_special_tokens) for text in texts]
+        return await self._prompts.ids(texts, start=body.add_special_tokens, bounded=False)
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """Text of ids."""

@@ -104,18 +104,17 @@ class TextState:
             return "", None
         ids, stop_id = self._until_stop_id(ids)
         ended = finished or stop_id is not None
-        armed_after = max(self._min_tokens - len(self._ids), 0)
-        unarmed, armed = ids[:armed_after], ids[armed_after:]
+        unarmed = self._min_tokens - len(self._ids)
         self._ids.extend(ids)
         self._finished = finished
         if self._lazy:
             text, hit = (self._decode_all() if ended else ""), None
-        elif unarmed:
-            text, _ = self._step(unarmed, finished=False, armed=False)
-            more, hit = self._step(armed, finished=ended, armed=True)
+        elif unarmed > 0:
+            text, _ = self._step(ids[:unarmed], finished=False, armed=False)
+            more, hit = self._step(ids[unarmed:], finished=ended, armed=True)
             text += more
         else:
-            text, hit = self._step(armed, finished=ended, armed=True)
+            text, hit = self._step(ids, finished=ended, armed=True)
         if text:
             self._parts.append(text)
         if hit is None and stop_id is not None:

@@ -3,7 +3,7 @@
 Law: one final output for every sequence. Requests with a `stop_regex` are read on a thread of
 their own, so that no pattern can delay a step: the scheduler hears of their stop a little later,
 and what was generated meanwhile is dropped. Knows nothing of memory, models or sampling; how text
-is read is `SequenceReader`'s.
+is read is `Reading`'s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from branchline.runtime.core.sequence import (
     reading_of,
     tokens_since,
 )
-from branchline.runtime.tokenizer.sequence_reader import SequenceReader
+from branchline.runtime.tokenizer.reading import Reading
 from branchline.runtime.tokenizer.side_thread import SideThread
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
 
@@ -39,16 +39,12 @@ class _Stream:
     """One sequence being read.
 
     Attributes:
-        reader: None for what has no text.
-        needs_text: ids are handed over as they come, not at the end.
-        offloaded: read on the side thread.
+        reading: None for what has no text.
         shown: ids already handed over.
     """
 
     on_output: OnOutput
-    reader: SequenceReader | None = None
-    needs_text: bool = False
-    offloaded: bool = False
+    reading: Reading | None = None
     shown: int = 0
 
 
@@ -88,12 +84,7 @@ class OutputProcessor:
             self._streams[request.id] = _Stream(on_output)
             return
         for opened in openings(request):
-            self._streams[opened.request_id] = _Stream(
-                on_output,
-                SequenceReader(self._tokenizer, opened),
-                needs_text=opened.needs_text,
-                offloaded=opened.stop_regex is not None,
-            )
+            self._streams[opened.request_id] = _Stream(on_output, Reading(self._tokenizer, opened))
 
     def discard(self, request: EngineRequest) -> None:
         """The request was refused: forget it and its siblings."""
@@ -104,31 +95,33 @@ class OutputProcessor:
         """See `Outbox.started`; nobody here needs to know."""
 
     def push(self, request: Request) -> bool:
-        """Ids were added; True when the text has ended by a stop string."""
+        """Ids were added; True when no more of the text are wanted."""
         stream = self._streams[request.id]
-        if not stream.needs_text or stream.reader is None:
+        reading = stream.reading
+        if reading is None or not reading.as_it_comes:
             return False
-        reader, tokens = stream.reader, tokens_since(request, stream.shown)
+        tokens = tokens_since(request, stream.shown)
         stream.shown += len(tokens.token_ids)
-        if stream.offloaded:
-            self._side.put(lambda: self._push_aside(stream, reader, tokens))
+        if reading.aside:
+            self._side.put(lambda: self._push_aside(stream, reading, tokens))
             return False
-        self._deliver(stream, reader.push(tokens))
-        return reader.stopped
+        outputs, over = reading.push(tokens)
+        self._deliver(stream, outputs)
+        return over is not None
 
     def finish(self, request: Request) -> None:
         """The sequence has ended: send its result."""
         self._forget(request)
         stream = self._streams.pop(request.id)
-        reader = stream.reader
-        if reader is None:
+        reading = stream.reading
+        if reading is None:
             self._deliver(stream, [reading_of(request, self.model_name)])
             return
         end = end_of(request, stream.shown, self.model_name)
-        if stream.offloaded:
-            self._side.put(lambda: self._end_aside(stream, reader, end))
+        if reading.aside:
+            self._side.put(lambda: self._end_aside(stream, reading, end))
             return
-        self._deliver(stream, reader.end(end))
+        self._deliver(stream, reading.end(end))
 
     def close(self) -> None:
         """End the side thread."""
@@ -144,15 +137,14 @@ class OutputProcessor:
 
     # -- the side thread -------------------------------------------------------------------------
 
-    def _push_aside(self, stream: _Stream, reader: SequenceReader, tokens: SequenceTokens) -> None:
-        had_stopped = reader.stopped
-        outputs = reader.push(tokens)
+    def _push_aside(self, stream: _Stream, reading: Reading, tokens: SequenceTokens) -> None:
+        outputs, over = reading.push(tokens)
         self._call_soon(lambda: self._deliver(stream, outputs))
-        if reader.stopped and not had_stopped:
-            self._call_soon(lambda: self._abort(tokens.request_id, "stop"))
+        if over is not None:
+            self._call_soon(lambda: self._abort(tokens.request_id, over))
 
-    def _end_aside(self, stream: _Stream, reader: SequenceReader, end: SequenceEnd) -> None:
-        outputs = reader.end(end)
+    def _end_aside(self, stream: _Stream, reading: Reading, end: SequenceEnd) -> None:
+        outputs = reading.end(end)
         self._call_soon(lambda: self._deliver(stream, outputs))
 
 

@@ -65,12 +65,16 @@ class SequenceReader:
         self.stopped = hit is not None
         if not (self._stream and piece):
             return []
-        delta = GenerateDelta(request_id=tokens.request_id, text=piece)
-        if text.settled:
-            delta.token_ids = text.ids_from(self._given)
-            delta.logprobs = self._logprobs[self._given :]
-            delta.forced = self._marks(self._given, text.length)
-            self._given = text.length
+        if not text.settled:
+            return [GenerateDelta(request_id=tokens.request_id, text=piece)]
+        start, self._given = self._given, text.length
+        delta = GenerateDelta(
+            request_id=tokens.request_id,
+            text=piece,
+            token_ids=text.ids_from(start),
+            logprobs=self._logprobs[start:],
+            forced=self._marks(start, self._given),
+        )
         return [delta]
 
     def end(self, end: SequenceEnd) -> list[Output]:

@@ -3,7 +3,7 @@
 Invariants: text that a user wrote never becomes a special token unless `special=True` says so;
 decoding is the concatenation of each token's own bytes, read as UTF-8, so any split of the ids
 decodes to the same text; encoding adds nothing (no start id, no leading space) unless asked,
-and leaves nothing in memory.
+leaves nothing in memory, and stops no other thread for longer than a short text takes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from branchline.runtime.loading.checkpoint import TokenizerSource
 
 Json = dict[str, Any]
+
+_SHORT_CHARS = 2000
+"""Longer texts are encoded without the interpreter's lock, so that other threads go on meanwhile.
+
+The package gives it back for batches alone; 1 MB takes about a second.
+"""
 
 
 class TokenizerLike(Protocol):
@@ -109,7 +115,11 @@ class Tokenizer:
             text = " " + text
         tokenizer = self._with_special if special else self._plain
         try:
-            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+            if len(text) <= _SHORT_CHARS:
+                ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+            else:
+                [found] = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+                ids = found.ids
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidRequest(
                 "The text holds a lone surrogate, which no encoding can express.",

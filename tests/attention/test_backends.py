@@ -8,7 +8,7 @@ import torch
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.reference.ops import visible_tokens
-from branchline.kernels.testing import random_step
+from branchline.kernels.testing import meta_on, random_step
 from branchline.kernels.triton import TritonOps
 from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan
 from branchline.runtime.attention.registry import BACKENDS, make_attention
@@ -66,15 +66,6 @@ class Subject:
             self.ops = make_ops("native" if ops == "native" else "reference", threads=2)
         self.backend = BACKENDS[backend](needs())
 
-    def place(self, meta: AttentionMeta) -> AttentionMeta:
-        """The metadata on the device, lengths on the host too."""
-        moved = {
-            name: value if value is None else value.to(self.device)
-            for name, value in vars(meta).items()
-        }
-        host = {"host_seq_lens": meta.seq_lens, "host_extend_lens": meta.extend_lens}
-        return AttentionMeta(**(moved | host))
-
     def attend(
         self,
         q: torch.Tensor,
@@ -85,7 +76,7 @@ class Subject:
         plan: AttentionPlan | None = None,
     ) -> torch.Tensor:
         """`forward` of operands in host memory."""
-        plan = self.backend.plan(self.place(meta)) if plan is None else plan
+        plan = self.backend.plan(meta_on(meta, self.device)) if plan is None else plan
         operands = (x.to(self.device) for x in (q, k, v))
         return self.backend.forward(self.ops, *operands, plan, scale).cpu()
 
@@ -134,14 +125,14 @@ def test_a_bfloat16_pool_is_accumulated_in_float32(subject: Subject) -> None:
 
 def test_replayed_plan_equals_a_fresh_one(subject: Subject) -> None:
     first, second = random_step([(9, 4), (6, 1)], seed=0), random_step([(12, 1), (8, 8)], seed=5)
-    plan = subject.backend.init_graph(subject.place(second.meta))
+    plan = subject.backend.init_graph(meta_on(second.meta, subject.device))
     for step in (first, second):
         torch.manual_seed(4)
         q = torch.randn(step.tokens, 4, 16)
         k, v = (torch.randn(step.num_slots, 2, 16) for _ in range(2))
         fresh = subject.attend(q, k, v, step.meta, 0.25)
         if step is second or subject.name == "torch_native":
-            subject.backend.plan_replay(plan, subject.place(step.meta))
+            subject.backend.plan_replay(plan, meta_on(step.meta, subject.device))
             assert torch.equal(subject.attend(q, k, v, step.meta, 0.25, plan), fresh)
 
 
@@ -190,3 +181,8 @@ def test_a_backend_that_cannot_says_why() -> None:
         InvalidRequest, match=r"'?flashy'?.* Use auto, cpu, flashinfer, triton, torch_native"
     ):
         make_attention("flashy", needs())
+
+
+def test_auto_says_what_each_backend_lacks_where_none_can() -> None:
+    with pytest.raises(InvalidRequest, match=r"cpu: it reads .*; torch_native: .* be recorded"):
+        make_attention("auto", needs(kv_dtype=torch.float64, graph=True))

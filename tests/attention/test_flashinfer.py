@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from branchline.kernels.ops import AttentionMeta
-from branchline.kernels.testing import Step, random_step
+from branchline.kernels.testing import Step, meta_on, random_step
 from branchline.kernels.triton import TritonOps
 from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan
 from branchline.runtime.attention.flashinfer import FlashInferAttention
@@ -37,13 +36,6 @@ def test_without_a_way_to_its_kernels_it_says_so_and_auto_goes_on(
     assert make_attention("auto", odd).name == "triton"
     fixed = AttentionNeeds(8, 2, 128, torch.bfloat16, CUDA, deterministic=True)
     assert make_attention("auto", fixed).name == "triton"
-
-
-def place(meta: AttentionMeta) -> AttentionMeta:
-    """The metadata on the device, lengths on the host too."""
-    moved = {n: x if x is None else x.cuda() for n, x in vars(meta).items()}
-    host = {"host_seq_lens": meta.seq_lens, "host_extend_lens": meta.extend_lens}
-    return AttentionMeta(**(moved | host))
 
 
 class Subject:
@@ -79,7 +71,7 @@ def test_forward_equals_brute_force(heads: tuple[int, int, int], case: str) -> N
     subject = Subject(heads, step.num_slots)
     q = subject.queries(step.tokens)
     for scale in (heads[2] ** -0.5, 0.2):
-        got = subject.attend(q, subject.backend.plan(place(step.meta)), scale)
+        got = subject.attend(q, subject.backend.plan(meta_on(step.meta, CUDA)), scale)
         assert subject.error(got, q, step, scale) < 8e-3
 
 
@@ -92,7 +84,7 @@ def test_many_plans_in_flight_keep_their_own_lengths() -> None:
     busy = torch.randn(4096, 4096, device="cuda")
     for _ in range(20):
         busy = busy @ busy / 64.0
-    got = [subject.attend(q, subject.backend.plan(place(step.meta)), 0.1) for step in steps]
+    got = [subject.attend(q, subject.backend.plan(meta_on(step.meta, CUDA)), 0.1) for step in steps]
     for out, step in zip(got, steps, strict=True):
         assert subject.error(out, q, step, 0.1) < 8e-3
 
@@ -104,5 +96,5 @@ def test_rows_of_one_token_mix_with_prompts(lens: list[tuple[int, int]]) -> None
     step = random_step(lens, seed=1)
     subject = Subject((8, 2, 128), step.num_slots)
     q = subject.queries(step.tokens)
-    got = subject.attend(q, subject.backend.plan(place(step.meta)), 128**-0.5)
+    got = subject.attend(q, subject.backend.plan(meta_on(step.meta, CUDA)), 128**-0.5)
     assert subject.error(got, q, step, 128**-0.5) < 8e-3

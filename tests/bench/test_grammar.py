@@ -17,20 +17,7 @@ from branchline.runtime.bench.schema_set import Instance, Sample, own, read
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.grammar.choice import installed
 from tests.grammar.json_schema.harness import valid
-
-
-class ByteVocabulary:
-    """256 bytes and an end id."""
-
-    vocab_size = 257
-    eos_ids = frozenset({256})
-    special_ids: frozenset[int] = frozenset()
-
-    def all_token_bytes(self) -> list[bytes]:
-        return [*(bytes([i]) for i in range(256)), b"<eos>"]
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+from tests.support.byte_vocabulary import ByteVocabulary
 
 
 def test_costs_are_reported_for_every_backend_and_the_bare_packages() -> None:

@@ -14,6 +14,7 @@ from branchline.cli.main import build_parser
 from branchline.cli.server_settings import choices_of
 from branchline.runtime.config.env import VARIABLES
 from branchline.runtime.observability.metrics import INSTRUMENTS, PREFIX, READINGS
+from branchline.runtime.server.run import OPEN_PATHS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "assets" / "deploy"
 ROOT = DEPLOY.parents[1]
@@ -62,16 +63,21 @@ def test_an_image_holds_every_folder_of_the_package(name: str) -> None:
     for folder in project["tool"]["setuptools"]["package-dir"].values():
         assert f"COPY {folder} {folder}" in text
     assert "USER branchline" in text, "nothing runs as root"
-    for extra in re.findall(r"\.\[([\w,]+)\]", text):
-        assert set(extra.split(",")) <= set(project["project"]["optional-dependencies"])
+    [found] = re.findall(r"\.\[([\w,]+)\]", text)
+    extras = set(found.split(","))
+    assert extras <= set(project["project"]["optional-dependencies"])
+    assert extras >= {"runtime", "grpc", "tracing"}, "every flag of the server can be used"
+    assert ("cuda" in extras) == (name == "cuda.Dockerfile")
 
 
-def test_probes_ask_for_health_on_the_port_that_the_image_serves() -> None:
+def test_probes_ask_on_the_port_that_the_image_serves_and_none_ends_a_restart() -> None:
     container = manifest("deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
     (port,) = container["ports"]
     assert port["containerPort"] == 30000
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["httpGet"] == {"path": "/health", "port": port["name"]}
+    asked = {"startupProbe": "/health", "readinessProbe": "/health", "livenessProbe": "/metrics"}
+    for probe, path in asked.items():
+        assert container[probe]["httpGet"] == {"path": path, "port": port["name"]}
+    assert "/metrics" in OPEN_PATHS, "it answers while the server drains"
     assert manifest("service.yaml")["spec"]["ports"][0]["targetPort"] == port["name"]
 
 
@@ -91,6 +97,12 @@ def test_what_images_and_manifests_tell_the_server_is_what_it_takes() -> None:
         choices_of(build_parser().parse_args(words))
     for variable in container["env"]:
         assert variable["name"] in VARIABLES
+
+
+def test_a_node_of_the_only_pod_can_be_drained() -> None:
+    assert manifest("deployment.yaml")["spec"]["replicas"] == 1
+    budget = manifest("disruption-budget.yaml")["spec"]
+    assert budget["maxUnavailable"] == 1 and "minAvailable" not in budget
 
 
 def test_all_manifests_speak_of_the_same_pods() -> None:

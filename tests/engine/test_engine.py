@@ -235,6 +235,8 @@ def test_bad_values_are_named_and_the_engine_goes_on(engine: Engine) -> None:
         engine.generate("", max_tokens=1)
     with pytest.raises(InvalidRequest, match="no choices"):
         engine.score(PROMPTS[0], [])
+    with pytest.raises(InvalidRequest, match="temperature"):
+        engine.score(PROMPTS[0], [" Paris"], temperature=0.5)
     assert (
         engine.generate(PROMPTS[0], SamplingParams(temperature=0.0, max_tokens=1)).text == " Paris"
     )
@@ -301,8 +303,11 @@ def test_a_closed_engine_says_so(default_model: Path) -> None:
     engine = Engine(str(default_model), kv_tokens=9000)
     stream = engine.stream(PROMPTS[0], max_tokens=4000, ignore_eos=True)
     next(stream)
+    left = engine.stream(PROMPTS[1], max_tokens=4000, ignore_eos=True)
+    next(left)
     engine.close()
     engine.close()
+    left.close()  # nothing is left to be ended
     with pytest.raises(BackendError, match="closed"):
         list(stream)
     with pytest.raises(BackendError, match="closed"):

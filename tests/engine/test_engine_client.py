@@ -44,7 +44,7 @@ def test_outputs_come_in_order_up_to_the_last(port: SpelledPort) -> None:
         assert texts == {one.id: "0" * 100, f"{one.id}#1": "1" * 100, two.id: ""}
         results = await client.results(ask(client, n=3))
         assert [result.text[0] for result in results] == ["0", "1", "2"]
-        score = await client.score(ScoreRequest(id="s", prompt_ids=[1], choices=[[2], [3, 4]]))
+        [score] = await client.score(ScoreRequest(id="s", prompt_ids=[1], choices=[[2], [3, 4]]))
         assert [len(row) for row in score.token_logprobs] == [1, 2]
         assert await client.flush() == 7
 

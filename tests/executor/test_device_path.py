@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
+from branchline.runtime.attention.base import AttentionNeeds, Support
+from branchline.runtime.attention.cpu import CpuAttention
+from branchline.runtime.attention.registry import BACKENDS
 from branchline.runtime.core.batch import RowInit, ScheduleBatch, ScoreRead, SlotWrites
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.errors import BackendError
@@ -24,20 +27,10 @@ from branchline.runtime.executor.device_worker import DeviceWorker
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape
 from branchline.runtime.models.base import Model
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
-from tests.support.model_driver import CONTEXT, Driver, Part, load_tiny, tiny_llama
+from tests.support.model_driver import CONTEXT, Driver, Part
 
 CPU = torch.device("cpu")
 ROWS = 8
-
-
-@pytest.fixture(scope="module")
-def ops() -> Ops:
-    return make_ops("reference")
-
-
-@pytest.fixture(scope="module")
-def model(ops: Ops, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load_tiny(tiny_llama(tmp_path_factory.mktemp("tiny")), ops)
 
 
 @pytest.fixture
@@ -64,6 +57,29 @@ def device_worker(model: Model, ops: Ops, driver: Driver, *, graphs: bool) -> De
     worker = builder.worker(ROWS * CONTEXT, overlap=True)
     worker.runner.tables.slots[:ROWS] = torch.from_numpy(driver.slots)
     return worker
+
+
+class Asked(CpuAttention):
+    """Keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        self.needs: list[AttentionNeeds] = []
+
+    def supports(self, needs: AttentionNeeds) -> Support:
+        self.needs.append(needs)
+        return super().supports(needs)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_attention_is_as_deterministic_as_the_ops(
+    model: Model, driver: Driver, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    """A backend that sums in another order for other batch mates must hear that it may not."""
+    ops, asked = make_ops("reference"), Asked()
+    ops.deterministic = deterministic
+    monkeypatch.setitem(BACKENDS, "cpu", lambda needs: asked)
+    device_worker(model, ops, driver, graphs=False)
+    assert [needs.deterministic for needs in asked.needs] == [deterministic]
 
 
 def sampled(driver: Driver, *parts: Part, **params: object) -> ScheduleBatch:
@@ -109,9 +125,9 @@ def test_padding_leaves_a_plan_as_it_is_and_stays_in_its_own_row(data: st.DataOb
     total = rows if decode else tokens + extra
     shape = StepShape(total, rows, total, decode=decode)
     # a larger step before must not show through
-    buffers.load(idle_step(shape), StepShape(64, 16, 64))
-    meta = buffers.load(plan, shape)
+    buffers.load(idle_step(shape), buffers.views(StepShape(64, 16, 64)))
     views = buffers.views(shape)
+    meta = buffers.load(plan, views)
     b = len(lens)
     assert views.input_ids[:tokens].tolist() == plan.input_ids.tolist()
     assert views.positions[:tokens].tolist() == plan.positions.tolist()
@@ -245,7 +261,7 @@ def test_a_failed_step_fails_alone_and_a_closed_worker_says_so(
     broken.rows = np.zeros(999, dtype=np.int32)
     pending = worker.forward(broken)
     worker.sample(pending, None)
-    with pytest.raises(Exception):  # noqa: B017
+    with pytest.raises(AssertionError, match="no more rows"):
         pending.result()
     fine = worker.forward(sampled(driver, Part(1, [1, 5])))
     worker.sample(fine, None)

@@ -32,7 +32,7 @@ from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.intake import Bounds, Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
 from tests.scheduler.harness import TableGrammars
-from tests.support.model_driver import CONTEXT, load_tiny, tiny_llama
+from tests.support.model_driver import CONTEXT, tiny_llama
 
 VOCAB = 101
 ROWS = 6
@@ -54,16 +54,6 @@ class Outbox:
         self.done[request.id] = request
         assert self.scheduler is not None
         self.scheduler.forget(request)
-
-
-@pytest.fixture(scope="module")
-def ops() -> Ops:
-    return make_ops("reference")
-
-
-@pytest.fixture(scope="module")
-def model(ops: Ops, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load_tiny(tiny_llama(tmp_path_factory.mktemp("tiny")), ops)
 
 
 def device_worker(

@@ -26,7 +26,7 @@ from branchline.runtime.executor.worker import CpuWorker
 from branchline.runtime.models.base import Model
 from branchline.runtime.sampling.sampler import Sampler
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
-from tests.support.model_driver import Driver, Part, load_tiny, tiny_llama
+from tests.support.model_driver import Driver, Part
 
 PROMPTS = {0: [1, 5, 9, 30], 1: [1, 88], 2: [1, 7, 7, 7, 7, 41, 3]}
 
@@ -34,11 +34,6 @@ PROMPTS = {0: [1, 5, 9, 30], 1: [1, 88], 2: [1, 7, 7, 7, 7, 41, 3]}
 @pytest.fixture(scope="module")
 def ops() -> Ops:
     return make_ops("native", threads=2)
-
-
-@pytest.fixture(scope="module")
-def model(ops: Ops, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load_tiny(tiny_llama(tmp_path_factory.mktemp("tiny")), ops)
 
 
 @pytest.fixture

@@ -14,22 +14,9 @@ from branchline.runtime.core.sampling_params import Constraint, ConstraintKind
 from branchline.runtime.errors import ConstraintError, InvalidRequest, UnsupportedConstraint
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS
 from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
+from tests.support.byte_vocabulary import ByteVocabulary
 
 MOST = DEFAULT_LIMITS.enum_values
-
-
-class ByteVocabulary:
-    """256 bytes and an end id."""
-
-    vocab_size = 257
-    eos_ids = frozenset({256})
-    special_ids: frozenset[int] = frozenset()
-
-    def all_token_bytes(self) -> list[bytes]:
-        return [*(bytes([i]) for i in range(256)), b"<eos>"]
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
 
 
 BACKEND = LLGuidanceBackend(ByteVocabulary(), vocab_size=300)

@@ -18,21 +18,7 @@ from branchline.runtime.grammar.base import Bitmask
 from branchline.runtime.grammar.choice import ABILITIES, BACKENDS, candidates
 from branchline.runtime.grammar.limits import Limits
 from branchline.runtime.grammar.state_matcher import StateMatcher
-
-
-class ByteVocabulary:
-    """256 bytes and an end id."""
-
-    vocab_size = 257
-    eos_ids = frozenset({256})
-    special_ids: frozenset[int] = frozenset()
-
-    def all_token_bytes(self) -> list[bytes]:
-        return [*(bytes([i]) for i in range(256)), b"<eos>"]
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
-
+from tests.support.byte_vocabulary import ByteVocabulary
 
 SAMPLES: dict[ConstraintKind, tuple[str, str, str]] = {
     "regex": ("a{2}b*", "aab", "ab"),

@@ -16,6 +16,7 @@ from branchline.runtime.engine import Engine
 from branchline.runtime.errors import BackendError, ConstraintError, InvalidRequest
 from branchline.runtime.grammar.backends import GrammarBackends
 from branchline.runtime.grammar.limits import Limits
+from tests.support.byte_vocabulary import ByteVocabulary
 
 COMPILE_S = 3.0
 ITEM_S = 60.0
@@ -30,20 +31,6 @@ SECONDS = {
     "lark: ambiguous",
     "regex: repeats of repeats",
 }
-
-
-class ByteVocabulary:
-    """256 bytes and an end id."""
-
-    vocab_size = 257
-    eos_ids = frozenset({256})
-    special_ids: frozenset[int] = frozenset()
-
-    def all_token_bytes(self) -> list[bytes]:
-        return [*(bytes([i]) for i in range(256)), b"<eos>"]
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
 
 
 @pytest.fixture(scope="module")

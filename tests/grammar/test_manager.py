@@ -194,6 +194,29 @@ def test_the_service_says_who_enforces_a_constraint(backend: ScriptedBackend) ->
     assert backend.closed
 
 
+def test_a_backend_that_is_made_while_the_service_closes_is_closed(
+    backend: ScriptedBackend,
+) -> None:
+    asked, go = threading.Event(), threading.Event()
+
+    def make() -> ScriptedBackend:
+        asked.set()
+        assert go.wait(20)
+        return backend
+
+    service, reader = GrammarService(make, ByteTokenizer(), vocab_size=260, limit_s=5.0), Reader()
+    service.prepare()
+    assert asked.wait(20)
+    service.close()
+    go.set()
+    for thread in threading.enumerate():
+        if thread.name == "branchline-grammar":
+            thread.join(20)
+    assert backend.closed
+    service.request(regex("a"), lambda result: reader(cast(Outcome, result)))
+    assert isinstance(reader.wait(1)[0], BackendError)
+
+
 def test_long_compiles_do_not_hold_up_short_ones() -> None:
     """Two lanes: with every long place taken, a short constraint still compiles."""
 

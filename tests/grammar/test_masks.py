@@ -12,7 +12,8 @@ from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint, ConstraintKind
 from branchline.runtime.grammar.backends import GrammarBackends
 from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
-from tests.grammar.test_worker import ByteVocabulary, EveryPair
+from tests.grammar.test_worker import EveryPair
+from tests.support.byte_vocabulary import ByteVocabulary
 
 WORDS = 9
 PAIRS = 257 + 26 * 26

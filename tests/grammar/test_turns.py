@@ -16,7 +16,7 @@ from branchline.runtime.grammar.json_schema.compiler import compile_schema
 from branchline.runtime.grammar.json_schema.expander import Expander
 from branchline.runtime.grammar.json_schema.languages import Language
 from branchline.runtime.grammar.turns import TURN_S, short_turns
-from tests.grammar.test_worker import ByteVocabulary
+from tests.support.byte_vocabulary import ByteVocabulary
 
 
 def test_turns_are_short_while_any_thread_translates() -> None:

@@ -23,16 +23,17 @@ class Wires:
 
     def __init__(self, folder: Path) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._folder = folder
         self.endpoint = f"ipc://{folder}/in"
         self.codec: Codec[ToScheduler] = Codec(ToScheduler, "scheduler")
         self._ends: list[Any] = []
 
-    def inbox(self) -> Inbox[ToScheduler]:
-        self._ends.append(Inbox(self.context, self.endpoint, self.codec))
+    def inbox(self, name: str = "in") -> Inbox[ToScheduler]:
+        self._ends.append(Inbox(self.context, f"ipc://{self._folder}/{name}", self.codec))
         return self._ends[-1]  # type: ignore[no-any-return]
 
-    def outlet(self) -> Outlet[ToScheduler]:
-        self._ends.append(Outlet(self.context, self.endpoint, self.codec))
+    def outlet(self, endpoint: str = "") -> Outlet[ToScheduler]:
+        self._ends.append(Outlet(self.context, endpoint or self.endpoint, self.codec))
         return self._ends[-1]  # type: ignore[no-any-return]
 
     def raw(self) -> zmq.Socket[bytes]:
@@ -149,3 +150,26 @@ def test_a_handler_may_close_its_own_inbox(wires: Wires) -> None:
         time.sleep(0.01)
     loop.close()
     assert heard == [Release("a")]
+
+
+def test_a_handler_may_close_the_other_inboxes_that_have_something(wires: Wires) -> None:
+    loop, ended = SocketLoop("test"), threading.Event()
+    inboxes = [wires.inbox(f"in{number}") for number in range(2)]
+    heard: list[ToScheduler] = []
+
+    def hear(message: ToScheduler) -> None:
+        heard.append(message)
+        for inbox in inboxes:
+            loop.unwatch(inbox)
+
+    for inbox in inboxes:
+        loop.watch(inbox, hear)
+        wires.outlet(inbox.endpoint).send([Release("a")])
+    for inbox in inboxes:
+        assert inbox.wait(10)
+    loop.start()
+    loop.call_soon(ended.set)
+    assert ended.wait(10)
+    loop.call_soon(ended.clear)  # it still turns
+    loop.close()
+    assert heard == [Release("a")] and not ended.is_set()

@@ -13,6 +13,8 @@ from branchline.kernels.testing import random_quantized, random_step, rounded_li
 from branchline.kernels.weights import DenseWeight, Q4_1Weight, Q8_0Weight
 
 _REF = ReferenceOps()
+_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+"""Of attention, by the elements of its pool."""
 _SIZES = [(1, 16), (3, 48), (17, 576), (2, 37)]
 
 
@@ -125,22 +127,24 @@ def test_rope_write_equals_reference(
     assert torch.equal(pools[1], pools[3])
 
 
-def _attention_case(
-    native: NativeOps,
+def _attention_of(
     lens: list[tuple[int, int]],
     shape: tuple[int, int, int],
     pool: torch.dtype,
     trees: list[int] | None = None,
-) -> None:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the native ops and the reference give for a random step."""
     hq, hkv, d = shape
     step = random_step(lens, seed=len(lens), trees=trees)
     gen = torch.Generator().manual_seed(1)
     q = torch.randn(step.tokens, hq, d, generator=gen)
     k, v = (torch.randn(step.num_slots, hkv, d, generator=gen).to(pool) for _ in range(2))
-    got = native.paged_attention(q, k, v, step.meta, d**-0.5)
-    want = _REF.paged_attention(q, k, v, step.meta, d**-0.5)
-    tolerance = 2e-5 if pool == torch.float32 else 2e-2
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    native = NativeOps(Runner(load_library(), 2))
+    try:
+        got = native.paged_attention(q, k, v, step.meta, d**-0.5)
+    finally:
+        native.runner.close()
+    return got, _REF.paged_attention(q, k, v, step.meta, d**-0.5)
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
@@ -152,9 +156,8 @@ def _attention_case(
 def test_attention_equals_reference(
     rows: list[tuple[int, int]], shape: tuple[int, int, int], pool: torch.dtype
 ) -> None:
-    ops = NativeOps(Runner(load_library(), 2))
-    _attention_case(ops, [(max(a, e), e) for a, e in rows], shape, pool)
-    ops.runner.close()
+    got, want = _attention_of([(max(a, e), e) for a, e in rows], shape, pool)
+    torch.testing.assert_close(got, want, rtol=_TOLERANCE[pool], atol=_TOLERANCE[pool])
 
 
 @settings(deadline=None, derandomize=True, max_examples=15)
@@ -171,10 +174,9 @@ def test_attention_equals_reference(
 def test_tree_attention_equals_reference(
     rows: list[tuple[int, int, int]], pool: torch.dtype
 ) -> None:
-    ops = NativeOps(Runner(load_library(), 2))
     lens = [(sum(r), r[1] + r[2]) for r in rows]
-    _attention_case(ops, lens, (4, 2, 32), pool, [r[2] for r in rows])
-    ops.runner.close()
+    got, want = _attention_of(lens, (4, 2, 32), pool, [r[2] for r in rows])
+    torch.testing.assert_close(got, want, rtol=_TOLERANCE[pool], atol=_TOLERANCE[pool])
 
 
 def test_wrong_operands_are_named(native: NativeOps) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.reference import ReferenceOps
-from branchline.kernels.testing import random_step
+from branchline.kernels.testing import meta_on, random_step
 from branchline.kernels.triton import TritonOps
 from branchline.kernels.triton.attention import find_trunks, trunk_tiles
 from branchline.kernels.weights import DenseWeight
@@ -26,7 +26,7 @@ def test_split_rows_equal_whole_ones(kernel_device: torch.device) -> None:
     ops._gpu.processors = 48
     want = ReferenceOps().paged_attention(q, k, v, step.meta, 0.2)
     for _ in range(2):
-        meta = on_device(step.meta, kernel_device)
+        meta = meta_on(step.meta, kernel_device)
         got = ops.paged_attention(*(x.to(kernel_device) for x in (q, k, v)), meta, 0.2)
         torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=1e-6)
         assert not ops._gpu.counters.any()
@@ -60,7 +60,7 @@ def test_forks_of_a_trunk_equal_rows_alone(
     k, v = torch.randn(2, step.num_slots, hkv, 32).unbind(0)
     want = ReferenceOps().paged_attention(q, k, v, meta, 0.2)
     ops = TritonOps(kernel_device, torch.float32)
-    placed = on_device(meta, kernel_device)
+    placed = meta_on(meta, kernel_device)
     trunks = torch.full((trunk_tiles(count, group),), -1, dtype=torch.int32, device=kernel_device)
     find_trunks(placed, group, trunks)
     assert (trunks % 64 == 0).all() and (trunks <= trunk).all()
@@ -84,12 +84,12 @@ def test_trunks_are_looked_for_among_rows_with_tokens(kernel_device: torch.devic
         extend_start=torch.arange(5, dtype=torch.int32),
     )
     out = torch.empty(1, dtype=torch.int32, device=kernel_device)
-    find_trunks(on_device(meta, kernel_device), 2, out)
+    find_trunks(meta_on(meta, kernel_device), 2, out)
     assert out.tolist() == [384]
     alone = AttentionMeta(
         **(vars(meta) | {"extend_lens": torch.tensor([1, 0, 0, 0], dtype=torch.int32)})
     )
-    find_trunks(on_device(alone, kernel_device), 2, out)
+    find_trunks(meta_on(alone, kernel_device), 2, out)
     assert out.tolist() == [0]
 
 
@@ -102,7 +102,7 @@ def test_rows_without_tokens_change_nothing(
     ops = TritonOps(kernel_device, torch.float32, deterministic=deterministic)
     q = torch.randn(2, 4, 16, device=kernel_device)
     k, v = torch.randn(2, step.num_slots, 2, 16, device=kernel_device).unbind(0)
-    want = ops.paged_attention(q, k, v, on_device(step.meta, kernel_device), 0.2)
+    want = ops.paged_attention(q, k, v, meta_on(step.meta, kernel_device), 0.2)
     padded = AttentionMeta(
         rows=pad(step.meta.rows, 2),
         slot_table=step.meta.slot_table,
@@ -111,7 +111,7 @@ def test_rows_without_tokens_change_nothing(
         extend_start=torch.cat([step.meta.extend_start, torch.full((2,), 2, dtype=torch.int32)]),
     )
     more = torch.cat([q, torch.full((2, 4, 16), torch.nan, device=kernel_device)])
-    got = ops.paged_attention(more, k, v, on_device(padded, kernel_device), 0.2)
+    got = ops.paged_attention(more, k, v, meta_on(padded, kernel_device), 0.2)
     assert torch.equal(got[:2], want) if deterministic else torch.allclose(got[:2], want, 1e-5)
 
 
@@ -123,7 +123,7 @@ def test_deterministic_rows_ignore_chunks_and_mates(kernel_device: torch.device)
     ops = TritonOps(kernel_device, torch.float32, deterministic=True)
     q = torch.randn(93, 6, 32, device=kernel_device)
     k, v = torch.randn(2, step.num_slots, 2, 32, device=kernel_device).unbind(0)
-    whole = ops.paged_attention(q, k, v, on_device(step.meta, kernel_device), 0.2)
+    whole = ops.paged_attention(q, k, v, meta_on(step.meta, kernel_device), 0.2)
     for first, last in ((89, 90), (0, 1), (30, 77)):
         meta = AttentionMeta(
             rows=step.meta.rows[:1],
@@ -132,7 +132,7 @@ def test_deterministic_rows_ignore_chunks_and_mates(kernel_device: torch.device)
             extend_lens=torch.tensor([last - first], dtype=torch.int32),
             extend_start=torch.tensor([0, last - first], dtype=torch.int32),
         )
-        got = ops.paged_attention(q[first:last], k, v, on_device(meta, kernel_device), 0.2)
+        got = ops.paged_attention(q[first:last], k, v, meta_on(meta, kernel_device), 0.2)
         assert torch.equal(got, whole[first:last])
 
 
@@ -153,10 +153,3 @@ def _dense(n: int, k: int) -> DenseWeight:
 
 def pad(x: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat([x, torch.zeros(count, dtype=x.dtype)])
-
-
-def on_device(meta: AttentionMeta, device: torch.device) -> AttentionMeta:
-    """The metadata on a device, its lengths kept on the host too."""
-    moved = {n: x if x is None else x.to(device) for n, x in vars(meta).items()}
-    host = {"host_seq_lens": meta.seq_lens, "host_extend_lens": meta.extend_lens}
-    return AttentionMeta(**(moved | host))

@@ -8,9 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.reference import ReferenceOps
-from branchline.kernels.testing import random_step
+from branchline.kernels.testing import meta_on, random_step
 from branchline.kernels.triton import TritonOps
 from branchline.kernels.weights import DenseWeight
 
@@ -68,7 +67,7 @@ def test_activations_and_lookups(ops: TritonOps, reference: ReferenceOps, dtype:
     assert torch.equal(ops.embedding(index, table), table.tensor[index.long()])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 70])
 @pytest.mark.parametrize("shape", [(48, 64), (40, 96)], ids=str)
 def test_linears(
     ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int, shape: tuple[int, int]
@@ -86,6 +85,8 @@ def test_linears(
     logits = ops.head(x, weight)
     assert logits.dtype == torch.float32
     assert close(logits, reference.linear(wide, exact), 1e-5)
+    logits = ops._linears.linear(x, weight.tensor, bias, torch.float32)
+    assert close(logits, reference.linear(wide, exact, bias), 1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20, 70])
@@ -137,23 +138,13 @@ def test_ids_come_from_the_token_table(ops: TritonOps, reference: ReferenceOps) 
     ids = torch.where(torch.rand(step.tokens) < 0.5, -1, 5).to(torch.int32)
     want = reference.resolve_ids(ids, step.positions, step.meta, table)
     move = [x.to(ops.device) for x in (ids, step.positions)]
-    got = ops.resolve_ids(*move, on(step.meta, ops.device), table.to(ops.device))
+    got = ops.resolve_ids(*move, meta_on(step.meta, ops.device), table.to(ops.device))
     assert torch.equal(got.cpu(), want)
     # Tokens past the last row (padding of a recorded step) get an id that can be looked up.
     padded = torch.cat([ids, torch.tensor([-1, 3], dtype=torch.int32)]).to(ops.device)
     more = torch.cat([step.positions, torch.zeros(2, dtype=torch.int64)]).to(ops.device)
-    got = ops.resolve_ids(padded, more, on(step.meta, ops.device), table.to(ops.device))
+    got = ops.resolve_ids(padded, more, meta_on(step.meta, ops.device), table.to(ops.device))
     assert torch.equal(got[:-2].cpu(), want) and (got[-2:] >= 0).all()
-
-
-def on(meta: AttentionMeta, device: torch.device) -> AttentionMeta:
-    """The metadata on a device, its lengths kept on the host too."""
-    moved = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in vars(meta).items()
-    }
-    host = {"host_seq_lens": meta.seq_lens, "host_extend_lens": meta.extend_lens}
-    return AttentionMeta(**(moved | host))
 
 
 @pytest.mark.parametrize("vocabulary", [33, 5000])

@@ -13,7 +13,7 @@ from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.reference.sampling import kept_tokens
 from branchline.kernels.sampling import Draws
 from branchline.kernels.triton import TritonOps
-from branchline.kernels.triton.sampling import kept_by
+from branchline.kernels.triton.sampling import kept_by, mask_of
 from branchline.kernels.triton.tuning import Device
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.sampling.numerics import mix_seeds
@@ -54,7 +54,7 @@ ROWS = [
 
 def kept_from(logits: torch.Tensor, draws: Draws, device: torch.device) -> torch.Tensor:
     """The set that the cuts of the kernel describe, read as its docstring says."""
-    cuts, limits, floors = kept_by(Device(device), logits, draws)
+    cuts, limits, floors = kept_by(Device(device), logits, draws, mask_of(logits))
     bits = (logits + 0.0).view(torch.int32)
     order = bits ^ ((bits >> 31) & (2**31 - 1))
     ids = torch.arange(logits.shape[1], device=device)[None, :]

@@ -74,6 +74,8 @@ def test_instances_written_as_json_match_and_come_back(data: st.DataObject) -> N
         (datetime.date, "2023-02-29", "none", None, 9),
         (list[int], "[1, 2]", "full", [1, 2], None),
         (list[int], "[1,2]", "none", None, 3),
+        (list[Literal[1, 2]], "[1, 2]", "full", [1, 2], None),
+        (list[Literal[1, 2]], "[1.0]", "none", None, 2),
         ({"type": "boolean"}, "true", "full", True, None),
         (Person, '{"name": "é", "age": 151', "none", None, 23),
         (Node, '{"value": 1, "children": [{"value": 2}]}', "full", Node(1, [Node(2)]), None),

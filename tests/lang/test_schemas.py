@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import enum
 import json
 import re
 import uuid
@@ -21,6 +22,12 @@ from branchline.lang.plain import DATE_PATTERN, DATETIME_PATTERN, TIME_PATTERN
 from branchline.lang.schemas import document
 from tests.lang import typed_values
 from tests.lang.typed_values import Address, Colour, Movie, Node, Order, Person, Point
+
+
+class Scale(enum.Enum):
+    WHOLE = 1
+    HALF = 0.5
+
 
 RELAXED = settings(
     deadline=None,
@@ -58,6 +65,7 @@ def test_an_instance_written_as_json_comes_back_equal(data: st.DataObject) -> No
         (Movie | Address, '{"street": "s", "zip": "12345"}', Address("s", "12345")),
         (Literal["a", 1] | None, "1", 1),
         (list[Colour], '["red", 2]', [Colour.RED, Colour.DARK]),
+        (list[Scale], "[1.0, 1, 0.5]", [Scale.WHOLE, Scale.WHOLE, Scale.HALF]),
         (Person, '{"name": "x", "age": 3, "born": "2020-02-29"}',
          Person("x", 3, datetime.date(2020, 2, 29))),
         (Node, '{"value": 1, "children": [{"value": 2}]}', Node(1, [Node(2)])),

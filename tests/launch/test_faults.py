@@ -37,6 +37,7 @@ from branchline.runtime.engine import Engine
 from branchline.runtime.errors import BackendError, ModelLoadError, from_wire
 from branchline.runtime.launch.remote_engine import RemoteEngine
 from tests.support.port_driver import Call, PortDriver
+from tests.support.waiting import until
 
 PROMPT = list(b"Once upon a time")
 pytestmark = pytest.mark.timeout(240)
@@ -47,13 +48,6 @@ def running(settings: dict[str, Any], **server: Any) -> Iterator[tuple[RemoteEng
     """An engine of two rows at once, so that a third request waits."""
     with RemoteEngine({**settings, "max_running_requests": 2}, ServerSection(**server)) as engine:
         yield engine, PortDriver(engine.port)
-
-
-def until(condition: Callable[[], Any], within_s: float = 90.0) -> None:
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def processes(engine: RemoteEngine) -> dict[str, Any]:

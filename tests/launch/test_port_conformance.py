@@ -9,7 +9,6 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,20 +22,13 @@ from branchline.runtime.programs.executor import Executor
 from branchline.runtime.programs.protocol import Close, Fork, Join, Select, ValueReady
 from tests.programs.helpers import Program, gen, text
 from tests.support.port_driver import Call, PortDriver
+from tests.support.waiting import until
 
 TEXT = "Once upon a time, there was a port; it had 2 ends. "
 
 
 def ids_of(words: str) -> list[int]:
     return list(words.encode())
-
-
-def until(condition: Callable[[], Any], within_s: float = 20.0) -> None:
-    """Wait for something that another process will do."""
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def test_outputs_are_those_of_the_engine_itself(driver: PortDriver, reference: Engine) -> None:
@@ -96,6 +88,24 @@ def test_siblings_each_end_once_and_follow_the_seed(driver: PortDriver) -> None:
     assert len({tuple(ids) for ids in outputs[0]}) > 1
 
 
+@pytest.mark.parametrize("kind", ["stop", "stop_regex"])
+def test_a_stop_ends_its_own_sequence_and_no_sibling(
+    driver: PortDriver, reference: Engine, kind: str
+) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 7, "ignore_eos": True, "n": 4}
+    prompt = ids_of(TEXT)
+    whole = reference.generate(prompt, max_tokens=200, **options)
+    texts = [set(result.text[:40]) for result in whole]
+    own = texts[0] - set[str]().union(*texts[1:])
+    at = next(char for char in whole[0].text if char in own and char.isascii() and char.isalnum())
+    stop: Any = {"stop": (at,), "stop_regex": at}[kind]
+    call = driver.generate(prompt, 200, **options, **{kind: stop})
+    plain = reference.generate(prompt, max_tokens=200, **options, **{kind: stop})
+    found = [final for _, final in sorted(_plain(call.wait()).items())]
+    assert [final.token_ids for final in found] == [result.token_ids for result in plain]
+    assert len({len(final.token_ids) for final in found}) > 1
+
+
 def _plain(call: Call) -> dict[str, GenerateResult]:
     """Results by sequence, with names that do not depend on the request's."""
     base = len(call.request.id)
@@ -124,18 +134,27 @@ def test_vectors_are_those_of_the_engine_itself(
     past = driver.embed(prompts[0], pooling=pooling, deadline=time.monotonic() - 1.0)
     assert past.vector == []
     assert past.finals[past.request.id].error is not None
-    gone = Call(EmbedRequest(id=driver.new_id(), prompt_ids=prompts[1], pooling=pooling))
+    assert len(beside.result.token_ids) == 40
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_a_reading_that_is_taken_back_is_an_error(driver: PortDriver, scores: bool) -> None:
+    name, ids = driver.new_id(), ids_of(TEXT * 9)
+    gone = Call(
+        ScoreRequest(id=name, prompt_ids=ids, choices=[ids_of(" sea"), ids_of(" farm")])
+        if scores
+        else EmbedRequest(id=name, prompt_ids=ids)
+    )
 
     def take_back() -> None:
         driver.port.submit(gone.request, gone.on_output)
-        driver.port.abort(gone.request.id)
+        driver.port.abort(name)
 
     driver.on_loop(take_back)
-    assert gone.vector == []
-    ended = gone.finals[gone.request.id]
+    assert not any(gone.scores.token_logprobs if scores else gone.vector)
+    ended = gone.finals[name]
     assert ended.meta.finish_reason == "abort" and ended.error is not None
     assert ended.error["code"] == "Cancelled"
-    assert len(beside.result.token_ids) == 40
 
 
 def test_prompt_log_probabilities_come_along(driver: PortDriver) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,8 @@ import grpc
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -99,13 +101,6 @@ def serving(settings: dict[str, Any], *flags: str) -> Iterator[Served]:
         process.stdout.close()
         psutil.wait_procs(children, 20)
         assert not [one for one in children if one.is_running()]
-
-
-def until(condition: Callable[[], Any], within_s: float = 90.0) -> None:
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_serve_restarts_a_dead_scheduler_and_drains_when_told_to_stop(

@@ -3,7 +3,8 @@ every slot says what it holds."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -25,8 +26,26 @@ NAMESPACES = ("", "tenant-a", "adapter:7")
 Key = tuple[str, tuple[int, ...]]
 
 
+CHECKED = frozenset(
+    {
+        *("begin", "begin without room", "match", "unlock", "grow", "grow without room"),
+        *("try_candidates", "truncate", "commit", "finish", "finish without insertion"),
+        *("lease", "lease of nothing", "release_lease", "break_leases", "flush"),
+        *("law 1", "locks", "rows", "end"),
+    }
+)
+"""What a run must have checked, operations by their outcome."""
+
+
 class CacheMachine(RuleBasedStateMachine):
+    """Every operation asserts what it returns; the invariants and `teardown` assert the laws.
+
+    Attributes:
+        checked: how often each was asserted, of all runs of one class.
+    """
+
     page_size = 1
+    checked: ClassVar[Counter[str]]
 
     @initialize(
         eviction=st.sampled_from(["lru", "lfu", "fifo", "priority"]),
@@ -42,13 +61,22 @@ class CacheMachine(RuleBasedStateMachine):
         self.leased: dict[str, Key] = {}
         self.prompt_len = prompt_pages * self.page_size
 
-    # A small alphabet in runs, so that prefixes often agree for many pages and then differ.
-    def draw_ids(self, data: Any, limit: int) -> list[int]:
-        runs = data.draw(
-            st.lists(st.tuples(st.integers(0, 2), st.integers(1, 2 * self.page_size)), max_size=5)
-        )
-        ids = [token for token, count in runs for _ in range(count)]
-        return ids[: max(1, limit)]
+    # Few kinds of pages, so that ids often agree for a while and then differ, also inside a page.
+    def draw_ids(self, data: Any) -> list[int]:
+        size = self.page_size
+        kinds = ([0] * size, [1] * size, [0] * (size // 2) + [2] * (size - size // 2))
+        pages = data.draw(st.lists(st.sampled_from(kinds), max_size=3))
+        ids = [token for page in pages for token in page]
+        return ids + [1] * data.draw(st.integers(0, size - 1))
+
+    def draw_prompt(self, data: Any, limit: int) -> tuple[str, list[int]]:
+        """A namespace, and ids that often begin with what is cached or computed there."""
+        rows = {(row.namespace, tuple(row.ids)) for row in self.rows}
+        begun = sorted(rows | self.known.keys())
+        fresh: list[Key] = [(namespace, ()) for namespace in NAMESPACES]
+        resumes = begun and data.draw(st.integers(0, 3))
+        namespace, trunk = data.draw(st.sampled_from(begun if resumes else fresh))
+        return namespace, [*trunk, *self.draw_ids(data)][: max(1, limit)]
 
     def pages_of(self, ids: list[int], namespace: str) -> list[Key]:
         size = self.page_size
@@ -78,9 +106,9 @@ class CacheMachine(RuleBasedStateMachine):
             slots = tuple(int(slot) for slot in table[end - self.page_size : end])
             assert self.known.setdefault(key, slots) == slots, "the row kept a duplicate"
 
-    @rule(data=st.data(), namespace=st.sampled_from(NAMESPACES))
-    def begin(self, data: Any, namespace: str) -> None:
-        ids = self.draw_ids(data, self.prompt_len)
+    @rule(data=st.data())
+    def begin(self, data: Any) -> None:
+        namespace, ids = self.draw_prompt(data, self.prompt_len)
         expected = self.longest(ids, namespace)
         assert self.manager.match_len(array(ids), namespace) == expected
         before = self.manager.used_tokens
@@ -88,17 +116,20 @@ class CacheMachine(RuleBasedStateMachine):
         self.forget_evicted()
         if row is None:
             assert self.manager.used_tokens == before
+            self.checked["begin without room"] += 1
             return
         assert row.handle.length == expected
         self.pool.compute(row, len(ids))
         self.rows.append(row)
+        self.checked["begin"] += 1
 
-    @rule(data=st.data(), namespace=st.sampled_from(NAMESPACES))
-    def match(self, data: Any, namespace: str) -> None:
-        ids = self.draw_ids(data, 4 * self.page_size)
+    @rule(data=st.data())
+    def match(self, data: Any) -> None:
+        namespace, ids = self.draw_prompt(data, 4 * self.page_size)
         match = self.manager.match(array(ids), namespace)
         assert match.cached_len == self.longest(ids, namespace) == len(match.slots)
         self.pool.check(match.slots, ids, namespace)
+        self.checked["match"] += bool(match.cached_len)
         if match.cached_len and data.draw(st.booleans()):
             self.manager.lock(match.handle)
             self.locked.append((match.handle, (namespace, tuple(ids[: match.cached_len]))))
@@ -108,12 +139,13 @@ class CacheMachine(RuleBasedStateMachine):
     def unlock(self, data: Any) -> None:
         handle, _ = self.locked.pop(data.draw(st.integers(0, len(self.locked) - 1)))
         self.manager.unlock(handle)
+        self.checked["unlock"] += 1
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def grow(self, data: Any) -> None:
         row = data.draw(st.sampled_from(self.rows))
-        added = self.draw_ids(data, 2 * self.page_size)
+        added = self.draw_ids(data)
         held = self.manager.slot_table.held[row.row]
         missing = -(-(len(row.ids) + len(added) - held) // self.page_size) * self.page_size
         room = self.manager.free_tokens + self.manager.evictable_tokens
@@ -126,6 +158,7 @@ class CacheMachine(RuleBasedStateMachine):
         if given:
             row.ids += added
             self.pool.compute(row, len(row.ids))
+        self.checked["grow" if given else "grow without room"] += 1
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
@@ -148,6 +181,7 @@ class CacheMachine(RuleBasedStateMachine):
         row.ids += added
         row.computed = len(row.ids)
         assert self.manager.slot_table.held[row.row] < len(row.ids) + self.page_size
+        self.checked["try_candidates"] += 1
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
@@ -158,6 +192,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.manager.truncate(row.row, length)
         row.ids = row.ids[:length]
         row.computed = min(row.computed, length)
+        self.checked["truncate"] += 1
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data(), priority=st.integers(0, 2))
@@ -167,6 +202,7 @@ class CacheMachine(RuleBasedStateMachine):
             row.row, array(row.ids), row.computed, row.handle, row.namespace, priority=priority
         )
         self.learn(row)
+        self.checked["commit"] += 1
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data(), insert=st.booleans())
@@ -175,6 +211,7 @@ class CacheMachine(RuleBasedStateMachine):
         whole = row.computed - row.computed % self.page_size
         release(self.manager, row, insert=insert)
         if not insert:
+            self.checked["finish without insertion"] += 1
             return
         found = self.manager.match(array(row.ids[:whole]), row.namespace)
         assert found.cached_len == whole
@@ -182,21 +219,28 @@ class CacheMachine(RuleBasedStateMachine):
             end = len(key[1])
             slots = tuple(int(slot) for slot in found.slots[end - self.page_size : end])
             assert self.known.setdefault(key, slots) == slots
+        self.checked["finish"] += 1
 
-    @rule(data=st.data(), namespace=st.sampled_from(NAMESPACES), lane=st.sampled_from("xyz"))
-    def lease(self, data: Any, namespace: str, lane: str) -> None:
-        ids = self.draw_ids(data, 4 * self.page_size)
+    @rule(data=st.data(), lane=st.sampled_from("xyz"))
+    def lease(self, data: Any, lane: str) -> None:
+        namespace, ids = self.draw_prompt(data, 4 * self.page_size)
         length = self.manager.lease(lane, array(ids), namespace)
         assert length == self.longest(ids, namespace) == self.manager.leased_len(lane)
         self.leased.pop(lane, None)
         if length:
             self.leased[lane] = (namespace, tuple(ids[:length]))
+        self.checked["lease" if length else "lease of nothing"] += 1
 
-    @rule(lane=st.sampled_from("xyz"))
-    def release_lease(self, lane: str) -> None:
-        assert self.manager.release_lease(lane) == (self.leased.pop(lane, None) is not None)
+    @precondition(lambda self: self.leased)
+    @rule(data=st.data())
+    def release_lease(self, data: Any) -> None:
+        lane = data.draw(st.sampled_from([*sorted(self.leased), "nobody"]))
+        held = self.leased.pop(lane, None) is not None
+        assert self.manager.release_lease(lane) == held
+        self.checked["release_lease"] += held
 
-    @rule(pages=st.integers(1, 8))
+    @precondition(lambda self: self.leased)
+    @rule(pages=st.integers(1, 24))
     def break_leases(self, pages: int) -> None:
         wanted = pages * self.page_size
         broken = self.manager.break_leases(wanted)
@@ -205,6 +249,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert list(self.leased) == [lane for lane in self.leased if self.manager.leased_len(lane)]
         room = self.manager.free_tokens + self.manager.evictable_tokens
         assert room >= wanted or not self.leased
+        self.checked["break_leases"] += bool(broken)
 
     @rule()
     def flush(self) -> None:
@@ -213,6 +258,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.manager.free_tokens == free + evictable
         assert self.manager.evictable_tokens == 0
         self.forget_evicted()
+        self.checked["flush"] += bool(evictable)
 
     @invariant()
     def law_1_holds(self) -> None:
@@ -227,6 +273,7 @@ class CacheMachine(RuleBasedStateMachine):
             for row in self.rows
         )
         assert manager.running_tokens == owned
+        self.checked["law 1"] += bool(owned and self.known)
 
     @invariant()
     def locked_prefixes_stay(self) -> None:
@@ -240,11 +287,13 @@ class CacheMachine(RuleBasedStateMachine):
         assert protected <= set(self.known)
         locked = self.manager.cached_tokens - self.manager.evictable_tokens
         assert locked >= len(protected) * self.page_size
+        self.checked["locks"] += bool(protected)
 
     @invariant()
     def rows_read_what_they_computed(self) -> None:
         for row in self.rows:
             self.pool.check_row(row)
+        self.checked["rows"] += bool(self.rows)
 
     def teardown(self) -> None:
         if not hasattr(self, "manager"):
@@ -259,15 +308,16 @@ class CacheMachine(RuleBasedStateMachine):
         self.manager.flush()
         assert self.manager.free_tokens == self.manager.capacity_tokens
         assert self.manager.audit() == []
+        self.checked["end"] += 1
 
 
 @pytest.mark.parametrize("page_size", [1, 4, 16])
 def test_random_operations_keep_every_law(page_size: int) -> None:
     class Machine(CacheMachine):
-        pass
+        checked: ClassVar[Counter[str]] = Counter()
 
     Machine.page_size = page_size
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(max_examples=80, stateful_step_count=50, deadline=None, derandomize=True),
-    )
+    many = settings(max_examples=120, stateful_step_count=80, deadline=None, derandomize=True)
+    run_state_machine_as_test(Machine, settings=many)
+    assert {name for name, count in Machine.checked.items() if count} == CHECKED
+    assert min(Machine.checked[law] for law in ("law 1", "locks", "rows")) > 500

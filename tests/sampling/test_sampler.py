@@ -216,20 +216,20 @@ def test_mask_bias_and_suppression_act_on_their_rows_only() -> None:
     logits = torch.randn((4, vocab), generator=torch.Generator().manual_seed(2))
     greedy = SamplingParams(temperature=0.0)
     best = logits.argmax(-1).tolist()
-    bitmask = np.zeros((4, 3), dtype=np.int32)
-    bitmask[1, 2] = 1 << 1  # token 65 alone
+    bitmask = np.full((4, 3), -1, dtype=np.int32)
+    bitmask[1] = 0, 0, 1 << 1  # token 65 alone
     rows = [
         RowSampling(SamplingParams(temperature=0.0, logit_bias={11: 50.0}), 0, 0),
         RowSampling(greedy, 0, 0),
         RowSampling(SamplingParams(temperature=0.0, min_tokens=3), 0, 5, (best[2],)),
         RowSampling(greedy, 0, 0),
     ]
-    need = np.array([False, True, False, False])
-    result = draw(logits, rows, [1, 1, 7, 1], bitmask=bitmask, need_mask=need)
+    result = draw(logits, rows, [1, 1, 7, 1], bitmask=bitmask)
     second = int(logits[2].topk(2).indices[1])
     assert result.ids.tolist() == [11, 65, second, best[3]]
-    late = draw(logits, rows, [1, 1, 8, 1], bitmask=bitmask, need_mask=need)
+    late = draw(logits, rows, [1, 1, 8, 1], bitmask=bitmask)
     assert late.ids.tolist() == [11, 65, best[2], best[3]]
+    bitmask[[0, 2, 3]] = 0
     nothing = draw(logits, rows, [1] * 4, bitmask=bitmask)
     assert nothing.bad_rows == (0, 2, 3)
 

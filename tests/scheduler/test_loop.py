@@ -10,6 +10,7 @@ import pytest
 
 from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.scheduler.loop import Loop
+from tests.support.waiting import until
 
 
 class Steps:
@@ -43,13 +44,6 @@ class Steps:
         self.failures.append(error)
 
 
-def eventually(condition: object, timeout_s: float = 5.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
-
-
 def test_posted_functions_run_in_order_on_one_thread_and_failures_do_not_stop_it() -> None:
     loop = Loop(Steps())
     loop.start()
@@ -64,7 +58,7 @@ def test_posted_functions_run_in_order_on_one_thread_and_failures_do_not_stop_it
 
     for i in range(100):
         loop.call_soon(lambda i=i: note(i))  # type: ignore[misc]
-    eventually(lambda: len(seen) == 100)
+    until(lambda: len(seen) == 100)
     assert seen == list(range(100)) and len(threads) == 1
     loop.close()
 
@@ -73,13 +67,13 @@ def test_an_idle_loop_sleeps_and_audits() -> None:
     steps = Steps()
     loop = Loop(steps)
     loop.start()
-    eventually(lambda: steps.audits == 1)
+    until(lambda: steps.audits == 1)
     turns = steps.turns
     time.sleep(0.1)
     assert steps.turns - turns <= 2, "an idle loop must not spin"
     steps.work = 50
     loop.call_soon(lambda: None)
-    eventually(lambda: steps.turns - turns >= 50)
+    until(lambda: steps.turns - turns >= 50)
     loop.close()
 
 
@@ -87,17 +81,47 @@ def test_a_deadline_wakes_an_idle_loop() -> None:
     steps = Steps()
     loop = Loop(steps)
     loop.start()
-    eventually(lambda: steps.audits == 1)
-    start = time.monotonic()
+    until(lambda: steps.audits == 1)  # it sleeps without end now
+    deadline = time.monotonic() + 0.3
+    ends: list[float] = []
+    step = steps.step
+
+    def ending() -> bool:
+        if steps.deadline is not None and time.monotonic() >= steps.deadline:
+            ends.append(time.monotonic())
+            steps.deadline = None
+        return step()
 
     def set_deadline() -> None:
-        steps.deadline = start + 0.1
+        steps.step = ending  # type: ignore[method-assign]
+        steps.deadline = deadline
 
-    loop.call_soon(set_deadline)
     turns = steps.turns
-    eventually(lambda: time.monotonic() > start + 0.15 and steps.turns > turns + 1)
-    steps.deadline = None
+    loop.call_soon(set_deadline)
+    until(lambda: ends)
+    woken = steps.turns - turns
     loop.close()
+    assert len(ends) == 1
+    assert 0.0 <= ends[0] - deadline < 2.0, "it woke for it, and not before"
+    assert woken <= 4, "it slept until then"
+
+
+def test_a_deadline_during_the_audit_is_not_missed() -> None:
+    steps = Steps()
+    steps.deadline = time.monotonic() + 0.05
+    waits: list[float | None] = []
+
+    class Wake(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return super().wait(timeout)
+
+    loop = Loop(steps)
+    loop._wake = Wake()
+    loop.start()
+    until(lambda: waits)
+    loop.close()
+    assert waits[0] is not None and waits[0] <= 0.05
 
 
 @pytest.mark.parametrize("far", [1e10, 1e300, float("inf")])
@@ -122,11 +146,11 @@ def test_a_failing_step_ends_the_requests_and_not_the_loop() -> None:
     loop.start()
     steps.broken = True
     loop.call_soon(lambda: None)
-    eventually(lambda: len(steps.failures) == 1)
+    until(lambda: len(steps.failures) == 1)
     assert "a bug" in str(steps.failures[0]) and steps.failures[0].retryable
     seen: list[int] = []
     loop.call_soon(lambda: seen.append(1))
-    eventually(lambda: seen == [1])
+    until(lambda: seen == [1])
     loop.close()
 
 
@@ -159,8 +183,8 @@ def test_what_was_there_before_a_loop_is_not_collected_while_it_runs() -> None:
     gc.unfreeze()
     loop = Loop(Steps())
     loop.start()
-    eventually(lambda: gc.get_freeze_count() > 1000)
+    until(lambda: gc.get_freeze_count() > 1000)
     assert not any(one is loop for one in gc.get_objects())
     loop.close()
-    eventually(lambda: gc.get_freeze_count() == 0)
+    until(lambda: gc.get_freeze_count() == 0)
     assert any(one is loop for one in gc.get_objects())

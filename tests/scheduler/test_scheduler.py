@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.core.sequence import reading_of
 from branchline.runtime.errors import BackendError, InvalidRequest, QueueFull
 from tests.scheduler.harness import Bench
 from tests.support.hash_model import VOCAB, best, checksum, expected_output, expected_scores
@@ -213,6 +214,16 @@ def test_scores_equal_brute_force_in_one_forward(
     for result, choice in zip(score.results, choices, strict=True):
         assert result == pytest.approx(expected_scores(prompt, choice), abs=1e-4)
     assert bench.output("mate") == expected_output([*prompt[:3], 1], 12)
+
+
+def test_scores_that_were_aborted_on_their_way_are_an_error() -> None:
+    bench = Bench(step_tokens=16)
+    bench.score("s", prompts(1, 100, 100)[0], [[1, 2], [3]])
+    bench.scheduler.step()
+    bench.scheduler.abort("s")
+    bench.run()
+    result = reading_of(bench.out.done["s"], "hash")
+    assert result.error is not None and result.error["code"] == "Cancelled"
 
 
 def test_choices_over_the_step_budget_take_several_forwards() -> None:

@@ -57,6 +57,12 @@ class Page:
         [found] = [element for element in self.all(selector) if element.text == text]
         found.click()
 
+    def fill(self, selector: str, text: str) -> None:
+        """Write this into a field."""
+        field = self.one(selector)
+        field.clear()
+        field.send_keys(text)
+
     def wait(self, what: Callable[[], T], seconds: float = 30.0) -> T:
         """The first true value of `what`."""
         return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: what())

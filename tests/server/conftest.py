@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from branchline.runtime.engine import Engine
+from tests.server.spelled import CALLS, Spelled, spelled_server
 from tests.support.http_server import RunningServer, serve_engine
 from tests.support.tiny_engine import tiny_engine
 
@@ -24,6 +25,13 @@ def server(engine: Engine) -> Iterator[RunningServer]:
     """A server over `engine`."""
     with serve_engine(engine) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def spelled() -> Iterator[Spelled]:
+    """Answers with two calls."""
+    with spelled_server(lambda prompt, index: CALLS) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,19 @@ CALLS = (
     '\n<tool_call>\n{"name": "weather", "arguments": {"town": "Rome"}}\n</tool_call>'
 )
 
+ANSWERS = [
+    CALLS,
+    "plain text",
+    "",
+    "half a <tool_ca",
+    CALLS[:-40],
+    CALLS + " tail",
+    "I think\nso.\n</think>\n\nYes. " + CALLS,
+    "unfinished thoughts",
+    "x</think>y",
+]
+"""Whole ones and such as break off; what stands before `</think>` is reasoning where it is open."""
+
 
 @dataclass
 class Spelled:
@@ -58,6 +72,18 @@ class Spelled:
     def prompt(self) -> str:
         """The text of its prompt."""
         return self.port.tokenizer.decode(self.last.prompt_ids, skip_special=False)
+
+    @contextmanager
+    def saying(self, text: str, cuts: Sequence[int]) -> Iterator[None]:
+        """While it lasts, answers are `text`, and streams are cut at these places."""
+        ends = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
+        pieces = [text[begin:end] for begin, end in itertools.pairwise(ends)]
+        reply, cut = self.port.reply, self.port.cut
+        self.port.reply, self.port.cut = lambda prompt, index: text, lambda whole: pieces
+        try:
+            yield
+        finally:
+            self.port.reply, self.port.cut = reply, cut
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -11,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.server.spelled import CALLS, WEATHER, Spelled, spelled_server
+from tests.server.spelled import ANSWERS, WEATHER, Spelled
 from tests.support.http_server import RunningServer
 
 TOOL = {
@@ -24,13 +22,6 @@ ASK: Any = [{"role": "user", "content": "Name the capital of France."}]
 
 def sdk_of(server: RunningServer) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def spelled() -> Iterator[Spelled]:
-    """Answers with two calls."""
-    with spelled_server(lambda prompt, index: CALLS) as made:
-        yield made
 
 
 def test_messages_and_their_stream_agree(model_server: RunningServer) -> None:
@@ -57,6 +48,15 @@ def test_messages_and_their_stream_agree(model_server: RunningServer) -> None:
     assert usage.input_tokens + usage.cache_read_input_tokens == counted.input_tokens
     assert usage.output_tokens == final.usage.output_tokens <= 16
     assert final.usage.cache_read_input_tokens == counted.input_tokens - 1
+
+
+def test_what_does_not_fit_is_counted_all_the_same(server: RunningServer) -> None:
+    body = {"messages": [{"role": "user", "content": "x" * 3000}], "max_tokens": 1}
+    refused = server.post("/v1/messages", body)
+    assert refused.status == 400 and "context holds 2048" in refused.json["error"]["message"]
+    del body["max_tokens"]
+    counted = server.post("/v1/messages/count_tokens", body)
+    assert counted.status == 200 and counted.json["input_tokens"] > 3000
 
 
 def test_a_stop_sequence_is_named(model_server: RunningServer) -> None:
@@ -129,21 +129,14 @@ def test_a_schema_constrains(model_server: RunningServer) -> None:
     assert block["text"] in ('{"city": "Paris"}', '{"city": "Rome"}')
 
 
-TEXTS = ["plain", "", CALLS, "Hm.\n</think>\n\nYes. " + CALLS, "only thoughts", CALLS + " tail"]
-
-
 @settings(max_examples=40, deadline=None)
-@given(text=st.sampled_from(TEXTS), cuts=st.lists(st.integers(0, 200)), thinks=st.booleans())
+@given(text=st.sampled_from(ANSWERS), cuts=st.lists(st.integers(0, 200)), thinks=st.booleans())
 def test_a_stream_joined_is_the_whole_message(
     spelled: Spelled, text: str, cuts: list[int], thinks: bool
 ) -> None:
-    ends = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
-    pieces = [text[a:b] for a, b in itertools.pairwise(ends)]
-    spelled.port.reply = lambda prompt, index: text
-    spelled.port.cut = lambda _: pieces
     thinking: Any = {"type": "enabled", "budget_tokens": 1024} if thinks else {"type": "disabled"}
     options: Any = {"model": "spelled", "max_tokens": 2000, "messages": ASK, "tools": [TOOL]}
-    with sdk_of(spelled.server) as sdk:
+    with sdk_of(spelled.server) as sdk, spelled.saying(text, cuts):
         whole = sdk.messages.create(thinking=thinking, **options).model_dump()
         with sdk.messages.stream(thinking=thinking, **options) as stream:
             final = stream.get_final_message().model_dump()
@@ -157,7 +150,6 @@ def test_a_stream_joined_is_the_whole_message(
     assert final["content"] == whole["content"]
     assert final["stop_reason"] == whole["stop_reason"]
     assert final["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
-    spelled.port.reply = lambda prompt, index: CALLS
 
 
 @pytest.mark.parametrize(

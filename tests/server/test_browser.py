@@ -78,12 +78,14 @@ def test_what_a_constraint_forces_is_coloured(page: Page, alternatives: bool) ->
     assert len(colours) == 2
 
 
-def test_stopping_frees_what_the_answer_held(page: Page, model_server: RunningServer) -> None:
-    box = page.one("#max_tokens")
-    box.clear()
-    box.send_keys("4000")
+def ask_for_much(page: Page) -> None:
+    page.fill("#max_tokens", "4000")
     page.ask("Write a very long story about a river, and go on and on.")
     page.wait(lambda: len(page.all(".token")) > 5)
+
+
+def test_stopping_frees_what_the_answer_held(page: Page, model_server: RunningServer) -> None:
+    ask_for_much(page)
     page.one("#stop").click()
     assert page.counts()["ended by"] == "you"
     port = model_server.context.port
@@ -91,10 +93,20 @@ def test_stopping_frees_what_the_answer_held(page: Page, model_server: RunningSe
     assert page.one("#send").is_displayed()
 
 
+def test_a_new_conversation_forgets_an_answer_that_was_on_its_way(page: Page) -> None:
+    ask_for_much(page)
+    page.one("#clear").click()
+    page.wait(lambda: page.one("#send").is_displayed())
+    page.fill("#max_tokens", "4")
+    page.ask("Hi.")
+    page.counts()
+    prompt = page.one("#turns .prompt pre").get_attribute("textContent") or ""
+    assert "Hi." in prompt and prompt.count("<|im_start|>assistant") == 1
+
+
 def test_what_cannot_be_done_is_said(page: Page) -> None:
     page.choose("#examples button", "date")
-    page.one("#shape").clear()
-    page.one("#shape").send_keys("(never closed")
+    page.fill("#shape", "(never closed")
     page.one("#question").send_keys(Keys.ENTER)
     page.wait(lambda: page.all("#turns .failed"))
     assert "regex" in page.one("#turns .failed").text
@@ -160,6 +172,20 @@ def test_a_program_runs_with_its_branches_side_by_side(page: Page) -> None:
         assert f"It is {side} that{view}" in story
     assert "traced, not run" not in page.one("header").text
     page.driver.switch_to.default_content()
+
+
+def test_a_node_that_fails_says_so_where_it_stands(page: Page) -> None:
+    page.choose('[role="tab"]', "Programs")
+    page.choose("#graph-examples button", "views")
+    page.wait(lambda: page.all("#arguments input"))
+    page.driver.execute_script(
+        "arguments[0].value = 'more than the context holds '.repeat(3000)",
+        page.one("#arguments input"),
+    )
+    page.one("#run").click()
+    page.wait(lambda: page.all("#result .failed"))
+    for place in (".piece.failed", "#result .failed"):
+        assert "a sequence holds" in page.one(place).text
 
 
 def test_a_graph_that_is_none_is_refused_before_it_is_sent(page: Page) -> None:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.server.spelled import CALLS, WEATHER, Spelled, spelled_server
+from tests.server.spelled import ANSWERS, CALLS, WEATHER, Spelled, spelled_server
 
 TOOLS = [{"type": "function", "function": WEATHER}]
 ASK = [{"role": "user", "content": "How is the weather?"}]
-
-
-@pytest.fixture(scope="module")
-def spelled() -> Iterator[Spelled]:
-    """Answers with two calls."""
-    with spelled_server(lambda prompt, index: CALLS) as made:
-        yield made
 
 
 def sdk_of(spelled: Spelled) -> openai.OpenAI:
@@ -122,43 +114,23 @@ def whole(answer: Any) -> dict[str, Any]:
     }
 
 
-TEXTS = st.sampled_from(
-    [
-        CALLS,
-        "plain text",
-        "",
-        "half a <tool_ca",
-        CALLS[:-40],
-        "I think\nso.\n</think>\n\n" + CALLS,
-        "unfinished thoughts",
-        "x</think>y",
-    ]
-)
-
-
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(text=TEXTS, cuts=st.lists(st.integers(0, 200)), thinking=st.booleans())
+@settings(max_examples=60, deadline=None)
+@given(text=st.sampled_from(ANSWERS), cuts=st.lists(st.integers(0, 200)), thinking=st.booleans())
 def test_a_stream_joined_is_the_whole_answer(
     spelled: Spelled, text: str, cuts: list[int], thinking: bool
 ) -> None:
-    ends = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
-    pieces = [text[a:b] for a, b in itertools.pairwise(ends)]
-    spelled.port.reply = lambda prompt, index: text
-    spelled.port.cut = lambda _: pieces
     body = {
         "messages": ASK,
         "tools": TOOLS,
         "logprobs": True,
         "chat_template_kwargs": {"thinking": thinking},
     }
-    one = whole(spelled.server.post("/v1/chat/completions", body).json)
-    many = joined(spelled.server.post("/v1/chat/completions", {**body, "stream": True}).events)
+    with spelled.saying(text, cuts):
+        one = whole(spelled.server.post("/v1/chat/completions", body).json)
+        many = joined(spelled.server.post("/v1/chat/completions", {**body, "stream": True}).events)
     for call in (*one["tool_calls"], *many["tool_calls"]):
         assert call.pop("id").startswith("call_")  # drawn for each answer
     assert many == one
-    spelled.port.reply = lambda prompt, index: CALLS
 
 
 def test_reasoning_is_separate_and_the_constraint_waits_for_it() -> None:

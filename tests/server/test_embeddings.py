@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from branchline.runtime.server.grpc_api import branchline_pb2 as pb
 from branchline.runtime.server.keys import Access, Keys
 from branchline.runtime.server.limits import Limits
 from tests.server.test_grpc import context_of, talk, unary_call
+from tests.server.waiting import wait_until_idle
 from tests.support.http_server import RunningServer, serve_engine
 
 TEXTS = ["a small house", "the sea at night", "a big house"]
@@ -168,13 +168,6 @@ def test_an_abort_by_name_and_a_deadline_are_errors(server: RunningServer, engin
 
 def server_caller() -> Any:
     return Keys().identify({}, Access.NORMAL)
-
-
-def wait_until_idle(engine: Engine) -> None:
-    deadline = time.monotonic() + 20
-    while engine.info()["scheduler"]["unfinished"]:
-        assert time.monotonic() < deadline, "requests go on that nobody waits for"
-        time.sleep(0.01)
 
 
 def embed_call(engine: Engine, message: pb.EmbedRequest) -> Any:

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from branchline.runtime.core.outputs import GenerateResult, RequestMeta
+from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.engine import Engine
 from branchline.runtime.server.context import ServerContext, make_context
 from branchline.runtime.server.grpc_api import branchline_pb2 as pb
@@ -26,6 +27,8 @@ from branchline.runtime.server.grpc_api.convert import result_response
 from branchline.runtime.server.grpc_api.service import SERVICE, GrpcServer
 from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.limits import Limits
+from branchline.runtime.server.prompts import Prompts
+from tests.server.waiting import wait_until_idle
 
 FOLDER = Path(pb.__file__).parent
 
@@ -130,6 +133,33 @@ def test_ids_work_as_text_does_and_unset_fields_have_the_engines_defaults(engine
     assert answer.result.text == engine.generate("hello", seed=3).text
 
 
+def test_a_prompt_begins_as_over_http(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.tokenizer, "add_bos", True)
+    monkeypatch.setattr(engine.tokenizer, "bos_id", 258)
+    context = context_of(engine)
+    (answer,) = talk(context, lambda channel: collect(channel, request()))
+    expected = asyncio.run(Prompts(context).ids(["hello"]))
+    assert expected == [[258, *b"hello"]]
+    assert answer.result.text == engine.generate(expected[0], temperature=0.0, max_tokens=8).text
+    assert answer.result.meta.prompt_tokens == 6
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_constraint_forces_is_marked(engine: Engine, stream: bool) -> None:
+    shape = "(yes|no): certainly"
+    message = request(stream=stream, constraint=pb.Constraint(regex=shape), max_tokens=30)
+    answers = talk(context_of(engine), lambda channel: collect(channel, message))
+    same = {
+        "temperature": 0.0,
+        "max_tokens": 30,
+        "constraint": Constraint(kind="regex", text=shape),
+    }
+    expected = engine.generate("hello", **same).forced
+    assert expected and list(answers.pop().result.forced) == expected
+    if stream:
+        assert [place for answer in answers for place in answer.delta.forced] == expected
+
+
 def test_constraints_hold(engine: Engine) -> None:
     message = request(constraint=pb.Constraint(choices=pb.Choices(texts=["yes", "no"])))
     (answer,) = talk(context_of(engine), lambda channel: collect(channel, message))
@@ -157,10 +187,17 @@ def test_scores_are_the_engines_own(engine: Engine) -> None:
         (pb.GenerateRequest(), "INVALID_ARGUMENT", "not set"),
         (request(n=10_000), "INVALID_ARGUMENT", "limit"),
         (request("x" * 30), "INVALID_ARGUMENT", "limit"),
+        (request(n=6), "INVALID_ARGUMENT", "max_sequences"),
+        (request(prompt_logprobs=4), "INVALID_ARGUMENT", "max_logprobs"),
         (
             request(constraint=pb.Constraint(json_schema="{")),
             "INVALID_ARGUMENT",
             "JSON",
+        ),
+        (
+            request(constraint=pb.Constraint(regex="a", whitespace="compact")),
+            "INVALID_ARGUMENT",
+            "whitespace",
         ),
         (
             pb.GenerateRequest(prompt=pb.Prompt(tokens=pb.TokenIds(ids=[10**6]))),
@@ -173,7 +210,8 @@ def test_scores_are_the_engines_own(engine: Engine) -> None:
 def test_bad_requests_name_what_is_wrong(
     engine: Engine, message: pb.GenerateRequest, status: str, word: str
 ) -> None:
-    error = failure(context_of(engine, limits=Limits(max_prompt_tokens=20)), message)
+    limits = Limits(max_prompt_tokens=20, max_sequences=5, max_logprobs=3)
+    error = failure(context_of(engine, limits=limits), message)
     assert error.code() is grpc.StatusCode[status]
     assert word in error.details()
 
@@ -190,7 +228,14 @@ def test_the_calls_deadline_ends_the_request(engine: Engine) -> None:
     message = request(max_tokens=400, ignore_eos=True, n=100, temperature=1.0)
     error = failure(context_of(engine), message, timeout=0.1)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert_idle(engine)
+    wait_until_idle(engine)
+
+
+def test_nothing_runs_longer_than_the_servers_total_time(engine: Engine) -> None:
+    message = request(max_tokens=400, ignore_eos=True, n=100, temperature=1.0)
+    error = failure(context_of(engine, limits=Limits(total_timeout_s=0.05)), message)
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_until_idle(engine)
 
 
 def test_a_client_that_leaves_ends_its_request(engine: Engine) -> None:
@@ -200,7 +245,7 @@ def test_a_client_that_leaves_ends_its_request(engine: Engine) -> None:
         call.cancel()
 
     talk(context_of(engine), leave)
-    assert_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_abort_ends_a_request_of_the_same_key_alone(engine: Engine) -> None:
@@ -269,12 +314,3 @@ def test_the_generated_module_is_what_the_proto_says(tmp_path: Path) -> None:
         for path in (tmp_path / "branchline_pb2.py", FOLDER / "branchline_pb2.py")
     ]
     assert descriptors[0] == descriptors[1]
-
-
-def assert_idle(engine: Engine) -> None:
-    import time
-
-    end = time.monotonic() + 5
-    while engine.info()["scheduler"]["unfinished"] and time.monotonic() < end:
-        time.sleep(0.01)
-    assert engine.info()["scheduler"]["unfinished"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from branchline.runtime.engine import Engine
 from branchline.runtime.server.keys import Keys
 from tests.server.spelled import spelled_server
+from tests.server.waiting import wait_for
 from tests.support.http_server import RunningServer, serve_engine
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
@@ -34,6 +36,8 @@ def test_a_text_and_its_ids_are_continued_alike(server: RunningServer, engine: E
         assert info["finish_reason"] == {"type": "length", "length": 12}
         assert (info["prompt_tokens"], info["completion_tokens"]) == (7, 12)
     assert by_ids["meta_info"]["cached_tokens"] == 6
+    shown = generate(server, text="The sea", sampling_params=GREEDY, return_prompt_token_ids=True)
+    assert shown["prompt_token_ids"] == ids and "prompt_token_ids" not in by_text
 
 
 def test_lists_and_n_give_lists(server: RunningServer) -> None:
@@ -184,6 +188,7 @@ def test_the_stop_is_kept_by_the_names_of_each_server(server: RunningServer) -> 
         ({"text": "a", "sampling_params": {"temperature": "x"}}, "sampling_params.temperature"),
         ({"text": "a", "sampling_params": {"regex": "a", "ebnf": "b"}}, "both constrain"),
         ({"text": "a", "sampling_params": {"json_schema": "{"}}, "not valid JSON"),
+        ({"text": "a", "sampling_params": {"repetition_penalty": 1e-109}}, "repetition_penalty"),
         ({"input_ids": [1, 99999]}, "vocabulary"),
         ({"text": "a" * 3000}, "context"),
     ],
@@ -218,6 +223,21 @@ def test_facts(server: RunningServer) -> None:
         assert facts["status"] == "ready"
         assert facts["settings"]["kv_tokens"] == 8192
     assert server.get("/health_generate").status == 200
+
+
+def test_health_is_generated_once_for_all_who_ask() -> None:
+    with spelled_server(lambda prompt, index: "text") as it:
+        it.port.endless = True
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(it.server.get, "/health_generate") for _ in range(8)]
+            wait_for(lambda: it.port.requests)
+            time.sleep(0.3)
+            assert len(it.port.requests) == 1 and not any(one.done() for one in asked)
+            it.port.call_soon(lambda: it.port.abort(it.port.requests[0].id))
+            assert {one.result(10).status for one in asked} == {200}
+        it.port.endless = False
+        assert it.server.get("/health_generate").status == 200
+        assert len(it.port.requests) == 2
 
 
 def test_flushing_is_for_admins(engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pydantic
@@ -62,14 +63,19 @@ def test_several_prompts_and_outputs_are_numbered_as_openai_does(sdk: openai.Ope
 
 def test_echo_scores_the_prompt(sdk: openai.OpenAI) -> None:
     scored = sdk.completions.create(
-        model=MODEL, prompt="The capital of France is Paris", echo=True, logprobs=1, max_tokens=0
+        model=MODEL,
+        prompt="The capital of France is Paris",
+        echo=True,
+        logprobs=1,
+        max_tokens=0,
+        extra_body={"return_token_ids": True},
     )
     [choice] = scored.choices
     assert choice.text == "The capital of France is Paris"
     assert choice.logprobs.token_logprobs[0] is None
     assert choice.logprobs.tokens[-1] == " Paris"
     assert choice.logprobs.token_logprobs[-1] > -2.0
-    assert scored.usage.completion_tokens == 0
+    assert scored.usage.completion_tokens == len(choice.token_ids) == 0
 
 
 def test_chat_and_its_stream_agree(sdk: openai.OpenAI) -> None:
@@ -200,6 +206,38 @@ def test_a_failure_inside_a_stream_reaches_the_reader(
         ):
             pass
     assert len(model_server.context.running) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["ab", "cde"]}),
+        ("/v1/chat/completions", {"messages": ASK}),
+    ],
+)
+def test_counts_come_where_they_are_asked_for(
+    server: RunningServer, path: str, body: dict[str, object]
+) -> None:
+    body = {**body, "n": 2, "max_tokens": 9, "ignore_eos": True}
+    whole = server.post(path, body).json["usage"]
+
+    def events(**options: bool) -> list[Any]:
+        answer = server.post(path, {**body, "stream": True, "stream_options": options})
+        return list(answer.events[:-1])
+
+    assert all("usage" not in event for event in events())
+    *pieces, end = events(include_usage=True)
+    assert all("usage" not in event for event in pieces) and end["choices"] == []
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert end["usage"][name] == whole[name]
+    last = {}
+    for event in events(continuous_usage_stats=True):
+        [choice] = event["choices"]
+        before = last.get(choice["index"], {"completion_tokens": 0})["completion_tokens"]
+        last[choice["index"]] = event["usage"]
+        assert before <= event["usage"]["completion_tokens"]
+    assert sum(usage["completion_tokens"] for usage in last.values()) == whole["completion_tokens"]
+    assert sum(usage["prompt_tokens"] for usage in last.values()) == 2 * whole["prompt_tokens"]
 
 
 def test_special_tokens_in_contents_stay_text(server: RunningServer, engine: Engine) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -24,29 +24,35 @@ from branchline.runtime.programs import wire
 from branchline.runtime.programs.protocol import AppendText, Generate, OpenProgram
 from branchline.runtime.programs.remote_program import ProgramLimits
 from branchline.runtime.server.keys import Keys
+from tests.server.waiting import wait_for, wait_until_idle
 from tests.support.http_server import RunningServer, serve_engine
-
-
-def wait(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
 
 
 def unfinished(engine: Engine) -> int:
     return int(engine.info()["scheduler"]["unfinished"])
 
 
-def idle(engine: Engine) -> bool:
-    info = engine.info()
-    return not info["scheduler"]["unfinished"] and not info["cache"]["leases"]
-
-
 @bl.function(temperature=0.0)
 def story(s: bl.State, tokens: int = 60) -> str:
     s += "Once upon a time" + bl.gen("x", max_tokens=tokens, ignore_eos=True)
     return s["x"]
+
+
+BEGIN_STORY = """
+import os, sys, branchline as bl
+@bl.function
+def story(s):
+    s += 'Once' + bl.gen('x', max_tokens=1500, ignore_eos=True)
+endpoint = bl.Endpoint(sys.argv[1])
+stream = story.stream(backend=endpoint)
+next(stream)
+"""
+
+
+def exit_status_of(code: str, url: str) -> int:
+    """How a process that runs `code` against this server ends."""
+    command = [sys.executable, "-c", code, url]
+    return subprocess.run(command, timeout=60, check=False).returncode
 
 
 @pytest.fixture
@@ -75,7 +81,7 @@ def test_a_program_survives_broken_connections(engine: Engine, server: RunningSe
         assert endpoint.stats().connections > 2
         assert last.state.text() == "Once upon a time" + direct.text
         endpoint.close()
-    assert wait(lambda: idle(engine))
+    wait_until_idle(engine)
 
 
 def test_a_batch_survives_broken_connections(engine: Engine, server: RunningServer) -> None:
@@ -88,38 +94,19 @@ def test_a_batch_survives_broken_connections(engine: Engine, server: RunningServ
         texts = [state.result for state in states]
         assert all(texts[-1].startswith(text) for text in texts)
         endpoint.close()
-    assert wait(lambda: idle(engine))
+    wait_until_idle(engine)
 
 
 def test_a_client_that_dies_frees_its_memory_when_its_lease_is_over(
     engine: Engine, quick: RunningServer
 ) -> None:
-    code = (
-        "import sys, os, branchline as bl\n"
-        "@bl.function\n"
-        "def story(s):\n"
-        "    s += 'Once' + bl.gen('x', max_tokens=1500, ignore_eos=True)\n"
-        "for event in story.stream(backend=bl.Endpoint(sys.argv[1])):\n"
-        "    os._exit(7)\n"
-    )
-    died = subprocess.run([sys.executable, "-c", code, quick.url], timeout=60, check=False)
-    assert died.returncode == 7
-    assert wait(lambda: idle(engine), 5.0)
+    assert exit_status_of(BEGIN_STORY + "os._exit(7)\n", quick.url) == 7
+    wait_until_idle(engine, 5.0)
 
 
 def test_a_process_that_ends_says_goodbye(engine: Engine, server: RunningServer) -> None:
-    code = (
-        "import sys, branchline as bl\n"
-        "@bl.function\n"
-        "def story(s):\n"
-        "    s += 'Once' + bl.gen('x', max_tokens=1500, ignore_eos=True)\n"
-        "endpoint = bl.Endpoint(sys.argv[1])\n"
-        "stream = story.stream(backend=endpoint)\n"
-        "next(stream)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code, server.url], timeout=60, check=True)
-    assert ended.returncode == 0
-    assert wait(lambda: idle(engine), ProgramLimits().program_lease_s / 3)
+    assert exit_status_of(BEGIN_STORY, server.url) == 0
+    wait_until_idle(engine, ProgramLimits().program_lease_s / 3)
 
 
 def test_a_client_that_closes_frees_its_memory_at_once(
@@ -130,7 +117,7 @@ def test_a_client_that_closes_frees_its_memory_at_once(
     next(stream)
     begin = time.monotonic()
     endpoint.close()
-    assert wait(lambda: idle(engine), 5.0)
+    wait_until_idle(engine, 5.0)
     assert time.monotonic() - begin < ProgramLimits().program_lease_s / 3
     with pytest.raises(bl.Cancelled, match="closed"):
         list(stream)
@@ -153,7 +140,8 @@ def test_a_server_that_is_gone_ends_programs_with_a_retryable_error(
             return s["x"]
 
         def cut() -> None:
-            assert begun.wait(10) and wait(lambda: unfinished(engine) > 0)
+            assert begun.wait(10)
+            wait_for(lambda: unfinished(engine) > 0)
             proxy.cut(refuse=True)
 
         cutter = threading.Thread(target=cut)
@@ -165,7 +153,7 @@ def test_a_server_that_is_gone_ends_programs_with_a_retryable_error(
         proxy.refusing = False
         assert story.run(tokens=3, backend=endpoint).result, "it connects again when it is there"
         endpoint.close()
-    assert wait(lambda: idle(engine))
+    wait_until_idle(engine)
 
 
 def test_a_bug_while_writing_ends_programs_instead_of_leaving_them_waiting(
@@ -221,10 +209,10 @@ def test_an_endpoint_nobody_holds_ends_its_thread(server: RunningServer) -> None
         return sum(thread.name == "branchline-endpoint" for thread in threading.enumerate())
 
     gc.collect()
-    assert wait(lambda: names() == 0)
+    wait_for(lambda: names() == 0)
     assert story.run(tokens=2, backend=bl.Endpoint(server.url)).result
     gc.collect()
-    assert wait(lambda: names() == 0)
+    wait_for(lambda: names() == 0)
 
 
 # ---- the beginning
@@ -328,7 +316,7 @@ def test_limits_of_programs_are_the_servers(engine: Engine) -> None:
             long.run(backend=endpoint)
         assert story.run(tokens=2, backend=endpoint).result
         endpoint.close()
-    assert wait(lambda: idle(engine))
+    wait_until_idle(engine)
 
 
 def test_a_reader_that_never_reads_loses_its_program_and_nobody_elses(engine: Engine) -> None:
@@ -348,9 +336,9 @@ def test_a_reader_that_never_reads_loses_its_program_and_nobody_elses(engine: En
             await line.send_bytes(HELLO)
             await line.send_bytes(wire.encode([wire.Attach(1, "slow"), item]))
             # Nothing is acknowledged from here on.
-            await asyncio.to_thread(wait, lambda: unfinished(engine) > 0)
-            gone = await asyncio.to_thread(wait, lambda: idle(engine), 20.0)
-            assert gone, "the program ends although its client is still connected"
+            await asyncio.to_thread(wait_for, lambda: unfinished(engine) > 0)
+            # The program ends although its client is still connected.
+            await asyncio.to_thread(wait_until_idle, engine)
             await line.close()
 
     with serve_engine(engine, program_limits=limits) as server:
@@ -405,8 +393,5 @@ def test_a_goodbye_that_meets_the_end_of_the_connection_is_heard(
             asyncio.get_running_loop().call_soon(line._task.cancel)
 
         monkeypatch.setattr(line.link, "disconnected", meet)
-    end = time.monotonic() + 10
-    while not line._task.done() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert line._task.done(), "it goes on as if nobody had said goodbye"
+    wait_for(line._task.done)  # else it goes on as if nobody had said goodbye
     endpoint.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import branchline as bl
 from branchline.runtime.engine import Engine
 from branchline.runtime.programs.graph import RequestGraph
 from branchline.runtime.programs.remote_program import ProgramLimits
+from tests.server.waiting import wait_until_idle
 from tests.support.http_server import RunningServer, serve_engine
 
 
@@ -149,11 +149,7 @@ def test_a_client_that_leaves_frees_everything(engine: Engine, server: RunningSe
             task.cancel()
 
     asyncio.run(leave())
-    end = time.monotonic() + 5
-    while engine.info()["scheduler"]["unfinished"] and time.monotonic() < end:
-        time.sleep(0.005)
-    info = engine.info()
-    assert info["scheduler"]["unfinished"] == 0 and info["cache"]["leases"] == 0
+    wait_until_idle(engine, 5.0)
 
 
 def test_the_page_of_programs_names_every_limit_and_its_default() -> None:

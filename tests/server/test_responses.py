@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import openai
@@ -14,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchline.runtime.engine import Engine
-from tests.server.spelled import CALLS, WEATHER, Spelled, spelled_server
+from tests.server.spelled import ANSWERS, WEATHER, Spelled
 from tests.support.http_server import RunningServer
 
 TOOLS: Any = [{"type": "function", "strict": True, **WEATHER}]
@@ -23,13 +21,6 @@ MODEL = "smollm2-135m"
 
 def sdk_of(server: RunningServer) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def spelled() -> Iterator[Spelled]:
-    """Answers with two calls."""
-    with spelled_server(lambda prompt, index: CALLS) as made:
-        yield made
 
 
 class City(pydantic.BaseModel):
@@ -88,21 +79,15 @@ def without_ids(response: Any) -> Any:
     return kept
 
 
-TEXTS = ["plain", "", CALLS, "Hm.\n</think>\n\nYes. " + CALLS, "only thoughts", CALLS + " tail"]
-
-
 @settings(max_examples=40, deadline=None)
-@given(text=st.sampled_from(TEXTS), cuts=st.lists(st.integers(0, 200)), thinks=st.booleans())
+@given(text=st.sampled_from(ANSWERS), cuts=st.lists(st.integers(0, 200)), thinks=st.booleans())
 def test_a_stream_adds_up_to_the_whole_response(
     spelled: Spelled, text: str, cuts: list[int], thinks: bool
 ) -> None:
-    ends = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
-    pieces = [text[a:b] for a, b in itertools.pairwise(ends)]
-    spelled.port.reply = lambda prompt, index: text
-    spelled.port.cut = lambda _: pieces
     body = {"input": "Hi", "tools": TOOLS, "chat_template_kwargs": {"thinking": thinks}}
-    whole = spelled.server.post("/v1/responses", body).json
-    events = spelled.server.post("/v1/responses", {**body, "stream": True}).events
+    with spelled.saying(text, cuts):
+        whole = spelled.server.post("/v1/responses", body).json
+        events = spelled.server.post("/v1/responses", {**body, "stream": True}).events
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     added: dict[str, str] = {}
     for event in events:
@@ -113,7 +98,6 @@ def test_a_stream_adds_up_to_the_whole_response(
         told = item["arguments"] if "arguments" in item else item["content"][0]["text"]
         assert added.get(item["id"], "") == told
     assert without_ids(final) == without_ids(whole)
-    spelled.port.reply = lambda prompt, index: CALLS
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -21,6 +20,7 @@ from branchline.runtime.server.limits import Limits
 from branchline.runtime.tokenizer.chat import ChatTemplate
 from branchline.runtime.tokenizer.template_time import run_bounded
 from tests.server.spelled import spelled_server
+from tests.server.waiting import wait_for
 from tests.support.http_server import RunningServer, serve, serve_engine
 
 CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
@@ -98,13 +98,6 @@ def test_every_limit_is_tested() -> None:
     elsewhere = {"max_open_requests", "idle_timeout_s", "total_timeout_s", "template_timeout_s"}
     bounds = {item.name for item in fields(Limits) if "help" in item.metadata}
     assert bounds == set(REFUSED) | elsewhere
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def test_open_requests_are_bounded_and_the_client_may_come_again() -> None:

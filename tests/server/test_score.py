@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
 import pytest
 
 from branchline.runtime.engine import Engine
-from tests.support.http_server import RunningServer
+from branchline.runtime.server.context import make_context
+from branchline.runtime.server.keys import Keys
+from tests.support.http_server import RunningServer, serve, serve_engine
+from tests.support.spelled_port import SpelledPort
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -38,6 +42,17 @@ def test_scores_are_probabilities_of_the_labels(
     assert answer["usage"]["prompt_tokens"] == 7 + 3 + 7 + 7
 
 
+def test_labels_that_are_all_unlikely_still_add_up_to_one() -> None:
+    port = SpelledPort(lambda prompt, index: "")
+    context = make_context(port, port.tokenizer)
+    with serve(context) as server:
+        port.likely = lambda label: -900.0 - label
+        body = {"query": "x", "items": ["y"], "label_token_ids": [0, 1], "apply_softmax": True}
+        [scores] = server.post("/v1/score", body).json["scores"]
+    port.close()
+    assert scores == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -52,3 +67,20 @@ def test_errors_name_what_is_wrong(server: RunningServer, change: Any, words: st
     answer = server.post("/v1/score", body)
     assert answer.status == 400, answer.raw
     assert words in answer.json["error"]["message"]
+
+
+def test_an_admin_can_end_them_with_all_else(engine: Engine) -> None:
+    body = {"query": "x" * 1900, "items": [f"{n}" for n in range(60)], "label_token_ids": [1, 2]}
+    headers = {"x-api-key": "root"}
+    with serve_engine(engine, keys=Keys(admin=("root",))) as server:
+
+        async def both() -> Any:
+            asked = asyncio.create_task(asyncio.to_thread(server.post, "/v1/score", body))
+            while not server.context.running.all():
+                await asyncio.sleep(0.001)
+            everything = {"abort_all": True}
+            await asyncio.to_thread(server.post, "/abort_request", everything, headers=headers)
+            return await asked
+
+        answer = asyncio.run(both())
+    assert answer.status == 499, answer.raw

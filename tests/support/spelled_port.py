@@ -47,6 +47,7 @@ class SpelledPort:
 
     Attributes:
         reply, cut: may be changed between requests.
+        likely: the log-probability of a token that is scored.
         endless: while set, outputs end only when they are aborted.
     """
 
@@ -59,6 +60,7 @@ class SpelledPort:
         self.reasoning: ReasoningFormat | None = None
         self.reply = reply
         self.cut = cut
+        self.likely: Callable[[int], float] = lambda token: -1.0
         self.endless = False
         self.requests: list[EngineRequest] = []
         self.aborted = threading.Event()
@@ -78,7 +80,7 @@ class SpelledPort:
             on_output(
                 ScoreResult(
                     request_id=request.id,
-                    token_logprobs=[[-1.0] * len(choice) for choice in request.choices],
+                    token_logprobs=[list(map(self.likely, item)) for item in request.choices],
                     meta=RequestMeta(prompt_tokens=len(request.prompt_ids)),
                 )
             )

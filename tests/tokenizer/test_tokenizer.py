@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ WORDS = [
 
 def random_texts(count: int) -> list[str]:
     rng = random.Random(7)
-    texts = ["", " ", "\n", "a" * 300, "".join(WORDS)]
+    texts = ["", " ", "\n", "a" * 300, "".join(WORDS), "".join(rng.choices(WORDS, k=900))]
     while len(texts) < count:
         parts = [
             rng.choice(WORDS)
@@ -119,8 +121,28 @@ def test_token_bytes_spell_every_token(smol: Tokenizer) -> None:
 
 def test_lone_surrogates_are_refused(smol: Tokenizer, byte_tokenizer: ByteTokenizer) -> None:
     for tokenizer in (smol, byte_tokenizer):
-        with pytest.raises(InvalidRequest, match="surrogate"):
-            tokenizer.encode("a\ud800")
+        for text in ("a\ud800", "a" * 3000 + "\ud800"):
+            with pytest.raises(InvalidRequest, match="surrogate"):
+                tokenizer.encode(text)
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded(smol: Tokenizer) -> None:
+    turns = 0
+    seen: list[int] = []
+
+    def encode() -> None:
+        seen.append(turns)
+        smol.encode("a structured generation 12 " * 20_000)
+        seen.append(turns)
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    while thread.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    thread.join()
+    before, after = seen
+    assert after - before > 10
 
 
 def test_no_heavy_package_is_imported() -> None:

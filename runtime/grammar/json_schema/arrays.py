@@ -1,16 +1,17 @@
 """Arrays as rules. Invariant: no choice leads to a dead end.
 
-Counts of `contains` and equal items are kept in the number that parametric rules carry; equal
-items only where the items are of a finite set, one bit for each value.
+Where items are counted for `contains`, each count from which an array can be completed has a rule
+of its own. Equal items are kept in the number that parametric rules carry, one bit for each value,
+only where the items are of a finite set.
 """
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from branchline.runtime.grammar.json_schema.document import unsupported
-from branchline.runtime.grammar.json_schema.lark import Register, one_of, repeated, stepped, when
+from branchline.runtime.grammar.json_schema.lark import repeated, when
 from branchline.runtime.grammar.json_schema.numbers import Numbers
 from branchline.runtime.grammar.json_schema.sets import (
     Arrays,
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
 _MOST_UNIQUE = 62
 _MOST_COUNT = 100_000
 _MOST_TUPLE = 12
-_MOST_CHANGES = 2
+_MOST_COUNTS = 4000
+
+
+class _Count(NamedTuple):
+    """How many items there are, and how many of them are counted for each `contains`, as far as
+    that makes a difference."""
+
+    items: int
+    counted: tuple[int, ...]
 
 
 class ArrayPrinter:
@@ -42,17 +51,7 @@ class ArrayPrinter:
         longest = self._longest(arrays)
         if longest is not None and longest < arrays.least:
             return False
-        for at, one in enumerate(arrays.contains):
-            if one.least:
-                last = fixed_positions(arrays)
-                last = last if longest is None else min(last, longest - 1)
-                if not any(
-                    at in choice.counted and self._printer.has_values(choice.state)
-                    for place in range(last + 1)
-                    for choice in choices_at(self._printer.expander, arrays, place)
-                ):
-                    return False
-        return True
+        return not arrays.contains or bool(self._counts(arrays._replace(most=longest)))
 
     def _longest(self, arrays: Arrays) -> int | None:
         """Most items, as far as items have values."""
@@ -78,7 +77,7 @@ class ArrayPrinter:
         if arrays.unique and longest != 1 and not self._all_differ(arrays):
             return [f"{opened} {self._unique(arrays)}"]
         if arrays.contains:
-            return [self._containing(arrays)]
+            return [f"{opened} {self._containing(arrays)}"]
         return [f"{opened} {self._plain(arrays)}"]
 
     def _plain(self, arrays: Arrays) -> str:
@@ -176,55 +175,71 @@ class ArrayPrinter:
 
     def _containing(self, arrays: Arrays) -> str:
         """Items counted for `contains`; nobody is counted twice for one of them."""
-        grammar, printer = self._printer.grammar, self._printer
-        register = Register()
-        fields = [register.field(max(one.least, one.most or 0)) for one in arrays.contains]
-        length = None
-        if arrays.least or arrays.most is not None:
-            length = register.field(max(arrays.least, arrays.most or 0))
-        if None in fields or (length is None and (arrays.least or arrays.most is not None)):
-            raise unsupported("contains", "#", "its counts are too large")
-        end = [
-            f"ge({field}, {one.least})"
-            for field, one in zip(fields, arrays.contains, strict=True)
-            if one.least
-        ]
-        if arrays.least:
-            end.append(f"ge({length}, {arrays.least})")
-        close_it = f"{grammar.close_array}{when(end)}"
+        grammar = self._printer.grammar
+        steps = self._counts(arrays)
+        rules = {count: grammar.new_rule() for count in steps}
+        for count, (complete, after) in steps.items():
+            before = f"{grammar.comma} " if count.items else ""
+            options = [f"{before}{self._printer.symbol(one)} {rules[to]}" for one, to in after]
+            grammar.define(rules[count], [*options, *([grammar.close_array] if complete else [])])
+        return rules[_Count(0, (0,) * len(arrays.contains))]
 
-        def options(place: int, before: str, target: str) -> list[str]:
-            found = []
-            for choice in choices_at(printer.expander, arrays, place):
-                if not printer.has_values(choice.state):
-                    continue
-                changes, room = [], []
-                for at, one in enumerate(arrays.contains):
-                    if at in choice.counted:
-                        changes.append(f"incr({fields[at]})")
-                        if one.most is not None:
-                            room.append(f"lt({fields[at]}, {one.most})")
-                    elif one.least and arrays.most is not None:
-                        free = max(arrays.most - one.least, 0)
-                        enough = f"ge({fields[at]}, {one.least})"
-                        room.append(one_of([enough, f"lt({length}, {free})"]))
-                if length is not None:
-                    changes.append(f"incr({length})")
-                    if arrays.most is not None:
-                        room.append(f"lt({length}, {arrays.most})")
-                if len(changes) > _MOST_CHANGES:
-                    raise unsupported("contains", "#", "several with counts at one place")
-                parts = [before, printer.symbol(choice.state)]
-                found.append(stepped(grammar, parts, target, changes) + when(room))
-            return found
+    def _counts(self, arrays: Arrays) -> dict[_Count, tuple[bool, list[tuple[State, _Count]]]]:
+        """For each count from which an array can be completed: whether it may end there, and the
+        items that may come, with the count after them. Empty where no array is in the set."""
+        start = _Count(0, (0,) * len(arrays.contains))
+        after: dict[_Count, list[tuple[State, _Count]]] = {start: []}
+        queue = [start]
+        for count in queue:
+            after[count] = found = self._counted_items(arrays, count)
+            for _, to in found:
+                if to not in after:
+                    after[to] = []
+                    queue.append(to)
+            if len(after) > _MOST_COUNTS:
+                raise unsupported("contains", "#", "its counts are too large")
+        alive = {count for count in after if _is_complete(arrays, count)}
+        grown = True
+        while grown:
+            more = {
+                count
+                for count, found in after.items()
+                if count not in alive and any(to in alive for _, to in found)
+            }
+            alive |= more
+            grown = bool(more)
+        if start not in alive:
+            return {}
+        return {
+            count: (_is_complete(arrays, count), [(one, to) for one, to in found if to in alive])
+            for count, found in after.items()
+            if count in alive
+        }
 
+    def _counted_items(self, arrays: Arrays, count: _Count) -> list[tuple[State, _Count]]:
+        """Items that may come after some, and the count with them."""
+        if count.items == arrays.most:
+            return []
         fixed = fixed_positions(arrays)
-        after = grammar.new_rule()
-        grammar.define(after, [*options(fixed, grammar.comma, after), close_it], counting=True)
-        target = after
-        for place in range(fixed - 1, 0, -1):
-            body = [*options(place, grammar.comma, target), close_it]
-            target = grammar.rule(body, counting=True)
-        empty = f"{grammar.open_array} {close_it}"
-        first = grammar.rule([*options(0, grammar.open_array, target), empty], counting=True)
-        return f"{first}::0"
+        cap = arrays.most if arrays.most is not None else max(arrays.least, fixed, 1)
+        found = []
+        for choice in choices_at(self._printer.expander, arrays, min(count.items, fixed)):
+            if not self._printer.has_values(choice.state):
+                continue
+            counted = [number + (at in choice.counted) for at, number in enumerate(count.counted)]
+            if any(
+                one.most is not None and number > one.most
+                for one, number in zip(arrays.contains, counted, strict=True)
+            ):
+                continue
+            enough = tuple(
+                number if one.most is not None else min(number, one.least)
+                for one, number in zip(arrays.contains, counted, strict=True)
+            )
+            found.append((choice.state, _Count(min(count.items + 1, cap), enough)))
+        return found
+
+
+def _is_complete(arrays: Arrays, count: _Count) -> bool:
+    enough = zip(arrays.contains, count.counted, strict=True)
+    return count.items >= arrays.least and all(number >= one.least for one, number in enough)

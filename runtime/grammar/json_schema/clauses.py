@@ -1,17 +1,19 @@
 """Which names of an object are present, as clauses. Invariant: simplifying changes no solution.
 
 `settle` finds what is certain; `close` adds what follows, so that names can be decided one after
-the other without ever coming to a dead end (directional resolution: Dechter and Rish, 1994).
+the other, in any order, without ever coming to a dead end: some names can be present together
+exactly when no clause says that one of them is absent (implicates: Quine, 1955).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from branchline.runtime.grammar.json_schema.sets import Clause
 
 _MOST_CLAUSES = 400
+_MOST_STEPS = 4000
 
 
 class Settled(NamedTuple):
@@ -58,32 +60,32 @@ def settle(clauses: Iterable[Clause], absent: frozenset[str]) -> Settled | None:
     )
 
 
-def close(clauses: Iterable[Clause], order: Sequence[str]) -> frozenset[Clause] | None:
-    """Clauses that say the same, for deciding the names in this order; None where too many.
+def close(clauses: Iterable[Clause]) -> frozenset[Clause] | None:
+    """All that follows, without what follows from a part of it; None where too much.
 
-    An empty clause among them means that nothing fulfils all.
+    An empty clause is all there is when nothing fulfils all.
     """
-    found = set(clauses)
-    places = {name: at for at, name in enumerate(order)}
-    for at in sorted({places[name] for clause in found for name, _ in clause}, reverse=True):
-        name = order[at]
-        with_it = [clause for clause in found if _last(clause, places) == name]
-        yes = [clause for clause in with_it if (name, True) in clause]
-        no = [clause for clause in with_it if (name, False) in clause]
-        for one in yes:
-            for other in no:
-                both = (one - {(name, True)}) | (other - {(name, False)})
-                if not any((other_name, not has) in both for other_name, has in both):
-                    found.add(both)
-        if len(found) > _MOST_CLAUSES:
+    found: list[Clause] = []
+    todo = sorted(clauses, key=sorted)
+    steps = 0
+    while todo:
+        one = todo.pop()
+        steps += 1
+        if any(other <= one for other in found):
+            continue
+        found = [other for other in found if not one <= other]
+        for name, has in sorted(one):
+            for other in found:
+                if (name, not has) in other:
+                    both = (one - {(name, has)}) | (other - {(name, not has)})
+                    if not any((same, not there) in both for same, there in both):
+                        todo.append(both)
+        found.append(one)
+        if len(found) > _MOST_CLAUSES or steps > _MOST_STEPS:
             return None
     return frozenset(found)
 
 
-def _last(clause: Clause, places: Mapping[str, int]) -> str:
-    return max((name for name, _ in clause), key=places.__getitem__, default="")
-
-
 def last_name(clause: Clause, order: Sequence[str]) -> str:
     """The name of a clause that is decided last."""
-    return _last(clause, {name: at for at, name in enumerate(order)})
+    return max((name for name, _ in clause), key=order.index)

@@ -2,8 +2,8 @@
 
 A text is in the grammar iff it is JSON in the layout asked for, without a listed name twice in one
 object, and its value is valid; formats that JSON Schema names are asserted, others are notes.
-Spellings outside the grammar: integers with a fraction of zeros (`1.0`), and exponents where a
-bound could be crossed.
+Spellings outside the grammar: a fraction of zeros (`1.0`) or an exponent where only whole numbers
+are valid, and exponents where a bound could be crossed.
 """
 
 from __future__ import annotations

@@ -32,15 +32,8 @@ def items_factor(context: Context, node: Node, kind: Kind) -> Factor | None:
     """`prefixItems`, `items`, `additionalItems`."""
     if kind != "array":
         return None
-    schema, document = _schema(node), context.document
-    first, rest = "prefixItems", "items"
-    if isinstance(schema.get("items"), list):
-        first, rest = "items", "additionalItems"
-    prefix = [
-        document.child(node, first, index)
-        for index in range(len(listing(schema.get(first, []), node, first)))
-    ]
-    other = document.child(node, rest) if rest in schema else None
+    prefix, rest = _prefix(context, node)
+    other = context.document.child(node, rest) if rest in _schema(node) else None
     states = tuple(context.state(one) for one in prefix)
     yes = Arrays(states, ANYTHING if other is None else context.state(other))
 
@@ -55,6 +48,18 @@ def items_factor(context: Context, node: Node, kind: Kind) -> Factor | None:
         return options
 
     return Factor("items", lambda: [yes], no)
+
+
+def _prefix(context: Context, node: Node) -> tuple[list[Node], str]:
+    """Schemas of the first items, and the keyword for those behind them."""
+    schema, document = _schema(node), context.document
+    first, rest = "prefixItems", "items"
+    if isinstance(schema.get("items"), list):
+        first, rest = "items", "additionalItems"
+    if first not in schema or not document.knows(first):
+        return [], rest
+    count = len(listing(schema[first], node, first))
+    return [document.child(node, first, index) for index in range(count)], rest
 
 
 def count_factor(context: Context, node: Node, kind: Kind) -> Factor | None:
@@ -101,9 +106,10 @@ def contains_factor(context: Context, node: Node, kind: Kind) -> Factor | None:
     if kind != "array" or "contains" not in schema:
         return None
     inner = context.document.child(node, "contains")
-    least = whole(schema.get("minContains", 1), node, "minContains")
-    most = None
-    if "maxContains" in schema:
+    least, most = 1, None
+    if "minContains" in schema and context.document.knows("minContains"):
+        least = whole(schema["minContains"], node, "minContains")
+    if "maxContains" in schema and context.document.knows("maxContains"):
         most = whole(schema["maxContains"], node, "maxContains")
 
     def counted(least: int, most: int | None) -> Values:
@@ -235,9 +241,10 @@ def unevaluated_factor(context: Context, node: Node, kind: Kind) -> Factor | Non
         raise unsupported(keyword, node.path, f"it stands beside {beside[0]}")
     inner = context.document.child(node, keyword)
     if kind == "array":
-        if "items" in schema:
+        prefix, rest = _prefix(context, node)
+        if rest in schema:
             return None
-        start = len(listing(schema.get("prefixItems", []), node, "prefixItems"))
+        start = len(prefix)
         items = Arrays((ANYTHING,) * start, context.state(inner))
         wrong = Contains(context.state(inner, False), start=start)
         return Factor(keyword, lambda: [items], lambda: [Arrays(contains=(wrong,))])

@@ -8,24 +8,15 @@ automata: Muller and Schupp, "Alternating automata on infinite trees", 1987). Kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from branchline.runtime.errors import UnsupportedConstraint
-from branchline.runtime.grammar.json_schema.containers import (
-    CONTAINER_KEYWORDS,
-    dependent_names,
-    present,
-)
+from branchline.runtime.grammar.json_schema.applicators import APPLICATORS, one_schema
+from branchline.runtime.grammar.json_schema.containers import CONTAINER_KEYWORDS
 from branchline.runtime.grammar.json_schema.document import Document, Node, malformed, unsupported
-from branchline.runtime.grammar.json_schema.factors import (
-    Factor,
-    Union,
-    listing,
-    mapping,
-    names,
-)
+from branchline.runtime.grammar.json_schema.factors import Factor, Union
 from branchline.runtime.grammar.json_schema.languages import Language, Languages
 from branchline.runtime.grammar.json_schema.scalars import (
     SCALAR_KEYWORDS,
@@ -51,7 +42,7 @@ from branchline.runtime.grammar.json_schema.sets import (
 from branchline.runtime.grammar.json_schema.tags import Tags
 
 _EMPTINESS_DEPTH = 4
-_REFUSED = {
+REFUSED = {
     "$dynamicRef": "its meaning depends on the way to it",
     "$recursiveRef": "its meaning depends on the way to it",
 }
@@ -156,7 +147,7 @@ class Expander:
             if holds:
                 factors.extend(self.factors(node, kind))
             else:
-                factors.append(_one(self, node, kind, "not", holds=False))
+                factors.append(one_schema(self, node, kind, "not", holds=False))
         return self._all(factors, kind, nodes[0][0].path if nodes else "#")
 
     def text_language(self, state: State) -> Language:
@@ -186,7 +177,7 @@ class Expander:
         return result
 
     def factors(self, node: Node, kind: Kind) -> list[Factor]:
-        """All that must hold for a schema to hold, those of `allOf` and `$ref` among them."""
+        """See `Context.factors`."""
         key = (node.number, kind)
         found = self._factors_of.get(key)
         if found is None:
@@ -213,39 +204,45 @@ class Expander:
         for keyword in schema:
             if not self.document.knows(keyword):
                 continue
-            if keyword in _REFUSED:
-                raise unsupported(keyword, node.path, _REFUSED[keyword])
+            if keyword in REFUSED:
+                raise unsupported(keyword, node.path, REFUSED[keyword])
             if keyword in _ALL_MAKERS:
                 makers[_ALL_MAKERS[keyword]] = None
         for maker in sorted(makers, key=lambda maker: _ORDER[maker]):
             factor = maker(self, node, kind)
             if factor is not None:
                 factors.append(factor)
-        for keyword, apply in _APPLICATORS.items():
+        for keyword, apply in APPLICATORS.items():
             if keyword in schema and self.document.knows(keyword):
                 factors.extend(apply(self, node, kind))
         return factors
 
     def both(self, left: Union, right: Union, keyword: str, path: str) -> Union:
         """See `Context.both`."""
+        common = list(dict.fromkeys(self._common(left, right, keyword, path)))
+        result = self.either([common])
+        if len(result) > self._effort.variants:
+            raise unsupported(
+                keyword, path, f"it has over {self._effort.variants} variants side by side"
+            )
+        return result
+
+    def overlap(self, left: Union, right: Union, keyword: str, path: str) -> bool:
+        """See `Context.overlap`."""
+        return next(self._common(left, right, keyword, path), None) is not None
+
+    def _common(self, left: Union, right: Union, keyword: str, path: str) -> Iterator[Values]:
         if len(left) * len(right) > 1:
             self._steps += len(left) * len(right)
         if self._steps > self._effort.steps:
             raise unsupported(keyword, path, f"it takes over {self._effort.steps} combinations")
-        found: dict[Values, None] = {}
         for one in left:
             for other in right:
                 if self._tags.apart(one, other):
                     continue
                 common = meet(self.languages, one, other)
                 if common is not None and not self._surely_empty(common, _EMPTINESS_DEPTH):
-                    found[common] = None
-        result = self.either([list(found)])
-        if len(result) > self._effort.variants:
-            raise unsupported(
-                keyword, path, f"it has over {self._effort.variants} variants side by side"
-            )
-        return result
+                    yield common
 
     def either(self, unions: Sequence[Union]) -> Union:
         """See `Context.either`."""
@@ -319,175 +316,7 @@ class Expander:
         return self._nothing if self._nothing <= state else state
 
 
-def _all_of(context: Expander, node: Node, kind: Kind) -> list[Factor]:
-    found = []
-    for one in _branches(context, node, "allOf"):
-        found.extend(context.factors(one, kind))
-    return found
-
-
-def _one(context: Expander, node: Node, kind: Kind, keyword: str, holds: bool = True) -> Factor:
-    return Factor(
-        keyword,
-        lambda: context.sets(node, holds, kind),
-        lambda: context.sets(node, not holds, kind),
-    )
-
-
-def _branches(context: Expander, node: Node, keyword: str) -> list[Node]:
-    assert isinstance(node.schema, dict)
-    found = listing(node.schema[keyword], node, keyword)
-    return [context.document.child(node, keyword, index) for index in range(len(found))]
-
-
-def _reference(context: Expander, node: Node, kind: Kind) -> list[Factor]:
-    assert isinstance(node.schema, dict)
-    return context.factors(context.document.resolve(node, node.schema["$ref"]), kind)
-
-
-def _negation(context: Expander, node: Node, kind: Kind) -> list[Factor]:
-    return [_one(context, context.document.child(node, "not"), kind, "not", holds=False)]
-
-
-def _meet_all(
-    context: Expander, unions: list[Callable[[], Union]], kind: Kind, keyword: str, path: str
-) -> Union:
-    result: Union = [everything(context.languages, kind)]
-    for union in unions:
-        if not result:
-            break
-        result = context.both(result, union(), keyword, path)
-    return result
-
-
-def _any_of(context: Expander, node: Node, kind: Kind) -> list[Factor]:
-    branches = [_one(context, one, kind, "anyOf") for one in _branches(context, node, "anyOf")]
-
-    def within(inside: Union) -> Union:
-        options = [context.both(inside, one.yes(), "anyOf", node.path) for one in branches]
-        return context.either(options)
-
-    return [
-        Factor(
-            "anyOf",
-            lambda: context.either([one.yes() for one in branches]),
-            lambda: _meet_all(context, [one.no for one in branches], kind, "anyOf", node.path),
-            within,
-        )
-    ]
-
-
-def _one_of(context: Expander, node: Node, kind: Kind) -> list[Factor]:
-    branches = [_one(context, one, kind, "oneOf") for one in _branches(context, node, "oneOf")]
-
-    def both(left: Union, right: Union) -> Union:
-        return context.both(left, right, "oneOf", node.path)
-
-    def within(inside: Union) -> Union:
-        options = [both(inside, one.yes()) for one in branches]
-        found = []
-        for at, option in enumerate(options):
-            for other, branch in enumerate(branches):
-                if other != at and option and both(option, options[other]):
-                    option = both(option, branch.no())
-            found.append(option)
-        return context.either(found)
-
-    def no() -> Union:
-        options = [one.yes() for one in branches]
-        none = _meet_all(context, [one.no for one in branches], kind, "oneOf", node.path)
-        pairs = [
-            both(option, other) for at, option in enumerate(options) for other in options[at + 1 :]
-        ]
-        return context.either([none, *pairs])
-
-    every: Union = [everything(context.languages, kind)]
-    return [Factor("oneOf", lambda: within(every), no, within)]
-
-
-def _condition(context: Expander, node: Node, kind: Kind) -> list[Factor]:
-    assert isinstance(node.schema, dict)
-    test = context.document.child(node, "if")
-    cases = [
-        _one(context, context.document.child(node, keyword), kind, keyword)
-        if keyword in node.schema
-        else None
-        for keyword in ("then", "else")
-    ]
-    if cases == [None, None]:
-        return []
-
-    def all_cases(within: Union, holds: bool) -> Union:
-        found = []
-        for case, passes in zip(cases, (True, False), strict=True):
-            inside = context.both(within, context.sets(test, passes, kind), "if", node.path)
-            if case is not None and inside:
-                result = case.yes() if holds else case.no()
-                found.append(context.both(inside, result, "if", node.path))
-            elif holds:
-                found.append(inside)
-        return context.either(found)
-
-    every: Union = [everything(context.languages, kind)]
-    return [
-        Factor(
-            "if",
-            lambda: all_cases(every, True),
-            lambda: all_cases(every, False),
-            lambda inside: all_cases(inside, True),
-        )
-    ]
-
-
-def _dependencies(context: Expander, node: Node, kind: Kind) -> list[Factor]:
-    assert isinstance(node.schema, dict)
-    if kind != "object":
-        return []
-    factors = []
-    wanted: dict[str, list[str]] = {}
-    for keyword in ("dependentSchemas", "dependencies"):
-        found = mapping(node.schema.get(keyword, {}), node, keyword)
-        for name, value in found.items():
-            if isinstance(value, list | str) and keyword == "dependencies":
-                others = [value] if isinstance(value, str) else value
-                wanted[name] = names(others, node, keyword)
-                continue
-            inner = context.document.child(node, keyword, name)
-            factors.append(_dependent(context, inner, name, keyword, node.path))
-    return [*factors, *([dependent_names("dependencies", wanted)] if wanted else [])]
-
-
-def _dependent(context: Expander, inner: Node, name: str, keyword: str, path: str) -> Factor:
-    has: Union = [present(name, True)]
-
-    def yes() -> Union:
-        kept = context.both(has, context.sets(inner, True, "object"), keyword, path)
-        return [present(name, False), *kept]
-
-    def no() -> Union:
-        return context.both(has, context.sets(inner, False, "object"), keyword, path)
-
-    return Factor(keyword, yes, no)
-
-
-def _no_dependencies(context: Expander, node: Node, kind: Kind) -> list[Factor]:
-    """`dependencies` beside `dependentSchemas`: done there."""
-    assert isinstance(node.schema, dict)
-    return [] if "dependentSchemas" in node.schema else _dependencies(context, node, kind)
-
-
-_APPLICATORS: dict[str, Callable[[Expander, Node, Kind], list[Factor]]] = {
-    "$ref": _reference,
-    "allOf": _all_of,
-    "dependentSchemas": _dependencies,
-    "dependencies": _no_dependencies,
-    "if": _condition,
-    "not": _negation,
-    "oneOf": _one_of,
-    "anyOf": _any_of,
-}
 _ALL_MAKERS: dict[str, Maker] = {**SCALAR_KEYWORDS, **CONTAINER_KEYWORDS}
 _ORDER: dict[Maker, int] = {maker: at for at, maker in enumerate(_ALL_MAKERS.values())}
-_MEANT = frozenset({"type", *_ALL_MAKERS, *_APPLICATORS, "then", "else", *_REFUSED})
-ENFORCED = tuple(sorted(_MEANT - set(_REFUSED)))
-REFUSED = dict(_REFUSED)
+_MEANT = frozenset({"type", *_ALL_MAKERS, *APPLICATORS, "then", "else", *REFUSED})
+ENFORCED = tuple(sorted(_MEANT - set(REFUSED)))

@@ -45,8 +45,14 @@ class Context(Protocol):
     def sets(self, node: Node, holds: bool, kind: Kind) -> Union:
         """Values of a type for which a schema holds, or does not."""
 
+    def factors(self, node: Node, kind: Kind) -> list[Factor]:
+        """All that must hold for a schema to hold, those of `allOf` and `$ref` among them."""
+
     def both(self, left: Union, right: Union, keyword: str, path: str) -> Union:
         """Values in both unions."""
+
+    def overlap(self, left: Union, right: Union, keyword: str, path: str) -> bool:
+        """Whether there are any, which takes less."""
 
     def either(self, unions: Sequence[Union]) -> Union:
         """Values in one of the unions."""

@@ -148,8 +148,11 @@ def _choice(options: Sequence[str]) -> str:
     return "\n  | ".join(options)
 
 
+REGISTER_BITS = 64
+
+
 class Register:
-    """Layout of the 64-bit number that counting rules carry."""
+    """Layout of the number that counting rules carry."""
 
     def __init__(self) -> None:
         self.width = 0
@@ -157,35 +160,38 @@ class Register:
     def field(self, largest: int) -> str | None:
         """Bits for a count up to `largest`; None when the number is full."""
         bits = max(largest.bit_length(), 1)
-        if self.width + bits > 64:
+        if self.width + bits > REGISTER_BITS:
             return None
         start, self.width = self.width, self.width + bits
         return f"[{start}:{self.width}]"
 
     def bit(self) -> int | None:
         """One bit; None when the number is full."""
-        if self.width >= 64:
+        if self.width >= REGISTER_BITS:
             return None
         self.width += 1
         return self.width - 1
 
 
 def when(conditions: Sequence[str]) -> str:
-    """A condition of an option: all of these."""
-    kept = list(dict.fromkeys(conditions))
-    if not kept:
-        return ""
-    result = kept[-1]
-    for one in reversed(kept[:-1]):
-        result = f"and({one}, {result})"
-    return f" %if {result}"
+    """The condition of an option: all of these."""
+    return f" %if {all_of(conditions)}" if conditions else ""
+
+
+def all_of(conditions: Sequence[str]) -> str:
+    """All of these conditions (at least one is given)."""
+    return _joined("and", conditions)
 
 
 def one_of(conditions: Sequence[str]) -> str:
     """Any of these conditions (at least one is given)."""
-    result = conditions[-1]
-    for one in reversed(conditions[:-1]):
-        result = f"or({one}, {result})"
+    return _joined("or", conditions)
+
+
+def _joined(how: str, conditions: Sequence[str]) -> str:
+    *others, result = dict.fromkeys(conditions)
+    for one in reversed(others):
+        result = f"{how}({one}, {result})"
     return result
 
 

@@ -2,12 +2,13 @@
 
 A set is an interval of rationals, of multiples of a step or of non-integers, or finite. Spellings
 are those of JSON with plain digits; exponents only where every number of such a size is in the
-set. Knows no schema.
+set, a fraction of zeros (`1.0`) only where the set has numbers that are not whole. Knows no schema.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil, floor, gcd
@@ -127,14 +128,14 @@ def without(numbers: Numbers) -> list[Numbers] | None:
 def spelling(numbers: Numbers) -> tuple[str, bool] | None:
     """(expression, whether it is a `%json` rule instead of a terminal); None = not expressible."""
     if numbers.listed is not None:
-        return "/" + "|".join(_spell_one(value) for value in sorted(numbers.listed)) + "/", False
+        return _one_of(sorted(numbers.listed)), False
     if numbers == EVERY_NUMBER:
         return NUMBER, False
     if numbers == Numbers(step=Fraction(1)):
         return INTEGER, False
     multiples = _multiples(numbers)
     if multiples is not None and numbers.step != 1:
-        return "/" + "|".join(_spell_one(value) for value in multiples) + "/", False
+        return _one_of(multiples), False
     kind = _kind(numbers)
     if kind is None:
         return _by_engine(numbers)
@@ -326,14 +327,17 @@ def _by_engine(numbers: Numbers) -> tuple[str, bool] | None:
     return f"%json {json.dumps(schema)}", True
 
 
+def _one_of(values: Sequence[Fraction]) -> str:
+    """Terminal of some numbers: plain digits where all are whole, as those of `integer`."""
+    whole = all(value.denominator == 1 for value in values)
+    return f"/{'|'.join(str(value) if whole else _spell_one(value) for value in values)}/"
+
+
 def _spell_one(value: Fraction) -> str:
     sign = "-" if value < 0 else ""
-    if value.denominator == 1:
-        text = f"{abs(value.numerator)}(?:\\.0+)?"
-        exponent = repr(float(abs(value))) if abs(value) < 10**300 else ""
-    else:
-        whole, rest = _digits_of(abs(value))
-        text, exponent = f"{whole}\\.{rest}0*", repr(float(abs(value)))
-    if "e" in exponent:
+    digits, rest = _digits_of(abs(value))
+    text = f"{digits}\\.{rest}0*" if rest else f"{digits}(?:\\.0+)?"
+    exponent = repr(float(abs(value))) if abs(value) < 10**300 else ""
+    if "e" in exponent and Fraction(exponent) == abs(value):
         text = f"(?:{text}|{exponent.replace('.', chr(92) + '.').replace('+', chr(92) + '+')})"
     return sign + text

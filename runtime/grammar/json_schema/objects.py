@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from branchline.runtime.grammar.json_schema.clauses import Settled, close, last_name, settle
 from branchline.runtime.grammar.json_schema.document import unsupported
 from branchline.runtime.grammar.json_schema.lark import (
+    REGISTER_BITS,
     Register,
+    all_of,
     one_of,
     repeated,
     stepped,
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from branchline.runtime.grammar.json_schema.printer import Printer
 
 _MOST_COUNT = 4095
-MOST_ANY_ORDER = 56
+_MOST_SPLITS = 6
+MOST_ANY_ORDER = 256
 
 
 class _Plan(NamedTuple):
@@ -39,9 +42,11 @@ class _Plan(NamedTuple):
     most: int | None
 
     @property
-    def optional(self) -> int:
-        """Names that may be left out."""
-        return sum(not required for _, _, required in self.names)
+    def entangled(self) -> bool:
+        """Whether names could leave too little room for others, or too few of them."""
+        if self.most is not None and any(has for clause in self.clauses for _, has in clause):
+            return True
+        return self.least > 0 and not self.regions and bool(self.clauses)
 
 
 class ObjectPrinter:
@@ -53,11 +58,31 @@ class ObjectPrinter:
 
     def has_values(self, shape: Shape) -> bool:
         """Whether an object can have the shape, as far as its parts are known to have values."""
-        return self._plan(shape) is not None
+        return bool(self._plans(shape))
+
+    def _plans(self, shape: Shape, left: int = _MOST_SPLITS) -> list[_Plan]:
+        """Ways to write a shape; none of them where it has no values.
+
+        Where names depend on each other and are counted, too, they are decided here: a plan looks
+        at one or the other when it comes to a name.
+        """
+        plan = self._plan(shape)
+        if plan is None or not plan.entangled:
+            return [] if plan is None else [plan]
+        if not left:
+            keyword = "minProperties" if plan.most is None else "maxProperties"
+            raise unsupported(keyword, "#", "its names depend on each other in too many ways")
+        name = min(name for clause in plan.clauses for name, _ in clause)
+        return [
+            one
+            for has in (True, False)
+            for one in self._plans(
+                shape._replace(clauses=shape.clauses | {frozenset({(name, has)})}), left - 1
+            )
+        ]
 
     def _plan(self, shape: Shape) -> _Plan | None:
         has = self._printer.has_values
-        order = [name for name, _ in shape.names]
         absent = frozenset(name for name, state in shape.names if not has(state))
         clauses = shape.clauses
         while True:
@@ -67,7 +92,7 @@ class ObjectPrinter:
             settled = self._settled[key]
             if settled is None:
                 return None
-            closed = close(settled.open, order) if settled.open else settled.open
+            closed = close(settled.open) if settled.open else settled.open
             if closed is None:
                 why = "its names depend on each other in too many ways"
                 raise unsupported("dependencies", "#", why)
@@ -97,9 +122,9 @@ class ObjectPrinter:
 
     def options(self, shape: Shape) -> list[str]:
         """Rule bodies of a shape with values."""
-        plan = self._plan(shape)
-        if plan is None:
-            return []
+        return [self._option(plan) for plan in self._plans(shape)]
+
+    def _option(self, plan: _Plan) -> str:
         grammar = self._printer.grammar
         if max(plan.least, plan.most or 0) > _MOST_COUNT:
             if plan.most is None or plan.least > _MOST_COUNT:
@@ -109,15 +134,15 @@ class ObjectPrinter:
         any_order = (
             grammar.layout.any_order
             and len(plan.names) + bool(plan.regions) > 1
-            and len(plan.names) <= MOST_ANY_ORDER
+            and _in_line(plan) is not None
         )
         if not plan.names and plan.regions and not plan.witnesses:
-            return [f"{grammar.open_object} {self._map(plan)}"]
+            return f"{grammar.open_object} {self._map(plan)}"
         if any_order:
-            return [f"{grammar.open_object} {_Loose(self._printer, plan).start()}"]
+            return f"{grammar.open_object} {_Loose(self._printer, plan).start()}"
         if counted:
-            return [f"{grammar.open_object} {_Counted(self._printer, plan).start()}"]
-        return [f"{grammar.open_object} {self._chain(plan)}"]
+            return f"{grammar.open_object} {_Counted(self._printer, plan).start()}"
+        return f"{grammar.open_object} {self._chain(plan)}"
 
     def _map(self, plan: _Plan) -> str:
         """Any names, none of them listed."""
@@ -164,6 +189,13 @@ def pairs_of(printer: Printer, regions: tuple[Region, ...]) -> list[tuple[str, s
     return [(printer.keys(Texts(language)), printer.symbol(state)) for language, state in regions]
 
 
+class _Step(NamedTuple):
+    """A property and what follows it, and the conditions under which it may come."""
+
+    text: str
+    conditions: list[str]
+
+
 class _Numbered:
     """What both kinds of rules that carry a number share."""
 
@@ -193,6 +225,9 @@ class _Numbered:
     def _has(self, name: str, has: bool) -> str:
         return f"bit_{'set' if has else 'clear'}({self._bits[name]})"
 
+    def _any(self, clause: Clause) -> str:
+        return one_of([self._has(*literal) for literal in sorted(clause)])
+
     def _room(self) -> list[str]:
         return [] if self._plan.most is None else [f"lt({self._count}, {self._plan.most})"]
 
@@ -203,17 +238,38 @@ class _Numbered:
         enough = [f"ge({self._count}, {self._plan.least})"] if self._plan.least else []
         return [*enough, *(f"bit_set({bit})" for bit in self._seen)]
 
-    def _others(self, comma: tuple[str, ...], target: str, after: Sequence[str] = ()) -> list[str]:
-        """Options for names outside the list, where conditions hold."""
-        options = []
+    def _others(self, target: str, after: Sequence[str] = ()) -> list[_Step]:
+        """Names outside the list, where conditions hold."""
+        steps = []
         for bit, pairs in zip(self._seen, self._witnesses, strict=True):
             for pair in pairs:
-                text = stepped(self._grammar, [*comma, *pair], target, [f"set_bit({bit})"])
-                options.append(text + when([*after, f"bit_clear({bit})"]))
+                text = stepped(self._grammar, pair, target, [f"set_bit({bit})"])
+                steps.append(_Step(text, [*after, f"bit_clear({bit})"]))
         for pair in self._extra:
-            text = stepped(self._grammar, [*comma, *pair], target, self._counted())
-            options.append(text + when([*after, *self._room()]))
-        return options
+            text = stepped(self._grammar, pair, target, self._counted())
+            steps.append(_Step(text, [*after, *self._room()]))
+        return steps
+
+    def _loop(self, last: str, steps: list[_Step], more: list[str], end: list[str]) -> str:
+        """Define the rule `last` of what follows a property: a comma and a step, or the end.
+
+        Args:
+            more: one of these holds where one of the steps may come: behind a comma there is no
+                way back.
+            end: all of these hold where the object may end.
+
+        Returns:
+            the rule of the steps; "" where there are none.
+        """
+        grammar, options, item = self._grammar, [], ""
+        if steps:
+            texts = [step.text + when(step.conditions) for step in steps]
+            item = grammar.rule(texts, counting=True)
+            sure = any(not step.conditions for step in steps)
+            options.append(f"{grammar.comma} {item}::_{'' if sure else when([one_of(more)])}")
+        options.append(f"{grammar.close_object}{when(end)}")
+        grammar.define(last, options, counting=True)
+        return item
 
 
 class _Counted(_Numbered):
@@ -225,9 +281,11 @@ class _Counted(_Numbered):
         for name in dict.fromkeys(name for clause in plan.clauses for name, _ in clause):
             self._bits[name] = self._bit()
         last = grammar.new_rule()
-        end = f"{grammar.close_object}{when(self._end())}"
-        grammar.define(last, [*self._others((grammar.comma,), last), end], counting=True)
-        first = grammar.rule([*self._others((), last), end], counting=True)
+        steps, end = self._others(last), self._end()
+        more = [all_of(step.conditions) for step in steps if step.conditions]
+        item = self._loop(last, steps, more, end)
+        close_it = f"{grammar.close_object}{when(end)}"
+        first = grammar.rule([*([f"{item}::_"] if item else []), close_it], counting=True)
         order = [name for name, _, _ in plan.names]
         left = 0
         for name, state, required in reversed(plan.names):
@@ -253,41 +311,86 @@ class _Counted(_Numbered):
         for clause in self._plan.clauses:
             if (name, has) in clause or last_name(clause, order) != name:
                 continue
-            others = sorted(literal for literal in clause if literal[0] != name)
-            conditions.append(one_of([self._has(*literal) for literal in others]))
+            conditions.append(self._any(clause - {(name, not has)}))
         return conditions
 
 
+def _in_line(plan: _Plan) -> list[str] | None:
+    """Names that must keep the order of the schema, as few as can be, for the others to have a bit
+    of the register each; None where too many must."""
+    room = REGISTER_BITS - len(plan.witnesses)
+    counted = plan.least > 0 or plan.most is not None
+    if counted:
+        room -= max(plan.least, plan.most or 1).bit_length()
+    if len(plan.names) <= room:
+        return []
+    if counted or len(plan.names) > MOST_ANY_ORDER:
+        return None
+    tied = {name for clause in plan.clauses for name, _ in clause}
+    idle = [name for name, _, required in plan.names if not required and name not in tied]
+    for bits in range(2, len(idle).bit_length() + 1):
+        found = idle[1 - (1 << bits) :]
+        if len(plan.names) - len(found) + bits <= room:
+            return found
+    return None
+
+
 class _Loose(_Numbered):
-    """Names in any order."""
+    """Names in any order, except that some are in line: the last ones, each of which comes only
+    where none behind it was."""
 
     def start(self) -> str:
-        """The reference that begins the object's inside."""
+        """The rule of the object's inside."""
         plan, grammar = self._plan, self._grammar
-        for name, _, _ in plan.names:
+        barred = {
+            name: [
+                clause - {(name, False)}
+                for clause in plan.clauses
+                if (name, False) in clause and not any(has for _, has in clause)
+            ]
+            for name, _, _ in plan.names
+        }
+        line = _in_line(plan) or []
+        required = [name for name, _, needed in plan.names if needed]
+        limited = [name for name in barred if barred[name]]
+        free = [name for name in barred if name not in {*required, *limited, *line}]
+        for name in (*required, *free, *limited):
             self._bits[name] = self._bit()
-        end = [self._has(name, True) for name, _, required in plan.names if required]
-        required_all = end
-        end = [*required_all, *self._end()]
-        end += [
-            one_of([self._has(*literal) for literal in sorted(clause)])
-            for clause in sorted(plan.clauses, key=sorted)
-        ]
-        last = grammar.new_rule()
-        rest, first = [], []
-        for name, state, required in plan.names:
-            pair = [self._printer.key(name), self._printer.symbol(state)]
-            changes = [f"set_bit({self._bits[name]})", *([] if required else self._counted())]
-            with_it = stepped(grammar, pair, last, changes)
-            take = [self._has(name, False), *([] if required else self._room())]
-            for clause in plan.clauses:
-                if (name, False) in clause and not any(has for _, has in clause):
-                    others = sorted(literal for literal in clause if literal[0] != name)
-                    take.append(one_of([self._has(*literal) for literal in others]))
-            first.append(f"{with_it}{when(take)}")
-            rest.append(f"{grammar.comma} {with_it}{when(take)}")
-        close_it = f"{grammar.close_object}{when(end)}"
-        rest += [*self._others((grammar.comma,), last, required_all), close_it]
-        grammar.define(last, rest, counting=True)
-        first += [*self._others((), last, required_all), close_it]
-        return f"{grammar.rule(first, counting=True)}::0"
+        placed = self._placed(line)
+        rule, room, needed = grammar.new_rule(), self._room(), self._all(required)
+        steps: dict[str, _Step] = {}
+        for name, state, needs in plan.names:
+            if name in placed:
+                take, changes = placed[name]
+            else:
+                take = [self._has(name, False), *([] if needs else room)]
+                take += [self._any(clause) for clause in barred[name]]
+                changes = [f"set_bit({self._bits[name]})", *([] if needs else self._counted())]
+            pair = (self._printer.key(name), self._printer.symbol(state))
+            steps[name] = _Step(stepped(grammar, pair, rule, changes), take)
+        others = self._others(rule, needed)
+        more = [f"not({one})" for one in self._all(required)]
+        more += [all_of([f"not({one})", *room]) for one in self._all(free)]
+        special = [*(steps[name] for name in (*limited, *line[-1:])), *others]
+        more += [all_of(step.conditions) for step in special if step.conditions]
+        wanted = [self._any(clause) for clause in sorted(plan.clauses, key=sorted)]
+        item = self._loop(rule, [*steps.values(), *others], more, [*needed, *self._end(), *wanted])
+        absent = all(any(not has for _, has in clause) for clause in plan.clauses)
+        empty = absent and not (required or plan.least or plan.witnesses)
+        return grammar.rule([f"{item}::0", *([grammar.close_object] if empty else [])])
+
+    def _placed(self, line: list[str]) -> dict[str, tuple[list[str], list[str]]]:
+        """Of names in line, when they may come and what changes: the place of the last one."""
+        if not line:
+            return {}
+        start = self._register.width
+        place = self._register.field(len(line)) or self._full()
+        others = (1 << REGISTER_BITS) - (1 << self._register.width) + (1 << start) - 1
+        return {
+            name: ([f"lt({place}, {at})"], [f"bit_and({others})", f"bit_or({at << start})"])
+            for at, name in enumerate(line, 1)
+        }
+
+    def _all(self, names: list[str]) -> list[str]:
+        """That names whose bits lie side by side are all there."""
+        return [f"is_ones([{self._bits[names[0]]}:{self._bits[names[-1]] + 1}])"] if names else []

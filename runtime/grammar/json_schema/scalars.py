@@ -124,7 +124,7 @@ def _one_of(
 
 
 def _exactly(context: Context, node: Node, value: object, holds: bool = True) -> Any:
-    made = context.document.synthetic({"const": value}, node.path, node.base)
+    made = context.document.synthetic({"enum": [value]}, node.path, node.base)
     return context.state(made, holds)
 
 

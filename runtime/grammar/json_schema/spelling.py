@@ -9,6 +9,8 @@ is an expression for a terminal of llguidance's Lark. Knows no schema.
 
 from __future__ import annotations
 
+import functools
+
 from branchline.runtime.grammar.json_schema.languages import Language, Languages
 from branchline.runtime.patterns.ranges import Ranges, intersect_ranges
 
@@ -30,7 +32,6 @@ class Speller:
 
     def __init__(self, languages: Languages) -> None:
         self._languages = languages
-        self._sets: dict[tuple[Ranges, bool], str] = {}
         self._quoted: dict[tuple[Language, str], str] = {}
 
     def quoted(self, language: Language, after: str = "") -> str:
@@ -51,17 +52,11 @@ class Speller:
 
     def word(self, text: str, after: str = "") -> str:
         """What `quoted` gives for the language of one text; names of properties are many."""
-        spelled = []
-        for char in text:
-            ranges = ((ord(char), ord(char)),)
-            key = (ranges, True)
-            if key not in self._sets:
-                self._sets[key] = _spell(ranges, True)
-            spelled.append(self._sets[key])
-        return _regex('"' + "".join(spelled) + '"' + after)
+        spelled = "".join([_spell(((ord(char), ord(char)),), True) for char in text])
+        return _regex(f'"{spelled}"{after}')
 
     def _quote(self, language: Language, after: str) -> str:
-        writer = _Writer(self._sets, self._languages, escapes=_few_escapes(language))
+        writer = _Writer(self._languages, escapes=_few_escapes(language))
         if language.plain:
             return _regex('"' + writer.grouped(language) + '"' + after)
         inside = writer.expression(language)
@@ -69,10 +64,7 @@ class Speller:
 
 
 class _Writer:
-    def __init__(
-        self, sets: dict[tuple[Ranges, bool], str], languages: Languages, *, escapes: bool
-    ) -> None:
-        self._sets = sets
+    def __init__(self, languages: Languages, *, escapes: bool) -> None:
         self._escapes = escapes
         self._every = languages.every
         self._size = 0
@@ -91,7 +83,7 @@ class _Writer:
             case "none":
                 return "[^\\x00-\\x{10ffff}]"
             case "set":
-                return self._spend(self._set(node.ranges))
+                return self._spend(_spell(node.ranges, self._escapes))
             case "cat":
                 pieces = []
                 while node.op == "cat":
@@ -131,13 +123,6 @@ class _Writer:
                 return f"({every} & ~{self.expression(node.parts[0])})"
         return f"({self.expression(node.parts[0])}){_times(node)}"
 
-    def _set(self, ranges: Ranges) -> str:
-        key = (ranges, self._escapes)
-        found = self._sets.get(key)
-        if found is None:
-            found = self._sets[key] = _spell(ranges, self._escapes)
-        return found
-
 
 def _few_escapes(language: Language) -> bool:
     """Whether every set of the language has a short list of long escapes."""
@@ -164,7 +149,9 @@ def _regex(text: str) -> str:
     return f"/{text}/" if text else '""'
 
 
+@functools.lru_cache(maxsize=1024)
 def _spell(ranges: Ranges, escapes: bool) -> str:
+    """Regex of one character of a set; schemas have most sets in common."""
     options = []
     raw = intersect_ranges(ranges, _RAW)
     if raw:

@@ -1,12 +1,13 @@
 """Protocol-buffer messages to the engine's own, and back.
 
-Invariant: a field that a client did not set has the engine's default, not protobuf's zero.
+Invariants: a field that a client did not set has the engine's default, not protobuf's zero; what is
+read is read, checked and bounded by the code that does so for HTTP.
 """
 
 from __future__ import annotations
 
-import json
-import time
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, get_args
 
 import msgspec
@@ -20,12 +21,21 @@ from branchline.runtime.core.outputs import (
     ScoreResult,
     TokenLogprob,
 )
-from branchline.runtime.core.sampling_params import Constraint, SamplingParams, Whitespace
+from branchline.runtime.core.sampling_params import (
+    Constraint,
+    ConstraintKind,
+    SamplingParams,
+    Whitespace,
+)
 from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.server.constraints import only_one
 from branchline.runtime.server.context import ServerContext
+from branchline.runtime.server.fields import checked
+from branchline.runtime.server.generation import deadline_of
 from branchline.runtime.server.grpc_api import branchline_pb2 as pb
 from branchline.runtime.server.keys import Caller
-from branchline.runtime.server.limits import check, check_depth
+from branchline.runtime.server.limits import Limits, check
+from branchline.runtime.server.prompts import Prompts
 
 _OPTIONAL = (
     "temperature",
@@ -46,105 +56,91 @@ _OPTIONAL = (
     "ignore_eos",
 )
 _POOLINGS: dict[int, Pooling] = {pb.LAST: "last", pb.MEAN: "mean"}
-_WHITESPACE: dict[str, Whitespace] = {"": "fixed", **{one: one for one in get_args(Whitespace)}}
+_WHITESPACE: dict[str, Whitespace | None] = {"": None}
+_WHITESPACE |= {one: one for one in get_args(Whitespace)}
 _META = frozenset(RequestMeta.__struct_fields__) - {"matched"}
+Message = pb.GenerateRequest | pb.ScoreRequest | pb.EmbedRequest
 
 
-def generate_request(
-    message: pb.GenerateRequest, context: ServerContext, caller: Caller, deadline_s: float | None
-) -> GenerateRequest:
-    """A `GenerateRequest` under an id of the server's own.
+class Requests:
+    """Makes engine requests of a server's messages, each under an id of the server's own.
 
-    Args:
-        deadline_s: seconds that the call itself has left; None = no limit.
+    Every method takes who asks, and the seconds that the call itself has left (None = no limit).
 
     Raises:
         InvalidRequest: a value is out of range or beyond a limit.
     """
-    limits = context.limits
-    sampling = _sampling(message.sampling)
-    check("max_n", "n", sampling.n, limits.max_n)
-    check("max_stops", "stop", len(sampling.stop), limits.max_stops)
-    check("max_stops", "stop_token_ids", len(sampling.stop_token_ids), limits.max_stops)
-    check("max_logprobs", "logprobs", sampling.logprobs or 0, limits.max_logprobs)
-    check("max_logit_bias", "logit_bias", len(sampling.logit_bias or ()), limits.max_logit_bias)
-    if sampling.constraint is not None:
-        _check_constraint(sampling.constraint, context)
-    return GenerateRequest(
-        id=context.client.new_id(),
-        prompt_ids=prompt_ids(message.prompt, context),
-        sampling=sampling.validate(),
-        stream=message.stream,
-        namespace=caller.namespace(),
-        priority=message.priority,
-        deadline=_deadline(message.deadline_s, deadline_s),
-    )
 
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._prompts = Prompts(context)
 
-def score_request(
-    message: pb.ScoreRequest, context: ServerContext, caller: Caller, deadline_s: float | None
-) -> ScoreRequest:
-    """A `ScoreRequest`; raises as `generate_request`."""
-    check("max_prompts", "choices", len(message.choices), context.limits.max_prompts)
-    choices = [prompt_ids(choice, context, what="a choice") for choice in message.choices]
-    if not choices:
-        raise InvalidRequest("there are no choices", value="[]", hint="Give at least one.")
-    return ScoreRequest(
-        id=context.client.new_id(),
-        prompt_ids=prompt_ids(message.prompt, context),
-        choices=choices,
-        namespace=caller.namespace(),
-        priority=message.priority,
-        deadline=_deadline(message.deadline_s, deadline_s),
-    )
+    async def generate(
+        self, message: pb.GenerateRequest, caller: Caller, left_s: float | None
+    ) -> GenerateRequest:
+        """For `Generate`."""
+        limits = self._context.limits
+        sampling = checked(_sampling(message.sampling, limits), limits)
+        check("max_sequences", "n", sampling.n, limits.max_sequences)
+        return GenerateRequest(
+            sampling=sampling, stream=message.stream, **await self._shared(message, caller, left_s)
+        )
 
+    async def score(
+        self, message: pb.ScoreRequest, caller: Caller, left_s: float | None
+    ) -> ScoreRequest:
+        """For `Score`."""
+        check("max_prompts", "choices", len(message.choices), self._context.limits.max_prompts)
+        choices = await self._ids(message.choices, "a choice", start=False)
+        return ScoreRequest(choices=choices, **await self._shared(message, caller, left_s))
 
-def embed_request(
-    message: pb.EmbedRequest, context: ServerContext, caller: Caller, deadline_s: float | None
-) -> EmbedRequest:
-    """An `EmbedRequest`; raises as `generate_request`."""
-    pooling = _POOLINGS.get(message.pooling)
-    if pooling is None:
-        raise InvalidRequest("unknown pooling", value=message.pooling, hint="Use LAST or MEAN.")
-    return EmbedRequest(
-        id=context.client.new_id(),
-        prompt_ids=prompt_ids(message.prompt, context),
-        pooling=pooling,
-        normalize=message.normalize if message.HasField("normalize") else True,
-        dimensions=message.dimensions if message.HasField("dimensions") else None,
-        namespace=caller.namespace(),
-        priority=message.priority,
-        deadline=_deadline(message.deadline_s, deadline_s),
-    )
+    async def embed(
+        self, message: pb.EmbedRequest, caller: Caller, left_s: float | None
+    ) -> EmbedRequest:
+        """For `Embed`."""
+        pooling = _POOLINGS.get(message.pooling)
+        if pooling is None:
+            raise InvalidRequest("unknown pooling", value=message.pooling, hint="Use LAST or MEAN.")
+        return EmbedRequest(
+            pooling=pooling,
+            normalize=message.normalize if message.HasField("normalize") else True,
+            dimensions=message.dimensions if message.HasField("dimensions") else None,
+            **await self._shared(message, caller, left_s),
+        )
 
+    async def _shared(
+        self, message: Message, caller: Caller, left_s: float | None
+    ) -> dict[str, Any]:
+        """What every request has."""
+        [prompt_ids] = await self._ids([message.prompt], "the prompt", start=True)
+        times = [seconds for seconds in (message.deadline_s or None, left_s) if seconds is not None]
+        return {
+            "id": self._context.client.new_id(),
+            "prompt_ids": prompt_ids,
+            "namespace": caller.namespace(),
+            "priority": message.priority,
+            "deadline": deadline_of(self._context.limits, min(times, default=None)),
+        }
 
-def prompt_ids(message: pb.Prompt, context: ServerContext, what: str = "the prompt") -> list[int]:
-    """Token ids of a text or of ids; special-token strings in a text are special tokens."""
-    kind = message.WhichOneof("kind")
-    if kind is None:
-        raise InvalidRequest(f"{what} is not set", hint="Give it as text or as token ids.")
-    if kind == "tokens":
-        ids = list(message.tokens.ids)
-        vocab_size = context.tokenizer.vocab_size
-        for token in ids:
-            if not 0 <= token < vocab_size:
-                raise InvalidRequest(
-                    "a token id is outside the vocabulary",
-                    value=token,
-                    hint=f"Use ids from 0 to {vocab_size - 1}.",
-                )
-    else:
-        ids = context.tokenizer.encode(message.text, special=True)
-    if not ids:
-        raise InvalidRequest(f"{what} is empty", value="''", hint="Give at least one token.")
-    check("max_prompt_tokens", what, len(ids), context.limits.max_prompt_tokens)
-    return ids
+    async def _ids(
+        self, messages: Sequence[pb.Prompt], what: str, *, start: bool
+    ) -> list[list[int]]:
+        given: list[str | list[int]] = []
+        for message in messages:
+            kind = message.WhichOneof("kind")
+            if kind is None:
+                raise InvalidRequest(f"{what} is not set", hint="Give it as text or as token ids.")
+            given.append(list(message.tokens.ids) if kind == "tokens" else message.text)
+        return await self._prompts.ids(given, names=repeat(what), start=start)
 
 
 def delta_response(output: GenerateDelta, index: int, request_id: str) -> pb.GenerateResponse:
     """A piece of text on its way."""
     delta = pb.Delta(
-        text=output.text, token_ids=output.token_ids, logprobs=_logprobs(output.logprobs)
+        text=output.text,
+        token_ids=output.token_ids,
+        logprobs=_logprobs(output.logprobs),
+        forced=output.forced,
     )
     return pb.GenerateResponse(request_id=request_id, index=index, delta=delta)
 
@@ -157,6 +153,7 @@ def result_response(output: GenerateResult, index: int, request_id: str) -> pb.G
         logprobs=_logprobs(output.logprobs),
         prompt_logprobs=_logprobs(output.prompt_logprobs),
         meta=_meta(output.meta),
+        forced=output.forced,
     )
     return pb.GenerateResponse(request_id=request_id, index=index, result=result)
 
@@ -174,7 +171,7 @@ def embed_response(output: EmbedResult, request_id: str) -> pb.EmbedResponse:
     )
 
 
-def _sampling(message: pb.SamplingParams) -> SamplingParams:
+def _sampling(message: pb.SamplingParams, limits: Limits) -> SamplingParams:
     given: dict[str, Any] = {
         name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)
     }
@@ -182,40 +179,24 @@ def _sampling(message: pb.SamplingParams) -> SamplingParams:
         given[name] = tuple(getattr(message, name))
     if message.logit_bias:
         given["logit_bias"] = dict(message.logit_bias)
-    kind = message.constraint.WhichOneof("kind") if message.HasField("constraint") else None
-    if kind == "choices":
-        texts = list(message.constraint.choices.texts)
-        given["constraint"] = Constraint(kind="choices", text=json.dumps(texts))
-    elif kind is not None:
-        text = getattr(message.constraint, kind)
-        white = _WHITESPACE.get(message.constraint.whitespace)
-        if white is None:
-            raise InvalidRequest(
-                "no policy for white space",
-                value=message.constraint.whitespace,
-                hint=f"Use one of {', '.join(get_args(Whitespace))}.",
-            )
-        given["constraint"] = Constraint(kind=kind, text=text, whitespace=white)
+    if message.HasField("constraint"):
+        given["constraint"] = _constraint(message.constraint, limits)
     return SamplingParams(**given)
 
 
-def _check_constraint(constraint: Constraint, context: ServerContext) -> None:
-    limits = context.limits
-    size = len(constraint.text.encode("utf-8", "surrogatepass"))
-    check("max_schema_bytes", "the constraint", size, limits.max_schema_bytes)
-    if constraint.kind in ("json_schema", "structural_tag"):
-        try:
-            document = json.loads(constraint.text)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(
-                f"the constraint is not valid JSON: {error}", value=constraint.text
-            ) from error
-        check_depth("the constraint", document, limits.max_schema_depth)
-
-
-def _deadline(asked_s: float, left_s: float | None) -> float | None:
-    times = [seconds for seconds in (asked_s or None, left_s) if seconds is not None]
-    return time.monotonic() + min(times) if times else None
+def _constraint(message: pb.Constraint, limits: Limits) -> Constraint | None:
+    if message.whitespace not in _WHITESPACE:
+        raise InvalidRequest(
+            "no policy for white space",
+            value=message.whitespace,
+            hint=f"Use one of {', '.join(filter(None, _WHITESPACE))}.",
+        )
+    kind = message.WhichOneof("kind")
+    given: dict[str, tuple[ConstraintKind, Any]] = {}
+    if kind is not None:
+        value = getattr(message, kind)
+        given[kind] = (kind, list(value.texts) if kind == "choices" else value)
+    return only_one(given, limits, _WHITESPACE[message.whitespace])
 
 
 def _logprobs(values: list[TokenLogprob]) -> list[pb.TokenLogprob]:

@@ -12,13 +12,14 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult
 from branchline.runtime.errors import (
     BranchlineError,
@@ -40,6 +41,8 @@ HEALTH_PERIOD_S = 0.5
 MAX_REQUEST_ID = 128
 
 Call = grpc.aio.ServicerContext[Any, Any]
+M = TypeVar("M", pb.GenerateRequest, pb.ScoreRequest, pb.EmbedRequest)
+R = TypeVar("R", GenerateRequest, ScoreRequest, EmbedRequest)
 
 
 class EngineService:
@@ -47,64 +50,47 @@ class EngineService:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._open: dict[tuple[str, str], str] = {}  # (tenant, client's id) -> engine's id
+        self._requests = convert.Requests(context)
 
     async def generate(
         self, message: pb.GenerateRequest, call: Call
     ) -> AsyncIterator[pb.GenerateResponse]:
         """`Generate`."""
-        async with _failures(call):
-            caller = self._caller(call)
-            request = convert.generate_request(
-                message, self._context, caller, call.time_remaining()
-            )
-            name = message.request_id or uuid.uuid4().hex
-            async with (
-                self._named(caller, name, request.id),
-                contextlib.aclosing(self._context.client.run(request)) as outputs,
-            ):
-                async for output in outputs:
-                    _, _, index = output.request_id.partition("#")
-                    if isinstance(output, GenerateDelta):
-                        yield convert.delta_response(output, int(index or 0), name)
-                    elif isinstance(output, GenerateResult):
-                        yield convert.result_response(output, int(index or 0), name)
+        async with (
+            self._running(message, call, self._requests.generate) as (request, name),
+            contextlib.aclosing(self._context.client.run(request)) as outputs,
+        ):
+            async for output in outputs:
+                _, _, index = output.request_id.partition("#")
+                if isinstance(output, GenerateDelta):
+                    yield convert.delta_response(output, int(index or 0), name)
+                elif isinstance(output, GenerateResult):
+                    yield convert.result_response(output, int(index or 0), name)
 
     async def score(self, message: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """`Score`."""
-        async with _failures(call):
-            caller = self._caller(call)
-            request = convert.score_request(message, self._context, caller, call.time_remaining())
-            name = message.request_id or uuid.uuid4().hex
-            async with self._named(caller, name, request.id):
-                return convert.score_response(await self._context.client.score(request), name)
-        raise AssertionError("a failed call does not come back")
+        async with self._running(message, call, self._requests.score) as (request, name):
+            [result] = await self._context.client.score(request)
+            return convert.score_response(result, name)
 
     async def embed(self, message: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """`Embed`."""
-        async with _failures(call):
-            caller = self._caller(call)
-            request = convert.embed_request(message, self._context, caller, call.time_remaining())
-            name = message.request_id or uuid.uuid4().hex
-            async with self._named(caller, name, request.id):
-                (result,) = await self._context.client.embed(request)
-                return convert.embed_response(result, name)
-        raise AssertionError("a failed call does not come back")
+        async with self._running(message, call, self._requests.embed) as (request, name):
+            [result] = await self._context.client.embed(request)
+            return convert.embed_response(result, name)
 
     async def abort(self, message: pb.AbortRequest, call: Call) -> pb.AbortResponse:
         """`Abort`: a caller ends requests of its own key alone."""
         async with _failures(call):
-            engine_id = self._open.get((self._caller(call).tenant, message.request_id))
-            if engine_id is not None:
+            for engine_id in self._context.running.ids(message.request_id, self._caller(call)):
                 self._context.client.abort(engine_id)
-        return pb.AbortResponse()
+            return pb.AbortResponse()
 
     async def info(self, message: pb.InfoRequest, call: Call) -> pb.InfoResponse:
         """`Info`."""
         async with _failures(call):
             self._caller(call)
             return pb.InfoResponse(json=json.dumps(self._context.port.info(), default=str))
-        raise AssertionError("a failed call does not come back")
 
     def _caller(self, call: Call) -> Caller:
         headers = {str(key): str(value) for key, value in call.invocation_metadata() or ()}
@@ -112,22 +98,23 @@ class EngineService:
         return self._context.keys.identify(headers, Access.NORMAL)
 
     @contextlib.asynccontextmanager
-    async def _named(self, caller: Caller, name: str, engine_id: str) -> AsyncIterator[None]:
-        """While it lasts, `Abort` finds the request by the client's name for it."""
-        if len(name) > MAX_REQUEST_ID:
-            raise InvalidRequest(
-                "the request id is too long", value=len(name), hint=f"At most {MAX_REQUEST_ID}."
-            )
-        key = (caller.tenant, name)
-        if key in self._open:
-            raise InvalidRequest(
-                "a request with this id is running", value=name, hint="Give each its own."
-            )
-        self._open[key] = engine_id
-        try:
-            yield
-        finally:
-            del self._open[key]
+    async def _running(
+        self,
+        message: M,
+        call: Call,
+        make: Callable[[M, Caller, float | None], Awaitable[R]],
+    ) -> AsyncIterator[tuple[R, str]]:
+        """The engine's request, and the client's name for it, by which it can be ended."""
+        async with _failures(call):
+            caller = self._caller(call)
+            name = message.request_id or uuid.uuid4().hex
+            if len(name) > MAX_REQUEST_ID:
+                raise InvalidRequest(
+                    "the request id is too long", value=len(name), hint=f"At most {MAX_REQUEST_ID}."
+                )
+            request = await make(message, caller, call.time_remaining())
+            with self._context.running.named(name, caller, [request.id]):
+                yield request, name
 
 
 class GrpcServer:
@@ -169,8 +156,8 @@ class GrpcServer:
         await server.start()
         self._watcher = asyncio.create_task(self._watch(), name="branchline-grpc-health")
 
-    async def stop(self, grace_s: float = 5.0) -> None:
-        """Take no more calls; those that run have `grace_s` seconds to end."""
+    async def stop(self, grace_s: float) -> None:
+        """See `CallServer.stop`."""
         if self._watcher is not None:
             self._watcher.cancel()
         await self._health.enter_graceful_shutdown()

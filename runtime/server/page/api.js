@@ -38,7 +38,8 @@ export async function* events(path, body, signal) {
       const line = block.split("\n").find((one) => one.startsWith("data: "));
       if (line === undefined || line === "data: [DONE]") continue;
       const data = JSON.parse(line.slice(6));
-      if (data.error) throw new Refusal(0, wordsOf(data));
+      // An event of a program has a type, and may tell of one node's error.
+      if (data.error && data.type === undefined) throw new Refusal(0, wordsOf(data));
       yield data;
     }
   }

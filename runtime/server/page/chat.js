@@ -77,13 +77,14 @@ class Chat {
     notice("");
     const system = $("system").value.trim();
     const before = system ? [{ role: "system", content: system }] : [];
-    this.#messages.push({ role: "user", content: question });
+    const messages = this.#messages; // a new conversation begins with others
+    messages.push({ role: "user", content: question });
     $("question").value = "";
     $("empty").hidden = true;
     $("turns").append(make("div", { class: "turn user", text: question }));
     const turn = new Turn();
     const body = {
-      messages: [...before, ...this.#messages], stream: true, return_details: true, ...fields,
+      messages: [...before, ...messages], stream: true, return_details: true, ...fields,
     };
     this.#running = new AbortController();
     show(true);
@@ -97,8 +98,8 @@ class Chat {
     } finally {
       this.#running = null;
       show(false);
-      if (turn.content) this.#messages.push({ role: "assistant", content: turn.content });
-      else this.#messages.pop();
+      if (turn.content) messages.push({ role: "assistant", content: turn.content });
+      else messages.pop();
     }
   }
 

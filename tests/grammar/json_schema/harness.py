@@ -78,6 +78,7 @@ class Checker:
             pool = closing if closing and choose.random() < 0.3 + len(out) / most else allowed
             token = int(choose.choice(list(pool)))
             if token == 256:
+                assert matcher.is_accepting(), f"a dead end: {bytes(out)!r}"
                 return bytes(out).decode()
             assert matcher.try_consume_tokens([token]) == 1
             out.append(token)

@@ -60,6 +60,26 @@ ARRAYS: list[Row] = [
     ),
     ({"type": "array", "contains": {"const": 1}, "minContains": 0}, [[], [2], [1]], [{}]),
     (
+        {"$schema": D7, "type": "array", "contains": {"const": 1}, "minContains": 0},
+        [[1], [1, 2]],
+        [[], [2]],
+    ),
+    (
+        {"$schema": D7, "type": "array", "contains": {"const": 1}, "maxContains": 1},
+        [[1], [1, 1]],
+        [[], [2]],
+    ),
+    (
+        {"$schema": D7, "prefixItems": [{"type": "null"}], "items": {"type": "integer"}},
+        [[], [1]],
+        [[None]],
+    ),
+    (
+        {"$schema": D19, "items": [{"type": "null"}], "unevaluatedItems": False},
+        [[], [None]],
+        [[1], [None, 1]],
+    ),
+    (
         {"type": "array", "contains": {"const": 1}, "maxItems": 2},
         [[1], [2, 1]],
         [[2, 2], [2, 2, 1]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -60,6 +61,38 @@ def test_no_listed_name_comes_twice() -> None:
     checker = Checker({"properties": {"a": {}, "b": {}}, "additionalProperties": False})
     assert checker.takes_text('{"b": 1, "a": 1}')
     assert not checker.takes_text('{"a": 1, "a": 1}')
+
+
+@pytest.mark.parametrize(("count", "in_line"), [(64, 0), (65, 3), (75, 15)])
+def test_of_many_names_only_the_last_keep_the_order_of_the_schema(count: int, in_line: int) -> None:
+    names = [f"p{at}" for at in range(count)]
+    schema = {"properties": {name: {"const": 1} for name in names}, "additionalProperties": False}
+    checker = Checker(schema)
+    free, line = names[: count - in_line], names[count - in_line :]
+    choose = random.Random(count)
+    for _ in range(20):
+        some = choose.sample(names, 8)
+        kept = [name for name in line if name in some]
+        at = iter(kept)
+        ordered = [next(at) if name in kept else name for name in some]
+        assert checker.takes(dict.fromkeys(ordered, 1))
+        twice = json.dumps(dict.fromkeys(ordered, 1))[:-1] + f', "{ordered[0]}": 1}}'
+        assert not checker.takes_text(twice)
+    assert checker.takes(dict.fromkeys([*reversed(free), *line], 1))
+    assert checker.takes(dict.fromkeys([*line[1:2], free[0], *line[2:]], 1))
+    for name in (free[0], names[-1]):
+        assert not checker.takes_text(f'{{"{name}": 1, "{name}": 1}}')
+    if line:
+        assert not checker.takes({line[1]: 1, line[0]: 1})
+
+
+def test_many_names_that_are_counted_keep_the_order_of_the_schema() -> None:
+    properties = {f"p{at}": {"const": 1} for at in range(60)}
+    checker = Checker({"properties": properties, "maxProperties": 40})
+    assert checker.takes({"p0": 1, "p59": 1, "other": 2})
+    assert not checker.takes({"p59": 1, "p0": 1})
+    assert checker.takes(dict.fromkeys(list(properties)[:40], 1))
+    assert not checker.takes(dict.fromkeys(list(properties)[:41], 1))
 
 
 VALUE: Any = {"a": [1, {"b": "x"}], "c": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import llguidance
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchline.runtime.grammar.json_schema.numbers import Numbers, meet, spelling, without
-from tests.grammar.json_schema.harness import tokenizer
+from tests.grammar.json_schema.harness import Checker, tokenizer
 
 decimals = st.builds(lambda n, d: Fraction(n, 10**d), st.integers(-1200, 1200), st.integers(0, 2))
 bounds = st.one_of(st.none(), decimals)
@@ -81,6 +82,37 @@ def test_listed_numbers() -> None:
     assert found is not None
     texts = ["1", "1.0", "-2.5", "-2.50", "1e+20", "2", "-2", "15"]
     assert accepts(found, texts) == [True] * 5 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer"},
+        {"const": 7},
+        {"const": 7.0},
+        {"enum": [7, 10**20]},
+        {"type": "integer", "enum": [7, 0.5]},
+        {"type": "number", "minimum": 7, "maximum": 7},
+        {"type": "integer", "multipleOf": 7, "minimum": 0, "maximum": 70},
+    ],
+)
+def test_where_all_numbers_are_whole_none_has_a_fraction(schema: dict[str, Any]) -> None:
+    checker = Checker(schema)
+    assert checker.takes_text("7")
+    assert not any(map(checker.takes_text, ["7.0", "7e0", "1e+20"]))
+
+
+@pytest.mark.parametrize("schema", [{"type": "number"}, {"enum": [0.5, 7]}, {"multipleOf": 0.5}])
+def test_beside_other_numbers_a_whole_one_may_have_a_fraction_of_zeros(
+    schema: dict[str, Any],
+) -> None:
+    assert all(map(Checker(schema).takes_text, ["7", "7.0"]))
+
+
+def test_an_exponent_spells_the_listed_number_and_not_one_near_it() -> None:
+    checker = Checker({"enum": [0.5, 123456789012345678901]})
+    assert checker.takes_text("123456789012345678901")
+    assert not checker.takes_text("1.2345678901234568e+20")
 
 
 @pytest.mark.parametrize("value", ["1e-07", "1.5e-10", "1e+16", "12e5"])

@@ -40,6 +40,11 @@ OVERLAPPING = [
         ),
         ({"oneOf": OVERLAPPING, "type": "object"}, "oneOf at #"),
         ({"type": "array", "minItems": 10**9}, "minItems at #"),
+        ({"type": "array", "contains": {}, "maxItems": 10**4}, "contains at #"),
+        (
+            {"dependentRequired": {f"p{i}": [f"q{i}"] for i in range(9)}, "maxProperties": 9},
+            "maxProperties at #",
+        ),
     ],
 )
 def test_refused_by_keyword_and_path(schema: Any, where: str) -> None:
@@ -144,6 +149,9 @@ def both_of(count: int) -> Any:
         },
         {"oneOf": [{"pattern": f".{{{i}}}x"} for i in range(12)], "type": "string"},
         {"not": {"enum": [{"a": i, "b": [i]} for i in range(8)]}, "type": "object"},
+        {"dependentRequired": {f"p{i}": [f"p{i + 1}"] for i in range(200)}, "type": "object"},
+        {"allOf": [{"not": {"required": [f"p{i}", f"p{i * 7 % 60}"]}} for i in range(60)]},
+        {"type": "array", "contains": {"const": 1}, "minContains": 90, "maxItems": 1000},
     ],
     ids=lambda schema: json.dumps(schema)[:40],
 )

@@ -1,0 +1,34 @@
+"""Device functions that kernels of several files share; Triton inlines them where they are called.
+
+Knows nothing of what the kernels compute.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+INT32_MAX = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def take_turn(PDL: tl.constexpr):
+    """With PDL: let the next kernel of the stream start, and wait for the one before to end.
+
+    Reads of what the kernel before writes come after this, and so does every write.
+    """
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+@triton.jit
+def dot(x, y, acc, WIDE: tl.constexpr):
+    """x @ y + acc in float32, the products of the operands as they are.
+
+    WIDE makes them float32 first: the interpreter takes the bits of a bfloat16 for an integer.
+    """
+    if WIDE:
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y, acc, input_precision="ieee")

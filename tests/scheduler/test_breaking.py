@@ -1,0 +1,122 @@
+"""Law 4 where code breaks: what one request needs ends it alone, and no memory is lost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from branchline.runtime.core.request import Request
+from branchline.runtime.core.sampling_params import Constraint
+from branchline.runtime.errors import BackendError
+from tests.scheduler.harness import Bench, TableMatcher
+from tests.support.hash_model import expected_output
+
+
+def breaking(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("a bug")
+
+
+def table(*rows: list[int] | None) -> Constraint:
+    return Constraint(kind="choices", text=json.dumps(rows))
+
+
+def error_of(bench: Bench, name: str) -> BackendError:
+    request = bench.out.done[name]
+    assert request.finish == "error"
+    assert isinstance(request.progress.error, BackendError)
+    return request.progress.error
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize(
+    "method", ["fill", "accept", "forced_tokens", "is_accepting", "is_terminated"]
+)
+def test_a_matcher_that_breaks_ends_its_own_request(
+    method: str, after: int, overlap: bool, mirror: bool
+) -> None:
+    bench = Bench(overlap=overlap, mirror=mirror)
+    prepare = bench.grammars.request
+
+    def request(constraint: Constraint, ready: Any, section: Any = None) -> None:
+        def hand_over(matcher: TableMatcher) -> None:
+            if matcher.table[0] == (5, 6):
+                calls = iter(range(after))
+                plain = getattr(matcher, method)
+
+                def limited(*arguments: Any) -> Any:
+                    return breaking() if next(calls, None) is None else plain(*arguments)
+
+                setattr(matcher, method, limited)
+            ready(matcher)
+
+        prepare(constraint, hand_over, section)
+
+    bench.grammars.request = request  # type: ignore[method-assign]
+    bench.submit("broken", [1, 2], 9, constraint=table(*[[5, 6]] * 9))
+    bench.submit("free", [3, 4], 9)
+    bench.run()
+    assert "a bug" in str(error_of(bench, "broken"))
+    assert bench.output("free") == expected_output([3, 4], 9)
+    bench.submit("next", [1, 2], 3, constraint=table([7, 8], [7], [8]))
+    bench.run()
+    assert bench.out.done["next"].finish == "constraint"
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_where_no_mask_can_be_made_those_that_need_one_end(overlap: bool) -> None:
+    bench = Bench(overlap=overlap)
+    fill = bench.grammars.fill
+    bench.grammars.fill = breaking  # type: ignore[method-assign]
+    bench.submit("one", [1, 2], 9, constraint=table(*[[5, 6]] * 9))
+    bench.submit("two", [2, 2], 9, constraint=table(*[[5, 6]] * 9))
+    bench.submit("free", [3, 4], 9)
+    bench.run()
+    assert all("a bug" in str(error_of(bench, name)) for name in ("one", "two"))
+    assert bench.output("free") == expected_output([3, 4], 9)
+    bench.grammars.fill = fill  # type: ignore[method-assign]
+    bench.submit("again", [1, 2], 2, constraint=table([5, 6], [5, 6]))
+    bench.run()
+    assert bench.out.done["again"].finish == "constraint"
+
+
+def test_an_outbox_that_breaks_ends_its_own_request() -> None:
+    bench = Bench()
+    push = bench.out.push
+
+    def breaks(request: Request) -> bool:
+        return breaking() if request.id == "broken" and request.output_len == 3 else push(request)
+
+    bench.out.push = breaks  # type: ignore[method-assign]
+    bench.submit("broken", [1, 2], 9)
+    bench.submit("free", [3, 4], 9)
+    bench.run()
+    assert "a bug" in str(error_of(bench, "broken"))
+    assert bench.output("free") == expected_output([3, 4], 9)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_step_that_is_planned_and_never_runs_keeps_no_memory(
+    overlap: bool, ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(overlap=overlap, lazy=False)
+    bench.submit("a", [1, 2], 40)
+    bench.submit("b", [3, 4], 40)
+    for _ in range(5):
+        bench.scheduler.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.scheduler._builder, "build", breaking)
+        with pytest.raises(RuntimeError):
+            bench.scheduler.step()
+    if ended:
+        bench.scheduler.abort("a")
+    bench.scheduler.fail_all(BackendError("the step broke"))
+    assert bench.out.done["b"].finish == "error"
+    assert bench.scheduler.num_running == bench.scheduler.num_unfinished == 0
+    bench.submit("c", [3, 4], 9)
+    bench.run()
+    assert bench.output("c") == expected_output([3, 4], 9)

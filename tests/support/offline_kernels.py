@@ -1,0 +1,174 @@
+"""Compiles the Triton kernels for an H100, as `TritonOps` launches them, on a machine without one.
+
+`python -m tests.support.offline_kernels`, without TRITON_INTERPRET: Triton reads that when a kernel
+is defined. Every op runs over tensors without memory; a driver that knows the card's limits takes
+the place of CUDA's, so that kernels are compiled and never run. Prints one JSON document: names of
+the kernels that there are, and of those that were compiled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+import branchline.kernels.triton as room
+from branchline.kernels.ops import AttentionMeta
+from branchline.kernels.sampling import Draws
+from branchline.kernels.triton import TritonOps, ops, tuning
+from branchline.kernels.triton.attention import find_trunks, trunk_tiles
+from branchline.kernels.triton.paging import slots_kernel
+from branchline.kernels.weights import DenseWeight
+
+H100 = GPUTarget("cuda", 90, 32)
+SHARED_BYTES = 227 << 10
+"""Most shared memory of a program there; a kernel that wants more cannot be launched."""
+PROCESSORS = 132
+HQ, HKV, D, H, SLOTS, CONTEXT, VOCABULARY = 32, 8, 128, 4096, 1024, 4096, 151936
+KINDS = {"i4": torch.int32, "i8": torch.int64, "f4": torch.float32, "b1": torch.bool}
+
+
+class Driver:
+    """What the compiler and a launch ask of a driver."""
+
+    launched: ClassVar[set[str]] = set()
+
+    class utils:
+        @staticmethod
+        def get_device_properties(device: int) -> dict[str, int]:
+            return {"max_shared_mem": SHARED_BYTES}
+
+        @staticmethod
+        def load_binary(*binary: object) -> tuple[object, ...]:
+            return None, None, 0, 0, 1024
+
+        @staticmethod
+        def unload_module(module: object) -> None:
+            pass
+
+    def get_current_target(self) -> GPUTarget:
+        return H100
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    @classmethod
+    def launcher_cls(cls, source: Any, metadata: Any) -> Callable[..., None]:
+        cls.launched.add(source.fn.__name__)
+        return lambda *operands: None
+
+
+class Card(tuning.Device):
+    """An H100's facts, on the device of tensors without memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.interpreted, self.overlap, self.processors = False, True, PROCESSORS
+        self.counters = empty("i4", 1 << 16)
+
+
+def empty(kind: str, *shape: int) -> torch.Tensor:
+    return torch.empty(*shape, dtype=KINDS.get(kind, torch.bfloat16), device="meta")
+
+
+def step(rows: int, tokens: int, *, tree: bool = False, trunk: bool = False) -> AttentionMeta:
+    """So many rows of so many tokens each."""
+    meta = AttentionMeta(
+        rows=empty("i4", rows),
+        slot_table=empty("i4", 64, CONTEXT),
+        seq_lens=empty("i4", rows),
+        extend_lens=empty("i4", rows),
+        extend_start=empty("i4", rows + 1),
+        host_extend_lens=torch.full((rows,), tokens, dtype=torch.int32),
+    )
+    if tree:
+        words = empty("i8", 64)
+        return replace(meta, tree_lens=empty("i4", rows), tree_offsets=meta.rows, tree_words=words)
+    if trunk:
+        lens = empty("i4", trunk_tiles(rows, HQ // HKV))
+        find_trunks(meta, HQ // HKV, lens)
+        return replace(meta, trunk_lens=lens)
+    return meta
+
+
+def attention(made: TritonOps) -> None:
+    """Rows of one token, with a trunk and without; prompts, with trees and without."""
+    pools = empty("b2", SLOTS, HKV, D), empty("b2", SLOTS, HKV, D)
+    for rows, tokens, meta in (
+        (8, 1, step(8, 1)),
+        (64, 1, step(64, 1, trunk=True)),
+        (2, 512, step(2, 512)),
+        (2, 16, step(2, 16, tree=True)),
+    ):
+        made.paged_attention(empty("b2", rows * tokens, HQ, D), *pools, meta, D**-0.5)
+    qkv, norm = empty("b2", 8, (HQ + 2 * HKV) * D), empty("f4", D)
+    cos_sin, positions, slots = empty("f4", CONTEXT, D), empty("i8", 8), empty("i4", 8)
+    made.qk_norm_rope_write(qkv, cos_sin, positions, *pools, slots, q_norm=norm, k_norm=norm)
+    operands = empty("i4", 64, CONTEXT), slots, slots, slots, CONTEXT
+    slots_kernel[(8, 4)](*operands, BLOCK=1024, **tuning.plain_launch(4))
+
+
+def rows(made: TritonOps) -> None:
+    """Everything between the products."""
+    x, norm, ids = empty("b2", 8, H), empty("f4", H), empty("i4", 8)
+    made.add_rms_norm(x, x, norm, 1e-5)
+    made.silu_mul(x)
+    made.add(x, x)
+    made.gather_rows(x, ids)
+    made.resolve_ids(ids, empty("i8", 8), step(8, 1), empty("i4", 9, CONTEXT))
+    made.copy_slots(empty("b2", 4, 2, SLOTS, HKV, D), empty("i8", 3), empty("i8", 3))
+
+
+def products(made: TritonOps) -> None:
+    """One row, a few, and any number in a fixed order."""
+    weight = DenseWeight(empty("b2", 2 * H, H))
+    made.norm_linear(empty("b2", 1, H), empty("f4", H), 1e-5, weight)
+    made.gated_linear(empty("b2", 8, H), weight)
+    TritonOps("meta", deterministic=True).linear(empty("b2", 80, H), weight)
+
+
+def sampling(made: TritonOps) -> None:
+    """Masks, cuts, draws and readings."""
+    logits, mask, need = empty("f4", 8, VOCABULARY), empty("i4", 8, 4748), empty("b1", 8)
+    made.apply_bitmask(logits, mask, need)
+    made.argmax_rows(logits)
+    made.logsumexp_rows(logits)
+    floats, longs = empty("f4", 8), empty("i8", 8)
+    draws = Draws(floats, empty("i4", 8), floats, floats, longs, longs)
+    made.sample_rows(logits, draws, mask, need)
+
+
+def kernels() -> set[str]:
+    """Names of the functions of the room that are launched, not inlined."""
+    modules = [
+        importlib.import_module(f"{room.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(room.__path__)
+    ]
+    names = {n for m in modules for n, x in vars(m).items() if isinstance(x, JITFunction)}
+    return {name for name in names if name.endswith("_kernel")}
+
+
+def main() -> None:
+    """Compile and print."""
+    driver.set_active(Driver())
+    ops.Device = Card  # type: ignore[misc]  # what TritonOps makes for its device
+    made = TritonOps("meta")
+    for part in (attention, rows, products, sampling):
+        part(made)
+    document = {"kernels": sorted(kernels()), "compiled": sorted(Driver.launched)}
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
+if __name__ == "__main__":
+    main()
