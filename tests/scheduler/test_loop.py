@@ -130,12 +130,12 @@ def test_a_deadline_that_no_clock_reaches_does_not_end_the_loop(far: float) -> N
     steps.deadline = far
     loop = Loop(steps)
     loop.start()
-    eventually(lambda: steps.audits == 1)
+    until(lambda: steps.audits == 1)
     for count in range(1, 4):  # it sleeps until the deadline, and wakes for each
         time.sleep(0.02)
         seen: list[int] = []
         loop.call_soon(lambda seen=seen: seen.append(1))  # type: ignore[misc]
-        eventually(lambda seen=seen: seen == [1])  # type: ignore[misc]
+        until(lambda seen=seen: seen == [1])  # type: ignore[misc]
         assert steps.turns > count
     loop.close()
 
