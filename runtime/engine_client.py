@@ -93,7 +93,7 @@ class EngineClient:
         Raises:
             BranchlineError: the first refusal or failure; everything else is ended.
         """
-        inbox: asyncio.Queue[Item] = asyncio.Queue()
+        inbox = _Inbox()
         mailbox = self._mailbox()
         left = sum(len(names_of(request)) for request in requests)
         try:
@@ -182,15 +182,39 @@ class EngineClient:
         return mailbox
 
 
+class _Inbox:
+    """What one `run` has not taken yet; used on its event loop alone, by one reader."""
+
+    __slots__ = ("_items", "_waiter")
+
+    def __init__(self) -> None:
+        self._items: deque[Item] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, item: Item) -> None:
+        """Add one; wakes the reader."""
+        self._items.append(item)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def get(self) -> Item:
+        """The next one."""
+        while not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._items.popleft()
+
+
 class _Mailbox:
     """Carries outputs from the port's threads to one event loop, waking it once for a burst."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)  # the loop is this mailbox's key
-        self._items: deque[tuple[asyncio.Queue[Item], Item]] = deque()
+        self._items: deque[tuple[_Inbox, Item]] = deque()
         self._awake = False
 
-    def put(self, inbox: asyncio.Queue[Item], item: Item) -> None:
+    def put(self, inbox: _Inbox, item: Item) -> None:
         """Any thread."""
         self._items.append((inbox, item))
         # Looked at after appending; `_deliver` clears it before it takes: nothing is left behind.
@@ -206,7 +230,7 @@ class _Mailbox:
         items = self._items
         while items:
             inbox, item = items.popleft()
-            inbox.put_nowait(item)
+            inbox.put(item)
 
 
 def raise_if_failed(item: Item) -> Output:

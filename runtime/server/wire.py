@@ -94,6 +94,11 @@ class EventStream:
     def __init__(self, request: web.Request, idle_s: float) -> None:
         self._request = request
         self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._writes_since: float | None = None
+        self._given_up = False
+        # One timer a stream: one for each event costs as much as the event.
+        self._timer = self._loop.call_later(idle_s, self._look)
         self.response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -113,13 +118,33 @@ class EventStream:
     async def send_raw(self, data: bytes, event: str = "") -> None:
         """`send` for text that is encoded already; it holds no line break."""
         head = b"event: %s\ndata: " % event.encode() if event else b"data: "
-        try:
-            async with asyncio.timeout(self._idle_s):
-                await self.response.write(head + data + b"\n\n")
-        except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()
-            raise ConnectionResetError("the client does not read") from None
+        await self._watched(self.response.write(head + data + b"\n\n"))
+
+    async def finish(self) -> None:
+        """The end of the answer. Raises ConnectionResetError as `send` does."""
+        await self._watched(self.response.write_eof())
+
+    def close(self) -> None:
+        """Nothing more is sent."""
+        self._timer.cancel()
+
+    async def _watched(self, write: Awaitable[None]) -> None:
+        self._writes_since = self._loop.time()
+        await write
+        self._writes_since = None
+        if self._given_up:
+            raise ConnectionResetError("the client does not read")
+
+    def _look(self) -> None:
+        """Give the client up if it has taken nothing for the idle time; else look again then."""
+        now = self._loop.time()
+        due = self._idle_s + (now if self._writes_since is None else self._writes_since)
+        if due > now:
+            self._timer = self._loop.call_at(due, self._look)
+            return
+        self._given_up = True
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
 
 @asynccontextmanager
@@ -142,6 +167,8 @@ async def event_stream(
             failure = failure_of(error)
             log_failure(failure, request[REQUEST_ID], error)
             await events.send(error_body(failure, request[REQUEST_ID]), error_event)
-        await events.response.write_eof()
+        await events.finish()
     except ConnectionResetError:
         logger.debug("the client of request %s has left", request[REQUEST_ID])
+    finally:
+        events.close()

@@ -148,6 +148,17 @@ def test_a_reader_that_stops_reading_is_given_up() -> None:
         wait_for(lambda: not len(it.server.context.running))
 
 
+def test_a_stream_that_has_nothing_to_say_for_long_is_not_given_up() -> None:
+    def slow(prompt: str, index: int) -> str:
+        time.sleep(0.5)
+        return "late"
+
+    with spelled_server(slow, limits=Limits(idle_timeout_s=0.1)) as it:
+        answer = it.server.post("/v1/completions", {"prompt": "x", "stream": True})
+        texts = [event["choices"][0]["text"] for event in answer.events if event != "[DONE]"]
+        assert "".join(texts) == "late" and answer.events[-1] == "[DONE]"
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
