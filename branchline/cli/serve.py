@@ -16,6 +16,7 @@ from branchline.cli.server_settings import Choices, choices_of
 from branchline.runtime.config import env
 from branchline.runtime.config.server import ServerSection
 from branchline.runtime.errors import BranchlineError, InvalidRequest
+from branchline.runtime.ipc.short_turns import take_short_turns
 from branchline.runtime.launch.remote_engine import RemoteEngine
 from branchline.runtime.observability.logs import set_up_logs
 from branchline.runtime.observability.tracing import Tracer
@@ -40,6 +41,7 @@ def serve(arguments: argparse.Namespace) -> int:
         if port is not None:
             asyncio.run(check_address(server.host, port))
     tracer = _tracer()
+    take_short_turns()
     _say(f"loading {choices.engine.get('model', 'the default model')}")
     failed: list[BranchlineError] = []
     stop_for: list[Any] = []

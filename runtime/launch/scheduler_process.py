@@ -37,6 +37,7 @@ from branchline.runtime.ipc.messages import (
     ToPort,
     ToScheduler,
 )
+from branchline.runtime.ipc.short_turns import ordinary_turns
 from branchline.runtime.ipc.sockets import Inbox, Outlet
 from branchline.runtime.launch.remote_outbox import RemoteOutbox
 from branchline.runtime.launch.scheduler_parts import build_scheduler
@@ -158,7 +159,8 @@ def run(start: ProcessStart, context: zmq.Context[zmq.Socket[bytes]]) -> int:
 
         port: Outlet[ToPort] = Outlet(context, start.port, port_codec(), LINGER_S)
         outbox = RemoteOutbox(text.model_name, port, attach(start.peer))
-        parts = build_scheduler(config, text, checkpoint, outbox, lambda fn: loop.call_soon(fn))
+        with ordinary_turns():  # threads that compute
+            parts = build_scheduler(config, text, checkpoint, outbox, lambda fn: loop.call_soon(fn))
         outbox.connect(parts.scheduler.forget)
         loop = Loop(SendingSteps(parts.scheduler, outbox.flush))
     except Exception as error:

@@ -11,6 +11,7 @@ import zmq
 from branchline.runtime.ipc.codec import Codec
 from branchline.runtime.ipc.messages import ToDetokenizer, ToPort, ToScheduler
 from branchline.runtime.ipc.parent import leave, read_start
+from branchline.runtime.ipc.short_turns import take_short_turns
 from branchline.runtime.observability.logs import LogFormat, set_up_logs
 
 BEAT_PERIOD_S = 0.5
@@ -56,6 +57,7 @@ def port_codec() -> Codec[ToPort]:
 def live(role: str, run: Callable[[ProcessStart, zmq.Context[zmq.Socket[bytes]]], int]) -> NoReturn:
     """Body of a child process: read what it is told, `run`, and end with the status it returns."""
     start = read_start(ProcessStart)
+    take_short_turns()
     set_up_logs(start.log_format, start.log_level, role)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     status = run(start, context)
