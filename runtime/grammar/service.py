@@ -82,7 +82,11 @@ class GrammarService:
         self, constraint: Constraint, ready: Ready, section: Section | None
     ) -> None:
         vocabulary = self._vocabulary
-        stages = vocabulary.stages(constraint.prefix, section)
+        try:
+            stages = vocabulary.stages(constraint.prefix, section)
+        except Exception as error:
+            ready(wrap(error))
+            return
 
         def staged(result: TokenMatcher | BranchlineError) -> None:
             if isinstance(result, BranchlineError):

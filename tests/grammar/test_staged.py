@@ -208,6 +208,27 @@ SERVICE = GrammarService(
 )
 
 
+def test_a_vocabulary_that_cannot_be_read_is_told_to_who_asked() -> None:
+    class Broken(ByteTokenizer):
+        def all_token_bytes(self) -> list[bytes]:
+            raise KeyError("bug")
+
+    service = GrammarService(
+        lambda: LLGuidanceBackend(ByteTokenizer()), Broken(), vocab_size=260, limit_s=10.0
+    )
+    got: list[TokenMatcher | BranchlineError] = []
+    arrived = threading.Event()
+
+    def ready(result: TokenMatcher | BranchlineError) -> None:
+        got.append(result)
+        arrived.set()
+
+    service.request(Constraint(kind="text", text="", prefix="x"), ready)
+    assert arrived.wait(10)
+    assert isinstance(got[0], BranchlineError) and "bug" in str(got[0])
+    service.close()
+
+
 def test_the_service_fills_rows_of_every_stage_at_once() -> None:
     digits = Constraint(kind="regex", text="[0-9]+")
     section = Section(end=">", gap_ids=(10,))
