@@ -71,7 +71,7 @@ def _invalid(text: str) -> Refused:
             f"unknown field {param!r}",
             param=param,
             code="unknown_parameter",
-            hint="Leave it out; docs/serving.md lists the fields of every route.",
+            hint="Leave it out; docs/routes.md lists the fields of every route.",
         )
     if what.startswith("Expected `null`"):
         return Refused(
