@@ -8,6 +8,7 @@ end themselves when idle.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -24,7 +25,14 @@ import psutil
 from branchline.runtime.errors import BackendError, UnsupportedConstraint, from_wire
 from branchline.runtime.grammar.base import GrammarTokenizer
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits
-from branchline.runtime.grammar.worker_protocol import HEADER_BYTES, Answer, Hello, Job, framed
+from branchline.runtime.grammar.worker_protocol import (
+    BACKGROUND,
+    HEADER_BYTES,
+    Answer,
+    Hello,
+    Job,
+    framed,
+)
 
 COMMAND = ("-m", "branchline.runtime.grammar.worker_main")
 START_S = 60.0
@@ -33,6 +41,8 @@ PATIENCE_S = 1.0
 """After this long it is looked at whether a process gets any processor time at all."""
 STARVED_SHARE = 0.02
 """Of one core: with less than this a job is done again by a process that asks for its turn."""
+STARTING_SHARE = 0.2
+"""Likewise while it starts, which takes about 0.4 s of the processor."""
 
 
 class WorkerGone(Exception):
@@ -131,9 +141,9 @@ class WorkerPool:
                 process.kill()
 
     def _ask(self, process: _Process, job: Job) -> Answer:
-        self._start(process)
         try:
             try:
+                self._start(process)
                 return process.ask(job, self._limits.compile_s)
             except WorkerStarved:
                 self.starved += 1
@@ -162,6 +172,9 @@ class WorkerPool:
         try:
             if process.ensure(background=background):
                 self.started += 1
+        except WorkerStarved:
+            self.started += 1
+            raise
         except (TimeoutError, WorkerGone) as error:
             process.kill()
             if self._closed:
@@ -200,10 +213,11 @@ class _Process:
         """Start it if it does not run; True when it was started.
 
         Args:
-            background: see `Hello`.
+            background: take only time of the processor that nobody else wants.
 
         Raises:
             WorkerGone, TimeoutError: it does not start.
+            WorkerStarved: it hardly gets to it in the background.
         """
         if self._process is not None and self._process.poll() is None:
             return False
@@ -217,17 +231,19 @@ class _Process:
             "RAYON_NUM_THREADS": "1",
         }
         process = subprocess.Popen(
-            [sys.executable, *COMMAND],
+            [sys.executable, *COMMAND, *([BACKGROUND] if background else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
             bufsize=0,
             env=environment,
         )
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
         with self._lock:
             self._process, self._said = process, said
         self._background = background
-        self._exchange(framed(msgspec.structs.replace(self._hello, background=background)), START_S)
+        self._exchange(framed(self._hello), START_S, STARTING_SHARE)
         return True
 
     def ask(self, job: Job, limit_s: float) -> Answer:
@@ -239,13 +255,13 @@ class _Process:
             WorkerStarved: a process in the background has not really begun.
         """
         try:
-            return self._exchange(framed(job), limit_s, PATIENCE_S)
+            return self._exchange(framed(job), limit_s, STARVED_SHARE)
         except WorkerGone:
             if self._process is None or self._process.poll() != 0:
                 raise
             # It ended itself for lack of work between the look at it and the writing.
             self.ensure()
-            return self._exchange(framed(job), limit_s, PATIENCE_S)
+            return self._exchange(framed(job), limit_s, STARVED_SHARE)
 
     def stop(self) -> None:
         """Have it end, whatever it does; callable while another thread waits for it."""
@@ -268,33 +284,27 @@ class _Process:
         if said is not None:
             said.close()
 
-    def _exchange(self, message: bytes, limit_s: float, patience_s: float = 0.0) -> Answer:
-        """Send a message and wait; after `patience_s` (0 = never) see that it is worked on."""
+    def _exchange(self, message: bytes, limit_s: float, least_share: float) -> Answer:
+        """Send a message and wait; one in the background must have had so much of a core."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise WorkerGone("it was stopped")
-        deadline = time.monotonic() + limit_s
-        used = _cpu_seconds(process.pid) if patience_s else 0.0
+        watch = _Watch(process.pid, limit_s, least_share if self._background else 0.0)
         try:
             view = memoryview(message)
             while view:
-                view = view[process.stdin.write(view) :]
+                watch.wait(process.stdin, select.POLLOUT)
+                view = view[os.write(process.stdin.fileno(), view) :]
         except BrokenPipeError:
             raise WorkerGone(self._last_words()) from None
-        if patience_s and self._background and not _readable(process.stdout, patience_s):
-            share = (_cpu_seconds(process.pid) - used) / patience_s
-            if share < STARVED_SHARE and process.poll() is None:
-                raise WorkerStarved
-        head = self._read(process.stdout, HEADER_BYTES, deadline)
-        body = self._read(process.stdout, int.from_bytes(head, "big"), deadline)
+        head = self._read(process.stdout, HEADER_BYTES, watch)
+        body = self._read(process.stdout, int.from_bytes(head, "big"), watch)
         return self._decoder.decode(body)
 
-    def _read(self, pipe: IO[bytes], count: int, deadline: float) -> bytes:
+    def _read(self, pipe: IO[bytes], count: int, watch: _Watch) -> bytes:
         parts: list[bytes] = []
         while count:
-            left = deadline - time.monotonic()
-            if left <= 0 or not _readable(pipe, left):
-                raise TimeoutError
+            watch.wait(pipe, select.POLLIN)
             part = pipe.read(count)
             if not part:
                 raise WorkerGone(self._last_words())
@@ -313,11 +323,37 @@ class _Process:
         return " ".join(f"{how} {words}".split())
 
 
-def _readable(pipe: IO[bytes], seconds: float) -> bool:
-    """Wait so long for something to read, or the end."""
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+class _Watch:
+    """One exchange with a process: how long it may take, and whether the process gets to it.
+
+    Args:
+        least_share: of a core, during the first `PATIENCE_S`; 0 = it may have less.
+    """
+
+    def __init__(self, pid: int, limit_s: float, least_share: float) -> None:
+        now = time.monotonic()
+        self._pid = pid
+        self._deadline = now + limit_s
+        self._least_s = least_share * PATIENCE_S
+        self._look_at = now + PATIENCE_S if least_share else math.inf
+        self._used = _cpu_seconds(pid) if least_share else 0.0
+
+    def wait(self, pipe: IO[bytes], event: int) -> None:
+        """Until there is something to read, or room to write, or the other end is closed.
+
+        Raises:
+            TimeoutError: the time is over.
+            WorkerStarved: the process has hardly run.
+        """
+        poll = select.poll()
+        poll.register(pipe, event)
+        while not poll.poll(1000 * max(0.0, min(self._deadline, self._look_at) - time.monotonic())):
+            if time.monotonic() >= self._deadline:
+                raise TimeoutError
+            if time.monotonic() >= self._look_at:
+                self._look_at = math.inf
+                if _cpu_seconds(self._pid) - self._used < self._least_s and _runs(self._pid):
+                    raise WorkerStarved
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -327,3 +363,10 @@ def _cpu_seconds(pid: int) -> float:
     except psutil.Error:  # it has just ended, which whoever reads from it finds out
         return 0.0
     return float(times.user + times.system)
+
+
+def _runs(pid: int) -> bool:
+    """Whether it has not ended."""
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False

@@ -26,7 +26,14 @@ import msgspec
 from branchline.runtime.errors import BranchlineError, UnsupportedConstraint, wrap
 from branchline.runtime.grammar.base import Compile
 from branchline.runtime.grammar.limits import is_tame
-from branchline.runtime.grammar.worker_protocol import HEADER_BYTES, Answer, Hello, Job, framed
+from branchline.runtime.grammar.worker_protocol import (
+    BACKGROUND,
+    HEADER_BYTES,
+    Answer,
+    Hello,
+    Job,
+    framed,
+)
 
 
 class VocabularyTokenizer:
@@ -215,7 +222,9 @@ def main() -> None:
     """Answer jobs until the owner is gone or there is nothing to do."""
     source, out = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # whatever an engine prints is no answer
-    os.nice(10)
+    background = BACKGROUND in sys.argv[1:]
+    if background:
+        os.nice(10)  # while it starts; then it stands back altogether
     importlib.import_module("branchline.runtime.grammar.llguidance_backend")
     hello = msgspec.msgpack.decode(_message(source), type=Hello)
     compilers = _Compilers(hello)
@@ -223,7 +232,7 @@ def main() -> None:
     gc.freeze()  # what is there now stays
     gc.disable()
     _send(out, Answer())
-    if hello.background:
+    if background:
         _stand_back()
     while select.select([source], [], [], hello.limits.worker_idle_s)[0]:
         job = decoder.decode(_message(source))

@@ -13,6 +13,8 @@ from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.grammar.limits import Limits
 
 HEADER_BYTES = 4
+BACKGROUND = "--background"
+"""Argument of a worker that takes only time of the processor that nobody else wants."""
 BackendName = Literal["llguidance", "xgrammar", "outlines"]
 
 
@@ -24,7 +26,6 @@ class Hello(msgspec.Struct, frozen=True):
         special_ids, eos_ids: see `GrammarTokenizer`.
         vocab_size: number of logits.
         limits: see `Limits`.
-        background: take only time of the processor that nobody else wants.
     """
 
     tokens: list[bytes]
@@ -32,7 +33,6 @@ class Hello(msgspec.Struct, frozen=True):
     eos_ids: list[int]
     vocab_size: int
     limits: Limits
-    background: bool = True
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -246,3 +246,24 @@ def test_a_starved_job_is_done_again_by_a_process_that_takes_its_turns(
     assert not own_children() and not psutil.pid_exists(first.pid)
     monkeypatch.undo()
     assert b"grammars" in pool.compile(regex("b+"))
+
+
+def test_a_worker_that_hardly_starts_is_started_again_with_turns_of_its_own(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it takes in the vocabulary, which is larger than what a pipe holds."""
+    monkeypatch.setattr(worker, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(worker, "_cpu_seconds", lambda pid: 0.0)
+    asked = worker._Process.ask
+    turns: list[tuple[int, int]] = []
+
+    def ask(process: worker._Process, job: Job, limit_s: float) -> Answer:
+        nice = os.getpriority(os.PRIO_PROCESS, process.pid)
+        turns.append((os.sched_getscheduler(process.pid), nice))
+        return asked(process, job, limit_s)
+
+    monkeypatch.setattr(worker._Process, "ask", ask)
+    pool._hello = msgspec.structs.replace(pool._hello, tokens=[b"x" * 4000] * 257)
+    assert b"__VERSION__" in pool.compile(ebnf('root ::= "a"'))
+    assert (pool.starved, pool.started, pool.killed) == (1, 2, 0)
+    assert turns == [(os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0))]
