@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from branchline.runtime.core.outputs import RequestMeta
+from branchline.runtime.programs.graph_links import Scopes
 from branchline.runtime.programs.graph_types import NodeOp
 from branchline.runtime.programs.protocol import (
     Fork,
@@ -38,23 +39,26 @@ def root_variables(
         many: a list of those.
     """
     own: dict[int, dict[str, list[T]]] = {0: {}}
-    inherited: dict[int, frozenset[str]] = {0: frozenset()}
+    scopes = Scopes()
     lists: set[tuple[int, str]] = set()
     for op in ops:
         names = own[op.lane]
         if isinstance(op, SetVariable):
             names[op.name] = [value(op)]
+            scopes.define(op.lane, op.name, op.node)
         elif isinstance(op, (Generate, Select)):
             names.setdefault(op.name, []).append(value(op))
+            scopes.define(op.lane, op.name, op.node)
         elif isinstance(op, Fork):
             for child in op.children:
                 own[child] = {}
-                inherited[child] = inherited[op.lane] | names.keys()
+                scopes.fork(op.lane, child)
         elif isinstance(op, Join):
             for child in op.children:
                 for name, found in own[child].items():
-                    if name not in inherited[child]:
+                    if not scopes.inherits(child, name):
                         names.setdefault(name, []).append(_one(found, many, (child, name) in lists))
+                        scopes.define(op.lane, name, op.node)
                         lists.add((op.lane, name))
     return {name: _one(found, many, (0, name) in lists) for name, found in own[0].items()}
 

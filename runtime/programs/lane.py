@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Tail = Literal["generated", "literal", "markup"]
 
 
+_VARIABLE_ENTRIES = 12  # what one takes in a dictionary
+
+
 class Unborn:
     """Marks a lane whose fork has not been reached."""
 
@@ -31,13 +34,14 @@ UNBORN = Unborn()
 
 
 class ForkPoint(NamedTuple):
-    """How much of each of a lane's lists came from its parent."""
+    """How much of each of a lane's lists came from its parent, and `Lane.entries` of all that."""
 
     ids: int = 0
     texts: int = 0
     turns: int = 0
     content: int = 0
     role: str | None = None
+    entries: int = 0
 
 
 class Addition(NamedTuple):
@@ -175,6 +179,12 @@ class Lane:
         """Text of the open turn, its markup included; of the whole lane where none is open."""
         return "".join(self.texts[self.turn_texts :])
 
+    @property
+    def entries(self) -> int:
+        """What a branch that starts with all of this lane copies, in entries of eight bytes."""
+        lists = len(self.ids) + len(self.texts) + len(self.history) + len(self.content)
+        return lists + _VARIABLE_ENTRIES * len(self.variables)
+
     def copy_to(self, child: Lane) -> None:
         """Make `child` start with all this lane has."""
         child.ids = self.ids.copy()
@@ -187,7 +197,12 @@ class Lane:
         child.begun = True
         child.tools = self.tools
         child.fork_point = ForkPoint(
-            len(self.ids), len(self.texts), len(self.history), len(self.content), self.role
+            len(self.ids),
+            len(self.texts),
+            len(self.history),
+            len(self.content),
+            self.role,
+            self.entries,
         )
 
     def added(self) -> Addition:

@@ -11,6 +11,9 @@ from branchline.runtime.errors import ProgramError
 from branchline.runtime.programs.lane import UNBORN, Lane
 from branchline.runtime.programs.protocol import Fork
 
+MAX_COPIED = 1 << 26
+"""Entries (tokens, texts, …) that the branches of a program may have been given when they began."""
+
 
 class LaneTable:
     """Lanes by number; lane 0 is there from the start.
@@ -23,6 +26,7 @@ class LaneTable:
         self._program_id = program_id
         self._lanes: dict[int, Lane] = {0: Lane(0, f"{program_id}/0")}
         self._gone: set[int] = set()
+        self._copied = 0
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._lanes.values())
@@ -54,9 +58,30 @@ class LaneTable:
             if lane is not None and lane.waiting is UNBORN:
                 yield lane
 
+    def fork(self, lane: Lane, op: Fork) -> list[Lane]:
+        """Let the lanes of a fork start with all that `lane` has.
+
+        Raises:
+            ProgramError: the branches of this program would hold too much; none has begun.
+        """
+        children = list(self.children_of(op))
+        copied = len(children) * lane.entries
+        if self._copied + copied > MAX_COPIED:
+            raise ProgramError(
+                f"the branches of a program hold more than {MAX_COPIED * 8 >> 20} MiB of what they "
+                "began with",
+                value=f"{len(children)} branches of {len(lane.ids)} tokens",
+                hint="Fork a shorter text, or fewer branches at a time; drop those that are over.",
+            )
+        self._copied += copied
+        for child in children:
+            lane.copy_to(child)
+        return children
+
     def forget(self, lane: Lane) -> None:
         """Free a lane that was dropped."""
         if self._lanes.pop(lane.id, None) is not None:
+            self._copied -= lane.fork_point.entries
             self._gone.add(lane.id)
             lane.clear()
 
@@ -65,6 +90,7 @@ class LaneTable:
         for lane in self._lanes.values():
             lane.clear()
         self._lanes = {}
+        self._copied = 0
 
     def unknown(self, lane_id: int) -> ProgramError:
         """The error of an op on a lane that takes none."""

@@ -73,6 +73,8 @@ def run_step(program: RunningProgram, lane: Lane, step: LaneOp) -> bool:
         if not isinstance(error, BranchlineError):
             logger.exception("program %s: node %d failed", program.name, step.node)
         program.fail(lane, step.node, value_name(step) or "", wrap(error))
+        if isinstance(step, Fork):
+            _skip(program, lane, step)  # or its branches would wait for ever
         return True
 
 
@@ -291,8 +293,7 @@ def _set(program: RunningProgram, lane: Lane, op: SetVariable) -> bool:
 
 def _fork(program: RunningProgram, lane: Lane, op: Fork) -> bool:
     settle(program, lane)
-    for child in program.lanes.children_of(op):
-        lane.copy_to(child)
+    for child in program.lanes.fork(lane, op):
         child.waiting = None
         program.make_ready(child)
     now = program.now()
