@@ -59,6 +59,14 @@ class DraftRow:
 class Drafter(Protocol):
     """Guesses what follows. All calls come from the loop thread, one at a time."""
 
+    def promising(self, row: DraftRow) -> bool:
+        """Whether a proposal for this row is likely to come of asking, as cheaply as can be told.
+
+        Asked before a step while the one before may still run, whose ids `row.ids` then lacks;
+        `row.slots` is empty. Where no row is promising the step is planned without waiting for the
+        one before, and `propose` is not called. Drafters that always have a guess say True.
+        """
+
     def propose(self, rows: Sequence[DraftRow]) -> list[DraftTree | None]:
         """One tree for each row, of at most `max_nodes` candidates and `max_depth` levels; None
         where nothing is worth trying.
