@@ -35,14 +35,19 @@ class DraftTree:
     def mask_words(self) -> UInt64Array:
         """uint64 [n * ceil(n / 64)]: bit i of candidate j's words = j sees i (itself included)."""
         n = len(self)
-        width = (n + 63) // 64
-        words = np.zeros((n, width), dtype=np.uint64)
-        for j in range(n):
-            parent = int(self.parents[j])
-            if parent >= 0:
-                words[j] = words[parent]
-            words[j, j >> 6] |= np.uint64(1 << (j & 63))
-        return words.reshape(-1)
+        bits: list[int] = []
+        for j, parent in enumerate(self.parents.tolist()):
+            bits.append((bits[parent] if parent >= 0 else 0) | 1 << j)
+        size = (n + 63) // 64 * 8
+        return np.frombuffer(b"".join(word.to_bytes(size, "little") for word in bits), np.uint64)
+
+    def path(self, node: int) -> list[int]:
+        """Candidates from the first level down to `node`; empty for -1."""
+        found: list[int] = []
+        while node >= 0:
+            found.append(node)
+            node = int(self.parents[node])
+        return found[::-1]
 
 
 @dataclass(slots=True)
