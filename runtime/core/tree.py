@@ -50,6 +50,46 @@ class DraftTree:
         return found[::-1]
 
 
+class GrowingTree:
+    """A `DraftTree` that is made candidate by candidate."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def add(self, token: int, parent: int) -> int:
+        """Append a candidate behind `parent` (-1 = the row's last token); its index."""
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.depths.append(0 if parent < 0 else self.depths[parent] + 1)
+        return len(self.tokens) - 1
+
+    def merge(self, path: Sequence[int], max_nodes: int) -> None:
+        """Append what the tree does not have yet of a path from the first level down, as long as
+        there is room."""
+        parent = -1
+        for token in path:
+            known = zip(self.tokens, self.parents, strict=True)
+            node = next((i for i, key in enumerate(known) if key == (token, parent)), None)
+            if node is None:
+                if len(self) >= max_nodes:
+                    return
+                node = self.add(token, parent)
+            parent = node
+
+    def build(self) -> DraftTree:
+        """The tree."""
+        return DraftTree(
+            np.array(self.tokens, dtype=np.int32),
+            np.array(self.parents, dtype=np.int32),
+            np.array(self.depths, dtype=np.int32),
+        )
+
+
 @dataclass(slots=True)
 class TreeGroup:
     """One forward's worth of choices.

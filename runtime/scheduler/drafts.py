@@ -18,7 +18,7 @@ from branchline.runtime.core.batch import Int32Array
 from branchline.runtime.core.drafting import Drafter, DraftRow
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
-from branchline.runtime.core.tree import DraftTree
+from branchline.runtime.core.tree import DraftTree, GrowingTree
 
 logger = logging.getLogger(__name__)
 
@@ -214,33 +214,6 @@ def pruned(tree: DraftTree, ends: frozenset[int], max_depth: int) -> DraftTree:
         if keep[node] and parent in places and tokens[node] not in ends:
             places[node] = grown.add(tokens[node], places[parent])
     return grown.build()
-
-
-class GrowingTree:
-    """A `DraftTree` that is made candidate by candidate."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.parents: list[int] = []
-        self.depths: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def add(self, token: int, parent: int) -> int:
-        """Append a candidate behind `parent` (-1 = the row's last token); its index."""
-        self.tokens.append(token)
-        self.parents.append(parent)
-        self.depths.append(0 if parent < 0 else self.depths[parent] + 1)
-        return len(self.tokens) - 1
-
-    def build(self) -> DraftTree:
-        """The tree."""
-        return DraftTree(
-            np.array(self.tokens, dtype=np.int32),
-            np.array(self.parents, dtype=np.int32),
-            np.array(self.depths, dtype=np.int32),
-        )
 
 
 class _Walk:
