@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from branchline.kernels.lora import LoraBatch, LoraWeight, add_embedding, add_product
 from branchline.kernels.weights import Weight
 
 __all__ = ["AttentionMeta", "Ops"]
@@ -187,6 +188,75 @@ class Ops(ABC):
         if weight is None:
             return normed
         return (self.gated_linear if gated else self.linear)(normed, weight, bias)
+
+    def lora_add(
+        self, y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch
+    ) -> None:
+        """Add the adapters' products to a linear layer's, in place.
+
+        For each token i of slot s >= 0, and each part p of the layer with its rows n:
+        `y[i, n] += scales[s, p] * B[s, n] @ (A[s, p] @ x[i])`, sums in float32. Tokens of slot -1,
+        and parts of rank 0, keep their bits.
+
+        Args:
+            y: [t, N], the layer's product, changed.
+            x: [t, K], its input, as the layer got it.
+            weight: of the layer.
+            lora: slots of the t tokens.
+        """
+        add_product(y, x, weight, lora)
+
+    def lora_embedding(
+        self, y: torch.Tensor, ids: torch.Tensor, weight: LoraWeight, lora: LoraBatch
+    ) -> None:
+        """Add the adapters' part of a token embedding, in place.
+
+        `y[i] += scales[s, 0] * B[s] @ A[s, ids[i]]` for each token i of slot s >= 0.
+
+        Args:
+            y: [t, H], rows of the embedding, changed.
+            ids: [t] int32 in [0, V).
+            weight: A [S, V, R], B [S, H, R].
+            lora: slots of the t tokens.
+        """
+        add_embedding(y, ids, weight, lora)
+
+    def adapted_step(
+        self,
+        x: torch.Tensor,
+        projection: Weight,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight | None,
+        lora: LoraBatch,
+        projection_lora: LoraWeight | None,
+        *,
+        weight_lora: LoraWeight | None = None,
+        gated: bool = False,
+        projection_bias: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`residual_step` with adapters on both products.
+
+        Args:
+            lora: slots of the t tokens.
+            projection_lora: of `projection`; None = no adapter changes it.
+            weight_lora: of `weight`, applied to the norm's result, before the gate.
+
+        Other arguments and the result are those of `residual_step`; rows of the base model get the
+        same bits as there where the backend is deterministic.
+        """
+        y = self.linear(x, projection, projection_bias)
+        if projection_lora is not None:
+            self.lora_add(y, x, projection_lora, lora)
+        normed = self.add_rms_norm(y, residual, norm, eps)
+        if weight is None:
+            return normed
+        z = self.linear(normed, weight, bias)
+        if weight_lora is not None:
+            self.lora_add(z, normed, weight_lora, lora)
+        return self.silu_mul(z) if gated else z
 
     @abstractmethod
     def qk_norm_rope_write(

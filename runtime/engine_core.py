@@ -80,7 +80,7 @@ class EngineCore:
         """See `EnginePort.abort`."""
         self._scheduler.abort(request_id)
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """See `EnginePort.hold`."""
         self.cache.lease(lane_id, np.asarray(ids, dtype=np.int32), namespace)
 

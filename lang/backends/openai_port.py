@@ -104,7 +104,7 @@ class OpenAIPort:
             # After the task has begun: one that never did would have no final output.
             asyncio.get_running_loop().call_soon(task.cancel)
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """What the server caches is its own affair."""
 
     def release(self, lane_id: str) -> None:

@@ -198,7 +198,7 @@ class ScriptedEngine:
         """See `EnginePort`."""
         self._loop.call_soon(lambda: self._end(request_id, "abort"))
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """Nothing is cached, so nothing is held."""
 
     def release(self, lane_id: str) -> None:

@@ -117,6 +117,8 @@ class ScheduleBatch:
         slot_writes: entries of the slot table that changed since the last plan, to be written to
             copies of it before the forward; None where the table itself is read.
         copies: (src, dst) key-value slots to copy before the forward.
+        adapter_slots: int32 [b], slot of each row's adapter, -1 = the base model; None where no row
+            has one.
     """
 
     mode: ForwardMode
@@ -138,6 +140,7 @@ class ScheduleBatch:
     inits: list[RowInit] = field(default_factory=list)
     slot_writes: SlotWrites | None = None
     copies: tuple[Int32Array, Int32Array] | None = None
+    adapter_slots: Int32Array | None = None
 
     @property
     def num_tokens(self) -> int:

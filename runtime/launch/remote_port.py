@@ -162,7 +162,7 @@ class RemotePort:
         for name in names:
             self._end(entry, name, "abort", None)
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """See `EnginePort.hold`. A lease ends with the scheduler that keeps it."""
         if self._outlet is not None:
             self._out.append(Hold(lane_id, list(ids), namespace))

@@ -17,6 +17,7 @@ from branchline.runtime.core.pooling import PoolState
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import ScoreState, build_groups
+from branchline.runtime.errors import AdapterNotFound
 
 _SEED_MASK = (1 << 63) - 1
 _SEED_STEP = 0x9E3779B97F4A7C15
@@ -40,6 +41,8 @@ class Intake:
             InvalidRequest: names the value that cannot be run, and what to do.
         """
         self._bounds.check(source)
+        if source.adapter:
+            raise AdapterNotFound("no adapter of this name is loaded", value=source.adapter)
         if isinstance(source, ScoreRequest):
             return [self._score(source)]
         if isinstance(source, EmbedRequest):

@@ -59,9 +59,9 @@ class MeteredPort:
         """See `EnginePort.abort`."""
         self._port.abort(request_id)
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """See `EnginePort.hold`."""
-        self._port.hold(lane_id, ids, namespace)
+        self._port.hold(lane_id, ids, namespace, adapter)
 
     def release(self, lane_id: str) -> None:
         """See `EnginePort.release`."""

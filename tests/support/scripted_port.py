@@ -159,7 +159,7 @@ class ScriptedPort:
         if request_id in self.running:
             self.running[request_id].aborted = True
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         self.leases[lane_id] = list(ids)
         self.held.append(lane_id)
 

@@ -1,0 +1,97 @@
+"""Low-rank adapters of a step: which token uses which, and one layer's matrices for all of them.
+
+Low-rank adaptation (Hu et al., 2021) adds `scale * B (A x)` to the product of a layer. The matrices
+of the adapters that are on the device lie in slots, so that tokens of different adapters, and of
+the base model, share one batch (Chen et al., "Punica", 2023).
+
+Invariant: what a token gets depends on its own slot and operands alone; a token of the base model
+(slot -1) keeps its bits. The module knows no adapters by name and no files.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["LoraBatch", "LoraWeight", "add_embedding", "add_product"]
+
+
+@dataclass(frozen=True)
+class LoraWeight:
+    """Matrices of one layer for the adapters in all slots: S slots, P parts, R = the largest rank.
+
+    The layer may be several projections of one input fused (q | k | v, gate | up): each part has an
+    A of its own, and rows of B that are multiplied with that part's product alone. Within a slot
+    all is contiguous; the first stride is free, so that a slot's matrices of all layers can lie
+    together. Slots are written between steps, at the same addresses.
+
+    Attributes:
+        a: [S, P, R, K]; of an embedding [S, V, R].
+        b: [S, N, R], N = sum(parts).
+        ranks: [S, P] int32, the rank in use: rows of A and columns of B from there on are zero, and
+            need not be read; 0 = the slot's adapter leaves the part as it is.
+        scales: [S, P] float32.
+        parts: rows of B of each part.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    ranks: torch.Tensor
+    scales: torch.Tensor
+    parts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LoraBatch:
+    """Slots of the n tokens (or logit rows) of a step.
+
+    Attributes:
+        slots: [n] int32; -1 = the base model.
+        order: [n] int32, the tokens sorted by slot, those of a slot in their order, base ones last;
+            None where a backend has no use for it.
+        starts: [S + 1] int32: tokens of slot s are order[starts[s] : starts[s + 1]]; with `order`.
+    """
+
+    slots: torch.Tensor
+    order: torch.Tensor | None = None
+    starts: torch.Tensor | None = None
+
+
+def add_product(y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> None:
+    """The meaning of `Ops.lora_add`, token by token, sums in float32."""
+    for token, slot in enumerate(lora.slots.tolist()):
+        if slot < 0:
+            continue
+        first, row = 0, x[token].float()
+        for part, rows in enumerate(weight.parts):
+            rank, last = int(weight.ranks[slot, part]), first + rows
+            if rank:
+                inner = weight.a[slot, part, :rank].float() @ row
+                _add(
+                    y[token, first:last],
+                    weight.b[slot, first:last, :rank],
+                    inner,
+                    weight,
+                    slot,
+                    part,
+                )
+            first = last
+
+
+def add_embedding(y: torch.Tensor, ids: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> None:
+    """The meaning of `Ops.lora_embedding`."""
+    for token, slot in enumerate(lora.slots.tolist()):
+        rank = int(weight.ranks[slot, 0]) if slot >= 0 else 0
+        if rank:
+            inner = weight.a[slot, int(ids[token]), :rank].float()
+            _add(y[token], weight.b[slot, :, :rank], inner, weight, slot, 0)
+
+
+def _add(
+    y: torch.Tensor,
+    b: torch.Tensor,
+    inner: torch.Tensor,
+    weight: LoraWeight,
+    slot: int,
+    part: int,
+) -> None:
+    y.copy_(y.float() + weight.scales[slot, part] * (b.float() @ inner))
