@@ -67,6 +67,12 @@ def _misplaced(
 
 def _typed(name: str, value: Any, kind: str) -> Any:
     """`value` if it is of its setting's type; a whole number may stand for a fraction."""
+    if kind.startswith("dict"):
+        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+            raise InvalidRequest(
+                f"{name} is a table of texts", value=value, hint=f'Write {name} = {{name = "…"}}.'
+            )
+        return value
     kinds: dict[str, type[Any]] = {"bool": bool, "int": int, "float": float, "str": str}
     wanted = kinds[kind.split(" ")[0]]
     if wanted is float and type(value) is int:
