@@ -18,6 +18,7 @@ from aiohttp.typedefs import Middleware
 
 from branchline.runtime.errors import QueueFull
 from branchline.runtime.server import (
+    adapter_routes,
     admin,
     anthropic_messages,
     embeddings,
@@ -84,6 +85,18 @@ FAMILIES: tuple[Family, ...] = (
     Family(overview.routes, native_body),
     Family(page.routes, openai_body, page.ACCESS, described=False),
     Family(admin.routes, native_body, admin.ACCESS, admin.BODIES),
+    Family(
+        adapter_routes.openai_routes,
+        openai_body,
+        adapter_routes.ACCESS,
+        adapter_routes.OPENAI_BODIES,
+    ),
+    Family(
+        adapter_routes.sglang_routes,
+        native_body,
+        adapter_routes.ACCESS,
+        adapter_routes.SGLANG_BODIES,
+    ),
 )
 
 

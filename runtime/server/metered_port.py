@@ -59,6 +59,7 @@ class _Watch:
         self._on_output = on_output
         self._metrics = metrics
         self._tracer = tracer
+        self._adapter = request.adapter or BASE
         self._started_ns = time.time_ns()
         self._last_delta: dict[str, float] = {}
 
@@ -76,7 +77,7 @@ class _Watch:
         self._last_delta[output.request_id] = now
         if before is not None and output.token_ids:
             by_token = (now - before) / len(output.token_ids)
-            self._metrics.observe("inter_token_latency_seconds", by_token, adapter=BASE)
+            self._metrics.observe("inter_token_latency_seconds", by_token, adapter=self._adapter)
 
     def _ended(
         self, request_id: str, meta: RequestMeta, error: dict[str, str | bool] | None
