@@ -12,7 +12,7 @@ from dataclasses import Field
 from typing import Any
 
 from branchline.runtime.config.engine import unknown_name
-from branchline.runtime.config.sections import SECTIONS, all_settings, title_of
+from branchline.runtime.config.sections import SECTIONS, all_settings, is_table, title_of
 from branchline.runtime.errors import InvalidRequest
 
 _PREFIX = "setting_"
@@ -53,7 +53,7 @@ def add_engine_flags(
         group = parser.add_argument_group(title_of(section), about.replace("%", "%%"))
         for name, (_, item) in all_settings([section]).items():
             shown = "" if item.default is None else f" (default {item.default})"
-            table = _is_table(item)
+            table = is_table(item)
             flags.append(_flag(name, table))
             group.add_argument(
                 flags[-1],
@@ -116,10 +116,6 @@ def _flag(name: str, table: bool = False) -> str:
     return "--" + (name.removesuffix("s") if table else name).replace("_", "-")
 
 
-def _is_table(item: Field[Any]) -> bool:
-    return str(item.type).startswith("dict")
-
-
 def engine_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Settings of the engine that were given, with the types that the sections state.
 
@@ -136,7 +132,7 @@ def settings_of(arguments: argparse.Namespace, sections: Sequence[type[Any]]) ->
         given: Any = getattr(arguments, _PREFIX + name, None)
         if given is None:
             continue
-        if _is_table(item):
+        if is_table(item):
             settings[name] = _table(_flag(name, table=True), given)
         else:
             settings[name] = _convert(_flag(name) + " ", given, item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def test_the_server_never_listens_to_the_world_by_itself() -> None:
 class ShelfSection:
     """A section with a table."""
 
-    books: dict[str, str] | None = field(default=None, metadata={"help": "what stands where"})
+    books: Mapping[str, str] | None = field(default=None, metadata={"help": "what stands where"})
 
 
 def shelf(*words: str) -> dict[str, Any]:
