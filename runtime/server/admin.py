@@ -99,7 +99,7 @@ class _Admin:
                 "served_model_name": self._context.model_name,
                 "status": self._context.health() or "ready",
                 "open_requests": len(self._context.running),
-                "adapters": [
+                "loaded_adapters": [
                     msgspec.structs.replace(info, path="") for info in self._context.adapters.all()
                 ],
                 **facts,

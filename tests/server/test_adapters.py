@@ -155,7 +155,7 @@ def test_models_are_listed_with_their_adapters(server: RunningServer) -> None:
     anthropic = server.get("/v1/models", headers={"anthropic-version": "2023-06-01"}).json
     assert [card["id"] for card in anthropic["data"]] == list(cards)
     assert anthropic["last_id"] == "org/json:v2"
-    told = server.get("/get_server_info").json["adapters"]
+    told = server.get("/get_server_info").json["loaded_adapters"]
     assert [one["name"] for one in told] == ["sql", "org/json:v2"]
 
 
