@@ -37,9 +37,23 @@ SGLANG_BODIES: dict[str, type[Any]] = dict(
     zip(SGLANG_PATHS, (LoadBody, LoadTensorsBody, UnloadBody), strict=True)
 )
 
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+FORM: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "lora_name": {"type": "string"},
+        "config": {**_FILE, "description": "adapter_config.json"},
+        "weights": {**_FILE, "description": "adapter_model.safetensors"},
+        "pinned": {"type": "boolean"},
+        "load_inplace": {"type": "boolean"},
+    },
+    "required": ["lora_name", "config", "weights"],
+    "additionalProperties": False,
+}
+"""The form that sends an adapter."""
+
 MAX_CONFIG_BYTES, MAX_FIELD_BYTES = 1 << 20, 1 << 10
 _CHUNK = 1 << 18
-_NEEDED = ("lora_name", "config", "weights")
 _SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -136,7 +150,7 @@ class _Loading:
             if isinstance(error, Refused):
                 raise
             raise Refused(400, f"the form cannot be read: {error}", hint=_FORM) from error
-        for name in _NEEDED:
+        for name in FORM["required"]:
             if name not in found:
                 raise Refused(400, f"the form has no {name}", param=name, hint=_FORM)
         files = AdapterFiles(config=found["config"], weights=found["weights"])
@@ -148,7 +162,7 @@ class _Loading:
         )
 
     async def _part(self, part: BodyPartReader, name: str) -> bytes:
-        if name not in (*_NEEDED, "pinned", "load_inplace"):
+        if name not in FORM["properties"]:
             raise Refused(400, f"unknown field {name!r}", param=name, hint=_FORM)
         sizes = {"config": MAX_CONFIG_BYTES, "weights": self._context.limits.max_adapter_bytes}
         most = sizes.get(name, MAX_FIELD_BYTES)

@@ -341,6 +341,8 @@ def send(server: RunningServer, **fields: bytes | str) -> Answer:
 
 
 def test_an_adapter_can_be_sent_as_a_form(server: RunningServer, engine: AdaptedEngine) -> None:
+    told = server.get("/openapi.json").json["paths"][LOAD]["post"]["requestBody"]["content"]
+    assert list(told) == ["application/json", "multipart/form-data"]
     weights = b"w" * (9 << 20)  # more than other bodies may have
     answer = send(server, lora_name="new", config=b"{}", weights=weights, pinned="true")
     assert answer.status == 200, answer.raw
