@@ -20,17 +20,17 @@ class LoraWeight:
     """Matrices of one layer for the adapters in all slots: S slots, P parts, R = the largest rank.
 
     The layer may be several projections of one input fused (q | k | v, gate | up): each part has an
-    A of its own, and rows of B that are multiplied with that part's product alone. Within a slot
-    all is contiguous; the first stride is free, so that a slot's matrices of all layers can lie
-    together. Slots are written between steps, at the same addresses.
+    A of its own, and outputs that get that part's product alone. Within a slot all is contiguous;
+    the first stride is free, so that a slot's matrices of all layers can lie together. Slots are
+    written between steps, at the same addresses.
 
     Attributes:
         a: [S, P, R, K]; of an embedding [S, V, R].
-        b: [S, N, R], N = sum(parts).
-        ranks: [S, P] int32, the rank in use: rows of A and columns of B from there on are zero, and
-            need not be read; 0 = the slot's adapter leaves the part as it is.
+        b: [S, R, N], N = sum(parts): B transposed, so that neighbouring outputs are neighbours.
+        ranks: [S, P] int32, the rank in use: rows of A and of B transposed from there on are never
+            read, whatever they hold; 0 = the slot's adapter leaves the part as it is.
         scales: [S, P] float32.
-        parts: rows of B of each part.
+        parts: columns of `b` of each part.
     """
 
     a: torch.Tensor
@@ -43,6 +43,8 @@ class LoraWeight:
 @dataclass(frozen=True)
 class LoraBatch:
     """Slots of the n tokens (or logit rows) of a step.
+
+    Made once per step by `Ops.lora_batch`, for all layers.
 
     Attributes:
         slots: [n] int32; -1 = the base model.
@@ -68,7 +70,7 @@ def add_product(y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: Lora
                 inner = weight.a[slot, part, :rank].float() @ row
                 _add(
                     y[token, first:last],
-                    weight.b[slot, first:last, :rank],
+                    weight.b[slot, :rank, first:last],
                     inner,
                     weight,
                     slot,
@@ -83,7 +85,7 @@ def add_embedding(y: torch.Tensor, ids: torch.Tensor, weight: LoraWeight, lora: 
         rank = int(weight.ranks[slot, 0]) if slot >= 0 else 0
         if rank:
             inner = weight.a[slot, int(ids[token]), :rank].float()
-            _add(y[token], weight.b[slot, :, :rank], inner, weight, slot, 0)
+            _add(y[token], weight.b[slot, :rank], inner, weight, slot, 0)
 
 
 def _add(
@@ -94,4 +96,4 @@ def _add(
     slot: int,
     part: int,
 ) -> None:
-    y.copy_(y.float() + weight.scales[slot, part] * (b.float() @ inner))
+    y.copy_(y.float() + weight.scales[slot, part] * (inner @ b.float()))

@@ -189,14 +189,25 @@ class Ops(ABC):
             return normed
         return (self.gated_linear if gated else self.linear)(normed, weight, bias)
 
+    def lora_batch(self, slots: torch.Tensor, count: int) -> LoraBatch:
+        """Slots of a step's tokens (or logit rows), and what this backend wants to know of them.
+
+        Called once per step, within the recorded part: `slots` alone changes from step to step.
+
+        Args:
+            slots: [n] int32 in [-1, count).
+            count: S, slots that there are.
+        """
+        return LoraBatch(slots)
+
     def lora_add(
         self, y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch
     ) -> None:
         """Add the adapters' products to a linear layer's, in place.
 
         For each token i of slot s >= 0, and each part p of the layer with its rows n:
-        `y[i, n] += scales[s, p] * B[s, n] @ (A[s, p] @ x[i])`, sums in float32. Tokens of slot -1,
-        and parts of rank 0, keep their bits.
+        `y[i, n] += scales[s, p] * (A[s, p] @ x[i]) @ b[s, :, n]`, sums in float32. Tokens of slot
+        -1, and parts of rank 0, keep their bits.
 
         Args:
             y: [t, N], the layer's product, changed.
@@ -211,12 +222,12 @@ class Ops(ABC):
     ) -> None:
         """Add the adapters' part of a token embedding, in place.
 
-        `y[i] += scales[s, 0] * B[s] @ A[s, ids[i]]` for each token i of slot s >= 0.
+        `y[i] += scales[s, 0] * A[s, ids[i]] @ b[s]` for each token i of slot s >= 0.
 
         Args:
             y: [t, H], rows of the embedding, changed.
             ids: [t] int32 in [0, V).
-            weight: A [S, V, R], B [S, H, R].
+            weight: `a` [S, V, R], `b` [S, R, H].
             lora: slots of the t tokens.
         """
         add_embedding(y, ids, weight, lora)
