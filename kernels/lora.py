@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["LoraBatch", "LoraWeight", "add_embedding", "add_product"]
+__all__ = ["LoraBatch", "LoraOps", "LoraWeight"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,54 @@ class LoraBatch:
     starts: torch.Tensor | None = None
 
 
-def add_product(y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> None:
+class LoraOps:
+    """The ops of adapters, part of `Ops`: here with their meaning, token by token."""
+
+    def lora_batch(self, slots: torch.Tensor, count: int) -> LoraBatch:
+        """Slots of a step's tokens (or logit rows), and what this backend wants to know of them.
+
+        Called once per step, within the recorded part: `slots` alone changes from step to step.
+
+        Args:
+            slots: [n] int32 in [-1, count).
+            count: S, slots that there are.
+        """
+        return LoraBatch(slots)
+
+    def lora_add(
+        self, y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch
+    ) -> None:
+        """Add the adapters' products to a linear layer's, in place.
+
+        For each token i of slot s >= 0, and each part p of the layer with its rows n:
+        `y[i, n] += scales[s, p] * (A[s, p] @ x[i]) @ b[s, :, n]`, sums in float32. Tokens of slot
+        -1, and parts of rank 0, keep their bits.
+
+        Args:
+            y: [t, N], the layer's product, changed.
+            x: [t, K], its input, as the layer got it.
+            weight: of the layer.
+            lora: slots of the t tokens.
+        """
+        _add_product(y, x, weight, lora)
+
+    def lora_embedding(
+        self, y: torch.Tensor, ids: torch.Tensor, weight: LoraWeight, lora: LoraBatch
+    ) -> None:
+        """Add the adapters' part of a token embedding, in place.
+
+        `y[i] += scales[s, 0] * A[s, ids[i]] @ b[s]` for each token i of slot s >= 0.
+
+        Args:
+            y: [t, H], rows of the embedding, changed.
+            ids: [t] int32 in [0, V).
+            weight: `a` [S, V, R], `b` [S, R, H].
+            lora: slots of the t tokens.
+        """
+        _add_embedding(y, ids, weight, lora)
+
+
+def _add_product(y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> None:
     """The meaning of `Ops.lora_add`, token by token, sums in float32."""
     for token, slot in enumerate(lora.slots.tolist()):
         if slot < 0:
@@ -79,7 +126,7 @@ def add_product(y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: Lora
             first = last
 
 
-def add_embedding(y: torch.Tensor, ids: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> None:
+def _add_embedding(y: torch.Tensor, ids: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> None:
     """The meaning of `Ops.lora_embedding`."""
     for token, slot in enumerate(lora.slots.tolist()):
         rank = int(weight.ranks[slot, 0]) if slot >= 0 else 0
