@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from branchline.kernels.lora import LoraBatch, LoraWeight, add_embedding, add_product
+from branchline.kernels.lora import LoraBatch, LoraOps, LoraWeight
 from branchline.kernels.weights import Weight
 
 __all__ = ["AttentionMeta", "Ops"]
@@ -63,7 +63,7 @@ class AttentionMeta:
     trunk_lens: torch.Tensor | None = None
 
 
-class Ops(ABC):
+class Ops(LoraOps, ABC):
     """What a model may do to its activations. Outputs are new tensors unless said otherwise.
 
     Attributes:
@@ -188,38 +188,6 @@ class Ops(ABC):
         if weight is None:
             return normed
         return (self.gated_linear if gated else self.linear)(normed, weight, bias)
-
-    def lora_add(
-        self, y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch
-    ) -> None:
-        """Add the adapters' products to a linear layer's, in place.
-
-        For each token i of slot s >= 0, and each part p of the layer with its rows n:
-        `y[i, n] += scales[s, p] * B[s, n] @ (A[s, p] @ x[i])`, sums in float32. Tokens of slot -1,
-        and parts of rank 0, keep their bits.
-
-        Args:
-            y: [t, N], the layer's product, changed.
-            x: [t, K], its input, as the layer got it.
-            weight: of the layer.
-            lora: slots of the t tokens.
-        """
-        add_product(y, x, weight, lora)
-
-    def lora_embedding(
-        self, y: torch.Tensor, ids: torch.Tensor, weight: LoraWeight, lora: LoraBatch
-    ) -> None:
-        """Add the adapters' part of a token embedding, in place.
-
-        `y[i] += scales[s, 0] * B[s] @ A[s, ids[i]]` for each token i of slot s >= 0.
-
-        Args:
-            y: [t, H], rows of the embedding, changed.
-            ids: [t] int32 in [0, V).
-            weight: A [S, V, R], B [S, H, R].
-            lora: slots of the t tokens.
-        """
-        add_embedding(y, ids, weight, lora)
 
     def adapted_step(
         self,

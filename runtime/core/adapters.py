@@ -8,11 +8,13 @@ whatever is loaded under the name meanwhile. Needs neither numpy nor torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
-from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.errors import AdapterNotFound, InvalidRequest
 
 AdapterState = Literal["device", "loading", "host", "disk"]
 """Where an adapter's weights are: in a slot, on the way to one, in host memory, or in its files
@@ -80,6 +82,17 @@ def check_adapter_name(name: str) -> str:
     return name
 
 
+def adapter_not_found(name: str, known: Iterable[str]) -> AdapterNotFound:
+    """The error for a name that no adapter has."""
+    names = sorted(known)
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    return AdapterNotFound(
+        "no adapter of this name is loaded",
+        value=name,
+        hint=f"Loaded: {shown}." if names else "None is; load it first.",
+    )
+
+
 def adapter_namespace(namespace: str, name: str, version: int) -> str:
     """Namespace of the prefix cache for what one version of an adapter computes.
 
@@ -90,3 +103,25 @@ def adapter_namespace(namespace: str, name: str, version: int) -> str:
     if name:
         return f"@{name}@{version}@{namespace}"
     return f"@@{namespace}" if namespace.startswith("@") else namespace
+
+
+@dataclass(slots=True, eq=False)
+class AdapterVersion:
+    """One version of an adapter, as the scheduler and its steps know it.
+
+    Attributes:
+        slot: of the device; -1 while it is in none.
+        sequences: that use it and have not ended.
+        rows: of those, how many are being computed; its slot stays its own meanwhile.
+    """
+
+    name: str
+    number: int
+    slot: int = -1
+    sequences: int = 0
+    rows: int = 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing uses it."""
+        return self.sequences == 0 and self.rows == 0

@@ -77,10 +77,10 @@ def row_sizes(tokens: int, most_rows: int) -> list[int]:
     return [*(rows for rows in ROW_SIZES if rows < most), most]
 
 
-def extend_shapes(most_tokens: int, most_rows: int) -> list[StepShape]:
+def extend_shapes(most_tokens: int, most_rows: int, *, adapted: bool = False) -> list[StepShape]:
     """Shapes for small mixed steps, ascending."""
     return [
-        StepShape(tokens, rows, tokens, tree=tree)
+        StepShape(tokens, rows, tokens, tree=tree, adapted=adapted)
         for tree, sizes in ((False, EXTEND_TOKENS), (True, TREE_TOKENS))
         for tokens in sizes
         if tokens <= most_tokens
@@ -95,7 +95,8 @@ def eager_shape(plan: ScheduleBatch, most_rows: int) -> StepShape:
     assert len(plan.rows) <= most_rows, "a plan has no more rows than the settings allow"
     rows = next(n for n in row_sizes(most_rows, most_rows) if n > len(plan.rows))
     logits = min(padded(len(plan.logit_idx)), tokens)
-    return StepShape(tokens, rows, logits, tree=plan.tree is not None)
+    adapted = plan.adapter_slots is not None
+    return StepShape(tokens, rows, logits, tree=plan.tree is not None, adapted=adapted)
 
 
 def padded(count: int) -> int:
@@ -144,7 +145,7 @@ class DeviceGraphs:
         self._forward = forward
         self._stream = stream
         self._pool = torch.cuda.graph_pool_handle() if stream.device.type == "cuda" else None
-        self._decode: dict[int, _Graph] = {}
+        self._decode: dict[tuple[bool, int], _Graph] = {}  # by (adapted, rows)
         self._extend: dict[StepShape, _Graph] = {}
 
     @property
@@ -166,18 +167,20 @@ class DeviceGraphs:
             replay = self._capture(lambda: self._forward(shape, tensors, plan))
         graph = _Graph(tensors, plan, replay)
         if shape.decode:
-            self._decode[shape.rows] = graph
+            self._decode[shape.adapted, shape.rows] = graph
             self._decode = dict(sorted(self._decode.items()))
         else:
             self._extend[shape] = graph
-            order = sorted(self._extend, key=lambda s: (s.tree, s.tokens, s.rows))
+            order = sorted(self._extend, key=lambda s: (s.adapted, s.tree, s.tokens, s.rows))
             self._extend = {key: self._extend[key] for key in order}
 
     def find(self, plan: ScheduleBatch) -> _Graph | None:
         """The smallest recording that holds the step, if any."""
         tokens, rows = plan.num_tokens, len(plan.rows)
+        adapted = plan.adapter_slots is not None
         if plan.mode is ForwardMode.DECODE:
-            return next((g for size, g in self._decode.items() if size >= rows), None)
+            sizes = self._decode.items()
+            return next((g for (a, size), g in sizes if a == adapted and size >= rows), None)
         if not self._buffers.fits(plan):
             return None
         if tokens > LONG_STEP:
@@ -186,7 +189,9 @@ class DeviceGraphs:
                 return None
         tree = plan.tree is not None
         for shape, graph in self._extend.items():
-            if shape.tree == tree and shape.tokens >= tokens and shape.rows > rows:
+            if (shape.adapted, shape.tree) != (adapted, tree):
+                continue
+            if shape.tokens >= tokens and shape.rows > rows:
                 return graph
         return None
 

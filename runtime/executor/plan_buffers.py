@@ -17,6 +17,7 @@ from branchline.kernels.ops import AttentionMeta
 from branchline.runtime.core.batch import ScheduleBatch
 from branchline.runtime.executor.device_stream import DeviceStream, Mark, host_buffer
 from branchline.runtime.executor.device_tables import DeviceTables
+from branchline.runtime.executor.lora_inputs import sample_slots, token_slots
 
 _RING = 3
 """Host buffers used in turn: one being filled, one being copied, one of the step before."""
@@ -36,6 +37,7 @@ class StepShape:
         logits: tokens whose final hidden states are computed, padding included.
         tree: whether there are tree masks.
         decode: every row has one token, whose logits and most likely id are wanted.
+        adapted: some row has an adapter.
     """
 
     tokens: int
@@ -43,6 +45,7 @@ class StepShape:
     logits: int
     tree: bool = False
     decode: bool = False
+    adapted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,9 @@ class StepTensors:
         sample_idx: int32 [most rows], logit rows that are sampled, then 0.
         sample_places: int64 [b], where their ids go in the flat token table.
         meta: who attends to what.
+        lora_slots: int32 [t], slots of the tokens' adapters; None where no row has one.
+        logit_lora_slots: int32 [l], of the logit rows, likewise.
+        sample_lora_slots: int32 [most rows], of the sampled ones, then -1; likewise.
     """
 
     shape: StepShape
@@ -68,6 +74,9 @@ class StepTensors:
     sample_idx: torch.Tensor
     sample_places: torch.Tensor
     meta: AttentionMeta
+    lora_slots: torch.Tensor | None = None
+    logit_lora_slots: torch.Tensor | None = None
+    sample_lora_slots: torch.Tensor | None = None
 
 
 class PlanBuffers:
@@ -77,10 +86,18 @@ class PlanBuffers:
         tables: padding rows point into them.
         tree_words: words of tree masks that fit.
         stream: where the copies are queued.
+        adapters: there are adapter slots.
     """
 
     def __init__(
-        self, tables: DeviceTables, *, tokens: int, rows: int, tree_words: int, stream: DeviceStream
+        self,
+        tables: DeviceTables,
+        *,
+        tokens: int,
+        rows: int,
+        tree_words: int,
+        stream: DeviceStream,
+        adapters: bool = False,
     ) -> None:
         self.tokens, self.rows, self.tree_words = tokens, rows, tree_words
         self._tables = tables
@@ -100,6 +117,9 @@ class PlanBuffers:
             ("out_slots", tokens, False),
             ("logit_idx", tokens, False),
             ("positions", tokens, True),
+            ("lora_slots", tokens if adapters else 0, False),
+            ("logit_lora_slots", tokens if adapters else 0, False),
+            ("sample_lora_slots", 2 * rows if adapters else 0, False),
             ("tree_lens", rows, False),
             ("tree_offsets", rows, False),
             ("tree_words", tree_words, True),
@@ -151,6 +171,9 @@ class PlanBuffers:
             sample_idx=v["sample_idx"],
             sample_places=v["sample_places"][:rows],
             meta=meta,
+            lora_slots=v["lora_slots"][:tokens] if shape.adapted else None,
+            logit_lora_slots=v["logit_lora_slots"][: shape.logits] if shape.adapted else None,
+            sample_lora_slots=v["sample_lora_slots"] if shape.adapted else None,
         )
 
     def load(self, plan: ScheduleBatch, tensors: StepTensors) -> AttentionMeta:
@@ -194,6 +217,8 @@ class PlanBuffers:
             a["sample_idx"][s:] = 0
             a["sample_places"][:s] = places
         a["sample_places"][s : shape.rows] = self._tables.padding_place
+        if shape.adapted:
+            _fill_adapters(a, plan, shape)
         self._pad(a, plan, shape)
         np.cumsum(a["extend_lens"][: shape.rows], out=a["extend_start"][1 : shape.rows + 1])
         if shape.tree:
@@ -224,6 +249,18 @@ class PlanBuffers:
         a["input_ids"][t : shape.tokens] = 0
         a["out_slots"][t : shape.tokens] = 0
         a["positions"][t : shape.tokens] = np.arange(spare_tokens) % piece
+
+
+def _fill_adapters(a: dict[str, Array], plan: ScheduleBatch, shape: StepShape) -> None:
+    """Padding has no adapter."""
+    a["lora_slots"][: shape.tokens] = -1
+    a["logit_lora_slots"][: shape.logits] = -1
+    a["sample_lora_slots"][:] = -1
+    tokens, sampled = token_slots(plan), sample_slots(plan)
+    if tokens is not None and sampled is not None:
+        a["lora_slots"][: len(tokens)] = tokens
+        a["logit_lora_slots"][: len(plan.logit_idx)] = tokens[plan.logit_idx]
+        a["sample_lora_slots"][: len(sampled)] = sampled
 
 
 def _section(buffer: torch.Tensor, start: int, length: int, wide: bool) -> torch.Tensor:

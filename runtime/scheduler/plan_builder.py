@@ -121,6 +121,7 @@ class PlanBuilder:
             sampling=self._sampling_batch(requests),
             inits=inits,
             slot_writes=self._table.take_changes(),
+            adapter_slots=_adapter_slots(segments),
         )
         return StepPlan(batch, segments, [])
 
@@ -185,6 +186,7 @@ class PlanBuilder:
             tree=_tree_mask(segments),
             inits=inits,
             slot_writes=self._table.take_changes(),
+            adapter_slots=_adapter_slots(segments),
         )
         return StepPlan(batch, segments, spans, hidden_spans)
 
@@ -200,6 +202,13 @@ class PlanBuilder:
             )
             self._sampled = requests
         return self._sampling
+
+
+def _adapter_slots(segments: list[Segment]) -> Int32Array | None:
+    if all(s.request.adapter is None for s in segments):
+        return None
+    versions = [s.request.adapter for s in segments]
+    return np.array([-1 if v is None else v.slot for v in versions], dtype=np.int32)
 
 
 def _forced_ids(segment: Segment) -> RowInit | None:

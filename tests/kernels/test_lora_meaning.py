@@ -17,12 +17,12 @@ def random_weight(generator: torch.Generator, dtype: torch.dtype = torch.float32
 
     n = sum(PARTS)
     ranks = torch.tensor([[4, 16, 0], [1, 2, 3], [16, 16, 16]], dtype=torch.int32)
-    a, b = normal(SLOTS, len(PARTS), RANK, K), normal(SLOTS, n, RANK)
+    a, b = normal(SLOTS, len(PARTS), RANK, K), normal(SLOTS, RANK, n)
     for slot in range(SLOTS):
         first = 0
         for part, rows in enumerate(PARTS):
-            a[slot, part, ranks[slot, part] :] = 0
-            b[slot, first : first + rows, ranks[slot, part] :] = 0
+            a[slot, part, ranks[slot, part] :] = torch.nan
+            b[slot, ranks[slot, part] :, first : first + rows] = torch.nan
             first += rows
     scales = torch.rand(SLOTS, len(PARTS), generator=generator) + 0.5
     return LoraWeight(a.to(dtype), b.to(dtype), ranks, scales, PARTS)
@@ -32,8 +32,9 @@ def merged(weight: LoraWeight, slot: int) -> torch.Tensor:
     """B A of one slot with its scales: float64 [N, K]."""
     pieces, first = [], 0
     for part, rows in enumerate(weight.parts):
-        b = weight.b[slot, first : first + rows].double()
-        pieces.append(weight.scales[slot, part].double() * b @ weight.a[slot, part].double())
+        rank = weight.ranks[slot, part]
+        b = weight.b[slot, :rank, first : first + rows].double().T
+        pieces.append(weight.scales[slot, part].double() * b @ weight.a[slot, part, :rank].double())
         first += rows
     return torch.cat(pieces)
 
@@ -58,7 +59,7 @@ def test_lora_embedding_adds_the_columns_of_the_merged_matrix() -> None:
     generator = torch.Generator().manual_seed(2)
     vocabulary, hidden = 11, 8
     a = torch.randn(SLOTS, vocabulary, RANK, generator=generator)
-    b = torch.randn(SLOTS, hidden, RANK, generator=generator)
+    b = torch.randn(SLOTS, RANK, hidden, generator=generator)
     ranks = torch.full((SLOTS, 1), RANK, dtype=torch.int32)
     weight = LoraWeight(a, b, ranks, torch.full((SLOTS, 1), 0.5), (hidden,))
     slots = torch.tensor([1, -1, 0, 2], dtype=torch.int32)
@@ -67,7 +68,7 @@ def test_lora_embedding_adds_the_columns_of_the_merged_matrix() -> None:
     got = y.clone()
     ReferenceOps().lora_embedding(got, ids, weight, LoraBatch(slots))
     for token, slot in enumerate(slots.tolist()):
-        want = y[token] if slot < 0 else y[token] + 0.5 * (b[slot] @ a[slot, ids[token]])
+        want = y[token] if slot < 0 else y[token] + 0.5 * (a[slot, ids[token]] @ b[slot])
         torch.testing.assert_close(got[token], want)
 
 
