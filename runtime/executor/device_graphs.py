@@ -205,11 +205,32 @@ class DeviceGraphs:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             outputs = run()
-        finally:
-            graph.capture_end()
+        except BaseException as error:
+            try:
+                graph.capture_end()
+            except RuntimeError as another:  # a recording that was broken off may not end well
+                error.add_note(f"Ending the recording failed, too: {another}")
+            raise
+        _end_capture(graph)
 
         def replay() -> Outputs:
             graph.replay()
             return outputs
 
         return replay
+
+
+def _end_capture(graph: torch.cuda.CUDAGraph) -> None:
+    """Make the recording ready to be replayed, which takes memory of the driver's own.
+
+    Raises:
+        torch.OutOfMemoryError: there is none left.
+    """
+    try:
+        graph.capture_end()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        raise torch.OutOfMemoryError(f"no memory to make a recording ready: {error}") from error
