@@ -21,7 +21,7 @@ from branchline.kernels.triton.trunk_kernels import (
 )
 from branchline.kernels.triton.tuning import Device, plain_launch, power_of_two
 
-__all__ = ["attend", "find_trunks", "trunk_tiles"]
+__all__ = ["SHORTEST_TRUNK", "attend", "find_trunks", "trunk_tiles"]
 
 _LOG2_E = 1.4426950408889634
 _MAX_SPLITS = 32
@@ -32,7 +32,7 @@ _TRUNK_QUERIES = 64
 """Queries of a tile that reads a trunk: rows times query heads of a KV head."""
 _COMPARED = 512
 """Slots of each row that one program compares."""
-_SHORTEST_TRUNK = 256
+SHORTEST_TRUNK = 256
 """Keys below which a trunk is not worth the joining."""
 
 
@@ -83,7 +83,7 @@ def find_trunks(meta: AttentionMeta, group: int, out: torch.Tensor) -> None:
         found,
         meta.rows.shape[0],
         meta.slot_table.stride(0),
-        _SHORTEST_TRUNK,
+        SHORTEST_TRUNK,
         ROWS=_trunk_rows(group),
         BLOCK=_COMPARED,
         **plain_launch(8),
@@ -92,7 +92,7 @@ def find_trunks(meta: AttentionMeta, group: int, out: torch.Tensor) -> None:
         found,
         out,
         blocks,
-        _SHORTEST_TRUNK,
+        SHORTEST_TRUNK,
         BLOCK=power_of_two(blocks),
         BLOCK_N=_DECODE_KEYS,
         **plain_launch(1),

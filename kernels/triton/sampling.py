@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from branchline.kernels.errors import KernelInputError
 from branchline.kernels.sampling import Draws
 from branchline.kernels.triton.sampling_kernels import choose_kernel, cut_kernel, draw_kernel
 from branchline.kernels.triton.tuning import Device, power_of_two
@@ -53,7 +54,7 @@ def sample_rows(
     """See `Ops.sample_rows`."""
     n, vocabulary = logits.shape
     device = logits.device
-    mask = mask_of(logits, bitmask, need)
+    mask = mask_of(gpu, logits, bitmask, need)
     cuts = kept_by(gpu, logits, draws, mask) if draws.truncated else None
     bitmask, need, words = mask
     span, parts = gpu.spans(n, vocabulary)
@@ -93,12 +94,17 @@ def sample_rows(
 
 
 def mask_of(
-    logits: torch.Tensor, bitmask: torch.Tensor | None = None, need: torch.Tensor | None = None
+    gpu: Device,
+    logits: torch.Tensor,
+    bitmask: torch.Tensor | None = None,
+    need: torch.Tensor | None = None,
 ) -> Mask:
     """The mask, or where there is none anything that no row needs."""
+    rows = logits.shape[0]
+    if rows > gpu.flags.shape[1]:
+        raise KernelInputError(f"{rows} rows of logits; at most {gpu.flags.shape[1]} at once")
     if bitmask is None:
-        none = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
-        return logits.view(torch.int32), none, 0
+        return logits.view(torch.int32), gpu.flags[0, :rows], 0
     if need is None:
-        need = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+        need = gpu.flags[1, :rows]
     return bitmask, need, bitmask.shape[1]

@@ -23,6 +23,7 @@ from branchline.runtime.executor.device_graphs import (
     extend_shapes,
     padded,
     row_sizes,
+    trunk_sizes,
 )
 from branchline.runtime.executor.device_runner import DeviceRunner
 from branchline.runtime.executor.device_stream import DeviceStream, to_device
@@ -167,8 +168,11 @@ class DeviceBuilder:
         """Largest sizes first; stops where memory ends."""
         started = time.monotonic()
         graphs = self._runner.graphs
-        shapes = [StepShape(n, n, n, decode=True) for n in decode_sizes(self._settings.max_rows)]
-        shapes += extend_shapes(self._graph_tokens(), self._settings.max_rows)
+        most = self._settings.max_rows
+        shapes = [StepShape(n, n, n, decode=True) for n in decode_sizes(most)]
+        if self.attention.finds_trunks:
+            shapes += [StepShape(n, n, n, decode=True, trunks=True) for n in trunk_sizes(most)]
+        shapes += extend_shapes(self._graph_tokens(), most)
         shapes.sort(key=lambda shape: -shape.tokens)
         why = "sizes recorded"
         for shape in shapes:

@@ -1,14 +1,25 @@
-"""What recording does when it fails: the reason is told, and what was recorded before stays."""
+"""Which recording a step replays; when recording fails the reason is told and the others stay."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
+from branchline.kernels.ops import AttentionMeta
+from branchline.runtime.attention.base import OpsPlan
 from branchline.runtime.attention.cpu import CpuAttention
-from branchline.runtime.executor.device_graphs import DeviceGraphs, Outputs, idle_step
+from branchline.runtime.core.batch import ForwardMode, ScheduleBatch
+from branchline.runtime.executor.device_graphs import (
+    FEWEST_TRUNK_ROWS,
+    DeviceGraphs,
+    Outputs,
+    decode_sizes,
+    idle_step,
+    trunk_sizes,
+)
 from branchline.runtime.executor.device_stream import DeviceStream
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape
@@ -108,3 +119,49 @@ def test_on_a_device_a_failed_recording_leaves_the_others_usable() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert source[0].item() == before + 1.0
+
+
+def decoding(rows: int, *, trunks: bool) -> ScheduleBatch:
+    plan = idle_step(SHAPE)
+    plan.mode, plan.trunks = ForwardMode.DECODE, trunks
+    plan.rows = np.arange(rows, dtype=np.int32)
+    return plan
+
+
+def test_rows_that_may_share_trunks_are_replayed_where_trunks_are_looked_for() -> None:
+    forward = Forward(0)
+    tables = DeviceTables(40, 8, 8, torch.device("cpu"))
+    stream = DeviceStream(torch.device("cpu"))
+    buffers = PlanBuffers(tables, tokens=48, rows=48, tree_words=0, stream=stream)
+    asked: list[bool] = []
+
+    class Asked(CpuAttention):
+        def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> OpsPlan:
+            asked.append(trunks)
+            return super().init_graph(meta, trunks=trunks)
+
+    made = DeviceGraphs(buffers, Asked(), forward, stream)
+    for rows, trunks in ((40, False), (24, True), (16, False), (8, True), (4, False)):
+        made.record(StepShape(rows, rows, rows, decode=True, trunks=trunks))
+    assert asked == [False, True, False, True, False] and made.count == 5
+
+    def found(rows: int, *, trunks: bool) -> tuple[int, bool]:
+        graph = made.find(decoding(rows, trunks=trunks))
+        assert graph is not None
+        return graph.tensors.shape.rows, graph.tensors.shape.trunks
+
+    assert found(9, trunks=True) == (24, True)
+    assert found(9, trunks=False) == (16, False)
+    assert found(5, trunks=True) == (8, True)
+    # too few to gain by it, or more than were recorded before memory ended
+    assert found(4, trunks=True) == (4, False)
+    assert found(30, trunks=True) == (40, False)
+    assert made.find(decoding(41, trunks=True)) is None
+
+
+@pytest.mark.parametrize("most", [1, 4, 5, 8, 9, 31, 100, 256, 300])
+def test_sizes_of_shared_trunks_hold_every_step_that_gains(most: int) -> None:
+    sizes = trunk_sizes(most)
+    assert sizes == sorted(set(sizes))
+    assert bool(sizes) == (most > FEWEST_TRUNK_ROWS)
+    assert not sizes or sizes[-1] == decode_sizes(most)[-1]

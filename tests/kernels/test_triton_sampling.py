@@ -54,7 +54,8 @@ ROWS = [
 
 def kept_from(logits: torch.Tensor, draws: Draws, device: torch.device) -> torch.Tensor:
     """The set that the cuts of the kernel describe, read as its docstring says."""
-    cuts, limits, floors = kept_by(Device(device), logits, draws, mask_of(logits))
+    gpu = Device(device)
+    cuts, limits, floors = kept_by(gpu, logits, draws, mask_of(gpu, logits))
     bits = (logits + 0.0).view(torch.int32)
     order = bits ^ ((bits >> 31) & (2**31 - 1))
     ids = torch.arange(logits.shape[1], device=device)[None, :]

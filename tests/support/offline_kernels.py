@@ -76,6 +76,7 @@ class Card(tuning.Device):
     def __init__(self, device: torch.device) -> None:
         self.interpreted, self.overlap, self.processors = False, True, PROCESSORS
         self.counters = empty("i4", 1 << 16)
+        self.flags = empty("b1", 2, 1 << 16)
 
 
 def empty(kind: str, *shape: int) -> torch.Tensor:
