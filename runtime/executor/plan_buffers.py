@@ -125,7 +125,8 @@ class PlanBuffers:
             ("tree_offsets", rows, False),
             ("tree_words", tree_words, True),
         ):
-            at += at % 2 if wide else 0
+            # kernels are compiled anew for an address that 16 does not divide
+            at = -(-at // 4) * 4
             layout[name] = (at, length, wide)
             at += length * (2 if wide else 1)
         self._without_tree = layout["tree_lens"][0]

@@ -148,6 +148,10 @@ def sampling(made: TritonOps) -> None:
     floats, longs = empty("f4", 8), empty("i8", 8)
     draws = Draws(floats, empty("i4", 8), floats, floats, longs, longs)
     made.sample_rows(logits, draws, mask, need)
+    n = PROCESSORS + 1
+    floats, longs = empty("f4", n), empty("i8", n)
+    many = Draws(floats, empty("i4", n), floats, floats, longs, longs)
+    made.sample_rows(empty("f4", n, VOCABULARY), many)
 
 
 def kernels() -> set[str]:
