@@ -77,6 +77,7 @@ class Card(tuning.Device):
     def __init__(self, device: torch.device) -> None:
         self.interpreted, self.overlap, self.processors = False, True, PROCESSORS
         self.counters = empty("i4", 1 << 16)
+        self.flags = empty("b1", 2, 1 << 16)
 
 
 def empty(kind: str, *shape: int) -> torch.Tensor:
@@ -166,6 +167,10 @@ def sampling(made: TritonOps) -> None:
     floats, longs = empty("f4", 8), empty("i8", 8)
     draws = Draws(floats, empty("i4", 8), floats, floats, longs, longs)
     made.sample_rows(logits, draws, mask, need)
+    n = PROCESSORS + 1
+    floats, longs = empty("f4", n), empty("i8", n)
+    many = Draws(floats, empty("i4", n), floats, floats, longs, longs)
+    made.sample_rows(empty("f4", n, VOCABULARY), many)
 
 
 def kernels() -> set[str]:
