@@ -19,10 +19,12 @@ from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.grammar.base import GrammarBackend
 from branchline.runtime.grammar.service import GrammarService
+from branchline.runtime.launch.adapters import load_adapters, make_slots
 from branchline.runtime.launch.decisions import Decision
 from branchline.runtime.launch.text_parts import AnyTokenizer, TextParts
 from branchline.runtime.launch.workers import choose_device, load, on_device, on_host
 from branchline.runtime.loading.checkpoint import Checkpoint
+from branchline.runtime.lora.manager import AdapterManager
 from branchline.runtime.memory.sizing import SizingDecision
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.commit import Outbox
@@ -76,6 +78,7 @@ class SchedulerParts:
     Attributes:
         bounds: what requests may ask for.
         decisions: what became of settings left open.
+        adapters: None where none can be loaded.
     """
 
     scheduler: Scheduler
@@ -85,10 +88,13 @@ class SchedulerParts:
     bounds: Bounds
     facts: Facts
     decisions: list[Decision] = field(default_factory=list)
+    adapters: AdapterManager | None = None
 
     def close(self) -> None:
-        """End worker and grammars, once nothing steps the scheduler any more."""
+        """End worker, adapters and grammars, once nothing steps the scheduler any more."""
         self.worker.close()
+        if self.adapters is not None:
+            self.adapters.shut()
         self.grammars.close()
         if isinstance(self.ops, NativeOps):
             self.ops.runner.close()
@@ -108,7 +114,7 @@ def build_scheduler(
         call_soon: posts to the loop thread that will step the scheduler.
 
     Raises:
-        InvalidRequest, ModelLoadError, OutOfMemory: see `Engine`.
+        InvalidRequest, ModelLoadError, OutOfMemory, AdapterError: see `Engine`.
     """
     started = time.monotonic()
     decisions: list[Decision] = []
@@ -117,6 +123,9 @@ def build_scheduler(
     loaded = load(config, checkpoint, device, decisions)
     checkpoint.close()
     host = device.type == "cpu"
+    slots = make_slots(config.lora, loaded, decisions)
+    adapters = None if slots is None else load_adapters(config.lora, slots, call_soon)
+    loaded.adapter_slots = 0 if slots is None else slots.count
     cache, worker, sizing = (on_host if host else on_device)(config, loaded, decisions)
     model = loaded.model
     vocab_size = model.spec.vocab_size
@@ -134,7 +143,7 @@ def build_scheduler(
         cache,
         worker,
         outbox,
-        Intake(bounds),
+        Intake(bounds, adapters=adapters),
         max_step_tokens=loaded.max_step_tokens,
         max_running=loaded.max_running,
         eos_ids=tokenizer.eos_ids,
@@ -143,9 +152,12 @@ def build_scheduler(
         grow_ahead=1 if host else GROW_AHEAD,
         masks_beside=not host,
         drafts=_drafts(config, vocab_size, tokenizer.eos_ids, decisions),
+        adapters=adapters,
     )
     facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
-    return SchedulerParts(scheduler, worker, grammars, loaded.ops, bounds, facts, decisions)
+    return SchedulerParts(
+        scheduler, worker, grammars, loaded.ops, bounds, facts, decisions, adapters
+    )
 
 
 def _drafts(
