@@ -150,3 +150,8 @@ def title_of(section: type[Any]) -> str:
     """A section's name in files and help pages."""
     words = re.findall("[A-Z][a-z]*", section.__name__.removesuffix("Section"))
     return "_".join(words).lower()
+
+
+def is_table(item: Field[Any]) -> bool:
+    """Whether a setting's value is a table: texts by name."""
+    return str(item.type).startswith(("dict", "Mapping"))

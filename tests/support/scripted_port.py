@@ -133,6 +133,7 @@ class ScriptedPort:
         self.requests: list[EngineRequest] = []
         self.running: dict[str, Running] = {}
         self.leases: dict[str, list[int]] = {}
+        self.lease_adapters: dict[str, str] = {}
         self.held: list[str] = []
         self.released: list[str] = []
         self._soon: deque[Callable[[], None]] = deque()
@@ -161,6 +162,7 @@ class ScriptedPort:
 
     def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         self.leases[lane_id] = list(ids)
+        self.lease_adapters[lane_id] = adapter
         self.held.append(lane_id)
 
     def release(self, lane_id: str) -> None:
