@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -205,6 +206,10 @@ class _Watched:
         if not isinstance(output, GenerateDelta):
             self.ended.set()
 
+    def came_after(self, moment: float) -> bool:
+        """Whether a token came later than that, or none will."""
+        return self.times[-1] > moment or self.ended.is_set()
+
     def gaps_ms(self, start: float, end: float) -> list[float]:
         """Between neighbouring tokens of which the later one came within the span."""
         pairs = zip(self.times, self.times[1:], strict=False)
@@ -241,7 +246,7 @@ def _loading(engine: Engine, names: list[str]) -> dict[str, list[float]]:
         middle = time.perf_counter()
         found["in slot"].append(1000.0 * _first_token_s(engine, name))
         end = time.perf_counter()
-        _until(lambda end=end: watched.times[-1] > end or watched.ended.is_set())
+        _until(partial(watched.came_after, end))
         found["loading"] += watched.gaps_ms(start, middle)
         found["quiet"] += watched.gaps_ms(middle, end)
     watched.close()
