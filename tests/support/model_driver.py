@@ -151,7 +151,6 @@ class Driver:
         starts = np.concatenate([[0], np.cumsum(lens)]).astype(np.int32)
         plan = ScheduleBatch(
             mode=ForwardMode.EXTEND,
-            requests=[],
             rows=np.array([part.row for part in parts], dtype=np.int32),
             seq_lens=np.array(
                 [self.lengths[part.row] + n for part, n in zip(parts, lens, strict=True)],
