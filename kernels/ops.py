@@ -189,6 +189,34 @@ class Ops(LoraOps, ABC):
             return normed
         return (self.gated_linear if gated else self.linear)(normed, weight, bias)
 
+    def adapted_linear(
+        self,
+        x: torch.Tensor,
+        weight: Weight,
+        weight_lora: LoraWeight,
+        lora: LoraBatch,
+        bias: torch.Tensor | None = None,
+        *,
+        gated: bool = False,
+    ) -> torch.Tensor:
+        """linear(x) with adapters, one op so that a backend can end the product with them.
+
+        Args:
+            x: [t, K].
+            weight: [N, K].
+            weight_lora: of the layer.
+            lora: slots of the t tokens.
+            bias: [N] float32.
+            gated: `weight` holds gate and up, the result is silu_mul of the sum: [t, N / 2].
+
+        Returns:
+            [t, N]; rows of the base model get the bits of `linear` where the backend is
+            deterministic.
+        """
+        y = self.linear(x, weight, bias)
+        self.lora_add(y, x, weight_lora, lora)
+        return self.silu_mul(y) if gated else y
+
     def adapted_step(
         self,
         x: torch.Tensor,
@@ -215,16 +243,16 @@ class Ops(LoraOps, ABC):
         Other arguments and the result are those of `residual_step`; rows of the base model get the
         same bits as there where the backend is deterministic.
         """
-        y = self.linear(x, projection, projection_bias)
-        if projection_lora is not None:
-            self.lora_add(y, x, projection_lora, lora)
+        if projection_lora is None:
+            y = self.linear(x, projection, projection_bias)
+        else:
+            y = self.adapted_linear(x, projection, projection_lora, lora, projection_bias)
         normed = self.add_rms_norm(y, residual, norm, eps)
         if weight is None:
             return normed
-        z = self.linear(normed, weight, bias)
-        if weight_lora is not None:
-            self.lora_add(z, normed, weight_lora, lora)
-        return self.silu_mul(z) if gated else z
+        if weight_lora is None:
+            return (self.gated_linear if gated else self.linear)(normed, weight, bias)
+        return self.adapted_linear(normed, weight, weight_lora, lora, bias, gated=gated)
 
     @abstractmethod
     def qk_norm_rope_write(

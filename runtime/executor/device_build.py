@@ -24,6 +24,7 @@ from branchline.runtime.executor.device_graphs import (
     extend_shapes,
     padded,
     row_sizes,
+    trunk_sizes,
 )
 from branchline.runtime.executor.device_runner import DeviceRunner
 from branchline.runtime.executor.device_stream import DeviceStream, to_device
@@ -177,6 +178,8 @@ class DeviceBuilder:
         graphs = self._runner.graphs
         most_rows = self._settings.max_rows
         shapes: list[StepShape] = []
+        if self.attention.finds_trunks:
+            shapes += [StepShape(n, n, n, decode=True, trunks=True) for n in trunk_sizes(most_rows)]
         for adapted in self._kinds():
             for n in decode_sizes(most_rows):
                 shapes.append(StepShape(n, n, n, decode=True, adapted=adapted))
@@ -219,14 +222,18 @@ class DeviceBuilder:
         """Every way to choose a token, once."""
         vocab = self._runner.vocab_size
         kinds = ({"temperature": 0.0}, {"temperature": 0.7}, {"top_p": 0.9}, {"logprobs": 2})
-        rows = [RowSampling(SamplingParams(**kind), 0, 1) for kind in kinds]
-        batch = SamplingBatch.build(rows)
         device = self._device
         sampler = DeviceSampler(self._runner.sampling, lambda array: to_device(array, device))
-        words = np.full((len(rows), -(-vocab // 32)), -2, dtype=np.int32)
-        positions = np.ones(len(rows), dtype=np.int64)
-        shape = StepShape(len(rows), len(rows), len(rows))
-        with self._runner.stream:
-            hidden = self._runner.idle_hidden(shape)
-            logits = self._model.logits(hidden, self._ops)
-            sampler.sample(logits, batch, positions, lambda _: torch.empty(0), words)
+        # few rows and many are cut in different ways
+        for count in (len(kinds), self._settings.max_rows):
+            rows = [
+                RowSampling(SamplingParams(**kinds[i % len(kinds)]), 0, 1) for i in range(count)
+            ]
+            batch = SamplingBatch.build(rows)
+            words = np.full((count, -(-vocab // 32)), -2, dtype=np.int32)
+            positions = np.ones(count, dtype=np.int64)
+            with self._runner.stream:
+                hidden = self._runner.idle_hidden(StepShape(count, count, count))
+                for mask in (words, None):
+                    logits = self._model.logits(hidden, self._ops)
+                    sampler.sample(logits, batch, positions, lambda _: torch.empty(0), mask)

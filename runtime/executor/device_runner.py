@@ -46,12 +46,14 @@ class QueuedForward:
         logits: [s, V] of the sampled rows; None when s = 0.
         greedy: int32 [s], the most likely ids, written to the token table already; or None.
         places: int64 [s], where sampled ids go in the flat token table.
+        positions: int64 [s], position that each of them takes.
     """
 
     hidden: torch.Tensor | None
     logits: torch.Tensor | None
     greedy: torch.Tensor | None
     places: torch.Tensor
+    positions: torch.Tensor
 
 
 class DeviceRunner:
@@ -113,6 +115,8 @@ class DeviceRunner:
             adapters=adapter_slots > 0,
         )
         self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream)
+        # Made once: in a recording each of its tensors would be made anew in every step.
+        self._greedy = Draws.greedy(most, stream.device)
 
     @property
     def vocab_size(self) -> int:
@@ -120,8 +124,7 @@ class DeviceRunner:
         return self.model.spec.vocab_size
 
     def run(self, plan: ScheduleBatch) -> QueuedForward:
-        """Queue table changes, slot copies, the forward, and logits of the sampled rows."""
-        self.tables.apply(plan)
+        """Queue slot copies, table changes, the forward, and logits of the sampled rows."""
         if plan.copies is not None:
             self.kv_pool.copy_slots(*plan.copies)
         sampled = len(plan.sample_rows)
@@ -131,10 +134,10 @@ class DeviceRunner:
             outputs = Outputs(hidden=self._eager(plan, tensors))
         else:
             tensors, outputs = self.graphs.replay(graph, plan)
-        places = tensors.sample_places[:sampled]
+        there = tensors.sample_places[:sampled], tensors.sample_positions[:sampled]
         if outputs.logits is not None:
             assert outputs.greedy is not None, "a decode graph chooses"
-            return QueuedForward(None, outputs.logits[:sampled], outputs.greedy[:sampled], places)
+            return QueuedForward(None, outputs.logits[:sampled], outputs.greedy[:sampled], *there)
         assert outputs.hidden is not None, "a graph gives logits or hidden states"
         hidden = outputs.hidden[: len(plan.logit_idx)]
         logits = None
@@ -144,7 +147,7 @@ class DeviceRunner:
             slots = tensors.sample_lora_slots
             lora = self.lora(None if slots is None else slots[: padded(sampled)])
             logits = self.model.logits(rows, self.ops, lora)[:sampled]
-        return QueuedForward(hidden, logits, None, places)
+        return QueuedForward(hidden, logits, None, *there)
 
     def lora(self, slots: torch.Tensor | None) -> LoraBatch | None:
         """What the ops take of the adapters' slots of n rows: int32 [n] on the device."""
@@ -159,6 +162,8 @@ class DeviceRunner:
         return self._hidden(tensors, self.attention.plan(meta))
 
     def _hidden(self, tensors: StepTensors, plan: AttentionPlan) -> torch.Tensor:
+        self.tables.write(tensors.writes)
+        self.attention.begin(plan)
         ids = self.ops.resolve_ids(
             tensors.input_ids, tensors.positions, tensors.meta, self.tables.tokens
         )
@@ -183,7 +188,6 @@ class DeviceRunner:
         if not shape.decode:
             return Outputs(hidden=hidden)
         logits = self.model.logits(hidden, self.ops, self.lora(tensors.logit_lora_slots))
-        greedy = Draws.greedy(shape.rows, logits.device)
-        ids, bad = self.sampling.sample_rows(logits.float(), greedy)
+        ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(shape.rows))
         self.tables.put_tokens(tensors.sample_places, ids)
-        return Outputs(logits=logits, greedy=ids.masked_fill(bad, -1))
+        return Outputs(logits=logits, greedy=torch.where(bad, -1, ids))

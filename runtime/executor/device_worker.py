@@ -177,7 +177,9 @@ class DeviceWorker:
         def history(index: int) -> torch.Tensor:
             return tables.tokens[int(rows[index]), : int(positions[index])]
 
-        found = self._sampler.sample(forwarded.logits, plan.sampling, positions, history, bitmask)
+        found = self._sampler.sample(
+            forwarded.logits, plan.sampling, positions, history, bitmask, forwarded.positions
+        )
         tables.put_tokens(forwarded.places, found.ids.clamp(min=0))
         landing.ids = to_host(found.ids)
         if found.logprobs is not None:

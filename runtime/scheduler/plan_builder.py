@@ -9,6 +9,7 @@ from operator import is_
 import numpy as np
 
 from branchline.runtime.core.batch import (
+    SHORTEST_TRUNK,
     ForwardMode,
     Int32Array,
     RowInit,
@@ -122,8 +123,18 @@ class PlanBuilder:
             inits=inits,
             slot_writes=self._table.take_changes(),
             adapter_slots=_adapter_slots(segments),
+            trunks=self._trunks(rows, starts),
         )
         return StepPlan(batch, segments, [])
+
+    def _trunks(self, rows: Int32Array, starts: Int32Array) -> bool:
+        """Whether neighbours have a long beginning in common: a slot is in one place of its rows,
+        so one place tells."""
+        long = rows[starts >= SHORTEST_TRUNK]
+        if len(long) < 2:
+            return False
+        slots = self._slots[long, SHORTEST_TRUNK - 1]
+        return bool((slots[1:] == slots[:-1]).any())
 
     def _extend(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
         ids, positions, slots, logits, sample_idx, sample_rows = [], [], [], [], [], []
