@@ -235,6 +235,17 @@ def test_one_that_cannot_be_loaded_says_why_and_disturbs_nothing(
     assert [info.name for info in engine.adapters()] == ["one", "two"]
 
 
+def test_slots_are_counted(engine: bl.Engine, server: RunningServer) -> None:
+    for name in NAMES:
+        alone(engine, PROMPT, name)
+    lines = server.get("/metrics").raw.decode().splitlines()
+    found = {line.split("{")[0]: line.split()[-1] for line in lines if "lora_" in line}
+    assert found["branchline:lora_pool_slots_total"] == "8.0"
+    assert found["branchline:lora_adapters"] == "2.0"
+    assert found["branchline:lora_pool_slots_used"] == "2.0"
+    assert float(found["branchline:lora_loads_total"]) >= 2
+
+
 def test_the_engines_own_calls(engine: bl.Engine, folders: Path) -> None:
     info = engine.load_adapter("own", str(folders / "three"), pin=True)
     assert (info.name, info.version, info.rank, info.pinned) == ("own", 1, 4, True)
