@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from branchline.runtime.core.request import Request
     from branchline.runtime.sampling.sampling_batch import SamplingBatch
 
 Int32Array = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -128,7 +127,6 @@ class ScheduleBatch:
     """
 
     mode: ForwardMode
-    requests: list[Request]
     rows: Int32Array
     seq_lens: Int32Array
     extend_lens: Int32Array

@@ -122,7 +122,6 @@ def idle_step(shape: StepShape) -> ScheduleBatch:
     none = np.empty(0, dtype=np.int32)
     return ScheduleBatch(
         mode=ForwardMode.IDLE,
-        requests=[],
         rows=none,
         seq_lens=none,
         extend_lens=none,

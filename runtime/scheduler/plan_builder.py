@@ -108,7 +108,6 @@ class PlanBuilder:
         requests = [s.request for s in segments]
         batch = ScheduleBatch(
             mode=ForwardMode.DECODE,
-            requests=requests,
             rows=rows,
             seq_lens=starts + np.int32(1),
             extend_lens=np.ones(b, dtype=np.int32),
@@ -176,7 +175,6 @@ class PlanBuilder:
                 if any(s.group is not None for s in segments)
                 else ForwardMode.EXTEND
             ),
-            requests=[s.request for s in segments],
             rows=np.fromiter((s.request.row for s in segments), np.int32, len(segments)),
             seq_lens=seq_lens,
             extend_lens=lens,
