@@ -22,6 +22,10 @@ UInt64Array = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Float32Array = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
+SHORTEST_TRUNK = 256
+"""First slots that rows must share for it to be worth finding out."""
+
+
 class ForwardMode(Enum):
     """Kind of a step. EXTEND also covers steps that mix prefill chunks with decode rows."""
 
@@ -117,6 +121,10 @@ class ScheduleBatch:
         slot_writes: entries of the slot table that changed since the last plan, to be written to
             copies of it before the forward; None where the table itself is read.
         copies: (src, dst) key-value slots to copy before the forward.
+        adapter_slots: int32 [b], slot of each row's adapter, -1 = the base model; None where no row
+            has one.
+        trunks: rows next to each other may share their first `SHORTEST_TRUNK` slots; False says
+            that none do.
     """
 
     mode: ForwardMode
@@ -138,6 +146,8 @@ class ScheduleBatch:
     inits: list[RowInit] = field(default_factory=list)
     slot_writes: SlotWrites | None = None
     copies: tuple[Int32Array, Int32Array] | None = None
+    adapter_slots: Int32Array | None = None
+    trunks: bool = True
 
     @property
     def num_tokens(self) -> int:
