@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from branchline.runtime.core.request import Request
     from branchline.runtime.sampling.sampling_batch import SamplingBatch
 
 Int32Array = np.ndarray[tuple[int], np.dtype[np.int32]]
 Int64Array = np.ndarray[tuple[int], np.dtype[np.int64]]
 UInt64Array = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Float32Array = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+
+SHORTEST_TRUNK = 256
+"""First slots that rows must share for it to be worth finding out."""
 
 
 class ForwardMode(Enum):
@@ -117,10 +120,13 @@ class ScheduleBatch:
         slot_writes: entries of the slot table that changed since the last plan, to be written to
             copies of it before the forward; None where the table itself is read.
         copies: (src, dst) key-value slots to copy before the forward.
+        adapter_slots: int32 [b], slot of each row's adapter, -1 = the base model; None where no row
+            has one.
+        trunks: rows next to each other may share their first `SHORTEST_TRUNK` slots; False says
+            that none do.
     """
 
     mode: ForwardMode
-    requests: list[Request]
     rows: Int32Array
     seq_lens: Int32Array
     extend_lens: Int32Array
@@ -138,6 +144,8 @@ class ScheduleBatch:
     inits: list[RowInit] = field(default_factory=list)
     slot_writes: SlotWrites | None = None
     copies: tuple[Int32Array, Int32Array] | None = None
+    adapter_slots: Int32Array | None = None
+    trunks: bool = True
 
     @property
     def num_tokens(self) -> int:
