@@ -28,6 +28,9 @@ _MAX_SPLITS = 32
 _TILE_ROWS = 128
 _SMALL_TILE_ROWS = 64
 _DECODE_KEYS = 64
+_MANY_KEYS = 128
+_MANY_BYTES = 256
+"""Keys of a block where rows are not cut, and bytes of a key up to which that is so."""
 _TRUNK_QUERIES = 64
 """Queries of a tile that reads a trunk: rows times query heads of a KV head."""
 _COMPARED = 512
@@ -148,6 +151,8 @@ def _decode(
     splits = min(_parts(gpu, b * hkv), triton.cdiv(meta.slot_table.shape[1], _DECODE_KEYS))
     if b * hkv > gpu.counters.shape[0]:
         splits = 1
+    # A row that one program reads alone is read faster in large blocks; two of them must fit.
+    many = splits == 1 and power_of_two(d) * k_pool.element_size() <= _MANY_BYTES
     trunk_parts = 0 if trunks is None else _parts(gpu, len(trunks) * hkv)
     parts = splits + trunk_parts
     shape = (b, hkv, parts, group) if parts > 1 else (1,)
@@ -182,14 +187,15 @@ def _decode(
         meta.slot_table.stride(0),
         hkv,
         GROUP_PAD=max(16, power_of_two(group)),
-        BLOCK_N=_DECODE_KEYS,
+        BLOCK_N=_MANY_KEYS if many else _DECODE_KEYS,
+        TRUNK_BLOCK=_DECODE_KEYS,
         TRUNK_ROWS=_trunk_rows(group),
         TRUNK_PARTS=trunk_parts,
         SPLITS=splits,
         JOIN_G=power_of_two(group),
         JOIN_S=min(power_of_two(parts), max(1, 16 // power_of_two(group))),
         **_heads(gpu, q, k_pool),
-        **gpu.launch(2, 2 if b < 128 else 3),
+        **(gpu.launch(4, 2) if many else gpu.launch(2, 2 if b < 128 else 3)),
     )
 
 

@@ -135,6 +135,7 @@ def decode_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TRUNK_BLOCK: tl.constexpr,
     TRUNK_ROWS: tl.constexpr,
     TRUNK_PARTS: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -160,7 +161,7 @@ def decode_kernel(
     if TRUNK_PARTS > 0:
         trunk = tl.load(trunk_lens + row // TRUNK_ROWS)
         trunk = tl.where(length > trunk, trunk, 0)
-        used_trunk = parts_of(trunk, TRUNK_PARTS, BLOCK_N)[1]
+        used_trunk = parts_of(trunk, TRUNK_PARTS, TRUNK_BLOCK)[1]
     token = tl.load(extend_start + row).to(tl.int64)
     table = slot_table + tl.load(rows + row).to(tl.int64) * context
     g, i = tl.arange(0, GROUP_PAD), tl.arange(0, BLOCK_D)
