@@ -152,7 +152,7 @@ def _decode(
     if b * hkv > gpu.counters.shape[0]:
         splits = 1
     # A row that one program reads alone is read faster in large blocks; two of them must fit.
-    many = splits == 1 and power_of_two(d) * k_pool.element_size() <= _MANY_BYTES
+    many = trunks is None and splits == 1 and power_of_two(d) * k_pool.element_size() <= _MANY_BYTES
     trunk_parts = 0 if trunks is None else _parts(gpu, len(trunks) * hkv)
     parts = splits + trunk_parts
     shape = (b, hkv, parts, group) if parts > 1 else (1,)

@@ -9,7 +9,6 @@ from branchline.kernels.errors import KernelInputError
 from branchline.kernels.sampling import Draws
 from branchline.kernels.triton.sampling_kernels import (
     FANOUT,
-    PIECES,
     choose_kernel,
     cut_kernel,
     draw_kernel,
@@ -18,7 +17,7 @@ from branchline.kernels.triton.tuning import Device, plain_launch, power_of_two
 
 __all__ = ["kept_by", "mask_of", "sample_rows"]
 
-_CUT_PIECE = 2048
+_CUT_BLOCK = 2048
 _CUT_WARPS = 16
 
 Cuts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -36,8 +35,7 @@ def kept_by(gpu: Device, logits: torch.Tensor, draws: Draws, mask: Mask) -> Cuts
     # Each by itself: kernels are compiled anew for an address that 16 does not divide.
     cuts, limits = (torch.empty(n, dtype=torch.int32, device=logits.device) for _ in range(2))
     floors = torch.empty(n, dtype=torch.float32, device=logits.device)
-    piece = min(_CUT_PIECE, power_of_two(vocabulary))
-    block = piece * PIECES.value
+    block = min(_CUT_BLOCK, power_of_two(vocabulary))
     # Programs of a row wait for each other: no more than run at once, one to a multiprocessor.
     parts = 1 if gpu.interpreted else max(1, gpu.processors // n)
     blocks = triton.cdiv(vocabulary, block)
@@ -62,7 +60,7 @@ def kept_by(gpu: Device, logits: torch.Tensor, draws: Draws, mask: Mask) -> Cuts
         words,
         span,
         parts,
-        BLOCK=piece,
+        BLOCK=block,
         TOGETHER=together,
         BLOCK_P=power_of_two(blocks),
         PDL=False,

@@ -17,8 +17,6 @@ from branchline.kernels.triton.device_functions import INT32_MAX, take_turn
 INT32_MIN = tl.constexpr(-(2**31))
 FANOUT = tl.constexpr(16)
 """Into how many parts one pass over a row cuts the range of orders that is left."""
-PIECES = tl.constexpr(4)
-"""Of a block of a row, whose sums are made at once; a piece is as much as a program holds."""
 
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
@@ -151,17 +149,13 @@ def _largest_with(
         edges = tl.where(pivots < high, edges, float("inf"))
         met += 1
         notes = _notes(scratch, met, blocks)
-        for start in range(first, end, BLOCK * PIECES):
-            reached = tl.zeros([BLOCK, FANOUT], tl.float32)
-            for piece in range(PIECES):
-                i = start + piece * BLOCK + tl.arange(0, BLOCK)
-                x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
-                value = tl.where(x == x, 1.0, 0.0)
-                if BY_MASS:
-                    value = tl.exp((x - top) * inv_temperature)
-                value = tl.where(i < vocabulary, value, 0.0)
-                reached += tl.where(x[:, None] >= edges[None, :], value[:, None], 0.0)
-            tl.store(notes + start // (BLOCK * PIECES) * FANOUT + j, tl.sum(reached, axis=0))
+        for start in range(first, end, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+            value = tl.exp((x - top) * inv_temperature) if BY_MASS else tl.where(x == x, 1.0, 0.0)
+            value = tl.where(i < vocabulary, value, 0.0)
+            reached = tl.where(x[:, None] >= edges[None, :], value[:, None], 0.0)
+            tl.store(notes + start // BLOCK * FANOUT + j, tl.sum(reached, axis=0))
         _meet(arrived, met, parts, TOGETHER)
         sums = _noted(notes, blocks, False, BLOCK_P)
         count = tl.sum(((sums >= target) & (pivots < high)).to(tl.int64), axis=0)
@@ -177,14 +171,11 @@ def _largest_with(
     if high - low > 1:
         met += 1
         notes = _notes(scratch, met, blocks)
-        for start in range(first, end, BLOCK * PIECES):
-            found = tl.full([BLOCK], float("-inf"), tl.float32)
-            for piece in range(PIECES):
-                i = start + piece * BLOCK + tl.arange(0, BLOCK)
-                x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
-                found = tl.maximum(found, tl.where(_order(x) < high, x, float("-inf")))
-            found = tl.max(found, axis=0)
-            tl.store(notes + start // (BLOCK * PIECES) * FANOUT + j, found + j * 0.0)
+        for start in range(first, end, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+            found = tl.max(tl.where(_order(x) < high, x, float("-inf")), axis=0)
+            tl.store(notes + start // BLOCK * FANOUT + j, found + j * 0.0)
         _meet(arrived, met, parts, TOGETHER)
         most = tl.max(_noted(notes, blocks, True, BLOCK_P), axis=0)
         low = _order(most).to(tl.int64)
@@ -200,19 +191,15 @@ def _masses(
     """What the tokens above order `cut` weigh, and what those of that order do."""
     j = tl.arange(0, FANOUT)
     notes = _notes(scratch, met, blocks)
-    for start in range(first, end, BLOCK * PIECES):
-        more = tl.zeros([BLOCK], tl.float32)
-        level = tl.zeros([BLOCK], tl.float32)
-        for piece in range(PIECES):
-            i = start + piece * BLOCK + tl.arange(0, BLOCK)
-            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
-            weight = tl.exp((x - top) * inv_temperature)
-            order = _order(x)
-            more += tl.where(order > cut, weight, 0.0)
-            level += tl.where((order == cut) & (i < vocabulary), weight, 0.0)
-        both = tl.where(j == 1, tl.sum(level, axis=0), 0.0)
-        both = tl.where(j == 0, tl.sum(more, axis=0), both)
-        tl.store(notes + start // (BLOCK * PIECES) * FANOUT + j, both)
+    for start in range(first, end, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        weight = tl.exp((x - top) * inv_temperature)
+        order = _order(x)
+        more = tl.sum(tl.where(order > cut, weight, 0.0), axis=0)
+        level = tl.sum(tl.where((order == cut) & (i < vocabulary), weight, 0.0), axis=0)
+        both = tl.where(j == 0, more, tl.where(j == 1, level, 0.0))
+        tl.store(notes + start // BLOCK * FANOUT + j, both)
     _meet(arrived, met, parts, TOGETHER)
     both = _noted(notes, blocks, False, BLOCK_P)
     return tl.sum(tl.where(j == 0, both, 0.0), axis=0), tl.sum(tl.where(j == 1, both, 0.0), axis=0)
@@ -227,31 +214,22 @@ def _end_of_ties(
     """The id after the first `ties` tokens of order `cut`. The programs meet twice."""
     j, p = tl.arange(0, FANOUT), tl.arange(0, BLOCK_P)
     notes = _notes(scratch, met, blocks)
-    for start in range(first, end, BLOCK * PIECES):
-        equal = tl.zeros([BLOCK], tl.int32)
-        for piece in range(PIECES):
-            i = start + piece * BLOCK + tl.arange(0, BLOCK)
-            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
-            equal += ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
-        place = notes + start // (BLOCK * PIECES) * FANOUT
-        tl.store(place, tl.sum(equal, axis=0).to(tl.float32))
+    for start in range(first, end, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        equal = ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
+        tl.store(notes + start // BLOCK * FANOUT, tl.sum(equal, axis=0).to(tl.float32))
     _meet(arrived, met, parts, TOGETHER)
     later = _notes(scratch, met + 1, blocks)
-    for start in range(first, end, BLOCK * PIECES):
-        block = start // (BLOCK * PIECES)
-        earlier = p < tl.minimum(block, blocks)
-        counts = tl.load(notes + p * FANOUT, mask=earlier, other=0.0, cache_modifier=".cg")
-        seen = tl.sum(counts, axis=0)
-        limit = 0
-        for piece in range(PIECES):
-            i = start + piece * BLOCK + tl.arange(0, BLOCK)
-            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
-            equal = ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
-            rank = seen + tl.cumsum(equal, axis=0).to(tl.float32)
-            kept = (equal > 0) & (rank <= ties)
-            limit = tl.maximum(limit, tl.max(tl.where(kept, i + 1, 0), axis=0))
-            seen += tl.sum(equal, axis=0).to(tl.float32)
-        tl.store(later + block * FANOUT + j, limit.to(tl.float32) + j * 0.0)
+    for start in range(first, end, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        earlier = p < tl.minimum(start // BLOCK, blocks)
+        seen = tl.load(notes + p * FANOUT, mask=earlier, other=0.0, cache_modifier=".cg")
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        equal = ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
+        rank = tl.sum(seen, axis=0) + tl.cumsum(equal, axis=0).to(tl.float32)
+        limit = tl.max(tl.where((equal > 0) & (rank <= ties), i + 1, 0), axis=0)
+        tl.store(later + start // BLOCK * FANOUT + j, limit.to(tl.float32) + j * 0.0)
     _meet(arrived, met + 1, parts, TOGETHER)
     return tl.max(_noted(later, blocks, True, BLOCK_P), axis=0).to(tl.int32)
 
@@ -293,7 +271,7 @@ def cut_kernel(
     top_k, top_p, min_p = tl.load(top_ks + row), tl.load(top_ps + row), tl.load(min_ps + row)
     first = part * span
     end = tl.minimum(first + span, vocabulary)
-    blocks = tl.cdiv(vocabulary, BLOCK * PIECES)
+    blocks = tl.cdiv(vocabulary, BLOCK)
     scratch += row * 2 * blocks * FANOUT
     arrived += row * 2
     cut = tl.full([], INT32_MIN, tl.int32)
@@ -304,14 +282,10 @@ def cut_kernel(
         j = tl.arange(0, FANOUT)
         met = tl.full([], 1, tl.int32)
         notes = _notes(scratch, met, blocks)
-        for start in range(first, end, BLOCK * PIECES):
-            tops = tl.full([BLOCK], float("-inf"), tl.float32)
-            for piece in range(PIECES):
-                i = start + piece * BLOCK + tl.arange(0, BLOCK)
-                x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
-                tops = tl.maximum(tops, x)
-            place = notes + start // (BLOCK * PIECES) * FANOUT
-            tl.store(place + j, tl.max(tops, axis=0) + j * 0.0)
+        for start in range(first, end, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+            tl.store(notes + start // BLOCK * FANOUT + j, tl.max(x, axis=0) + j * 0.0)
         _meet(arrived, met, parts, TOGETHER)
         top = tl.max(_noted(notes, blocks, True, BLOCK_P), axis=0)
         if (top > -float("inf")) & (top < float("inf")):

@@ -68,7 +68,7 @@ def test_cuts_equal_the_sorted_ones(
     kernel_device: torch.device, decimals: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over rows of several blocks, which on a GPU are read by programs that wait for each other."""
-    monkeypatch.setattr("branchline.kernels.triton.sampling._CUT_PIECE", 32)
+    monkeypatch.setattr("branchline.kernels.triton.sampling._CUT_BLOCK", 128)
     torch.manual_seed(decimals)
     logits = (torch.randn(len(ROWS), 300) * 3).round(decimals=decimals).to(kernel_device)
     draws = draws_of(ROWS, kernel_device)
