@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from branchline.runtime.core.request import Request
     from branchline.runtime.sampling.sampling_batch import SamplingBatch
 
 Int32Array = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -121,12 +120,13 @@ class ScheduleBatch:
         slot_writes: entries of the slot table that changed since the last plan, to be written to
             copies of it before the forward; None where the table itself is read.
         copies: (src, dst) key-value slots to copy before the forward.
+        adapter_slots: int32 [b], slot of each row's adapter, -1 = the base model; None where no row
+            has one.
         trunks: rows next to each other may share their first `SHORTEST_TRUNK` slots; False says
             that none do.
     """
 
     mode: ForwardMode
-    requests: list[Request]
     rows: Int32Array
     seq_lens: Int32Array
     extend_lens: Int32Array
@@ -144,6 +144,7 @@ class ScheduleBatch:
     inits: list[RowInit] = field(default_factory=list)
     slot_writes: SlotWrites | None = None
     copies: tuple[Int32Array, Int32Array] | None = None
+    adapter_slots: Int32Array | None = None
     trunks: bool = True
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from branchline.kernels.lora import LoraBatch
     from branchline.runtime.attention.base import AttentionBackend, AttentionPlan
 
 
@@ -25,6 +26,8 @@ class ForwardBatch:
         logit_idx: int32 [l], increasing indices into t.
         backend: computes the attention of every layer.
         plan: the backend's own view of the step, made once for all layers.
+        lora: slots of the t tokens' adapters; None where every token is the base model's.
+        logit_lora: slots of the l logit rows; there where `lora` is.
     """
 
     input_ids: torch.Tensor
@@ -33,3 +36,5 @@ class ForwardBatch:
     logit_idx: torch.Tensor
     backend: AttentionBackend
     plan: AttentionPlan
+    lora: LoraBatch | None = None
+    logit_lora: LoraBatch | None = None

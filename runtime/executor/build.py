@@ -7,6 +7,7 @@ here, by a typed error, before the first request.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.executor.cpu_graph import ModelGraph
-from branchline.runtime.executor.model_runner import ModelRunner
+from branchline.runtime.executor.model_runner import Graphs, ModelRunner
 from branchline.runtime.executor.step import StepExecutor
 from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.executor.worker import CpuWorker, SyncWorker
@@ -50,6 +51,7 @@ class RunnerSettings:
         kv_dtype: of the pool, see `kv_dtype_of`.
         attention: name of the backend, or "auto".
         graph: replay a recorded forward where ops and attention can.
+        adapter_slots: that the model's layers were given.
     """
 
     num_pages: int
@@ -59,6 +61,7 @@ class RunnerSettings:
     kv_dtype: torch.dtype = torch.bfloat16
     attention: str = "auto"
     graph: bool = True
+    adapter_slots: int = 0
 
 
 def kv_dtype_of(spec: ModelSpec, dtype: WeightDtype, kv_dtype: KVDtype = "auto") -> torch.dtype:
@@ -153,9 +156,13 @@ def build_runner(
     )
     slots = torch.from_numpy(slot_table)
     tokens = token_table(slot_table.shape[0], model.max_context)
-    graphs = None
     recordable = attention.supports(replace(needs, graph=True)).ok
-    if settings.graph and recordable and isinstance(ops, NativeOps):
+    if not (settings.graph and recordable and isinstance(ops, NativeOps)):
+        return ModelRunner(
+            model, ops, attention, pool, slots, tokens, adapter_slots=settings.adapter_slots
+        )
+
+    def record(*, adapted: bool) -> Graphs:
         body, whole = (
             ModelGraph(
                 model,
@@ -167,11 +174,24 @@ def build_runner(
                 max_tokens=settings.max_step_tokens,
                 max_rows=settings.max_step_rows,
                 head=head,
+                adapted=adapted,
             )
             for head in (False, True)
         )
-        graphs = body, whole
-    return ModelRunner(model, ops, attention, pool, slots, tokens, graphs=graphs)
+        return body, whole
+
+    graphs = record(adapted=False)
+    return ModelRunner(
+        model,
+        ops,
+        attention,
+        pool,
+        slots,
+        tokens,
+        graphs=graphs,
+        adapter_slots=settings.adapter_slots,
+        record=partial(record, adapted=True) if settings.adapter_slots else None,
+    )
 
 
 def build_worker(runner: ModelRunner, *, overlap: bool = True) -> Worker:

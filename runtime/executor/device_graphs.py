@@ -90,10 +90,10 @@ def row_sizes(tokens: int, most_rows: int) -> list[int]:
     return [*(rows for rows in ROW_SIZES if rows < most), most]
 
 
-def extend_shapes(most_tokens: int, most_rows: int) -> list[StepShape]:
+def extend_shapes(most_tokens: int, most_rows: int, *, adapted: bool = False) -> list[StepShape]:
     """Shapes for small mixed steps, ascending."""
     return [
-        StepShape(tokens, rows, tokens, tree=tree)
+        StepShape(tokens, rows, tokens, tree=tree, adapted=adapted)
         for tree, sizes in ((False, EXTEND_TOKENS), (True, TREE_TOKENS))
         for tokens in sizes
         if tokens <= most_tokens
@@ -108,7 +108,8 @@ def eager_shape(plan: ScheduleBatch, most_rows: int) -> StepShape:
     assert len(plan.rows) <= most_rows, "a plan has no more rows than the settings allow"
     rows = next(n for n in row_sizes(most_rows, most_rows) if n > len(plan.rows))
     logits = min(padded(len(plan.logit_idx)), tokens)
-    return StepShape(tokens, rows, logits, tree=plan.tree is not None)
+    adapted = plan.adapter_slots is not None
+    return StepShape(tokens, rows, logits, tree=plan.tree is not None, adapted=adapted)
 
 
 def padded(count: int) -> int:
@@ -121,7 +122,6 @@ def idle_step(shape: StepShape) -> ScheduleBatch:
     none = np.empty(0, dtype=np.int32)
     return ScheduleBatch(
         mode=ForwardMode.IDLE,
-        requests=[],
         rows=none,
         seq_lens=none,
         extend_lens=none,
@@ -157,7 +157,7 @@ class DeviceGraphs:
         self._forward = forward
         self._stream = stream
         self._pool = torch.cuda.graph_pool_handle() if stream.device.type == "cuda" else None
-        self._decode: dict[int, _Graph] = {}
+        self._decode: dict[tuple[bool, int], _Graph] = {}  # by (adapted, rows)
         self._trunks: dict[int, _Graph] = {}
         self._extend: dict[StepShape, _Graph] = {}
 
@@ -182,19 +182,24 @@ class DeviceGraphs:
         if shape.decode and shape.trunks:
             self._trunks = dict(sorted([*self._trunks.items(), (shape.rows, graph)]))
         elif shape.decode:
-            self._decode = dict(sorted([*self._decode.items(), (shape.rows, graph)]))
+            self._decode[shape.adapted, shape.rows] = graph
+            self._decode = dict(sorted(self._decode.items()))
         else:
             self._extend[shape] = graph
-            order = sorted(self._extend, key=lambda s: (s.tree, s.tokens, s.rows))
+            order = sorted(self._extend, key=lambda s: (s.adapted, s.tree, s.tokens, s.rows))
             self._extend = {key: self._extend[key] for key in order}
 
     def find(self, plan: ScheduleBatch) -> _Graph | None:
         """The smallest recording that holds the step, if any."""
         tokens, rows = plan.num_tokens, len(plan.rows)
+        adapted = plan.adapter_slots is not None
         if plan.mode is ForwardMode.DECODE:
-            trunks = plan.trunks and rows > FEWEST_TRUNK_ROWS
-            found = [self._trunks, self._decode] if trunks else [self._decode]
-            return next((g for sizes in found for n, g in sizes.items() if n >= rows), None)
+            if plan.trunks and not adapted and rows > FEWEST_TRUNK_ROWS:
+                for size, graph in self._trunks.items():
+                    if size >= rows:
+                        return graph
+            sizes = self._decode.items()
+            return next((g for (a, size), g in sizes if a == adapted and size >= rows), None)
         if not self._buffers.fits(plan):
             return None
         if tokens > LONG_STEP:
@@ -203,7 +208,9 @@ class DeviceGraphs:
                 return None
         tree = plan.tree is not None
         for shape, graph in self._extend.items():
-            if shape.tree == tree and shape.tokens >= tokens and shape.rows > rows:
+            if (shape.adapted, shape.tree) != (adapted, tree):
+                continue
+            if shape.tokens >= tokens and shape.rows > rows:
                 return graph
         return None
 

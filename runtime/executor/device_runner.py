@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from branchline.kernels.lora import LoraBatch
 from branchline.kernels.ops import Ops
 from branchline.kernels.sampling import Draws, SamplingOps
 from branchline.runtime.attention.base import AttentionBackend, AttentionPlan
@@ -68,6 +69,7 @@ class DeviceRunner:
         max_tokens, max_rows: of a step.
         graph_tokens: of the largest step that is recorded.
         tree_words: words of tree masks in a step at most.
+        adapter_slots: that the model's layers were given.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class DeviceRunner:
         max_rows: int,
         graph_tokens: int = 512,
         tree_words: int = 1 << 18,
+        adapter_slots: int = 0,
     ) -> None:
         if not isinstance(ops, SamplingOps):
             raise InvalidRequest(
@@ -93,6 +96,7 @@ class DeviceRunner:
         self.kv_pool, self.tables = kv_pool, tables
         self.attention = attention
         self._max_rows = max_rows
+        self._adapter_slots = adapter_slots
         most = max_rows + DECODE_STEP
         self._eager_buffers = PlanBuffers(
             tables,
@@ -100,6 +104,7 @@ class DeviceRunner:
             rows=most,
             tree_words=tree_words,
             stream=stream,
+            adapters=adapter_slots > 0,
         )
         buffers = PlanBuffers(
             tables,
@@ -107,6 +112,7 @@ class DeviceRunner:
             rows=most,
             tree_words=GRAPH_TREE_WORDS,
             stream=stream,
+            adapters=adapter_slots > 0,
         )
         self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream)
         # Made once: in a recording each of its tensors would be made anew in every step.
@@ -138,8 +144,14 @@ class DeviceRunner:
         if sampled:
             index = tensors.sample_idx[: padded(sampled)]
             rows = self.ops.gather_rows(outputs.hidden, index)
-            logits = self.model.logits(rows, self.ops)[:sampled]
+            slots = tensors.sample_lora_slots
+            lora = self.lora(None if slots is None else slots[: padded(sampled)])
+            logits = self.model.logits(rows, self.ops, lora)[:sampled]
         return QueuedForward(hidden, logits, None, *there)
+
+    def lora(self, slots: torch.Tensor | None) -> LoraBatch | None:
+        """What the ops take of the adapters' slots of n rows: int32 [n] on the device."""
+        return None if slots is None else self.ops.lora_batch(slots, self._adapter_slots)
 
     def idle_hidden(self, shape: StepShape) -> torch.Tensor:
         """Queue a forward of padding alone, without a recording: [l, hidden]."""
@@ -155,6 +167,9 @@ class DeviceRunner:
         ids = self.ops.resolve_ids(
             tensors.input_ids, tensors.positions, tensors.meta, self.tables.tokens
         )
+        lora = self.lora(tensors.lora_slots)
+        # in decoding each token is a logit row
+        same = tensors.shape.decode
         batch = ForwardBatch(
             input_ids=ids,
             positions=tensors.positions,
@@ -162,6 +177,8 @@ class DeviceRunner:
             logit_idx=tensors.logit_idx,
             backend=self.attention,
             plan=plan,
+            lora=lora,
+            logit_lora=lora if same else self.lora(tensors.logit_lora_slots),
         )
         return self.model.forward(batch, self.ops, self.kv_pool)
 
@@ -170,7 +187,7 @@ class DeviceRunner:
         hidden = self._hidden(tensors, plan)
         if not shape.decode:
             return Outputs(hidden=hidden)
-        logits = self.model.logits(hidden, self.ops)
+        logits = self.model.logits(hidden, self.ops, self.lora(tensors.logit_lora_slots))
         ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(shape.rows))
         self.tables.put_tokens(tensors.sample_places, ids)
         return Outputs(logits=logits, greedy=torch.where(bad, -1, ids))

@@ -23,6 +23,7 @@ from branchline.runtime.executor.device_tables import (
     TableChanges,
     TableWrites,
 )
+from branchline.runtime.executor.lora_inputs import sample_slots, token_slots
 
 _RING = 3
 """Host buffers used in turn: one being filled, one being copied, one of the step before."""
@@ -46,6 +47,7 @@ class StepShape:
         logits: tokens whose final hidden states are computed, padding included.
         tree: whether there are tree masks.
         decode: every row has one token, whose logits and most likely id are wanted.
+        adapted: some row has an adapter.
         trunks: of decoding, rows may begin with the same slots.
     """
 
@@ -54,6 +56,7 @@ class StepShape:
     logits: int
     tree: bool = False
     decode: bool = False
+    adapted: bool = False
     trunks: bool = False
 
 
@@ -72,6 +75,9 @@ class StepTensors:
         sample_positions: int64 [most rows], position that each sampled id takes, then 0.
         writes: changes of the tables, filled up with writes of padding.
         meta: who attends to what.
+        lora_slots: int32 [t], slots of the tokens' adapters; None where no row has one.
+        logit_lora_slots: int32 [l], of the logit rows, likewise.
+        sample_lora_slots: int32 [most rows], of the sampled ones, then -1; likewise.
     """
 
     shape: StepShape
@@ -84,6 +90,9 @@ class StepTensors:
     sample_positions: torch.Tensor
     writes: TableWrites
     meta: AttentionMeta
+    lora_slots: torch.Tensor | None = None
+    logit_lora_slots: torch.Tensor | None = None
+    sample_lora_slots: torch.Tensor | None = None
 
 
 class PlanBuffers:
@@ -93,10 +102,18 @@ class PlanBuffers:
         tables: padding rows point into them.
         tree_words: words of tree masks that fit.
         stream: where the copies are queued.
+        adapters: there are adapter slots.
     """
 
     def __init__(
-        self, tables: DeviceTables, *, tokens: int, rows: int, tree_words: int, stream: DeviceStream
+        self,
+        tables: DeviceTables,
+        *,
+        tokens: int,
+        rows: int,
+        tree_words: int,
+        stream: DeviceStream,
+        adapters: bool = False,
     ) -> None:
         self.tokens, self.rows, self.tree_words = tokens, rows, tree_words
         self._tables = tables
@@ -121,6 +138,9 @@ class PlanBuffers:
             ("out_slots", tokens, False),
             ("logit_idx", tokens, False),
             ("positions", tokens, True),
+            ("lora_slots", tokens if adapters else 0, False),
+            ("logit_lora_slots", tokens if adapters else 0, False),
+            ("sample_lora_slots", 2 * rows if adapters else 0, False),
             ("tree_lens", rows, False),
             ("tree_offsets", rows, False),
             ("tree_words", tree_words, True),
@@ -177,6 +197,9 @@ class PlanBuffers:
                 v["slot_places"], v["slot_values"], v["token_places"], v["token_values"]
             ),
             meta=meta,
+            lora_slots=v["lora_slots"][:tokens] if shape.adapted else None,
+            logit_lora_slots=v["logit_lora_slots"][: shape.logits] if shape.adapted else None,
+            sample_lora_slots=v["sample_lora_slots"] if shape.adapted else None,
         )
 
     def load(self, plan: ScheduleBatch, tensors: StepTensors) -> AttentionMeta:
@@ -228,6 +251,8 @@ class PlanBuffers:
             a["sample_positions"][:s] = positions
             a["sample_positions"][s:] = 0
         a["sample_places"][s : shape.rows] = self._tables.padding_place
+        if shape.adapted:
+            _fill_adapters(a, plan, shape)
         self._pad(a, plan, shape)
         np.cumsum(a["extend_lens"][: shape.rows], out=a["extend_start"][1 : shape.rows + 1])
         if shape.tree:
@@ -269,6 +294,18 @@ class PlanBuffers:
         a["input_ids"][t : shape.tokens] = 0
         a["out_slots"][t : shape.tokens] = 0
         a["positions"][t : shape.tokens] = np.arange(spare_tokens) % piece
+
+
+def _fill_adapters(a: dict[str, Array], plan: ScheduleBatch, shape: StepShape) -> None:
+    """Padding has no adapter."""
+    a["lora_slots"][: shape.tokens] = -1
+    a["logit_lora_slots"][: shape.logits] = -1
+    a["sample_lora_slots"][:] = -1
+    tokens, sampled = token_slots(plan), sample_slots(plan)
+    if tokens is not None and sampled is not None:
+        a["lora_slots"][: len(tokens)] = tokens
+        a["logit_lora_slots"][: len(plan.logit_idx)] = tokens[plan.logit_idx]
+        a["sample_lora_slots"][: len(sampled)] = sampled
 
 
 def _section(buffer: torch.Tensor, start: int, length: int, wide: bool) -> torch.Tensor:

@@ -18,7 +18,6 @@ def idle_plan(num_tokens: int) -> ScheduleBatch:
     one = np.array([num_tokens], dtype=np.int32)
     return ScheduleBatch(
         mode=ForwardMode.IDLE,
-        requests=[],
         rows=np.zeros(1, dtype=np.int32),
         seq_lens=one,
         extend_lens=one,

@@ -19,10 +19,12 @@ from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.grammar.base import GrammarBackend
 from branchline.runtime.grammar.service import GrammarService
+from branchline.runtime.launch.adapters import load_adapters, make_slots
 from branchline.runtime.launch.decisions import Decision
 from branchline.runtime.launch.text_parts import AnyTokenizer, TextParts
 from branchline.runtime.launch.workers import choose_device, load, on_device, on_host
 from branchline.runtime.loading.checkpoint import Checkpoint
+from branchline.runtime.lora.manager import AdapterManager
 from branchline.runtime.memory.sizing import SizingDecision
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.commit import Outbox
@@ -74,6 +76,7 @@ class SchedulerParts:
     Attributes:
         bounds: what requests may ask for.
         decisions: what became of settings left open.
+        adapters: None where none can be loaded.
     """
 
     scheduler: Scheduler
@@ -83,10 +86,13 @@ class SchedulerParts:
     bounds: Bounds
     facts: Facts
     decisions: list[Decision] = field(default_factory=list)
+    adapters: AdapterManager | None = None
 
     def close(self) -> None:
-        """End worker and grammars, once nothing steps the scheduler any more."""
+        """End worker, adapters and grammars, once nothing steps the scheduler any more."""
         self.worker.close()
+        if self.adapters is not None:
+            self.adapters.shut()
         self.grammars.close()
         if isinstance(self.ops, NativeOps):
             self.ops.runner.close()
@@ -106,7 +112,7 @@ def build_scheduler(
         call_soon: posts to the loop thread that will step the scheduler.
 
     Raises:
-        InvalidRequest, ModelLoadError, OutOfMemory: see `Engine`.
+        InvalidRequest, ModelLoadError, OutOfMemory, AdapterError: see `Engine`.
     """
     started = time.monotonic()
     decisions: list[Decision] = []
@@ -115,6 +121,9 @@ def build_scheduler(
     loaded = load(config, checkpoint, device, decisions)
     checkpoint.close()
     host = device.type == "cpu"
+    slots = make_slots(config.lora, loaded, decisions)
+    adapters = None if slots is None else load_adapters(config.lora, slots, call_soon)
+    loaded.adapter_slots = 0 if slots is None else slots.count
     cache, worker, sizing = (on_host if host else on_device)(config, loaded, decisions)
     model = loaded.model
     vocab_size = model.spec.vocab_size
@@ -132,7 +141,7 @@ def build_scheduler(
         cache,
         worker,
         outbox,
-        Intake(bounds),
+        Intake(bounds, adapters=adapters),
         max_step_tokens=loaded.max_step_tokens,
         max_running=loaded.max_running,
         eos_ids=tokenizer.eos_ids,
@@ -140,9 +149,12 @@ def build_scheduler(
         call_soon=call_soon,
         grow_ahead=1 if host else GROW_AHEAD,
         masks_beside=not host,
+        adapters=adapters,
     )
     facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
-    return SchedulerParts(scheduler, worker, grammars, loaded.ops, bounds, facts, decisions)
+    return SchedulerParts(
+        scheduler, worker, grammars, loaded.ops, bounds, facts, decisions, adapters
+    )
 
 
 def _grammar_backend(

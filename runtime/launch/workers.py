@@ -39,13 +39,20 @@ CUDA_STEP_TOKENS = 8192
 
 @dataclass(slots=True)
 class Loaded:
-    """A model, what it runs with and where."""
+    """A model, what it runs with and where.
+
+    Attributes:
+        dtype: of what is not quantized: activations on a device, matrices of adapters.
+        adapter_slots: that its layers were given.
+    """
 
     model: Model
     ops: Ops
     device: torch.device
+    dtype: torch.dtype
     max_step_tokens: int
     max_running: int
+    adapter_slots: int = 0
 
 
 def choose_device(setting: str, decisions: list[Decision]) -> torch.device:
@@ -100,7 +107,7 @@ def load(
     usual = CPU_STEP_TOKENS if device.type == "cpu" else CUDA_STEP_TOKENS
     max_step_tokens = config.scheduler.max_step_tokens or usual
     max_running = min(config.scheduler.max_running_requests, max(1, max_step_tokens // 2))
-    return Loaded(model, ops, device, max_step_tokens, max_running)
+    return Loaded(model, ops, device, wide, max_step_tokens, max_running)
 
 
 def on_host(
@@ -117,6 +124,7 @@ def on_host(
             max_step_tokens=loaded.max_step_tokens,
             max_step_rows=loaded.max_running,
             kv_dtype=_kv_dtype(config, loaded),
+            adapter_slots=loaded.adapter_slots,
         ),
         cache.slot_table.array,
     )
@@ -138,6 +146,7 @@ def on_device(
             slot_width=-(-context // page_size) * page_size,
             kv_dtype=_kv_dtype(config, loaded),
             attention=config.device.attention_backend,
+            adapter_slots=loaded.adapter_slots,
         ),
         loaded.device,
     )

@@ -108,7 +108,6 @@ class PlanBuilder:
         requests = [s.request for s in segments]
         batch = ScheduleBatch(
             mode=ForwardMode.DECODE,
-            requests=requests,
             rows=rows,
             seq_lens=starts + np.int32(1),
             extend_lens=np.ones(b, dtype=np.int32),
@@ -122,6 +121,7 @@ class PlanBuilder:
             sampling=self._sampling_batch(requests),
             inits=inits,
             slot_writes=self._table.take_changes(),
+            adapter_slots=_adapter_slots(segments),
             trunks=self._trunks(rows, starts),
         )
         return StepPlan(batch, segments, [])
@@ -175,7 +175,6 @@ class PlanBuilder:
                 if any(s.group is not None for s in segments)
                 else ForwardMode.EXTEND
             ),
-            requests=[s.request for s in segments],
             rows=np.fromiter((s.request.row for s in segments), np.int32, len(segments)),
             seq_lens=seq_lens,
             extend_lens=lens,
@@ -196,6 +195,7 @@ class PlanBuilder:
             tree=_tree_mask(segments),
             inits=inits,
             slot_writes=self._table.take_changes(),
+            adapter_slots=_adapter_slots(segments),
         )
         return StepPlan(batch, segments, spans, hidden_spans)
 
@@ -211,6 +211,13 @@ class PlanBuilder:
             )
             self._sampled = requests
         return self._sampling
+
+
+def _adapter_slots(segments: list[Segment]) -> Int32Array | None:
+    if all(s.request.adapter is None for s in segments):
+        return None
+    versions = [s.request.adapter for s in segments]
+    return np.array([-1 if v is None else v.slot for v in versions], dtype=np.int32)
 
 
 def _forced_ids(segment: Segment) -> RowInit | None:

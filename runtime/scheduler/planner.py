@@ -3,7 +3,9 @@
 Law: a step never needs memory that is not there. A running row that cannot grow sits the step out;
 once no step is in flight, the youngest requests of the lowest priority are retracted (their memory
 is released, what they computed stays in the cache while it can) until it can. Admission leaves room
-for what running requests may still write. Knows nothing of sampling, grammars or text.
+for what running requests may still write. A request whose adapter is in no slot of the device lets
+others pass while it is brought there, but not for ever. Knows nothing of sampling, grammars or
+text.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from branchline.runtime.core.request import Request, Status
 from branchline.runtime.core.tree import TreeGroup
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.prefix_cache import CacheHandle
+from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 from branchline.runtime.scheduler.plan_builder import Segment
 from branchline.runtime.scheduler.prefixes import PrefixesInFlight
 from branchline.runtime.scheduler.stats import SchedulerStats
@@ -40,6 +43,7 @@ class Planner:
         started: told of each request when it is first part of a step.
         grow_ahead: slots that a row which needs more is given at once while memory is plentiful:
             fewer calls, and fewer changes of the slot table to send to a device.
+        adapters: that requests may have.
 
     Attributes:
         running: requests that hold a row, oldest admission first.
@@ -56,8 +60,10 @@ class Planner:
         max_step_tokens: int,
         started: Callable[[Request], None],
         grow_ahead: int = 1,
+        adapters: Adapters | None = None,
     ) -> None:
         self._started = started
+        self._adapters = adapters or NoAdapters()
         self.running: dict[Request, None] = {}
         self._cache = cache
         self._waiting = waiting
@@ -206,6 +212,8 @@ class Planner:
             self._waiting.inserted(ids, namespace, old, computed_len)
         self.prefixes.discard(request)
         self.running.pop(request, None)
+        if request.adapter is not None:
+            self._adapters.leave(request.adapter)
         self.constrained -= request.matcher is not None
         request.row, request.handle = -1, None
 
@@ -230,9 +238,16 @@ class Planner:
             return
         reserved = sum(self._reserve(request) for request in self.running)
         self._reserve_share = max(0.1, self._reserve_share - 0.001)
+        starved = False
         for looked_at, request in enumerate(self._waiting.candidates()):
             if budget <= 0 or len(self.running) >= self._max_running or looked_at > MAX_CANDIDATES:
                 break
+            if request.adapter is not None:
+                urgent = not self.running or self._waiting.is_overdue(request)
+                if starved or not self._adapters.ready(request.adapter, urgent=urgent):
+                    # Once one that is overdue waits for a slot, nobody else takes one.
+                    starved = starved or self._waiting.is_overdue(request)
+                    continue
             whole = _computes_all(request)
             limit = 0 if whole else request.length - 1
             match = self._cache.match(request.ids[:limit], request.source.namespace)
@@ -256,6 +271,8 @@ class Planner:
         self._cache.attach(row, handle)
         self._waiting.admitted(request)
         self.running[request] = None
+        if request.adapter is not None:
+            self._adapters.enter(request.adapter)
         self.constrained += request.matcher is not None
         request.row, request.handle = row, handle
         request.planned_len = request.computed_len = cached_len

@@ -90,6 +90,7 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     extra_key: str | None = None
     deadline_s: float | None = None
     return_token_ids: bool | None = None
+    lora_path: str | None = None
 
     user: str | None = None
     metadata: Json | None = None
@@ -105,7 +106,6 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     include_stop_str_in_output: bool | None = None
     no_stop_trim: bool | None = None
 
-    lora_path: None = None
     session_params: None = None
     custom_logit_processor: None = None
     custom_params: None = None
@@ -132,6 +132,7 @@ NO_EFFECT = frozenset(
         "include_obfuscation",
         "inference_geo",
         "log_metrics",
+        "lora_int_id",
         "metadata",
         "modalities",
         "moderation",

@@ -34,7 +34,7 @@ def test_a_request_at_the_address_of_one_that_is_gone_is_sampled_by_its_own_choi
 
     def temperature(one: Request) -> float:
         batch = builder.build([Segment(one, 0, 1, True)], []).batch
-        assert batch.sampling is not None and batch.requests == [one]
+        assert batch.sampling is not None
         return 1.0 / float(batch.sampling.inv_temperature[0])
 
     for step in range(1, 200):  # each may take the place of the one before
