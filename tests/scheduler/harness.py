@@ -19,6 +19,7 @@ from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.sequence import reading_of
 from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.scheduler.adapters import Adapters
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.pace import Pace
@@ -177,6 +178,7 @@ class Bench:
         fail_steps: frozenset[int] = frozenset(),
         mirror: bool = False,
         grow_ahead: int = 1,
+        adapters: Adapters | None = None,
         drafter: Drafter | None = None,
         max_nodes: int = 8,
         max_depth: int = 6,
@@ -204,7 +206,9 @@ class Bench:
             self.worker,
             self.out,
             Intake(
-                Bounds(VOCAB, min(context, tokens - page_size), step_tokens // 2, HIDDEN), seed=1
+                Bounds(VOCAB, min(context, tokens - page_size), step_tokens // 2, HIDDEN),
+                seed=1,
+                adapters=adapters,
             ),
             max_step_tokens=step_tokens,
             max_running=section.max_running_requests,
@@ -213,6 +217,7 @@ class Bench:
             call_soon=lambda fn: fn(),
             grow_ahead=grow_ahead,
             masks_beside=mirror,
+            adapters=adapters,
             drafts=(
                 None
                 if drafter is None
@@ -229,7 +234,7 @@ class Bench:
         self.out.scheduler = self.scheduler
 
     def submit(self, name: str, prompt: list[int], max_tokens: int = 8, **kw: Any) -> None:
-        keys = ("priority", "deadline", "namespace")
+        keys = ("priority", "deadline", "namespace", "adapter")
         request = {key: kw.pop(key) for key in keys if key in kw}
         kw.setdefault("temperature", 0.0)
         sampling = SamplingParams(max_tokens=max_tokens, **kw)
@@ -237,8 +242,11 @@ class Bench:
             GenerateRequest(id=name, prompt_ids=prompt, sampling=sampling, **request)
         )
 
-    def score(self, name: str, prompt: list[int], choices: list[list[int]]) -> None:
-        self.scheduler.submit(ScoreRequest(id=name, prompt_ids=prompt, choices=choices))
+    def score(
+        self, name: str, prompt: list[int], choices: list[list[int]], adapter: str = ""
+    ) -> None:
+        request = ScoreRequest(id=name, prompt_ids=prompt, choices=choices, adapter=adapter)
+        self.scheduler.submit(request)
 
     def embed(self, name: str, prompt: list[int], **kw: Any) -> None:
         self.scheduler.submit(EmbedRequest(id=name, prompt_ids=prompt, **kw))

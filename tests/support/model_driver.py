@@ -102,6 +102,7 @@ class Driver:
         kv_dtype: torch.dtype = torch.float32,
         max_step_tokens: int = 256,
         seed: int = 0,
+        adapter_slots: int = 0,
     ) -> None:
         pages_each = -(-model.max_context // page_size)
         pages = np.random.default_rng(seed).permutation(max_rows * pages_each) + 1
@@ -119,6 +120,7 @@ class Driver:
                 kv_dtype=kv_dtype,
                 attention=attention,
                 graph=graph,
+                adapter_slots=adapter_slots,
             ),
             self.slots,
         )
