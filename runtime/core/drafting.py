@@ -25,7 +25,7 @@ MAX_GUESSES = 256
 """Candidates of one step at most that are sampled: each needs a row of logits."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that takes several times as long to make
 class DraftRow:
     """One row that wants candidates. Views are valid during the call alone, and read-only.
 
