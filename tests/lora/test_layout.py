@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from branchline.kernels.reference import ReferenceOps
 from branchline.runtime.layers.lora_site import LoraSite
 from branchline.runtime.lora.host_tier import HostTier
 from branchline.runtime.lora.layout import ALIGN, LowRank, Packed, SlotLayout
-from branchline.runtime.lora.slots import Slots
+from branchline.runtime.lora.slots import Slots, copy_in_pieces
 from branchline.runtime.models.base import Model
 
 CPU = torch.device("cpu")
@@ -139,3 +141,36 @@ def test_the_host_tier_stays_within_its_bound_and_forgets_the_least_used(limit: 
     tier.drop(order[0])
     tier.drop("nobody")
     assert len(tier) == len(order) - 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 8, 11, 23])
+def test_an_adapter_arrives_in_pieces_of_which_one_at_a_time_is_on_its_way(count: int) -> None:
+    """On a device a copy is queued and happens later; a buffer must not be filled before."""
+    queued: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Target:
+        """Copies when it is waited for, as late as may be."""
+
+        def __init__(self, values: torch.Tensor) -> None:
+            self.values = values
+
+        def __getitem__(self, place: slice) -> Target:
+            return Target(self.values[place])
+
+        def copy_(self, piece: torch.Tensor, *, non_blocking: bool) -> None:
+            assert non_blocking and not queued, "two pieces are on their way"
+            queued.append((self.values, piece))
+
+    def mark() -> Callable[[], None]:
+        def wait() -> None:
+            for values, piece in queued:
+                values.copy_(piece)
+            queued.clear()
+
+        return wait
+
+    source, values = torch.arange(1.0, count + 1), torch.zeros(count)
+    pieces = [torch.zeros(4), torch.zeros(4)]
+    copy_in_pieces(Target(values), source, pieces, mark)  # type: ignore[arg-type]
+    mark()()
+    assert torch.equal(values, source)
