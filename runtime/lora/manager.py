@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from branchline.runtime.core.adapter_spool import AdapterSpool, remove_sent
@@ -27,6 +26,7 @@ from branchline.runtime.core.adapters import (
     check_adapter_name,
 )
 from branchline.runtime.errors import AdapterInUse, AdapterTooLarge, BranchlineError
+from branchline.runtime.loading.adapters import adapter_folder
 from branchline.runtime.lora.adapter_files import AdapterFolder, inspect, read
 from branchline.runtime.lora.host_tier import HostTier
 from branchline.runtime.lora.layout import Packed
@@ -182,7 +182,7 @@ class AdapterManager:
             AdapterError, InvalidRequest: it cannot be loaded.
         """
         check_adapter_name(name)
-        folder = inspect(Path(path), self._layout)
+        folder = inspect(adapter_folder(path), self._layout)
         made = _Adapter(AdapterVersion(name, 0), folder, sent)
         if self._tier.has_room(self._layout.slot_bytes):
             self._fetch(made)
@@ -344,7 +344,7 @@ class AdapterManager:
         if isinstance(source, AdapterFiles):
             path, sent = self._spool.put(source), True
         else:
-            path = Path(source)
+            path = adapter_folder(source)
         try:
             made = _Adapter(AdapterVersion(name, 0), inspect(path, self._layout), sent)
             self._fetch(made)
