@@ -100,7 +100,9 @@ class SpeculativeSection:
         "prompt and output and in other lanes of a program)",
     )
     speculative_tokens: int | None = setting(
-        None, "guesses of a sequence in one step at most; None = what suits the drafter"
+        None,
+        "guesses of a sequence in one step, as long as there is room; None = as many as pay, by "
+        "measured times and acceptance, and none where none do",
     )
     speculative_steps: int | None = setting(
         None, "guesses one behind the other at most; None = what suits the drafter"
