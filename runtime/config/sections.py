@@ -91,6 +91,23 @@ class GrammarSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculativeSection:
+    """Guesses of what comes next, of which a step checks several. They change no output."""
+
+    speculative: str | None = setting(
+        None,
+        'who guesses: None (nobody) or "ngram" (looks up what followed the last tokens before, in '
+        "prompt and output and in other lanes of a program)",
+    )
+    speculative_tokens: int | None = setting(
+        None, "guesses of a sequence in one step at most; None = what suits the drafter"
+    )
+    speculative_steps: int | None = setting(
+        None, "guesses one behind the other at most; None = what suits the drafter"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSection:
     """How a CUDA device is used."""
 
@@ -107,7 +124,9 @@ class LoraSection:
     """Low-rank adapters, many beside each other and the base model."""
 
     adapters: Mapping[str, str] | None = setting(
-        None, "adapters to load at the start: name -> folder in PEFT's format"
+        None,
+        "adapters to load at the start: name -> folder in PEFT's format, or the name of one that "
+        "comes with the package",
     )
     adapter_slots: int | None = setting(
         None,
@@ -129,6 +148,7 @@ SECTIONS: tuple[type[Any], ...] = (
     MemorySection,
     SchedulerSection,
     GrammarSection,
+    SpeculativeSection,
     DeviceSection,
     LoraSection,
 )

@@ -17,6 +17,7 @@ import torch
 from branchline.kernels.ops import Ops
 from branchline.runtime.attention.base import AttentionBackend, AttentionNeeds
 from branchline.runtime.attention.registry import make_attention
+from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.executor.device_graphs import (
     TOKEN_STEP,
@@ -25,6 +26,7 @@ from branchline.runtime.executor.device_graphs import (
     padded,
     row_sizes,
     trunk_sizes,
+    verify_shapes,
 )
 from branchline.runtime.executor.device_runner import DeviceRunner
 from branchline.runtime.executor.device_stream import DeviceStream, to_device
@@ -54,6 +56,7 @@ class DeviceSettings:
         kv_dtype: of the key-value pool.
         attention: name of the backend, or "auto".
         graphs: record forwards.
+        guesses: some steps will check guesses.
         adapter_slots: that the model's layers were given.
     """
 
@@ -64,6 +67,7 @@ class DeviceSettings:
     kv_dtype: torch.dtype
     attention: str = "auto"
     graphs: bool = True
+    guesses: bool = False
     adapter_slots: int = 0
 
 
@@ -159,12 +163,13 @@ class DeviceBuilder:
         )
 
     def _largest_step(self) -> None:
-        """All tokens there can be, in padding rows, and logits of all rows."""
+        """All tokens there can be, in padding rows, and logits of all rows and guesses."""
         tokens, rows = self._settings.max_step_tokens, self._settings.max_rows
+        logits = min(tokens, rows + (MAX_GUESSES if self._settings.guesses else 0))
         runner = self._runner
         for adapted in self._kinds():
             with runner.stream:
-                hidden = runner.idle_hidden(StepShape(tokens, rows, rows, adapted=adapted))
+                hidden = runner.idle_hidden(StepShape(tokens, rows, logits, adapted=adapted))
                 self._model.logits(hidden, self._ops).float()
             runner.stream.drain()
 
@@ -184,6 +189,8 @@ class DeviceBuilder:
             for n in decode_sizes(most_rows):
                 shapes.append(StepShape(n, n, n, decode=True, adapted=adapted))
             shapes += extend_shapes(self._graph_tokens(), most_rows, adapted=adapted)
+            if self._settings.guesses:
+                shapes += verify_shapes(self._graph_tokens(), most_rows, adapted=adapted)
         # of the same size those without adapters first, should memory end
         shapes.sort(key=lambda shape: (-shape.tokens, shape.adapted))
         why = "sizes recorded"

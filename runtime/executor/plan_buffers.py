@@ -47,6 +47,7 @@ class StepShape:
         logits: tokens whose final hidden states are computed, padding included.
         tree: whether there are tree masks.
         decode: every row has one token, whose logits and most likely id are wanted.
+        verify: the logits of every token and its most likely id are wanted.
         adapted: some row has an adapter.
         trunks: of decoding, rows may begin with the same slots.
     """
@@ -56,6 +57,7 @@ class StepShape:
     logits: int
     tree: bool = False
     decode: bool = False
+    verify: bool = False
     adapted: bool = False
     trunks: bool = False
 
@@ -70,14 +72,15 @@ class StepTensors:
         positions: int64 [t].
         out_slots: int32 [t].
         logit_idx: int32 [l].
-        sample_idx: int32 [most rows], logit rows that are sampled, then 0.
-        sample_places: int64 [b], where their ids go in the flat token table.
-        sample_positions: int64 [most rows], position that each sampled id takes, then 0.
+        sample_idx: int32 [most samples], logit rows that are sampled, then 0.
+        sample_places: int64 [most samples], where their ids go in the flat token table, then a
+            place of the padding row.
+        sample_positions: int64 [most samples], position that each sampled id takes, then 0.
         writes: changes of the tables, filled up with writes of padding.
         meta: who attends to what.
         lora_slots: int32 [t], slots of the tokens' adapters; None where no row has one.
         logit_lora_slots: int32 [l], of the logit rows, likewise.
-        sample_lora_slots: int32 [most rows], of the sampled ones, then -1; likewise.
+        sample_lora_slots: int32 [most samples], of the sampled ones, then -1; likewise.
     """
 
     shape: StepShape
@@ -100,6 +103,7 @@ class PlanBuffers:
 
     Args:
         tables: padding rows point into them.
+        samples: places that are sampled at most.
         tree_words: words of tree masks that fit.
         stream: where the copies are queued.
         adapters: there are adapter slots.
@@ -111,6 +115,7 @@ class PlanBuffers:
         *,
         tokens: int,
         rows: int,
+        samples: int,
         tree_words: int,
         stream: DeviceStream,
         adapters: bool = False,
@@ -127,9 +132,9 @@ class PlanBuffers:
             ("seq_lens", rows, False),
             ("extend_lens", rows, False),
             ("extend_start", rows + 1, False),
-            ("sample_idx", 2 * rows, False),
-            ("sample_places", rows, True),
-            ("sample_positions", rows, True),
+            ("sample_idx", 2 * samples, False),
+            ("sample_places", samples, True),
+            ("sample_positions", samples, True),
             ("slot_places", TABLE_WRITES, True),
             ("token_places", TABLE_WRITES, True),
             ("slot_values", TABLE_WRITES, False),
@@ -140,7 +145,7 @@ class PlanBuffers:
             ("positions", tokens, True),
             ("lora_slots", tokens if adapters else 0, False),
             ("logit_lora_slots", tokens if adapters else 0, False),
-            ("sample_lora_slots", 2 * rows if adapters else 0, False),
+            ("sample_lora_slots", 2 * samples if adapters else 0, False),
             ("tree_lens", rows, False),
             ("tree_offsets", rows, False),
             ("tree_words", tree_words, True),
@@ -191,7 +196,7 @@ class PlanBuffers:
             out_slots=v["out_slots"][:tokens],
             logit_idx=v["logit_idx"][: shape.logits],
             sample_idx=v["sample_idx"],
-            sample_places=v["sample_places"][:rows],
+            sample_places=v["sample_places"],
             sample_positions=v["sample_positions"],
             writes=TableWrites(
                 v["slot_places"], v["slot_values"], v["token_places"], v["token_values"]
@@ -243,14 +248,14 @@ class PlanBuffers:
             shape.tokens - (shape.logits - logits), shape.tokens
         )
         if s:
+            positions = plan.sample_positions
             rows = plan.rows[plan.sample_rows]
-            positions = plan.seq_lens[plan.sample_rows].astype(np.int64)
             a["sample_idx"][:s] = plan.sample_idx
             a["sample_idx"][s:] = 0
             a["sample_places"][:s] = self._tables.token_places(rows, positions)
             a["sample_positions"][:s] = positions
             a["sample_positions"][s:] = 0
-        a["sample_places"][s : shape.rows] = self._tables.padding_place
+        a["sample_places"][s:] = self._tables.padding_place
         if shape.adapted:
             _fill_adapters(a, plan, shape)
         self._pad(a, plan, shape)

@@ -146,6 +146,7 @@ def on_device(
             slot_width=-(-context // page_size) * page_size,
             kv_dtype=_kv_dtype(config, loaded),
             attention=config.device.attention_backend,
+            guesses=config.speculative.speculative is not None,
             adapter_slots=loaded.adapter_slots,
         ),
         loaded.device,

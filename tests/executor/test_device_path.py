@@ -20,7 +20,12 @@ from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.errors import BackendError
 from branchline.runtime.executor.build import build_worker
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
-from branchline.runtime.executor.device_graphs import decode_sizes, extend_shapes, idle_step
+from branchline.runtime.executor.device_graphs import (
+    decode_sizes,
+    extend_shapes,
+    idle_step,
+    verify_shapes,
+)
 from branchline.runtime.executor.device_stream import DeviceStream
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.device_worker import DeviceWorker
@@ -101,13 +106,22 @@ def test_sizes_hold_every_step_and_are_ascending() -> None:
         for rows in range(1, min(tokens, 256) + 1):
             for tree in (False, True):
                 assert any(s.tokens >= tokens and s.rows > rows and s.tree == tree for s in shapes)
+    for most in (1, 3, 256):
+        shapes = verify_shapes(512, most)
+        assert shapes == sorted(shapes, key=lambda s: (s.tokens, s.rows))
+        assert all(s.tree and s.verify and s.logits == s.tokens for s in shapes)
+        for rows in range(1, min(16, most) + 1):
+            for tokens in range(2 * rows, 129):
+                assert any(s.tokens >= tokens and s.rows > rows for s in shapes), (rows, tokens)
 
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_padding_leaves_a_plan_as_it_is_and_stays_in_its_own_row(data: st.DataObject) -> None:
     tables = DeviceTables(ROWS, 64, 64, CPU)
-    buffers = PlanBuffers(tables, tokens=64, rows=16, tree_words=0, stream=DeviceStream(CPU))
+    buffers = PlanBuffers(
+        tables, tokens=64, rows=16, samples=16, tree_words=0, stream=DeviceStream(CPU)
+    )
     decode = data.draw(st.booleans())
     lens = data.draw(st.lists(st.integers(1, 1 if decode else 5), min_size=0, max_size=ROWS))
     plan = idle_step(StepShape(0, 0, 0))
@@ -146,7 +160,7 @@ def test_padding_leaves_a_plan_as_it_is_and_stays_in_its_own_row(data: st.DataOb
     assert views.logit_idx.max() < max(total, 1) if total else True
     places = views.sample_places.tolist()
     assert places[:b] == [row * 65 + int(plan.seq_lens[row]) for row in range(b)]
-    assert places[b:] == [tables.padding_place] * (rows - b)
+    assert places[b:] == [tables.padding_place] * (16 - b)
     assert meta.host_seq_lens is not None
     assert meta.host_seq_lens.tolist() == views.meta.seq_lens.tolist()
 
@@ -168,7 +182,9 @@ def test_changes_that_travel_with_a_plan_are_those_that_go_alone(count: int) -> 
     """Few are made by what `load` gives back, many are made by `load`; padding writes padding."""
     width = 700
     tables, alone = (DeviceTables(3, width, width, CPU) for _ in range(2))
-    buffers = PlanBuffers(tables, tokens=8, rows=4, tree_words=0, stream=DeviceStream(CPU))
+    buffers = PlanBuffers(
+        tables, tokens=8, rows=4, samples=16, tree_words=0, stream=DeviceStream(CPU)
+    )
     gen = np.random.default_rng(count)
     shape = StepShape(2, 2, 2, decode=True)
     for size in (count, count // 3):

@@ -1,0 +1,1 @@
+"""Who guesses what comes next: drafters, behind `core.drafting.Drafter`."""
