@@ -127,8 +127,8 @@ class LoraSection:
 
     adapters: Mapping[str, str] | None = setting(
         None,
-        "adapters to load at the start: name -> folder in PEFT's format, or the name of one that "
-        "comes with the package",
+        "adapters to load at the start: name -> folder in PEFT's format, or name of one that comes "
+        "with the package (`branchline models list`)",
     )
     adapter_slots: int | None = setting(
         None,
