@@ -72,7 +72,8 @@ class Drafter(Protocol):
 
     def propose(self, rows: Sequence[DraftRow]) -> list[DraftTree | None]:
         """One tree for each row, of at most `max_nodes` candidates and `max_depth` levels; None
-        where nothing is worth trying.
+        where nothing is worth trying. Likely candidates come first, as far as parents allow: how
+        many pay is judged by what is kept of the first few.
 
         Every step before has been committed and none is in flight, so a drafter may read and use
         the device and the key-value pool. A proposal is a function of what the row holds (and, for
