@@ -259,6 +259,13 @@ class Ops(ABC):
         """x[index]. x [t, H], index [n] int32 in [0, t) -> [n, H]."""
 
     @abstractmethod
+    def scatter_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        """out[index] = x, in out's dtype. x [t, H], index [t] int32 in [0, n), out [n, H] changed.
+
+        Where an index is named twice, any one of its rows is kept.
+        """
+
+    @abstractmethod
     def apply_bitmask(
         self, logits: torch.Tensor, bitmask: torch.Tensor, need: torch.Tensor
     ) -> None:

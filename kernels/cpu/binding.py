@@ -34,6 +34,7 @@ class Kind(IntEnum):
     BITMASK = 10
     ARGMAX = 11
     LOGSUMEXP = 12
+    SCATTER = 13
 
 
 class Format(IntEnum):

@@ -12,7 +12,7 @@ namespace bl {
 
 enum Kind {
     RESOLVE, EMBED, RMS, ADD_RMS, LINEAR, ROPE, ATTENTION, SILU_MUL, ADD, GATHER, BITMASK, ARGMAX,
-    LOGSUMEXP
+    LOGSUMEXP, SCATTER
 };
 enum Phase { MAIN = 0, QUANTIZE = 1, ROUND = 2, THEN_QUANTIZE = 4, THEN_ROUND = 8 };
 
@@ -39,6 +39,11 @@ static void row_op(Context& c, const Stage& s, int64_t t) {
         case GATHER: {
             const int64_t from = ((const int32_t*)op.p[1])[t];
             memcpy((float*)op.p[2] + t * h, (const float*)op.p[0] + from * h, sizeof(float) * h);
+            return;
+        }
+        case SCATTER: {
+            const int64_t to = ((const int32_t*)op.p[1])[t];
+            memcpy((float*)op.p[2] + to * h, x, sizeof(float) * h);
             return;
         }
         case ROPE: return rope_token(op, t);

@@ -225,6 +225,13 @@ class NativeOpsBase(Ops):
         self._emit(Kind.GATHER, index, [x, index, out], (h,))
         return out
 
+    def scatter_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        t, h = x.shape
+        _check("x", x, torch.float32, t, h)
+        _check("index", index, torch.int32, t)
+        _check("out", out, torch.float32, None, h)
+        self._emit(Kind.SCATTER, x, [x, index, out], (h,))
+
     def apply_bitmask(
         self, logits: torch.Tensor, bitmask: torch.Tensor, need: torch.Tensor
     ) -> None:

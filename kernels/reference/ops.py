@@ -148,6 +148,9 @@ class ReferenceOps(Ops, SamplingOps):
     def gather_rows(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return x[index.long()]
 
+    def scatter_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        out[index.long()] = x.to(out.dtype)
+
     def apply_bitmask(
         self, logits: torch.Tensor, bitmask: torch.Tensor, need: torch.Tensor
     ) -> None:

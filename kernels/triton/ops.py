@@ -29,6 +29,7 @@ from branchline.kernels.triton.row_kernels import (
     logsumexp_kernel,
     resolve_ids_kernel,
     rms_norm_kernel,
+    scatter_rows_kernel,
     silu_mul_kernel,
 )
 from branchline.kernels.triton.sampling import sample_rows
@@ -246,6 +247,13 @@ class TritonOps(Ops, SamplingOps):
 
     def gather_rows(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return self._gather(x, index, x.dtype)
+
+    def scatter_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        n, width = x.shape
+        block = min(power_of_two(width), 1024)
+        scatter_rows_kernel[(n, triton.cdiv(width, block))](
+            x, index, out, width, BLOCK=block, **self._gpu.launch(4)
+        )
 
     def apply_bitmask(
         self, logits: torch.Tensor, bitmask: torch.Tensor, need: torch.Tensor
