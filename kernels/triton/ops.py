@@ -101,7 +101,7 @@ class TritonOps(Ops, SamplingOps):
         return out
 
     def embedding(self, ids: torch.Tensor, weight: Weight) -> torch.Tensor:
-        return self._gather(_dense(weight), ids, self.dtype)
+        return _gathered(self._gpu, _dense(weight), ids, self.dtype)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return self._norm(x, x, weight, eps, add=False)
@@ -246,7 +246,7 @@ class TritonOps(Ops, SamplingOps):
         return out
 
     def gather_rows(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return self._gather(x, index, x.dtype)
+        return _gathered(self._gpu, x, index, x.dtype)
 
     def scatter_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
         n, width = x.shape
@@ -343,14 +343,17 @@ class TritonOps(Ops, SamplingOps):
         )
         return out
 
-    def _gather(self, x: torch.Tensor, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        n, width = index.shape[0], x.shape[1]
-        out = torch.empty(n, width, dtype=dtype, device=x.device)
-        block = min(power_of_two(width), 1024)
-        gather_rows_kernel[(n, triton.cdiv(width, block))](
-            x, index, out, width, BLOCK=block, **self._gpu.launch(4)
-        )
-        return out
+
+def _gathered(
+    gpu: Device, x: torch.Tensor, index: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    n, width = index.shape[0], x.shape[1]
+    out = torch.empty(n, width, dtype=dtype, device=x.device)
+    block = min(power_of_two(width), 1024)
+    gather_rows_kernel[(n, triton.cdiv(width, block))](
+        x, index, out, width, BLOCK=block, **gpu.launch(4)
+    )
+    return out
 
 
 def _dense(weight: Weight) -> torch.Tensor:

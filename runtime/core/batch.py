@@ -117,6 +117,8 @@ class ScheduleBatch:
         slot_writes: entries of the slot table that changed since the last plan, to be written to
             copies of it before the forward; None where the table itself is read.
         copies: (src, dst) key-value slots to copy before the forward.
+        previous: int32 [t], slot of the token before each one on its path (the parent's for a
+            candidate), 0 for a row's first token; None where nobody reads it.
     """
 
     mode: ForwardMode
@@ -138,6 +140,7 @@ class ScheduleBatch:
     inits: list[RowInit] = field(default_factory=list)
     slot_writes: SlotWrites | None = None
     copies: tuple[Int32Array, Int32Array] | None = None
+    previous: Int32Array | None = None
 
     @property
     def num_tokens(self) -> int:

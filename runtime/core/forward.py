@@ -25,6 +25,8 @@ class ForwardBatch:
         logit_idx: int32 [l], increasing indices into t.
         backend: computes the attention of every layer.
         plan: the backend's own view of the step, made once for all layers.
+        previous: int32 [t], slot of the token before each one on its path; None where no drafter
+            reads the model's states.
     """
 
     input_ids: torch.Tensor
@@ -33,3 +35,4 @@ class ForwardBatch:
     logit_idx: torch.Tensor
     backend: AttentionBackend
     plan: AttentionPlan
+    previous: torch.Tensor | None = None

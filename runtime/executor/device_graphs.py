@@ -119,6 +119,7 @@ def idle_step(shape: StepShape) -> ScheduleBatch:
         logit_idx=none,
         sample_idx=none,
         sample_rows=none,
+        previous=none,
     )
 
 

@@ -14,6 +14,7 @@ from branchline.runtime.core.batch import ScheduleBatch
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.executor.batch_inputs import attention_meta, token_tensors
 from branchline.runtime.executor.cpu_graph import ModelGraph
+from branchline.runtime.executor.draft_step import Draft, forward_step
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
 
@@ -29,6 +30,7 @@ class ModelRunner:
         slot_table: int32 [max_rows, >= max_context], written by the cache manager; never copied.
         token_table: int32 [max_rows, max_context], ids of each row; rows are filled by
             `RowInit`s and by sampling. Owned by the runner's caller, written here.
+        draft: a draft model that keeps something of every token, if there is one.
         graphs: (forward alone, forward and head); they replay steps that fit. Others, or all if
             it is None, run eagerly.
     """
@@ -42,6 +44,7 @@ class ModelRunner:
         slot_table: torch.Tensor,
         token_table: torch.Tensor,
         *,
+        draft: Draft | None = None,
         graphs: tuple[ModelGraph, ModelGraph] | None = None,
     ) -> None:
         self.model = model
@@ -50,6 +53,7 @@ class ModelRunner:
         self.token_table = token_table
         self._attention = attention
         self._slot_table = slot_table
+        self.draft = draft
         self.graphs = graphs
 
     @property
@@ -87,6 +91,8 @@ class ModelRunner:
             self.token_table[init.row, init.start : end] = torch.from_numpy(init.ids)
         if plan.copies is not None:
             self.kv_pool.copy_slots(*plan.copies)
+            if self.draft is not None:
+                self.draft.pool.copy_slots(*plan.copies)
 
     def _eager(self, plan: ScheduleBatch) -> torch.Tensor:
         meta = attention_meta(plan, self._slot_table)
@@ -100,5 +106,6 @@ class ModelRunner:
             logit_idx=torch.from_numpy(plan.logit_idx),
             backend=self._attention,
             plan=self._attention.plan(meta),
+            previous=None if plan.previous is None else torch.from_numpy(plan.previous),
         )
-        return self.model.forward(batch, self.ops, self.kv_pool)
+        return forward_step(self.model, self.draft, batch, self.ops, self.kv_pool)

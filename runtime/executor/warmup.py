@@ -29,6 +29,7 @@ def idle_plan(num_tokens: int) -> ScheduleBatch:
         logit_idx=one - np.int32(1),
         sample_idx=np.empty(0, dtype=np.int32),
         sample_rows=np.empty(0, dtype=np.int32),
+        previous=np.zeros(num_tokens, dtype=np.int32),
     )
 
 

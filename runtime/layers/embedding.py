@@ -72,7 +72,12 @@ class LMHead(Embedding):
 
     def __call__(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
         """Logits, in float32 if the backend sums in it."""
-        return ops.head(x, self.weight if self._tied is None else self._tied.weight)
+        return ops.head(x, self.matrix)
+
+    @property
+    def matrix(self) -> Weight:
+        """What it multiplies by, its own or the embedding's."""
+        return self.weight if self._tied is None else self._tied.weight
 
     def prepare(self, ops: Ops) -> None:
         """Its own matrix, if it is not tied."""

@@ -7,6 +7,7 @@ private mappings of the shards. Pickled weights are never opened.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ _DTYPES: dict[str, tuple[Kind, Any]] = {
     "F16": ("f16", np.float16),
     "BF16": ("bf16", np.uint16),
 }
+_INTEGERS: dict[str, Any] = {"I64": np.int64, "I32": np.int32}
 _MAX_HEADER = 100 << 20
 
 
@@ -42,27 +44,23 @@ class _Located(NamedTuple):
     end: int
 
 
-class SafetensorsCheckpoint:
-    """A `Checkpoint` over a Hugging Face directory with one or several safetensors files.
+class SafetensorsFiles:
+    """The tensors of a directory with one or several safetensors files.
 
     Args:
-        directory: holds config.json and the rest.
-        weights: false reads the facts and the tokenizer alone; there are no tensors then.
+        directory: holds them.
+        canonical: the name a tensor is known by, from the file's; None = it is left out.
+        weights: false opens nothing; there are no tensors then.
 
     Raises:
-        ModelLoadError: a file is missing, damaged, cut short, or says something unsupported.
+        ModelLoadError: a file is missing, damaged or cut short.
     """
 
-    def __init__(self, directory: Path, *, weights: bool = True) -> None:
+    def __init__(
+        self, directory: Path, canonical: Callable[[str], str | None], *, weights: bool = True
+    ) -> None:
         self.location = str(directory)
-        config = read_json(directory / "config.json")
-        generation = directory / "generation_config.json"
-        self.tokenizer_source: TokenizerSource | None = tokenizer_from_directory(directory, config)
-        self.spec = from_hf_config(
-            config,
-            read_json(generation) if generation.exists() else None,
-            extra_eos=self.tokenizer_source.eos_ids if self.tokenizer_source else (),
-        )
+        self._canonical = canonical
         self._maps: dict[str, mmap.mmap] = {}
         self._entries: dict[str, _Located] = {}
         for shard in _shards(directory) if weights else ():
@@ -84,18 +82,31 @@ class SafetensorsCheckpoint:
                 f"{name} of {self.location} is stored as {entry.dtype}.",
                 hint=f"Supported: {', '.join(_DTYPES)}.",
             )
-        if entry.shard not in self._maps:
-            raise ModelLoadError(f"{self.location} is closed.")
         kind, dtype = _DTYPES[entry.dtype]
-        size = entry.end - entry.start
-        raw = np.frombuffer(self._maps[entry.shard], np.uint8, size, entry.start)
-        if entry.start % np.dtype(dtype).itemsize:
-            raw = raw.copy()
-        return RawTensor(kind, entry.shape, raw.view(dtype).reshape(entry.shape))
+        return RawTensor(kind, entry.shape, self._values(entry, dtype))
+
+    def integers(self, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """A tensor of whole numbers, a copy."""
+        entry = self._entry(name)
+        if entry.dtype not in _INTEGERS:
+            raise ModelLoadError(
+                f"{name} of {self.location} is stored as {entry.dtype}, not as whole numbers."
+            )
+        return self._values(entry, _INTEGERS[entry.dtype]).astype(np.int64)
 
     def close(self) -> None:
         """Let go of the mappings; each goes away with the last tensor that views it."""
         self._maps.clear()
+
+    def _values(self, entry: _Located, dtype: Any) -> np.ndarray[Any, Any]:
+        if entry.shard not in self._maps:
+            raise ModelLoadError(f"{self.location} is closed.")
+        size = entry.end - entry.start
+        raw = np.frombuffer(self._maps[entry.shard], np.uint8, size, entry.start)
+        if entry.start % np.dtype(dtype).itemsize:
+            raw = raw.copy()
+        values: np.ndarray[Any, Any] = raw.view(dtype).reshape(entry.shape)
+        return values
 
     def _entry(self, name: str) -> _Located:
         try:
@@ -108,7 +119,7 @@ class SafetensorsCheckpoint:
         self._maps[path.name] = data
         located = []
         for raw_name, entry in header.items():
-            name = canonical_from_hf(raw_name, self.spec)
+            name = self._canonical(raw_name)
             if name is None:
                 continue
             if name in self._entries:
@@ -117,6 +128,31 @@ class SafetensorsCheckpoint:
             _check_range(path, raw_name, entry, len(data) - base)
             located.append((name, _Located(entry.dtype, tuple(entry.shape), path.name, start, end)))
         self._entries.update(sorted(located, key=lambda item: item[1].start))
+
+
+class SafetensorsCheckpoint(SafetensorsFiles):
+    """A `Checkpoint` over a Hugging Face directory with one or several safetensors files.
+
+    Args:
+        directory: holds config.json and the rest.
+        weights: false reads the facts and the tokenizer alone; there are no tensors then.
+
+    Raises:
+        ModelLoadError: a file is missing, damaged, cut short, or says something unsupported.
+    """
+
+    def __init__(self, directory: Path, *, weights: bool = True) -> None:
+        config = read_json(directory / "config.json")
+        generation = directory / "generation_config.json"
+        self.tokenizer_source: TokenizerSource | None = tokenizer_from_directory(directory, config)
+        self.spec = from_hf_config(
+            config,
+            read_json(generation) if generation.exists() else None,
+            extra_eos=self.tokenizer_source.eos_ids if self.tokenizer_source else (),
+        )
+        super().__init__(
+            directory, lambda name: canonical_from_hf(name, self.spec), weights=weights
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -203,10 +239,9 @@ def _check_range(path: Path, name: str, entry: _Entry, available: int) -> None:
             f"{path} is cut short: tensor {name!r} ends {end - available} bytes past its end.",
             hint="The download is incomplete; delete the file and fetch it again.",
         )
-    if entry.dtype in _DTYPES:
-        need = (
-            int(np.prod(entry.shape, dtype=np.int64)) * np.dtype(_DTYPES[entry.dtype][1]).itemsize
-        )
+    kinds = {name: kind for name, (_, kind) in _DTYPES.items()} | _INTEGERS
+    if entry.dtype in kinds:
+        need = int(np.prod(entry.shape, dtype=np.int64)) * np.dtype(kinds[entry.dtype]).itemsize
         if need != end - start:
             raise ModelLoadError(
                 f"{path} is damaged: tensor {name!r} of {entry.dtype} {entry.shape} "

@@ -1,6 +1,7 @@
 """Llama (Touvron et al., 2023) and everything shaped like it: SmolLM, Mistral, Qwen.
 
-Invariant: only tokens whose logits are wanted pass the last MLP, the final norm and the head.
+Invariant: only tokens whose logits are wanted pass the last MLP, the final norm and the head,
+unless a tap wants the final states of all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from branchline.runtime.layers.embedding import Embedding, LMHead
 from branchline.runtime.layers.norm import RMSNorm
 from branchline.runtime.layers.parameter import Slot, WeightDtype, stored_as
 from branchline.runtime.layers.rotary import rotary_table
-from branchline.runtime.models.base import KVLayers, MemoryReport
+from branchline.runtime.models.base import KVLayers, MemoryReport, Tap
 from branchline.runtime.models.blocks import DecoderLayer
 
 
@@ -46,15 +47,24 @@ class Llama:
         tied = self.embed if spec.tie_embeddings else None
         self.head = LMHead("lm_head", spec.vocab_size, spec.hidden, dtype, tied=tied)
 
-    def forward(self, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
+    def forward(
+        self, batch: ForwardBatch, ops: Ops, kv: KVLayers, tap: Tap | None = None
+    ) -> torch.Tensor:
         """[l, hidden], normed."""
         residual = self.embed(batch.input_ids, ops)
         qkv = self.layers[0].begin(residual, ops)
-        for layer, following in pairwise(self.layers):
+        for index, (layer, following) in enumerate(pairwise(self.layers)):
             attended = layer.attention.forward(qkv, batch, ops, kv)
             qkv = layer.then(layer.gated(attended, residual, ops), residual, following, ops)
+            if tap is not None:
+                tap.layer(index, residual, ops)
         last = self.layers[-1]
         attended = last.attention.forward(qkv, batch, ops, kv)
+        if tap is not None and tap.final:
+            hidden = last.end(last.gated(attended, residual, ops), residual, self.norm, ops)
+            tap.layer(len(self.layers) - 1, residual, ops)
+            tap.end(hidden)
+            return ops.gather_rows(hidden, batch.logit_idx)
         residual = ops.gather_rows(residual, batch.logit_idx)
         attended = ops.gather_rows(attended, batch.logit_idx)
         return last.end(last.gated(attended, residual, ops), residual, self.norm, ops)

@@ -19,6 +19,7 @@ from branchline.runtime.executor.model_runner import ModelRunner
 from branchline.runtime.layers.parameter import WeightDtype
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.models.base import Model
+from branchline.runtime.models.draft import DraftModel
 
 CONTEXT = 96
 
@@ -102,6 +103,8 @@ class Driver:
         kv_dtype: torch.dtype = torch.float32,
         max_step_tokens: int = 256,
         seed: int = 0,
+        draft_model: DraftModel | None = None,
+        draft_scratch: int = 0,
     ) -> None:
         pages_each = -(-model.max_context // page_size)
         pages = np.random.default_rng(seed).permutation(max_rows * pages_each) + 1
@@ -119,8 +122,10 @@ class Driver:
                 kv_dtype=kv_dtype,
                 attention=attention,
                 graph=graph,
+                draft_scratch=draft_scratch,
             ),
             self.slots,
+            draft_model,
         )
 
     def plan(self, parts: Sequence[Part]) -> ScheduleBatch:
@@ -131,6 +136,7 @@ class Driver:
         wanted: list[int] = []
         sampled: list[int] = []
         lens: list[int] = []
+        previous: list[np.ndarray[Any, Any]] = []
         for part in parts:
             start, count = self.lengths[part.row], len(part.ids)
             nodes = 0 if part.tree is None else len(part.tree)
@@ -140,7 +146,13 @@ class Driver:
             if part.tree is not None:
                 ids += part.tree.token_ids.tolist()
                 positions += (part.tree.depths + start + count).tolist()
-            slots.append(self.slots[part.row, start : start + count + nodes])
+            mine = self.slots[part.row]
+            slots.append(mine[start : start + count + nodes])
+            before = np.arange(start - 1, start + count - 1)
+            if part.tree is not None:
+                parents = part.tree.parents.astype(np.int64)
+                before = np.concatenate([before, start + count + parents])
+            previous.append(np.where(before < 0, 0, mine[before]))
             if part.every or part.tree is not None:
                 wanted += range(base, base + count + nodes)
             else:
@@ -168,6 +180,7 @@ class Driver:
                 [i for i, part in enumerate(parts) if part.sample], dtype=np.int32
             ),
             tree=_tree_mask(parts),
+            previous=np.concatenate(previous).astype(np.int32),
         )
         for part in parts:
             self.lengths[part.row] += len(part.ids)
