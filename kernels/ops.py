@@ -282,6 +282,11 @@ class Ops(ABC):
         """Index of the largest logit of each row, the first of equals. [n, V] -> [n] int32."""
 
     @abstractmethod
+    def top_rows(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k largest logits of each row, largest first. [n, V] -> values [n, k] float32 and
+        their indices [n, k] int32; of equal ones any. No NaN; k in [1, V], small."""
+
+    @abstractmethod
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         """log(sum(exp(logits))) of each row. [n, V] -> [n] float32; -inf if all are -inf."""
 

@@ -35,6 +35,7 @@ class Kind(IntEnum):
     ARGMAX = 11
     LOGSUMEXP = 12
     SCATTER = 13
+    TOP = 14
 
 
 class Format(IntEnum):

@@ -12,7 +12,7 @@ namespace bl {
 
 enum Kind {
     RESOLVE, EMBED, RMS, ADD_RMS, LINEAR, ROPE, ATTENTION, SILU_MUL, ADD, GATHER, BITMASK, ARGMAX,
-    LOGSUMEXP, SCATTER
+    LOGSUMEXP, SCATTER, TOP
 };
 enum Phase { MAIN = 0, QUANTIZE = 1, ROUND = 2, THEN_QUANTIZE = 4, THEN_ROUND = 8 };
 
@@ -52,6 +52,10 @@ static void row_op(Context& c, const Stage& s, int64_t t) {
                 mask_row((float*)x, (const uint32_t*)op.p[1] + t * ceil_div(h, 32), h);
             return;
         case ARGMAX: ((int32_t*)op.p[1])[t] = argmax_row(x, h); return;
+        case TOP: {
+            const int64_t k = op.i[1];
+            return top_row(x, h, int(k), (float*)op.p[1] + t * k, (int32_t*)op.p[2] + t * k);
+        }
         case LOGSUMEXP: ((float*)op.p[1])[t] = logsumexp_row(x, h); return;
     }
     if (s.phase & THEN_QUANTIZE) quantize_row(out, h, TileRow(t, s.rows, tile_rows(s.rows)), c);

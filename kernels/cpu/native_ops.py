@@ -19,6 +19,7 @@ __all__ = ["NativeOps", "NativeOpsBase"]
 
 _MAX_HEAD = 1024
 _MAX_GROUP = 64
+_MAX_TOP = 64
 _POOL_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -246,6 +247,16 @@ class NativeOpsBase(Ops):
         out = self._new(logits, torch.int32)
         self._emit(Kind.ARGMAX, logits, [logits, out], (logits.shape[1],))
         return out
+
+    def top_rows(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        v = logits.shape[1]
+        _check("logits", logits, torch.float32, None, v)
+        if not 1 <= k <= min(v, _MAX_TOP):
+            raise KernelInputError(f"the top {k} of {v} logits: 1 to {_MAX_TOP} can be taken")
+        values = self._new(logits, torch.float32, k)
+        indices = self._new(logits, torch.int32, k)
+        self._emit(Kind.TOP, logits, [logits, values, indices], (v, k))
+        return values, indices
 
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         _check("logits", logits, torch.float32, None, None)

@@ -163,6 +163,10 @@ class ReferenceOps(Ops, SamplingOps):
         # torch.argmax does not promise the first of equal values.
         return (logits == top).to(torch.int8).argmax(dim=-1).to(torch.int32)
 
+    def top_rows(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = logits.float().topk(k, dim=-1)
+        return values, indices.int()
+
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         return torch.logsumexp(logits.float(), dim=-1)
 

@@ -283,6 +283,10 @@ class TritonOps(Ops, SamplingOps):
         )
         return out
 
+    def top_rows(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = logits.float().topk(k, dim=-1)
+        return values, indices.int()
+
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         out = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
         logsumexp_kernel[(logits.shape[0],)](

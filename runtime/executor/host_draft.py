@@ -53,6 +53,34 @@ class LevelTokens:
     lens: Int32Array
 
 
+@dataclass(frozen=True, slots=True)
+class LevelResult:
+    """What follows the n guesses of a level; the logits are valid until the next level.
+
+    Attributes:
+        logits: float32 [n, v].
+        logprobs: float32 [n, k], of the likeliest, largest first.
+        indices: int32 [n, k], which those are, in the draft's own vocabulary.
+    """
+
+    logits: torch.Tensor
+    logprobs: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    indices: np.ndarray[tuple[int, int], np.dtype[np.int32]]
+
+    def of(self, start: int, end: int) -> LevelResult:
+        """That of some of them."""
+        part = slice(start, end)
+        return LevelResult(self.logits[part], self.logprobs[part], self.indices[part])
+
+    def under(self, refused: torch.Tensor) -> LevelResult:
+        """Without what `refused`, bool [v], forbids; -inf fills up where too little is left."""
+        logits = self.logits.masked_fill(refused, float("-inf"))
+        top = logits.topk(self.indices.shape[1], dim=-1)
+        sums = torch.logsumexp(logits, dim=-1, keepdim=True)
+        logprobs = (top.values - sums).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
+        return LevelResult(logits, logprobs.numpy(), top.indices.int().numpy())
+
+
 @dataclass(slots=True)
 class _Grown:
     """One row's guesses so far, level by level, and its beam.
@@ -107,7 +135,7 @@ class HostDraft:
         rows = MAX_ROWS * width
         table = torch.zeros((rows, max_context + max_depth), dtype=torch.int32)
         self._table = table.numpy()
-        self._levels = _Levels(draft, ops, table)
+        self._levels = _Levels(draft, ops, table, width)
 
     def guess(self, seeds: Sequence[DraftSeed]) -> list[Guesses]:
         """See `DraftExecutor.guess`."""
@@ -125,11 +153,11 @@ class HostDraft:
             ]
             if not live:
                 break
-            logits, sums = self._run(level, live)
+            found = self._run(level, live)
             start = 0
             for _, row in live:
                 end = start + len(row.beam_ids)
-                self._grow(row, level, logits[start:end], sums[start:end])
+                self._grow(row, level, found.of(start, end))
                 start = end
         return [row.guesses() for row in rows]
 
@@ -153,11 +181,9 @@ class HostDraft:
             np.empty((1, 0), dtype=np.int32),
         )
 
-    def _run(
-        self, level: int, live: Sequence[tuple[int, _Grown]]
-    ) -> tuple[torch.Tensor, Float32Array]:
-        """Logits [beams, v] and the logarithms of their sums, of all rows' beams one after the
-        other; each beam's own slot is added to its path."""
+    def _run(self, level: int, live: Sequence[tuple[int, _Grown]]) -> LevelResult:
+        """What follows all rows' beams, one after the other; each beam's own slot is added to its
+        path."""
         parts: list[tuple[Int32Array, ...]] = []
         for index, row in live:
             n, beam = len(row.seed.slots), len(row.beam_ids)
@@ -179,21 +205,17 @@ class HostDraft:
             )
         return self._levels.run(LevelTokens(*map(np.concatenate, zip(*parts, strict=True))))
 
-    def _grow(self, row: _Grown, level: int, logits: torch.Tensor, sums: Float32Array) -> None:
+    def _grow(self, row: _Grown, level: int, found: LevelResult) -> None:
         known = row.seed.pending
         if level + 1 < len(known):
             row.beam_ids = known[level + 1 : level + 2]
             return
         if level + 1 == len(known) and row.seed.allowed is not None:
-            logits = logits.masked_fill(self._refused(row.seed.allowed), float("-inf"))
-            sums = torch.logsumexp(logits, dim=-1).numpy()
-        width = min(self._width, logits.shape[1])
-        top = torch.topk(logits, width, dim=-1)
-        with np.errstate(invalid="ignore"):  # -inf of a row where nothing is allowed
-            scores = (top.values.numpy() - sums[:, None] + row.beam_scores[:, None]).reshape(-1)
-        scores[np.isnan(scores)] = -np.inf
-        found = top.indices.numpy().reshape(-1)
-        ids = (found if self._vocabulary is None else self._vocabulary[found]).astype(np.int32)
+            found = found.under(self._refused(row.seed.allowed))
+        width = found.indices.shape[1]
+        scores = (found.logprobs + row.beam_scores[:, None]).reshape(-1)
+        places = found.indices.reshape(-1)
+        ids = places if self._vocabulary is None else self._vocabulary[places]
         row.ids.append(ids)
         row.parents.append(np.repeat(row.beam_nodes, width))
         row.scores.append(scores)
@@ -217,13 +239,14 @@ class _Levels:
 
     Args:
         table: int32 [rows, width], slots of each guess's path.
+        width: of the likeliest continuations of each, how many are read.
 
     Attributes:
         vocab_size: columns of the logits; known after the first run.
     """
 
-    def __init__(self, draft: Draft, ops: Ops, table: torch.Tensor) -> None:
-        self._draft, self._ops, self._table = draft, ops, table
+    def __init__(self, draft: Draft, ops: Ops, table: torch.Tensor, width: int) -> None:
+        self._draft, self._ops, self._table, self._width = draft, ops, table, width
         self._attention = EntryAttention()
         self._graph: CpuGraph | None = None
         self.vocab_size = 0
@@ -239,8 +262,8 @@ class _Levels:
             self._graph.capture(self._recorded)
             self.vocab_size = self._graph.outputs[0].shape[1]
 
-    def run(self, tokens: LevelTokens) -> tuple[torch.Tensor, Float32Array]:
-        """Logits float32 [n, v] and the logarithms of their sums; valid until the next run."""
+    def run(self, tokens: LevelTokens) -> LevelResult:
+        """What follows each token."""
         n = len(tokens.ids)
         if self._graph is None:
             return self._eager(tokens)
@@ -252,10 +275,9 @@ class _Levels:
         inputs.meta.rows.numpy()[:n] = tokens.places
         inputs.meta.seq_lens.numpy()[:n] = tokens.lens
         self._graph.replay(n, n, n)
-        logits, sums = self._graph.outputs
-        return logits[:n], sums[:n].numpy()
+        return _result(*(part[:n] for part in self._graph.outputs))
 
-    def _recorded(self, ops: Ops, x: GraphInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def _recorded(self, ops: Ops, x: GraphInputs) -> tuple[torch.Tensor, ...]:
         batch = ForwardBatch(
             input_ids=x.input_ids,
             positions=x.positions,
@@ -266,9 +288,17 @@ class _Levels:
             previous=x.previous,
         )
         logits = self._draft.model.level(batch, ops, self._draft.pool)
-        return logits, ops.logsumexp_rows(logits)
+        return self._read(logits, ops)
 
-    def _eager(self, tokens: LevelTokens) -> tuple[torch.Tensor, Float32Array]:
+    def _read(self, logits: torch.Tensor, ops: Ops) -> tuple[torch.Tensor, ...]:
+        """Logits, the logarithms of their sums, the largest and which those are."""
+        return (
+            logits,
+            ops.logsumexp_rows(logits),
+            *ops.top_rows(logits, min(self._width, logits.shape[1])),
+        )
+
+    def _eager(self, tokens: LevelTokens) -> LevelResult:
         n = len(tokens.ids)
         meta = AttentionMeta(
             rows=torch.from_numpy(tokens.places),
@@ -288,4 +318,10 @@ class _Levels:
         )
         logits = self._draft.model.level(batch, self._ops, self._draft.pool).float()
         self.vocab_size = logits.shape[1]
-        return logits, self._ops.logsumexp_rows(logits).numpy()
+        return _result(*self._read(logits, self._ops))
+
+
+def _result(
+    logits: torch.Tensor, sums: torch.Tensor, values: torch.Tensor, indices: torch.Tensor
+) -> LevelResult:
+    return LevelResult(logits, values.numpy() - sums.numpy()[:, None], indices.numpy().copy())

@@ -40,6 +40,11 @@ def test_row_ops_equal_reference(native: NativeOps, t: int, h: int) -> None:
     assert torch.equal(plane, wanted) and torch.equal(plane[places.long()], x)
     torch.testing.assert_close(native.logsumexp_rows(both), torch.logsumexp(both, -1))
     assert native.argmax_rows(both).tolist() == both.argmax(-1).tolist()
+    for k in (1, 4, 7):
+        best = torch.sort(both, dim=-1, descending=True, stable=True)
+        values, indices = native.top_rows(both, k)
+        assert torch.equal(values, best.values[:, :k])
+        assert torch.equal(indices.long(), best.indices[:, :k])
 
 
 @pytest.mark.parametrize("kind", [Q4_1Weight, Q8_0Weight])

@@ -164,6 +164,9 @@ def test_rows_of_logits(ops: TritonOps, reference: ReferenceOps, vocabulary: int
     reference.apply_bitmask(want, bitmask, need)
     ops.apply_bitmask(logits, bitmask, need)
     assert torch.equal(logits, want)
+    values, indices = ops.top_rows(logits, 5)
+    assert torch.equal(values, reference.top_rows(logits, 5)[0])
+    assert torch.equal(logits.gather(1, indices.long()), values)
     logits[3] = -torch.inf
     assert torch.equal(ops.argmax_rows(logits), reference.argmax_rows(logits))
     got, want = ops.logsumexp_rows(logits), reference.logsumexp_rows(logits)
