@@ -60,6 +60,20 @@ class SlotWrites:
 
 
 @dataclass(frozen=True, slots=True)
+class TreeSamples:
+    """Where sampled places stand in a step that samples at candidates too.
+
+    Attributes:
+        positions: int64 [s], position that each sampled id takes.
+        tails: for sampled places (indices into s) of rows with penalties: int32, the candidates
+            between the row's known ids and the sampled one, in order.
+    """
+
+    positions: Int64Array
+    tails: dict[int, Int32Array]
+
+
+@dataclass(frozen=True, slots=True)
 class TreeMask:
     """Which of the candidate tokens at the end of a row each of them may see.
 
@@ -70,11 +84,13 @@ class TreeMask:
         offsets: int32 [b], index into `words` of the row's first word.
         words: uint64; candidate j of a row owns ceil(count / 64) words, bit i = sees candidate i
             (its own bit is set).
+        samples: where the sampled places stand, if some of them are candidates.
     """
 
     counts: Int32Array
     offsets: Int32Array
     words: UInt64Array
+    samples: TreeSamples | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +123,9 @@ class ScheduleBatch:
         out_slots: int32 [t], key-value slot that each token writes.
         logit_idx: int32 [l], tokens whose logits are computed (indices into t, increasing).
         sample_idx: int32 [s], logit rows that are sampled (indices into l).
-        sample_rows: int32 [s], the batch row (index into b) of each; the sampled id is written to
-            token_table[rows[i], seq_lens[i]].
+        sample_rows: int32 [s], the batch row (index into b) of each; a row with candidates that
+            are sampled comes several times, one behind the other. The sampled id is written to
+            token_table[rows[i], sample_positions[i]]; where several go to one place, to any.
         sampling: parameters of the s sampled rows; None when s = 0.
         score: log-probabilities to read, if any.
         hidden_rows: int32 [p], logit rows whose hidden states are given back; None when p = 0.
@@ -146,6 +163,19 @@ class ScheduleBatch:
     def num_tokens(self) -> int:
         """t: tokens of the step."""
         return len(self.input_ids)
+
+    @property
+    def sample_positions(self) -> Int64Array:
+        """int64 [s], position that each sampled id takes."""
+        if self.tree is not None and self.tree.samples is not None:
+            return self.tree.samples.positions
+        return self.seq_lens[self.sample_rows].astype(np.int64)
+
+    @property
+    def sample_tails(self) -> dict[int, Int32Array]:
+        """See `TreeSamples.tails`; empty where no candidate is sampled."""
+        samples = None if self.tree is None else self.tree.samples
+        return {} if samples is None else samples.tails
 
 
 @dataclass(frozen=True, slots=True)

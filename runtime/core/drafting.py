@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Int32Array = np.ndarray[tuple[int], np.dtype[np.int32]]
 
+MAX_GUESSES = 256
+"""Candidates of one step at most that are sampled: each needs a row of logits."""
+
 
 @dataclass(frozen=True, slots=True)
 class DraftRow:

@@ -58,6 +58,8 @@ class Progress:
     cached_tokens: int = 0
     forwards: int = 0
     forced_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     retractions: int = 0
     arrival: int = 0
     skipped: int = 0

@@ -199,6 +199,8 @@ def _meta(request: Request, model_name: str) -> RequestMeta:
         prompt_tokens=request.prompt_len,
         cached_tokens=min(progress.cached_tokens, request.prompt_len),
         forced_tokens=progress.forced_tokens,
+        drafted_tokens=progress.drafted_tokens,
+        accepted_tokens=progress.accepted_tokens,
         forwards=progress.forwards,
         retractions=progress.retractions,
         grammar=progress.grammar,

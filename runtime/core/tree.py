@@ -35,14 +35,59 @@ class DraftTree:
     def mask_words(self) -> UInt64Array:
         """uint64 [n * ceil(n / 64)]: bit i of candidate j's words = j sees i (itself included)."""
         n = len(self)
-        width = (n + 63) // 64
-        words = np.zeros((n, width), dtype=np.uint64)
-        for j in range(n):
-            parent = int(self.parents[j])
-            if parent >= 0:
-                words[j] = words[parent]
-            words[j, j >> 6] |= np.uint64(1 << (j & 63))
-        return words.reshape(-1)
+        bits: list[int] = []
+        for j, parent in enumerate(self.parents.tolist()):
+            bits.append((bits[parent] if parent >= 0 else 0) | 1 << j)
+        size = (n + 63) // 64 * 8
+        return np.frombuffer(b"".join(word.to_bytes(size, "little") for word in bits), np.uint64)
+
+    def path(self, node: int) -> list[int]:
+        """Candidates from the first level down to `node`; empty for -1."""
+        found: list[int] = []
+        while node >= 0:
+            found.append(node)
+            node = int(self.parents[node])
+        return found[::-1]
+
+
+class GrowingTree:
+    """A `DraftTree` that is made candidate by candidate."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def add(self, token: int, parent: int) -> int:
+        """Append a candidate behind `parent` (-1 = the row's last token); its index."""
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.depths.append(0 if parent < 0 else self.depths[parent] + 1)
+        return len(self.tokens) - 1
+
+    def merge(self, path: Sequence[int], max_nodes: int) -> None:
+        """Append what the tree does not have yet of a path from the first level down, as long as
+        there is room."""
+        parent = -1
+        for token in path:
+            known = zip(self.tokens, self.parents, strict=True)
+            node = next((i for i, key in enumerate(known) if key == (token, parent)), None)
+            if node is None:
+                if len(self) >= max_nodes:
+                    return
+                node = self.add(token, parent)
+            parent = node
+
+    def build(self) -> DraftTree:
+        """The tree."""
+        return DraftTree(
+            np.array(self.tokens, dtype=np.int32),
+            np.array(self.parents, dtype=np.int32),
+            np.array(self.depths, dtype=np.int32),
+        )
 
 
 @dataclass(slots=True)

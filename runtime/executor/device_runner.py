@@ -15,6 +15,7 @@ from branchline.kernels.ops import Ops
 from branchline.kernels.sampling import Draws, SamplingOps
 from branchline.runtime.attention.base import AttentionBackend, AttentionPlan
 from branchline.runtime.core.batch import ScheduleBatch
+from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.executor.device_graphs import (
@@ -96,6 +97,7 @@ class DeviceRunner:
             tables,
             tokens=max_tokens + TOKEN_STEP,
             rows=most,
+            samples=most + MAX_GUESSES,
             tree_words=tree_words,
             stream=stream,
         )
@@ -103,6 +105,7 @@ class DeviceRunner:
             tables,
             tokens=max(graph_tokens, most),
             rows=most,
+            samples=most + MAX_GUESSES,
             tree_words=GRAPH_TREE_WORDS,
             stream=stream,
         )
@@ -168,5 +171,5 @@ class DeviceRunner:
         logits = self.model.logits(hidden, self.ops)
         greedy = Draws.greedy(shape.rows, logits.device)
         ids, bad = self.sampling.sample_rows(logits.float(), greedy)
-        self.tables.put_tokens(tensors.sample_places, ids)
+        self.tables.put_tokens(tensors.sample_places[: shape.rows], ids)
         return Outputs(logits=logits, greedy=ids.masked_fill(bad, -1))

@@ -164,11 +164,15 @@ class DeviceWorker:
     ) -> None:
         assert forwarded.logits is not None and plan.sampling is not None
         rows = plan.rows[plan.sample_rows]
-        positions = plan.seq_lens[plan.sample_rows].astype(np.int64)
+        positions, tails = plan.sample_positions, plan.sample_tails
         tables = self.runner.tables
 
         def history(index: int) -> torch.Tensor:
-            return tables.tokens[int(rows[index]), : int(positions[index])]
+            row, end, tail = int(rows[index]), int(positions[index]), tails.get(index)
+            if tail is None:
+                return tables.tokens[row, :end]
+            known = tables.tokens[row, : end - len(tail)]
+            return torch.cat([known, to_device(tail, tables.tokens.device)])
 
         found = self._sampler.sample(forwarded.logits, plan.sampling, positions, history, bitmask)
         tables.put_tokens(forwarded.places, found.ids.clamp(min=0))

@@ -55,8 +55,9 @@ class StepTensors:
         positions: int64 [t].
         out_slots: int32 [t].
         logit_idx: int32 [l].
-        sample_idx: int32 [most rows], logit rows that are sampled, then 0.
-        sample_places: int64 [b], where their ids go in the flat token table.
+        sample_idx: int32 [most samples], logit rows that are sampled, then 0.
+        sample_places: int64 [most samples], where their ids go in the flat token table, then a
+            place of the padding row.
         meta: who attends to what.
     """
 
@@ -75,12 +76,20 @@ class PlanBuffers:
 
     Args:
         tables: padding rows point into them.
+        samples: places that are sampled at most.
         tree_words: words of tree masks that fit.
         stream: where the copies are queued.
     """
 
     def __init__(
-        self, tables: DeviceTables, *, tokens: int, rows: int, tree_words: int, stream: DeviceStream
+        self,
+        tables: DeviceTables,
+        *,
+        tokens: int,
+        rows: int,
+        samples: int,
+        tree_words: int,
+        stream: DeviceStream,
     ) -> None:
         self.tokens, self.rows, self.tree_words = tokens, rows, tree_words
         self._tables = tables
@@ -94,8 +103,8 @@ class PlanBuffers:
             ("seq_lens", rows, False),
             ("extend_lens", rows, False),
             ("extend_start", rows + 1, False),
-            ("sample_idx", 2 * rows, False),
-            ("sample_places", rows, True),
+            ("sample_idx", 2 * samples, False),
+            ("sample_places", samples, True),
             ("input_ids", tokens, False),
             ("out_slots", tokens, False),
             ("logit_idx", tokens, False),
@@ -149,7 +158,7 @@ class PlanBuffers:
             out_slots=v["out_slots"][:tokens],
             logit_idx=v["logit_idx"][: shape.logits],
             sample_idx=v["sample_idx"],
-            sample_places=v["sample_places"][:rows],
+            sample_places=v["sample_places"],
             meta=meta,
         )
 
@@ -186,14 +195,11 @@ class PlanBuffers:
             shape.tokens - (shape.logits - logits), shape.tokens
         )
         if s:
-            rows = plan.rows[plan.sample_rows]
-            places = self._tables.token_places(
-                rows, plan.seq_lens[plan.sample_rows].astype(np.int64)
-            )
+            places = self._tables.token_places(plan.rows[plan.sample_rows], plan.sample_positions)
             a["sample_idx"][:s] = plan.sample_idx
             a["sample_idx"][s:] = 0
             a["sample_places"][:s] = places
-        a["sample_places"][s : shape.rows] = self._tables.padding_place
+        a["sample_places"][s:] = self._tables.padding_place
         self._pad(a, plan, shape)
         np.cumsum(a["extend_lens"][: shape.rows], out=a["extend_start"][1 : shape.rows + 1])
         if shape.tree:

@@ -87,10 +87,16 @@ class StepExecutor:
                 hidden=step.hidden,
             )
         rows = plan.rows[plan.sample_rows]
-        positions = plan.seq_lens[plan.sample_rows].astype(np.int64)
+        positions = plan.sample_positions
         with torch.inference_mode():
             result = self.sampler.sample(
-                step.logits, plan.sampling, positions, rows, self.runner.token_table, bitmask
+                step.logits,
+                plan.sampling,
+                positions,
+                rows,
+                self.runner.token_table,
+                bitmask,
+                tails=plan.sample_tails,
             )
             ids = result.ids.numpy()
         self._table[rows, positions] = ids

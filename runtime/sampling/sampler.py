@@ -8,6 +8,8 @@ sampled is reported and harms no other. Logits are in host memory; those of a de
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +35,7 @@ _CHUNK_ROWS = 8
 _SMALLEST = 1e-300
 _WIDTHS = (256, 4096)
 """Candidates looked at, in turn, before a truncated row is sorted as a whole."""
+_NO_TAILS: Mapping[int, Int32Array] = MappingProxyType({})
 
 
 class SampleResult(NamedTuple):
@@ -69,6 +72,8 @@ class Sampler:
         rows: Int32Array,
         token_table: Tensor,
         bitmask: np.ndarray[tuple[int, int], np.dtype[np.int32]] | None = None,
+        *,
+        tails: Mapping[int, Int32Array] = _NO_TAILS,
     ) -> SampleResult:
         """Choose the next token of s rows.
 
@@ -84,6 +89,8 @@ class Sampler:
             rows: int32 [s], rows of `token_table`; read for rows with penalties only.
             token_table: int32 [max_rows, max_context].
             bitmask: int32 [s, ceil(V / 32)], bit set = allowed.
+            tails: for some of the s rows, the last of the tokens so far, which the token table does
+                not have; see `TreeSamples.tails`.
         """
         size = len(logits)
         wanted = batch.logprob_rows
@@ -96,7 +103,11 @@ class Sampler:
         if batch.bias is not None:
             add_bias(logits, batch.bias)
         for penalty in batch.penalties:
-            tokens = token_table[int(rows[penalty.row]), : int(positions[penalty.row])]
+            tail = tails.get(penalty.row)
+            known = int(positions[penalty.row]) - (0 if tail is None else len(tail))
+            tokens = token_table[int(rows[penalty.row]), :known]
+            if tail is not None:
+                tokens = torch.cat([tokens, torch.from_numpy(tail)])
             penalize(logits, penalty, tokens)
         if batch.suppression is not None:
             suppress(logits, batch.suppression, positions)

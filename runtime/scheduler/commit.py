@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from branchline.runtime.core.pooling import HiddenStates
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.errors import BackendError, BranchlineError
+from branchline.runtime.scheduler.drafts import Draft
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.planner import Planner
 from branchline.runtime.scheduler.stats import SchedulerStats
@@ -37,6 +38,14 @@ class Outbox(Protocol):
 
     def finish(self, request: Request) -> None:
         """`request` has ended; called exactly once for each."""
+
+
+class _Sampled(NamedTuple):
+    """What was sampled in a step: an id for each place, which of them are none, and readings."""
+
+    ids: list[int]
+    bad: set[int]
+    logprobs: TopLogprobs | None
 
 
 class Committer:
@@ -83,19 +92,56 @@ class Committer:
             request = segment.request
             if segment.count > 1 and segment.start < request.prompt_len and request.finish is None:
                 self._planner.share(request, _shareable(request))
-        ids = output.token_ids[:, 0].tolist()
-        bad = set(output.bad_rows)
-        for j, index in enumerate(plan.batch.sample_rows.tolist()):
-            request = plan.segments[index].request
-            if request.finish is not None:
-                continue
-            if j in bad:
-                self.end(request, "error", error=self._no_token(request))
+        self._sampled(plan, output)
+
+    def _sampled(self, plan: StepPlan, output: ForwardOutput) -> None:
+        sampled = _Sampled(output.token_ids[:, 0].tolist(), set(output.bad_rows), output.logprobs)
+        rows = plan.batch.sample_rows.tolist()
+        for j, index in enumerate(rows):
+            segment = plan.segments[index]
+            if segment.request.finish is not None or (j and rows[j - 1] == index):
                 continue
             try:
-                self._token(request, ids[j], _logprob(request, ids[j], output.logprobs, j))
+                if segment.draft is None:
+                    self._place(segment.request, sampled, j)
+                else:
+                    self._path(segment, segment.draft, sampled, j)
             except Exception as error:
-                self.broke(request, error)
+                self.broke(segment.request, error)
+
+    def _place(self, request: Request, sampled: _Sampled, j: int) -> None:
+        """Take the id of sampled place j."""
+        if j in sampled.bad:
+            self.end(request, "error", error=self._no_token(request))
+        else:
+            token = sampled.ids[j]
+            self._token(request, token, _logprob(request, token, sampled.logprobs, j))
+
+    def _path(self, segment: Segment, draft: Draft, sampled: _Sampled, first: int) -> None:
+        """Take the ids of the places along the guesses that were right, and the one behind them.
+
+        Their entries are the row's own before any id is taken: whatever ends the output on the
+        way, what has been computed of it can be shared.
+        """
+        request, base = segment.request, segment.start + segment.count
+        bad = {j - first for j in sampled.bad}
+        path = draft.kept(sampled.ids[first : first + 1 + len(draft)], bad)
+        self._planner.keep(request, base, path)
+        drafted = len(draft) - len(draft.forced_nodes)
+        request.progress.drafted_tokens += drafted
+        self._stats.drafted_tokens += drafted
+        taken = 0  # guesses along the path that are output
+        while request.finish is None and request.length == base + taken:
+            place = path[taken - 1] + 1 if taken else 0
+            self._place(request, sampled, first + place)
+            while taken < len(path) and base + taken < request.length:  # one, or forced ones too
+                if int(request.ids[base + taken]) != int(draft.tree.token_ids[path[taken]]):
+                    raise BackendError("a guess was kept that the output does not have")
+                taken += 1
+        request.sampled_len = request.length
+        accepted = taken - len(draft.forced_nodes.intersection(path[:taken]))
+        request.progress.accepted_tokens += accepted
+        self._stats.accepted_tokens += accepted
 
     def fail(self, plan: StepPlan, error: BranchlineError) -> None:
         """The whole step failed: its requests end with `error`; nothing of it is cached."""
@@ -127,6 +173,8 @@ class Committer:
             self._stats.failed += 1
         else:
             self._stats.finished += 1
+        if self._planner.drafts is not None:
+            self._planner.drafts.finished(request)
         self._outbox.finish(request)
 
     def broke(self, request: Request, error: Exception) -> None:

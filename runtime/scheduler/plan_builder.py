@@ -15,11 +15,14 @@ from branchline.runtime.core.batch import (
     ScheduleBatch,
     ScoreRead,
     TreeMask,
+    TreeSamples,
 )
 from branchline.runtime.core.request import Request
-from branchline.runtime.core.tree import TreeGroup
+from branchline.runtime.core.tree import DraftTree, TreeGroup
 from branchline.runtime.memory.slot_table import SlotTable
+from branchline.runtime.memory.types import Slots
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
+from branchline.runtime.scheduler.drafts import Draft
 
 _NO_INTS = np.zeros(0, dtype=np.int32)
 
@@ -31,6 +34,7 @@ class Segment:
     Attributes:
         sample: the id after the segment's last token is sampled.
         group: choices to score behind the segment's last token.
+        draft: guesses behind it; the ids after each of them are sampled as well.
         score_prompt: read the log-probability of the prompt's next token at every token.
         hidden: tokens at the segment's end whose hidden states are read; nothing is sampled then.
     """
@@ -40,13 +44,22 @@ class Segment:
     count: int
     sample: bool
     group: TreeGroup | None = None
+    draft: Draft | None = None
     score_prompt: bool = False
     hidden: int = 0
 
     @property
+    def tree(self) -> DraftTree | None:
+        """The candidates behind the segment's last token, whatever they are for."""
+        if self.draft is not None:
+            return self.draft.tree
+        return None if self.group is None else self.group.tree
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of the row in this step, candidates included."""
-        return self.count + (len(self.group.tree) if self.group is not None else 0)
+        tree = self.tree
+        return self.count if tree is None else self.count + len(tree)
 
 
 @dataclass(slots=True)
@@ -65,16 +78,20 @@ class StepPlan:
     Attributes:
         spans: of the m log-probabilities that are read.
         hidden_spans: of the p hidden states that are read.
+        drafted: some rows have guesses, so that what they become is known at its commit.
     """
 
     batch: ScheduleBatch
     segments: list[Segment]
     spans: list[Span]
     hidden_spans: list[Span] = field(default_factory=list)
+    drafted: bool = False
 
 
 class PlanBuilder:
-    """Builds plans; keeps the last sampling batch, which steady decoding reuses.
+    """Builds plans; keeps the last sampling batch, which steady decoding reuses, and how many ids
+    of each row the token table will hold: sampling writes most of them there, and those it did not
+    (forced ones, kept guesses) are written before they are needed.
 
     Args:
         slot_table: position -> slot of every row; its recorded changes travel with the plans.
@@ -91,18 +108,50 @@ class PlanBuilder:
         self._suppress_ids = suppress_ids
         self._sampled: list[Request] = []
         self._sampling: SamplingBatch | None = None
+        self._told = np.zeros(slot_table.max_rows, dtype=np.int64)
 
-    def build(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
-        """One `ScheduleBatch` of all segments, in order."""
-        inits = [*inits, *(init for s in segments if (init := _forced_ids(s)) is not None)]
-        if all(s.count == 1 and s.sample and s.group is None for s in segments):
-            return self._decode(segments, inits)
-        return self._extend(segments, inits)
+    def build(
+        self,
+        segments: list[Segment],
+        inits: list[RowInit],
+        copies: tuple[Slots, Slots] | None = None,
+    ) -> StepPlan:
+        """One `ScheduleBatch` of all segments, in order.
+
+        Args:
+            segments: of the step.
+            inits: rows that it begins with.
+            copies: (src, dst) slots to copy before it.
+        """
+        for entered in inits:
+            self._told[entered.row] = entered.start + len(entered.ids)
+        if all(s.count == 1 and s.sample and s.tree is None for s in segments):
+            plan = self._decode(segments, inits)
+        else:
+            inits = [*inits, *(init for s in segments if (init := self._missing(s)) is not None)]
+            plan = self._extend(segments, inits)
+        plan.batch.copies = copies
+        return plan
+
+    def _missing(self, segment: Segment) -> RowInit | None:
+        """The row's ids up to the segment's end that the token table lacks; notes what it will
+        have when the step is over."""
+        request, end = segment.request, segment.start + segment.count
+        told, known = int(self._told[request.row]), min(end, request.length)
+        self._told[request.row] = max(told, end + segment.sample)
+        if told >= known:
+            return None
+        return RowInit(request.row, told, request.ids[told:known].copy())
 
     def _decode(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
         b = len(segments)
         rows = np.fromiter((s.request.row for s in segments), np.int32, b)
         starts = np.fromiter((s.start for s in segments), np.int32, b)
+        if (self._told[rows] <= starts).any():
+            missing = (self._missing(s) for s in segments)
+            inits = [*inits, *(init for init in missing if init is not None)]
+        else:
+            self._told[rows] = starts + 2
         every = np.arange(b, dtype=np.int32)
         requests = [s.request for s in segments]
         batch = ScheduleBatch(
@@ -125,7 +174,9 @@ class PlanBuilder:
         return StepPlan(batch, segments, [])
 
     def _extend(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
-        ids, positions, slots, logits, sample_idx, sample_rows = [], [], [], [], [], []
+        ids, positions, slots, logits = [], [], [], []
+        sample_idx: list[int] = []
+        sample_rows: list[int] = []
         read_rows: list[Int32Array] = []
         read_tokens: list[Int32Array] = []
         hidden_rows: list[Int32Array] = []
@@ -153,15 +204,18 @@ class PlanBuilder:
                 hidden_rows.append(np.arange(num_logits, end, dtype=np.int32))
                 num_hidden += segment.hidden
             if segment.sample:
-                sample_idx.append(num_logits + len(wanted) - 1)
-                sample_rows.append(index)
+                places = 1 if segment.draft is None else len(wanted)
+                sample_idx.extend(
+                    range(num_logits + len(wanted) - places, num_logits + len(wanted))
+                )
+                sample_rows.extend([index] * places)
             logits.append(wanted + start[index])
             num_logits += len(wanted)
         sampled = [segments[i].request for i in sample_rows]
         batch = ScheduleBatch(
             mode=(
                 ForwardMode.VERIFY
-                if any(s.group is not None for s in segments)
+                if any(s.tree is not None for s in segments)
                 else ForwardMode.EXTEND
             ),
             requests=[s.request for s in segments],
@@ -186,7 +240,8 @@ class PlanBuilder:
             inits=inits,
             slot_writes=self._table.take_changes(),
         )
-        return StepPlan(batch, segments, spans, hidden_spans)
+        drafted = any(s.draft is not None for s in segments)
+        return StepPlan(batch, segments, spans, hidden_spans, drafted)
 
     def _sampling_batch(self, requests: list[Request]) -> SamplingBatch:
         # The requests themselves are kept: the address of one that is gone may be another's.
@@ -202,18 +257,6 @@ class PlanBuilder:
         return self._sampling
 
 
-def _forced_ids(segment: Segment) -> RowInit | None:
-    """Ids that nobody sampled, for the token table: penalties read them there."""
-    request = segment.request
-    if not request.progress.forced_tokens:
-        return None
-    start = max(segment.start, request.prompt_len)
-    end = min(segment.start + segment.count, request.length)
-    if start >= end:
-        return None
-    return RowInit(request.row, start, request.ids[start:end].copy())
-
-
 def _known_id(request: Request, position: int) -> int:
     return int(request.ids[position]) if position < request.length else -1
 
@@ -226,22 +269,24 @@ def _segment_ids(segment: Segment) -> Int32Array:
         plain = np.full(segment.count, -1, dtype=np.int32)
         known = max(0, request.length - start)
         plain[:known] = request.ids[start : start + known]
-    if segment.group is None:
-        return plain
-    return np.concatenate([plain, segment.group.tree.token_ids])
+    tree = segment.tree
+    return plain if tree is None else np.concatenate([plain, tree.token_ids])
 
 
 def _segment_positions(segment: Segment) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     plain = np.arange(segment.start, segment.start + segment.count, dtype=np.int64)
-    if segment.group is None:
+    tree = segment.tree
+    if tree is None:
         return plain
     after = segment.start + segment.count
-    return np.concatenate([plain, segment.group.tree.depths.astype(np.int64) + after])
+    return np.concatenate([plain, tree.depths.astype(np.int64) + after])
 
 
 def _segment_reads(segment: Segment) -> tuple[Int32Array, Int32Array, Int32Array]:
     """(tokens of the segment that need logits, reads as indices into those, token ids read)."""
     last = segment.count - 1
+    if segment.draft is not None:
+        return np.arange(last, segment.num_tokens, dtype=np.int32), _NO_INTS, _NO_INTS
     if segment.group is not None:
         n = len(segment.group.tree)
         wanted = np.arange(last, last + 1 + n, dtype=np.int32)
@@ -265,7 +310,7 @@ def _top_k(segments: list[Segment]) -> int:
 
 
 def _tree_mask(segments: list[Segment]) -> TreeMask | None:
-    if all(s.group is None or len(s.group.tree) == 0 for s in segments):
+    if all(s.tree is None or len(s.tree) == 0 for s in segments):
         return None
     counts = np.zeros(len(segments), dtype=np.int32)
     offsets = np.zeros(len(segments), dtype=np.int32)
@@ -273,8 +318,30 @@ def _tree_mask(segments: list[Segment]) -> TreeMask | None:
     total = 0
     for index, segment in enumerate(segments):
         offsets[index] = total
-        if segment.group is not None and len(segment.group.tree):
-            counts[index] = len(segment.group.tree)
-            words.append(segment.group.tree.mask_words())
+        if segment.tree is not None and len(segment.tree):
+            counts[index] = len(segment.tree)
+            words.append(segment.tree.mask_words())
             total += len(words[-1])
-    return TreeMask(counts, offsets, np.concatenate(words))
+    return TreeMask(counts, offsets, np.concatenate(words), _tree_samples(segments))
+
+
+def _tree_samples(segments: list[Segment]) -> TreeSamples | None:
+    if all(s.draft is None for s in segments):
+        return None
+    positions: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+    tails: dict[int, Int32Array] = {}
+    total = 0
+    for segment in segments:
+        if not segment.sample:
+            continue
+        end = segment.start + segment.count
+        places = [end]
+        draft = segment.draft
+        if draft is not None:
+            places += [end + depth + 1 for depth in draft.tree.depths.tolist()]
+            if segment.request.sampling.has_penalties:
+                for node in range(len(draft)):
+                    tails[total + 1 + node] = draft.tree.token_ids[draft.tree.path(node)]
+        positions.append(np.array(places, dtype=np.int64))
+        total += len(places)
+    return TreeSamples(np.concatenate(positions), tails)

@@ -3,7 +3,8 @@
 Law: a step never needs memory that is not there. A running row that cannot grow sits the step out;
 once no step is in flight, the youngest requests of the lowest priority are retracted (their memory
 is released, what they computed stays in the cache while it can) until it can. Admission leaves room
-for what running requests may still write. Knows nothing of sampling, grammars or text.
+for what running requests may still write. Guesses take only memory that is to spare. Knows nothing
+of sampling, grammars or text.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from branchline.runtime.core.batch import RowInit
+from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.core.tree import TreeGroup
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.prefix_cache import CacheHandle
+from branchline.runtime.memory.types import Slots
+from branchline.runtime.scheduler.drafts import Draft, Drafts
 from branchline.runtime.scheduler.plan_builder import Segment
 from branchline.runtime.scheduler.prefixes import PrefixesInFlight
 from branchline.runtime.scheduler.stats import SchedulerStats
@@ -40,6 +46,7 @@ class Planner:
         started: told of each request when it is first part of a step.
         grow_ahead: slots that a row which needs more is given at once while memory is plentiful:
             fewer calls, and fewer changes of the slot table to send to a device.
+        drafts: who guesses what decoding rows go on with; None = nobody.
 
     Attributes:
         running: requests that hold a row, oldest admission first.
@@ -56,8 +63,11 @@ class Planner:
         max_step_tokens: int,
         started: Callable[[Request], None],
         grow_ahead: int = 1,
+        drafts: Drafts | None = None,
     ) -> None:
         self._started = started
+        self.drafts = drafts
+        self._copies: list[tuple[Slots, Slots]] = []
         self.running: dict[Request, None] = {}
         self._cache = cache
         self._waiting = waiting
@@ -70,19 +80,58 @@ class Planner:
         self.prefixes = PrefixesInFlight()
         self.constrained = 0
 
-    def plan(self) -> tuple[list[Segment], list[RowInit]]:
-        """Segments of the next step and rows to fill first; empty when there is nothing to do."""
+    def drafting(self) -> bool:
+        """Whether the next step had better wait for the one before, to run guesses."""
+        if self.drafts is None:
+            return False
+        return self.drafts.due([r for r in self.running if r.status is Status.DECODE])
+
+    def plan(self, *, draft: bool = False) -> tuple[list[Segment], list[RowInit]]:
+        """Segments of the next step and rows to fill first; empty when there is nothing to do.
+
+        Args:
+            draft: no step is in flight, so that rows may be guessed for.
+        """
         segments: list[Segment] = []
         inits: list[RowInit] = []
-        budget = self._decode(segments)
+        budget = self._decode(segments, self._propose() if draft else {})
         budget = self._continue_prefill(segments, budget)
         if budget > 0:
             self._admit(segments, inits, budget)
         return segments, inits
 
+    def take_copies(self) -> tuple[Slots, Slots] | None:
+        """Slots to copy, all at once, before the next step: (src, dst)."""
+        if not self._copies:
+            return None
+        src, dst = (np.concatenate(part) for part in zip(*self._copies, strict=True))
+        self._copies.clear()
+        return src, dst
+
+    def keep(self, request: Request, base: int, path: list[int]) -> None:
+        """Keep some of the guesses, of which i lies at position base + i, as computed tokens."""
+        src, dst = self._cache.keep_path(request.row, base, [base + node for node in path])
+        if len(src):
+            self._copies.append((src, dst))
+        request.planned_len = request.computed_len = base + len(path)
+
     # -- running rows ----------------------------------------------------------------------------
 
-    def _decode(self, segments: list[Segment]) -> int:
+    def _propose(self) -> dict[Request, Draft]:
+        if self.drafts is None:
+            return {}
+        decoding = [request for request in self.running if _wants_decode(request)]
+        spare = self._max_step_tokens - sum(request.pending_len for request in decoding)
+        spare = min(spare, MAX_GUESSES)
+        rows = []
+        for request in decoding:
+            nodes = self.drafts.nodes(request, spare // len(decoding))
+            nodes = _spare_slots(self._cache, request, nodes, self._plenty)
+            if nodes > 0:
+                rows.append((request, nodes))
+        return self.drafts.propose(rows, self._cache.slot_table.array) if rows else {}
+
+    def _decode(self, segments: list[Segment], drafts: dict[Request, Draft]) -> int:
         budget = self._max_step_tokens
         for request in list(self.running):
             if request not in self.running or not _wants_decode(request) or budget == 0:
@@ -92,9 +141,13 @@ class Planner:
             if not self._make_room(request, start + count):
                 continue
             sample = count == request.pending_len
-            segments.append(Segment(request, start, count, sample))
+            draft = drafts.get(request)
+            if draft is not None and not (sample and count + len(draft) <= budget):
+                draft = None
+            segment = Segment(request, start, count, sample, draft=draft)
+            segments.append(segment)
             _advance(request, count, sample=sample)
-            budget -= count
+            budget -= segment.num_tokens
         return budget
 
     def _continue_prefill(self, segments: list[Segment], budget: int) -> int:
@@ -288,6 +341,19 @@ class Planner:
             self._cache.break_leases(needed)
             available = self._cache.free_tokens + self._cache.evictable_tokens
         return available >= needed
+
+
+def _spare_slots(cache: CacheManager, request: Request, count: int, plenty: int) -> int:
+    """Give a row slots behind its last id, `count` or as many as leave `plenty` to others; how many
+    it has there."""
+    table = cache.slot_table
+    held = table.held[request.row]
+    spare = cache.free_tokens + cache.evictable_tokens - plenty
+    room = min(table.max_context, max(held, held + spare)) - request.length
+    count = min(count, room)
+    if count > 0 and request.length + count > held:
+        return count if cache.extend(request.row, held, request.length + count) else 0
+    return count
 
 
 def _wants_decode(request: Request) -> bool:

@@ -4,8 +4,9 @@ Overlap: step N + 1 is planned and given to the worker while N computes; where n
 it is sampled at once, before anyone has looked at N. Else N is committed first and the masks of
 N + 1 are filled: they need N's ids, the forward does not. While a constrained request runs, N is
 committed before N + 1 is planned: what N's ids force then joins N + 1, which saves more than the
-overlap; masks still fill while N + 1 computes. All calls are made on one thread, the loop thread.
-Knows nothing of text, threads or sockets.
+overlap; masks still fill while N + 1 computes. So it is around steps with guesses (`drafts`), which
+begin where the last ids are known and end anywhere. All calls are made on one thread, the loop
+thread. Knows nothing of text, threads or sockets.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from branchline.runtime.core.section import Section
 from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.commit import Committer, Outbox
+from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.plan_builder import PlanBuilder, StepPlan
 from branchline.runtime.scheduler.planner import Planner
@@ -74,6 +76,7 @@ class Scheduler:
             workers that take a while to hand it on.
         grammars: matchers and masks.
         call_soon: posts to the loop thread, for matchers that come from another one.
+        drafts: who guesses what rows go on with, so that a step can yield several ids of a row.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Scheduler:
         call_soon: Callable[[Callable[[], None]], None],
         grow_ahead: int = 1,
         masks_beside: bool = False,
+        drafts: Drafts | None = None,
     ) -> None:
         self.stats = SchedulerStats()
         self.cache = cache
@@ -109,6 +113,7 @@ class Scheduler:
             max_step_tokens=max_step_tokens,
             started=outbox.started,
             grow_ahead=grow_ahead,
+            drafts=drafts,
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
         self._builder = PlanBuilder(cache.slot_table, _suppress_ids(eos_ids))
@@ -181,10 +186,11 @@ class Scheduler:
         """One turn; False when there was nothing to do (and nothing is in flight)."""
         had_inflight = bool(self._inflight)
         self._expire()
-        if had_inflight and self._planner.constrained:
+        drafting = self._planner.drafting()
+        if had_inflight and (self._planner.constrained or drafting or self._inflight[0][0].drafted):
             self._commit_oldest()
         start = time.thread_time()
-        plan = self._plan()
+        plan = self._plan(drafting and not self._inflight)
         self.stats.plan_s += time.thread_time() - start
         free = plan is not None and not (
             self._planner.constrained and any(r.matcher is not None for r in _sampled(plan))
@@ -238,18 +244,30 @@ class Scheduler:
             else:
                 self._committer.leave_if_idle(request)
 
-    def _plan(self) -> StepPlan | None:
-        segments, inits = self._planner.plan()
-        return self._builder.build(segments, inits) if segments else None
+    def _plan(self, draft: bool) -> StepPlan | None:
+        segments, inits = self._planner.plan(draft=draft)
+        if not segments:
+            return None
+        return self._builder.build(segments, inits, self._planner.take_copies())
 
     def _begin_mask(self, plan: StepPlan) -> Callable[[], Bitmask | None]:
         """A call that gives what each sampled row may take; None when nothing is forbidden."""
-        matchers = [self._masked(request) for request in _sampled(plan)]
+        matchers = self._matchers(plan)
         if all(matcher is None for matcher in matchers):
             return lambda: None
         if self._masks_beside:
             return self._grammars.fill_beside(matchers, len(matchers))
         return lambda: self._grammars.fill(matchers, len(matchers))
+
+    def _matchers(self, plan: StepPlan) -> list[TokenMatcher | None]:
+        """Where the mask of each sampled place begins."""
+        found: list[TokenMatcher | None] = []
+        for segment in plan.segments:
+            if segment.sample:
+                found.append(self._masked(segment.request))
+                if segment.draft is not None:
+                    found.extend(segment.draft.matchers[1:])
+        return found
 
     def _masked(self, request: Request) -> TokenMatcher | None:
         """The matcher whose mask the request's next id must obey; None where every id may come.

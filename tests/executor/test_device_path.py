@@ -107,7 +107,9 @@ def test_sizes_hold_every_step_and_are_ascending() -> None:
 @given(data=st.data())
 def test_padding_leaves_a_plan_as_it_is_and_stays_in_its_own_row(data: st.DataObject) -> None:
     tables = DeviceTables(ROWS, 64, 64, CPU)
-    buffers = PlanBuffers(tables, tokens=64, rows=16, tree_words=0, stream=DeviceStream(CPU))
+    buffers = PlanBuffers(
+        tables, tokens=64, rows=16, samples=16, tree_words=0, stream=DeviceStream(CPU)
+    )
     decode = data.draw(st.booleans())
     lens = data.draw(st.lists(st.integers(1, 1 if decode else 5), min_size=0, max_size=ROWS))
     plan = idle_step(StepShape(0, 0, 0))
@@ -146,7 +148,7 @@ def test_padding_leaves_a_plan_as_it_is_and_stays_in_its_own_row(data: st.DataOb
     assert views.logit_idx.max() < max(total, 1) if total else True
     places = views.sample_places.tolist()
     assert places[:b] == [row * 65 + int(plan.seq_lens[row]) for row in range(b)]
-    assert places[b:] == [tables.padding_place] * (rows - b)
+    assert places[b:] == [tables.padding_place] * (16 - b)
     assert meta.host_seq_lens is not None
     assert meta.host_seq_lens.tolist() == views.meta.seq_lens.tolist()
 

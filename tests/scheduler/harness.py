@@ -12,12 +12,14 @@ import numpy as np
 
 from branchline.runtime.config.sections import SchedulerSection
 from branchline.runtime.core.bounds import Bounds
+from branchline.runtime.core.drafting import Drafter
 from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import EmbedResult
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.sequence import reading_of
 from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
 from tests.support.hash_model import HIDDEN, VOCAB, HashWorker
@@ -27,13 +29,18 @@ class TableMatcher:
     """Allows at each place what a table of id tuples says; the last place has ended.
 
     Args:
-        table: allowed ids by place; None = every id.
+        table: allowed ids by place; None = every id; a list = every id, but these are forced from
+            there on.
         forcing: report single choices as forced.
         enough: places after which the output is complete, though it may go on; None = all.
     """
 
     def __init__(
-        self, table: list[tuple[int, ...] | None], *, forcing: bool, enough: int | None = None
+        self,
+        table: list[tuple[int, ...] | list[int] | None],
+        *,
+        forcing: bool,
+        enough: int | None = None,
     ) -> None:
         self.table = table
         self.forcing = forcing
@@ -42,14 +49,14 @@ class TableMatcher:
 
     def accept(self, token_id: int) -> bool:
         options = self.table[self.place] if self.place < len(self.table) else ()
-        if options is not None and token_id not in options:
+        if isinstance(options, tuple) and token_id not in options:
             return False
         self.place += 1
         return True
 
     def fill(self, bitmask: np.ndarray, row: int) -> bool:
         options = self.table[self.place]
-        if options is None:
+        if not isinstance(options, tuple):
             return False
         bitmask[row] = 0
         for token in options:
@@ -69,9 +76,12 @@ class TableMatcher:
         if not self.forcing:
             return []
         found = []
+        run = self.table[self.place] if self.place < self.enough else None
+        if isinstance(run, list):
+            return run
         for options in self.table[self.place :]:
             complete = self.place + len(found) >= self.enough
-            if options is None or len(options) != 1 or complete:
+            if not isinstance(options, tuple) or len(options) != 1 or complete:
                 break
             found.append(options[0])
         return found
@@ -83,8 +93,9 @@ class TableMatcher:
 
 
 class TableGrammars:
-    """Reads a constraint's text as JSON: a list of lists of ids, null for "every id"; or an object
-    with such "rows" and how many are "enough"."""
+    """Reads a constraint's text as JSON: a list of lists of ids, null for "every id", {"run": ids}
+    for ids forced where others are allowed; or an object with such "rows" and how many are
+    "enough"."""
 
     def __init__(self, *, forcing: bool) -> None:
         self.forcing = forcing
@@ -96,7 +107,10 @@ class TableGrammars:
     def request(self, constraint: Constraint, ready: Any, section: Any = None) -> None:
         read = json.loads(constraint.text)
         rows, enough = (read["rows"], read["enough"]) if isinstance(read, dict) else (read, None)
-        table = [None if row is None else tuple(row) for row in rows]
+        table = [
+            row["run"] if isinstance(row, dict) else None if row is None else tuple(row)
+            for row in rows
+        ]
         ready(TableMatcher(table, forcing=self.forcing, enough=enough))
 
     def fill(self, matchers: Any, count: int) -> np.ndarray:
@@ -162,6 +176,9 @@ class Bench:
         fail_steps: frozenset[int] = frozenset(),
         mirror: bool = False,
         grow_ahead: int = 1,
+        drafter: Drafter | None = None,
+        max_nodes: int = 8,
+        max_depth: int = 6,
         **settings: Any,
     ) -> None:
         self.cache = CacheManager(
@@ -194,13 +211,25 @@ class Bench:
             call_soon=lambda fn: fn(),
             grow_ahead=grow_ahead,
             masks_beside=mirror,
+            drafts=(
+                None
+                if drafter is None
+                else Drafts(
+                    drafter,
+                    vocab_size=VOCAB,
+                    eos_ids=eos,
+                    max_nodes=max_nodes,
+                    max_depth=max_depth,
+                )
+            ),
         )
         self.out.scheduler = self.scheduler
 
     def submit(self, name: str, prompt: list[int], max_tokens: int = 8, **kw: Any) -> None:
         keys = ("priority", "deadline", "namespace")
         request = {key: kw.pop(key) for key in keys if key in kw}
-        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, **kw)
+        kw.setdefault("temperature", 0.0)
+        sampling = SamplingParams(max_tokens=max_tokens, **kw)
         self.scheduler.submit(
             GenerateRequest(id=name, prompt_ids=prompt, sampling=sampling, **request)
         )

@@ -39,6 +39,11 @@ def best(total: int, allowed: Sequence[int] | None = None) -> int:
     return max(allowed, key=lambda token: ((total * 131 + token * 8191) % 65521, token))
 
 
+def drawn(total: int, seed: int, position: int, allowed: Sequence[int] | None = None) -> int:
+    """The id that a seed draws at a position, of those allowed."""
+    return best((total + seed % MOD * 40503 + position * 69621) % MOD, allowed)
+
+
 def allowed_ids(words: np.ndarray) -> list[int]:
     """Ids whose bit is set."""
     return [i for i in range(VOCAB) if int(words[i >> 5]) >> (i & 31) & 1]
@@ -162,16 +167,32 @@ class HashWorker:
             if self._delay_s:
                 self._delay.wait(self._delay_s)
             number, self.steps = self.steps, self.steps + 1
+            self._prepare(step.plan)
             if number in self.fail_steps:
                 step.error = RuntimeError(f"injected failure of step {number}")
                 continue
             step.output = self._run(step.plan, step.bitmask)
 
-    def _run(self, plan: ScheduleBatch, bitmask: np.ndarray | None) -> ForwardOutput:
+    def _prepare(self, plan: ScheduleBatch) -> None:
         if plan.slot_writes is not None:
             self.slots.reshape(-1)[plan.slot_writes.index] = plan.slot_writes.slots
         for init in plan.inits:
             self.tokens[init.row, init.start : init.start + len(init.ids)] = init.ids
+        if plan.copies is not None:
+            src, dst = plan.copies
+            self.depth[dst], self.hash[dst] = self.depth[src], self.hash[src]
+
+    def _choose(
+        self, plan: ScheduleBatch, place: int, total: int, bitmask: np.ndarray | None
+    ) -> int:
+        allowed = None if bitmask is None else allowed_ids(bitmask[place])
+        assert plan.sampling is not None
+        if place in plan.sampling.greedy_rows:
+            return best(total, allowed)
+        seed = int(plan.sampling.mixed_seeds[place])
+        return drawn(total, seed, int(plan.sample_positions[place]), allowed)
+
+    def _run(self, plan: ScheduleBatch, bitmask: np.ndarray | None) -> ForwardOutput:
         self.forwarded_tokens += plan.num_tokens
         self.max_rows = max(self.max_rows, len(plan.rows))
         totals = np.zeros(plan.num_tokens, dtype=np.int64)
@@ -179,12 +200,10 @@ class HashWorker:
             self._run_row(plan, i, row, totals)
         wanted = totals[plan.logit_idx]
         chosen = [
-            best(int(wanted[j]), None if bitmask is None else allowed_ids(bitmask[i]))
-            for i, j in enumerate(plan.sample_idx)
+            self._choose(plan, i, int(wanted[j]), bitmask) for i, j in enumerate(plan.sample_idx)
         ]
         ids = np.array(chosen, dtype=np.int32)
-        for token, index in zip(ids.tolist(), plan.sample_rows.tolist(), strict=True):
-            self.tokens[plan.rows[index], plan.seq_lens[index]] = token
+        self.tokens[plan.rows[plan.sample_rows], plan.sample_positions] = ids
         return ForwardOutput(
             token_ids=ids.reshape(-1, 1),
             num_new=np.ones(len(ids), dtype=np.int32),
