@@ -116,7 +116,9 @@ class Scheduler:
             drafts=drafts,
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
-        self._builder = PlanBuilder(cache.slot_table, _suppress_ids(eos_ids))
+        self._builder = PlanBuilder(
+            cache.slot_table, _suppress_ids(eos_ids), linked=drafts is not None
+        )
         self._inflight: deque[tuple[StepPlan, Pending]] = deque()
         self._requests: dict[str, Request] = {}
         self._deadlines: list[tuple[float, str]] = []
