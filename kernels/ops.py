@@ -67,9 +67,11 @@ class Ops(ABC):
 
     Attributes:
         deterministic: the invariant above holds, so nothing else of a step may break it.
+        dtype: of activations.
     """
 
     deterministic: bool = True
+    dtype: torch.dtype = torch.float32
 
     @abstractmethod
     def prepare(self, weight: Weight) -> Weight:

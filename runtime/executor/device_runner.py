@@ -29,6 +29,7 @@ from branchline.runtime.executor.device_graphs import (
 )
 from branchline.runtime.executor.device_stream import DeviceStream
 from branchline.runtime.executor.device_tables import DeviceTables
+from branchline.runtime.executor.draft_step import Draft, forward_step
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape, StepTensors
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
@@ -67,6 +68,7 @@ class DeviceRunner:
         max_tokens, max_rows: of a step.
         graph_tokens: of the largest step that is recorded.
         tree_words: words of tree masks in a step at most.
+        draft: a draft model that keeps something of every token, if there is one.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class DeviceRunner:
         max_rows: int,
         graph_tokens: int = 512,
         tree_words: int = 1 << 18,
+        draft: Draft | None = None,
     ) -> None:
         if not isinstance(ops, SamplingOps):
             raise InvalidRequest(
@@ -90,6 +93,7 @@ class DeviceRunner:
         self.model, self.ops, self.stream = model, ops, stream
         self.sampling: SamplingOps = ops
         self.kv_pool, self.tables = kv_pool, tables
+        self.draft = draft
         self.attention = attention
         self._max_rows = max_rows
         most = max_rows + DECODE_STEP
@@ -121,6 +125,8 @@ class DeviceRunner:
         self.tables.apply(plan)
         if plan.copies is not None:
             self.kv_pool.copy_slots(*plan.copies)
+            if self.draft is not None:
+                self.draft.pool.copy_slots(*plan.copies)
         sampled = len(plan.sample_rows)
         graph = self.graphs.find(plan)
         if graph is None:
@@ -160,8 +166,9 @@ class DeviceRunner:
             logit_idx=tensors.logit_idx,
             backend=self.attention,
             plan=plan,
+            previous=tensors.previous,
         )
-        return self.model.forward(batch, self.ops, self.kv_pool)
+        return forward_step(self.model, self.draft, batch, self.ops, self.kv_pool)
 
     def _recorded(self, shape: StepShape, tensors: StepTensors, plan: AttentionPlan) -> Outputs:
         """What a graph holds: in decoding, the choice of the most likely ids too."""
