@@ -65,8 +65,9 @@ def gen(
         options: how to sample (`max_tokens=128, min_tokens=0, n=1, stop=None, stop_token_ids=None,
             stop_regex=None, keep_stop=False, temperature=1.0, top_p=1.0, top_k=-1, min_p=0.0,
             frequency_penalty=0.0, presence_penalty=0.0, repetition_penalty=1.0, logit_bias=None,
-            seed=None, logprobs=None, ignore_eos=False`), a constraint instead of `type` (`regex=`,
-            `json_schema=`, `grammar=`, or `choices=` and `choices_method=`, which is `select`),
+            seed=None, logprobs=None, ignore_eos=False`; `speculative=False`: no guessing ahead,
+            which changes no output), a constraint instead of `type` (`regex=`, `json_schema=`,
+            `grammar=`, or `choices=` and `choices_method=`, which is `select`),
             tools (`tools=`, `tool_choice="auto"`, `parallel=True`: as in `call`),
             what is done around it (`reasoning=None`: whether the model thinks first, None = where
             its template means it to, a str names the format; `heal=None`: whether the last token

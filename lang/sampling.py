@@ -39,6 +39,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     logprobs: int | None
     ignore_eos: bool
+    speculative: bool | None
 
 
 class RequestOptions(TypedDict, total=False):

@@ -87,6 +87,8 @@ def sampling_fields(sampling: SamplingParams, *, chat: bool, server: str) -> Jso
         value = getattr(sampling, name)
         if value != getattr(_DEFAULTS, name):
             fields[name] = value
+    if sampling.speculative is not None and server == "branchline":
+        fields["speculative"] = sampling.speculative  # changes no output: others need not know it
     if sampling.max_tokens is not None and sampling.max_tokens < NO_LIMIT >> 1:
         # OpenAI's own server has given the field another name; all others know the old one.
         name = "max_completion_tokens" if chat and server == "openai" else "max_tokens"

@@ -29,6 +29,7 @@ GIVEN = "dim"
 GENERATED = "green"
 CHOSEN = "cyan"
 FORCED = "magenta"
+ACCEPTED = "bright_green"
 CACHED = "yellow"
 FAILED = "red"
 ROLE = "bold blue"
@@ -111,7 +112,7 @@ def nodes_table(graph: RequestGraph) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
     for title in ("node", "lane", "what", "text"):
         table.add_column(title, no_wrap=True)
-    for title in ("tokens", "cached", "forced", "generated", "ms"):
+    for title in ("tokens", "cached", "forced", "accepted", "generated", "ms"):
         table.add_column(title, justify="right", no_wrap=True, min_width=max(6, len(title)))
     for node in graph.nodes:
         if node.stats is not None and node.kind in ("append", "generate", "select", "join"):
@@ -124,7 +125,8 @@ def _row(node: GraphNode) -> tuple[RenderableType, ...]:
     assert stats is not None, "checked by the caller"
     name = getattr(node.op, "name", "")
     style = {"generate": GENERATED, "select": CHOSEN}.get(node.kind, GIVEN)
-    made = stats.tokens - stats.forced_tokens if node.kind == "generate" else 0
+    given = stats.forced_tokens + stats.accepted_tokens
+    made = stats.tokens - given if node.kind == "generate" else 0
     return (
         str(node.id),
         str(node.op.lane),
@@ -133,6 +135,7 @@ def _row(node: GraphNode) -> tuple[RenderableType, ...]:
         _count(stats.tokens),
         Text(_count(stats.cached_tokens), style=CACHED),
         Text(_count(stats.forced_tokens), style=FORCED),
+        Text(_count(stats.accepted_tokens), style=ACCEPTED),
         Text(_count(made), style=GENERATED),
         f"{1e3 * (stats.end_s - stats.start_s):.1f}",
     )

@@ -14,6 +14,7 @@ from branchline.runtime.config.sections import (
     MemorySection,
     ModelSection,
     SchedulerSection,
+    SpeculativeSection,
     all_settings,
 )
 from branchline.runtime.errors import InvalidRequest
@@ -28,6 +29,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "policy": ("lpm", "fcfs", "priority"),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),
+    "speculative": (None, "ngram"),
     "grammar_backend": ("auto", "llguidance", "xgrammar", "outlines"),
 }
 _NOT_NEGATIVE = ("drain_timeout_s", "max_restarts")
@@ -38,6 +40,8 @@ _POSITIVE = (
     "max_running_requests",
     "max_queued_requests",
     "max_step_tokens",
+    "speculative_tokens",
+    "speculative_steps",
     "threads",
     "grammar_timeout_s",
     "default_deadline_s",
@@ -54,6 +58,7 @@ class EngineConfig:
     memory: MemorySection = field(default_factory=MemorySection)
     scheduler: SchedulerSection = field(default_factory=SchedulerSection)
     grammar: GrammarSection = field(default_factory=GrammarSection)
+    speculative: SpeculativeSection = field(default_factory=SpeculativeSection)
     device: DeviceSection = field(default_factory=DeviceSection)
 
     @staticmethod

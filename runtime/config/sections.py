@@ -91,6 +91,23 @@ class GrammarSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculativeSection:
+    """Guesses of what comes next, of which a step checks several. They change no output."""
+
+    speculative: str | None = setting(
+        None,
+        'who guesses: None (nobody) or "ngram" (looks up what followed the last tokens before, in '
+        "prompt and output and in other lanes of a program)",
+    )
+    speculative_tokens: int | None = setting(
+        None, "guesses of a sequence in one step at most; None = what suits the drafter"
+    )
+    speculative_steps: int | None = setting(
+        None, "guesses one behind the other at most; None = what suits the drafter"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSection:
     """How a CUDA device is used."""
 
@@ -107,6 +124,7 @@ SECTIONS: tuple[type[Any], ...] = (
     MemorySection,
     SchedulerSection,
     GrammarSection,
+    SpeculativeSection,
     DeviceSection,
 )
 

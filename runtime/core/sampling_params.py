@@ -62,6 +62,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         section: free text that the output begins with (a model's reasoning); constraint, `stop` and
             `stop_regex` hold behind it.
         skip_special_tokens: leave the text of special tokens out of the output's.
+        speculative: False = nobody guesses ahead for this sequence; None and True = as the engine
+            is set. It changes no output.
     """
 
     temperature: float = 1.0
@@ -86,6 +88,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     constraint: Constraint | None = None
     section: Section | None = None
     skip_special_tokens: bool = True
+    speculative: bool | None = None
 
     @property
     def greedy(self) -> bool:

@@ -26,8 +26,10 @@ from branchline.runtime.loading.checkpoint import Checkpoint
 from branchline.runtime.memory.sizing import SizingDecision
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.commit import Outbox
+from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
+from branchline.runtime.speculative.build import make_drafting
 
 MAX_TREE = 2048
 """Choices are scored in trees of at most this many tokens."""
@@ -140,9 +142,26 @@ def build_scheduler(
         call_soon=call_soon,
         grow_ahead=1 if host else GROW_AHEAD,
         masks_beside=not host,
+        drafts=_drafts(config, vocab_size, tokenizer.eos_ids, decisions),
     )
     facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
     return SchedulerParts(scheduler, worker, grammars, loaded.ops, bounds, facts, decisions)
+
+
+def _drafts(
+    config: EngineConfig, vocab_size: int, eos_ids: frozenset[int], decisions: list[Decision]
+) -> Drafts | None:
+    chosen = make_drafting(config.speculative)
+    if chosen is None:
+        return None
+    decisions.append(Decision("speculative", str(config.speculative.speculative), chosen.why))
+    return Drafts(
+        chosen.drafter,
+        vocab_size=vocab_size,
+        eos_ids=eos_ids,
+        max_nodes=chosen.max_nodes,
+        max_depth=chosen.max_depth,
+    )
 
 
 def _grammar_backend(

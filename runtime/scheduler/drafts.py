@@ -106,6 +106,8 @@ class Drafts:
 
         The last id of an output needs no entry, so no candidate stands in its place.
         """
+        if request.sampling.speculative is False:
+            return 0
         return min(self._max_depth, request.max_len - request.length - 1)
 
     def nodes(self, request: Request, room: int) -> int:

@@ -72,6 +72,7 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     stop_regex: str | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    speculative: bool | None = None
     regex: str | None = None
     ebnf: str | None = None
     json_schema: Json | str | None = None
@@ -200,6 +201,7 @@ def sampling_of(
             ignore_eos=bool(fields.ignore_eos),
             constraint=constraint,
             skip_special_tokens=fields.skip_special_tokens is not False,
+            speculative=fields.speculative,
         ),
         limits,
     )

@@ -249,6 +249,7 @@ def _sampling(
         "n": params.n,
         "ignore_eos": params.ignore_eos,
         "skip_special_tokens": params.skip_special_tokens,
+        "speculative": params.speculative,
     }
     sampling = SamplingParams(
         top_k=top_k_of(params.top_k),

@@ -30,6 +30,7 @@ class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
+    speculative: bool | None = None
     json_schema: str | Json | None = None
     regex: str | None = None
     ebnf: str | None = None

@@ -67,7 +67,7 @@ class PromptIndex:
 
     def __init__(self, ids: TokenIds) -> None:
         self._text: list[int] = ids.tolist()
-        self._levels: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # type: ignore[type-arg]
+        self._levels: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         wide = ids.astype(np.uint64) + np.uint64(1)
         for level in LEVELS:
             if len(ids) <= level:

@@ -54,6 +54,7 @@ _OPTIONAL = (
     "logprobs",
     "prompt_logprobs",
     "ignore_eos",
+    "speculative",
 )
 _POOLINGS: dict[int, Pooling] = {pb.LAST: "last", pb.MEAN: "mean"}
 _WHITESPACE: dict[str, Whitespace | None] = {"": None}

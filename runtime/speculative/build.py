@@ -1,0 +1,42 @@
+"""The drafter that an operator chose. Invariant: what was left open is decided here, with a reason.
+
+Knows nothing of how a drafter guesses, nor of who asks it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from branchline.runtime.config.sections import SpeculativeSection
+from branchline.runtime.core.drafting import Drafter
+
+NGRAM_TOKENS = 16
+"""Guesses along a quotation: more would be right, too, but a wrong end costs as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """A drafter and what is asked of it.
+
+    Attributes:
+        max_nodes, max_depth: guesses of a row, and one behind the other, at most.
+        why: in words.
+    """
+
+    drafter: Drafter
+    max_nodes: int
+    max_depth: int
+    why: str
+
+
+def make_drafting(section: SpeculativeSection) -> Drafting | None:
+    """The drafter that was chosen; None where nobody is to guess."""
+    if section.speculative is None:
+        return None
+    # Imported here: an engine without it does not load it.
+    from branchline.runtime.speculative.ngram import NgramDrafter
+
+    nodes = section.speculative_tokens or NGRAM_TOKENS
+    depth = min(section.speculative_steps or nodes, nodes)
+    why = f"up to {nodes} tokens a step, {depth} in a row"
+    return Drafting(NgramDrafter(), nodes, depth, why)
