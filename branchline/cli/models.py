@@ -18,6 +18,8 @@ def list_models(arguments: argparse.Namespace) -> int:
     for entry in listing():
         here = str(entry.path) if entry.path else "not fetched; " + ", then ".join(entry.sources)
         print(f"{entry.name:<16}{entry.description}\n{'':<16}{here}")
+        if entry.head:
+            print(f"{'':<16}draft head {entry.head}: speculative='eagle'")
     return 0
 
 

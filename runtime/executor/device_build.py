@@ -17,7 +17,9 @@ from branchline.kernels.ops import Ops
 from branchline.runtime.attention.base import AttentionBackend, AttentionNeeds
 from branchline.runtime.attention.registry import make_attention
 from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.errors import OutOfMemory
 from branchline.runtime.executor.build import draft_beside
+from branchline.runtime.executor.device_draft import DeviceDraft
 from branchline.runtime.executor.device_graphs import (
     TOKEN_STEP,
     decode_sizes,
@@ -167,6 +169,36 @@ class DeviceBuilder:
             dtype=self._settings.kv_dtype,
             device=self._device,
         )
+
+    def guesses(self, *, width: int, max_depth: int) -> DeviceDraft:
+        """What runs the draft model, recorded; after `worker`.
+
+        Raises:
+            OutOfMemory: there is no memory left for the recordings.
+        """
+        runner = self._runner
+        assert runner.draft is not None, "there is a draft model"
+        made = DeviceDraft(
+            runner.draft,
+            self._ops,
+            runner.stream,
+            max_context=self._model.max_context,
+            width=width,
+            max_depth=max_depth,
+            vocab_size=runner.vocab_size,
+        )
+        started = time.monotonic()
+        try:
+            count = made.record()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                "There is no memory left to record the draft model.",
+                hint="Lower memory_fraction or kv_tokens.",
+            ) from error
+        runner.stream.drain()
+        took = time.monotonic() - started
+        self.notes.append(("draft_graphs", str(count), f"sizes recorded, in {took:.1f} s"))
+        return made
 
     def _draft(self, pool: KVPool) -> Draft | None:
         if self._draft_model is None:

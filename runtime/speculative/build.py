@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from branchline.runtime.config.sections import SpeculativeSection
 from branchline.runtime.core.drafting import Drafter
+from branchline.runtime.executor.drafting import DraftExecutor
+from branchline.runtime.speculative.model_drafter import ModelDrafter
 
 NGRAM_TOKENS = 16
 """Guesses along a quotation: more would be right, too, but a wrong end costs as much."""
@@ -29,8 +31,21 @@ class Drafting:
     why: str
 
 
+def model_drafting(
+    executor: DraftExecutor, vocab_size: int, *, max_nodes: int, max_depth: int
+) -> Drafting:
+    """A draft model as drafter.
+
+    Args:
+        executor: runs it.
+        vocab_size: of the target.
+    """
+    why = f"up to {max_nodes} tokens a step, {max_depth} in a row"
+    return Drafting(ModelDrafter(executor, vocab_size), max_nodes, max_depth, why)
+
+
 def make_drafting(section: SpeculativeSection) -> Drafting | None:
-    """The drafter that was chosen; None where nobody is to guess."""
+    """The drafter that was chosen, if it needs no model; None where nobody is to guess."""
     if section.speculative is None:
         return None
     # Imported here: an engine without it does not load it.

@@ -32,6 +32,7 @@ def write_head(
     input_norm: bool = True,
     fc_bias: bool = False,
     dtype: torch.dtype = torch.float32,
+    hidden: int = HIDDEN,
 ) -> Weights:
     """Save a random head to `folder`; its tensors in float32, without the maps."""
     gen = torch.Generator().manual_seed(version)
@@ -40,19 +41,19 @@ def write_head(
         return (torch.randn(*shape, generator=gen) * scale).to(dtype)
 
     def norm() -> torch.Tensor:
-        return (1.0 + 0.3 * torch.randn(HIDDEN, generator=gen)).to(dtype)
+        return (1.0 + 0.3 * torch.randn(hidden, generator=gen)).to(dtype)
 
     third = version == 3
-    prefix, width = ("midlayer", 2 * HIDDEN) if third else ("layers.0", HIDDEN)
+    prefix, width = ("midlayer", 2 * hidden) if third else ("layers.0", hidden)
     weights = {
-        "fc.weight": randn(HIDDEN, HIDDEN * (3 if third else 2)),
+        "fc.weight": randn(hidden, hidden * (3 if third else 2)),
         f"{prefix}.self_attn.q_proj.weight": randn(HEADS * DIM, width),
         f"{prefix}.self_attn.k_proj.weight": randn(KV_HEADS * DIM, width),
         f"{prefix}.self_attn.v_proj.weight": randn(KV_HEADS * DIM, width),
-        f"{prefix}.self_attn.o_proj.weight": randn(HIDDEN, HEADS * DIM),
-        f"{prefix}.mlp.gate_proj.weight": randn(FFN, HIDDEN),
-        f"{prefix}.mlp.up_proj.weight": randn(FFN, HIDDEN),
-        f"{prefix}.mlp.down_proj.weight": randn(HIDDEN, FFN),
+        f"{prefix}.self_attn.o_proj.weight": randn(hidden, HEADS * DIM),
+        f"{prefix}.mlp.gate_proj.weight": randn(FFN, hidden),
+        f"{prefix}.mlp.up_proj.weight": randn(FFN, hidden),
+        f"{prefix}.mlp.down_proj.weight": randn(hidden, FFN),
         f"{prefix}.post_attention_layernorm.weight": norm(),
     }
     if input_norm:
@@ -60,11 +61,11 @@ def write_head(
     if third:
         weights |= {f"{prefix}.hidden_norm.weight": norm(), "norm.weight": norm()}
     if fc_bias:
-        weights["fc.bias"] = randn(HIDDEN)
+        weights["fc.bias"] = randn(hidden)
     if own_head:
-        weights["lm_head.weight"] = randn(draft_vocab or vocab_size, HIDDEN)
+        weights["lm_head.weight"] = randn(draft_vocab or vocab_size, hidden)
     if own_embedding:
-        weights["embed_tokens.weight"] = randn(vocab_size, HIDDEN, scale=1.0)
+        weights["embed_tokens.weight"] = randn(vocab_size, hidden, scale=1.0)
     saved = dict(weights)
     if draft_vocab is not None:
         ids = torch.randperm(vocab_size, generator=gen)[:draft_vocab].sort().values
@@ -73,7 +74,7 @@ def write_head(
         weights["ids"] = ids
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLMEagle3" if third else "LlamaForCausalLMEagle"],
-        "hidden_size": HIDDEN,
+        "hidden_size": hidden,
         "intermediate_size": FFN,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,

@@ -100,7 +100,7 @@ def _copy(target: Path) -> Path:
     target.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, target / name)
-    for folder in ("branchline", "lang", "runtime", "kernels", "examples"):
+    for folder in ("branchline", "lang", "runtime", "kernels", "examples", "assets/speculative"):
         shutil.copytree(
             ROOT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
