@@ -26,7 +26,7 @@ from branchline.kernels.ops import Ops
 from branchline.kernels.testing import random_quantized, random_step
 from branchline.kernels.weights import DenseWeight, Q4_1Weight, Q8_0Weight, Weight
 
-_GPU_PARTS = ("linears", "attention", "forks", "small", "steps")
+_GPU_PARTS = ("linears", "attention", "forks", "small", "steps", "lora")
 
 __all__ = ["Shape", "SyntheticModel", "main"]
 

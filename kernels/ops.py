@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from branchline.kernels.lora import LoraBatch, LoraOps, LoraWeight
 from branchline.kernels.weights import Weight
 
 __all__ = ["AttentionMeta", "Ops"]
@@ -62,7 +63,7 @@ class AttentionMeta:
     trunk_lens: torch.Tensor | None = None
 
 
-class Ops(ABC):
+class Ops(LoraOps, ABC):
     """What a model may do to its activations. Outputs are new tensors unless said otherwise.
 
     Attributes:
@@ -189,6 +190,71 @@ class Ops(ABC):
         if weight is None:
             return normed
         return (self.gated_linear if gated else self.linear)(normed, weight, bias)
+
+    def adapted_linear(
+        self,
+        x: torch.Tensor,
+        weight: Weight,
+        weight_lora: LoraWeight,
+        lora: LoraBatch,
+        bias: torch.Tensor | None = None,
+        *,
+        gated: bool = False,
+    ) -> torch.Tensor:
+        """linear(x) with adapters, one op so that a backend can end the product with them.
+
+        Args:
+            x: [t, K].
+            weight: [N, K].
+            weight_lora: of the layer.
+            lora: slots of the t tokens.
+            bias: [N] float32.
+            gated: `weight` holds gate and up, the result is silu_mul of the sum: [t, N / 2].
+
+        Returns:
+            [t, N]; rows of the base model get the bits of `linear` where the backend is
+            deterministic.
+        """
+        y = self.linear(x, weight, bias)
+        self.lora_add(y, x, weight_lora, lora)
+        return self.silu_mul(y) if gated else y
+
+    def adapted_step(
+        self,
+        x: torch.Tensor,
+        projection: Weight,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight | None,
+        lora: LoraBatch,
+        projection_lora: LoraWeight | None,
+        *,
+        weight_lora: LoraWeight | None = None,
+        gated: bool = False,
+        projection_bias: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`residual_step` with adapters on both products.
+
+        Args:
+            lora: slots of the t tokens.
+            projection_lora: of `projection`; None = no adapter changes it.
+            weight_lora: of `weight`, applied to the norm's result, before the gate.
+
+        Other arguments and the result are those of `residual_step`; rows of the base model get the
+        same bits as there where the backend is deterministic.
+        """
+        if projection_lora is None:
+            y = self.linear(x, projection, projection_bias)
+        else:
+            y = self.adapted_linear(x, projection, projection_lora, lora, projection_bias)
+        normed = self.add_rms_norm(y, residual, norm, eps)
+        if weight is None:
+            return normed
+        if weight_lora is None:
+            return (self.gated_linear if gated else self.linear)(normed, weight, bias)
+        return self.adapted_linear(normed, weight, weight_lora, lora, bias, gated=gated)
 
     @abstractmethod
     def qk_norm_rope_write(

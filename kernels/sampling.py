@@ -7,7 +7,7 @@ position; neither the other rows nor the row's place change it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -46,6 +46,18 @@ class Draws:
         floats = torch.zeros(n, dtype=torch.float32, device=device)
         longs = torch.zeros(n, dtype=torch.int64, device=device)
         return cls(floats, longs.int(), floats + 1.0, floats, longs, longs, truncated=False)
+
+    def first(self, n: int) -> Draws:
+        """Of the first n rows; views."""
+        return replace(
+            self,
+            inv_temperature=self.inv_temperature[:n],
+            top_k=self.top_k[:n],
+            top_p=self.top_p[:n],
+            min_p=self.min_p[:n],
+            seeds=self.seeds[:n],
+            positions=self.positions[:n],
+        )
 
 
 class SamplingOps(ABC):

@@ -8,10 +8,19 @@ from dataclasses import dataclass
 
 import torch
 
+from branchline.kernels.lora import LoraWeight
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.weights import BLOCK, Q4_1Weight, Q8_0Weight, Weight
 
-__all__ = ["Step", "meta_on", "random_quantized", "random_step", "rounded_linear"]
+__all__ = [
+    "Step",
+    "meta_on",
+    "random_lora",
+    "random_quantized",
+    "random_step",
+    "rounded_linear",
+    "with_adapters",
+]
 
 
 def random_quantized(
@@ -39,6 +48,63 @@ def rounded_linear(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     codes = torch.round(blocks * inverse).double()
     rounded = (codes * (top / 127.0).double()).reshape(x.shape)
     return rounded @ weight.dequantize().double().T
+
+
+def random_lora(
+    ranks: Sequence[int],
+    columns: int,
+    parts: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    embedding: bool = False,
+    device: torch.device | None = None,
+) -> LoraWeight:
+    """Adapters with a slot for each of `ranks`, the largest rank rounded up to a multiple of 16.
+
+    The first part of a slot has the slot's rank, the next ones less. What is beyond a rank is NaN.
+
+    Args:
+        ranks: of the slots' first parts.
+        columns: K, or with `embedding` V.
+        parts: outputs of each part.
+        dtype: of A and B.
+        embedding: A is that of an embedding.
+        device: where they lie.
+    """
+    most = -(-max(ranks) // 16) * 16
+    each = torch.tensor([[max(0, r - p) if r else 0 for p in range(len(parts))] for r in ranks])
+    beyond = torch.arange(most) >= each[..., None]
+    a = torch.randn(len(ranks), len(parts), most, columns) * columns**-0.5
+    a[beyond] = torch.nan
+    b = torch.randn(len(ranks), most, sum(parts))
+    b[torch.repeat_interleave(beyond, torch.tensor(parts), 1).mT] = torch.nan
+    if embedding:
+        a = a[:, 0].mT
+    scales = torch.rand(each.shape) + 0.5
+    return LoraWeight(
+        a.contiguous().to(device=device, dtype=dtype),
+        b.contiguous().to(device=device, dtype=dtype),
+        each.to(device=device, dtype=torch.int32),
+        scales.to(device=device),
+        parts,
+    )
+
+
+def with_adapters(
+    y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, slots: torch.Tensor
+) -> torch.Tensor:
+    """y with each token's adapter added, in float64 on the CPU; x [t, K], or ids [t]."""
+    out, x = y.double().cpu(), x.cpu()
+    ends = torch.tensor(weight.parts).cumsum(0).tolist()
+    for token, slot in enumerate(slots.tolist()):
+        for part, (width, end) in enumerate(zip(weight.parts, ends, strict=True)):
+            rank = int(weight.ranks[slot, part]) if slot >= 0 else 0
+            a, b = weight.a[slot].double().cpu(), weight.b[slot].double().cpu()
+            row = x[token]
+            inner = a[row, :rank] if x.dim() == 1 else a[part, :rank] @ row.double()
+            scaled = float(weight.scales[slot, part]) * inner
+            out[token, end - width : end] += scaled @ b[:rank, end - width : end]
+    return out
 
 
 @dataclass(frozen=True)

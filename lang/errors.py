@@ -13,6 +13,13 @@ The leaves are also the builtin errors Python users expect in their place, so th
 from __future__ import annotations
 
 from branchline.runtime.errors import (
+    AdapterDamaged,
+    AdapterError,
+    AdapterInUse,
+    AdapterMismatch,
+    AdapterNotFound,
+    AdapterTooLarge,
+    AdapterUnsupported,
     BackendError,
     BranchlineError,
     Cancelled,
@@ -32,6 +39,13 @@ from branchline.runtime.errors import (
 )
 
 __all__ = [
+    "AdapterDamaged",
+    "AdapterError",
+    "AdapterInUse",
+    "AdapterMismatch",
+    "AdapterNotFound",
+    "AdapterTooLarge",
+    "AdapterUnsupported",
     "BackendError",
     "BranchlineError",
     "Cancelled",

@@ -76,6 +76,7 @@ class Program:
         self.__wrapped__ = func
         build((self.defaults,), None)  # a wrong default is an error where it is written
         output_options((self.defaults,))
+        request_options((self.defaults,))
         self.signature = _signature(func, self.name)
         kinds = inspect.Parameter
         self.parameters = frozenset(
@@ -283,6 +284,7 @@ class Program:
         if of_run:
             build(layers, None)
             output_options(layers)
+            request_options(layers)
         return Call(self, backend, args, own, layers, how.get("deadline_s"), how.get("priority", 0))
 
     def check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

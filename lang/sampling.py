@@ -132,6 +132,13 @@ def output_options(layers: Iterable[Options]) -> dict[str, Any]:
     return merged
 
 
+_HOW = {
+    "adapter": "Give the name of an adapter, or '' for the base model.",
+    "deadline_s": "Use a number of seconds above 0.",
+    "priority": f"Use a whole number between {-MAX_PRIORITY} and {MAX_PRIORITY}.",
+}
+
+
 class _HowToRun(msgspec.Struct):
     """Types and bounds of `RequestOptions`."""
 
@@ -142,6 +149,8 @@ class _HowToRun(msgspec.Struct):
 
 def request_options(layers: Iterable[Options]) -> dict[str, Any]:
     """The merged adapter, deadline and priority, as far as any are given.
+
+    An adapter "" is given: it names the base model, over an adapter of a weaker layer.
 
     Raises `InvalidRequest` for one of the wrong type or out of range.
     """
@@ -161,7 +170,7 @@ def request_options(layers: Iterable[Options]) -> dict[str, Any]:
         raise InvalidRequest(
             f"{name} cannot be used: {what}",
             value=merged[name],
-            hint="Use a number of seconds above 0 for deadline_s, a whole number for priority.",
+            hint=_HOW[name],
         ) from error
     return merged
 

@@ -23,6 +23,7 @@ from branchline.lang.errors import (
 from branchline.lang.expressions import Expression, RoleBegin, RoleEnd
 from branchline.lang.markers import reject
 from branchline.lang.run import LaneRead, Run
+from branchline.lang.sampling import request_options
 from branchline.lang.transcript import Message, Transcript
 from branchline.lang.variables import Constant, Slot, Span, Usage, Variable, usage_of
 from branchline.runtime.programs import protocol
@@ -131,6 +132,25 @@ class State(OldNames):
     def tool(self) -> _Turn:
         """`with s.tool(): …`."""
         return _Turn(self, "tool")
+
+    @contextmanager
+    def adapter(self, name: str | None) -> Iterator[State]:
+        """`with s.adapter("sql"): …` — what is appended inside runs with that adapter.
+
+        The innermost block holds, over the run's and the program's adapter; a call that names one
+        has its own. None or "" is the base model. Branches forked inside keep it.
+
+        Raises `InvalidRequest` for something that is no name.
+        """
+        self._check()
+        layer = {"adapter": "" if name is None else name}
+        request_options([layer])
+        self._defaults = (*self._defaults, layer)
+        try:
+            yield self
+        finally:
+            # Not what was there before: tasks of an async program may leave in any order.
+            self._defaults = tuple([one for one in self._defaults if one is not layer])
 
     @contextmanager
     def scope(self, name: str) -> Iterator[State]:

@@ -32,14 +32,12 @@ PATIENCE = 16
 """Tests of unknown values that answer True before the answers alternate."""
 MAX_TESTS = 10_000
 
-ALL_FEATURES = protocol.ENGINE_FEATURES | {"adapter"}
-
 
 class _Recorder:
     """A backend that computes nothing, and the session of its one program."""
 
     name = "trace"
-    features = ALL_FEATURES
+    features = protocol.ENGINE_FEATURES
 
     def open(self, program: protocol.OpenProgram, sink: protocol.Sink) -> _Recorder:
         return self

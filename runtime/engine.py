@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from branchline.runtime.core.adapters import AdapterInfo, AdapterSource
 from branchline.runtime.core.messages import (
     EmbedRequest,
     EngineRequest,
@@ -29,7 +30,7 @@ from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.sequence import names_of
 from branchline.runtime.engine_client import EngineClient, Item, raise_if_failed
 from branchline.runtime.engine_core import EngineCore
-from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.errors import BranchlineError, InvalidRequest
 from branchline.runtime.launch.assemble import assemble
 
 Prompt = str | Sequence[int]
@@ -74,7 +75,7 @@ class Engine:
             sampling: `SamplingParams`, or its fields as a dict; for a list of prompts also a list
                 of as many.
             options: fields of `SamplingParams` (over `sampling`), and `priority`, `deadline_s`,
-                `namespace`, `timeout_s`.
+                `namespace`, `adapter` (the name of a loaded one), `timeout_s`.
 
         Returns:
             A `GenerateResult`, or a list of n of them when `n` > 1; for a list of prompts, a list
@@ -150,7 +151,7 @@ class Engine:
         Args:
             prompt: text or token ids.
             choices: text or token ids of each.
-            options: `priority`, `deadline_s`, `namespace`, `timeout_s`.
+            options: `priority`, `deadline_s`, `namespace`, `adapter`, `timeout_s`.
         """
         _check_common(options)
         request = ScoreRequest(
@@ -180,7 +181,7 @@ class Engine:
                 tokens, for which a prompt is computed whole, without what the cache has of it.
             normalize: scale vectors to length 1.
             dimensions: only the first so many numbers, for models that were trained for it.
-            options: `priority`, `deadline_s`, `namespace`, `timeout_s`.
+            options: `priority`, `deadline_s`, `namespace`, `adapter`, `timeout_s`.
 
         Returns:
             An `EmbedResult`; for a list of prompts, a list in their order.
@@ -208,6 +209,39 @@ class Engine:
     def abort(self, request_id: str) -> None:
         """End a request; unknown ids are ignored."""
         self._client.abort(request_id)
+
+    # -- adapters --------------------------------------------------------------------------------
+
+    def adapters(self) -> list[AdapterInfo]:
+        """The adapters that requests may name."""
+        return self.core.adapters()
+
+    def load_adapter(self, name: str, source: AdapterSource, *, pin: bool = False) -> AdapterInfo:
+        """Load an adapter while others are served; waits until requests can name it.
+
+        Under a name that is taken it becomes the next version: requests that come from now on get
+        it, those that there are keep theirs.
+
+        Args:
+            source: a folder in PEFT's format, or `AdapterFiles`.
+            pin: keep it on the device.
+
+        Raises:
+            AdapterError, InvalidRequest: it cannot be loaded; nothing has changed.
+        """
+        return self._answer(lambda done: self.core.load_adapter(name, source, done, pin=pin))
+
+    def unload_adapter(self, name: str, *, drain: bool = False) -> AdapterInfo:
+        """Forget an adapter; waits until nothing uses it.
+
+        Args:
+            drain: take no more requests for it and wait for those that there are; else they are a
+                reason to refuse.
+
+        Raises:
+            AdapterNotFound, AdapterInUse: it stays as it is.
+        """
+        return self._answer(lambda done: self.core.unload_adapter(name, done, drain=drain))
 
     # -- care ------------------------------------------------------------------------------------
 
@@ -277,6 +311,17 @@ class Engine:
                     self.abort(request.id)
         return results
 
+    def _answer(
+        self, ask: Callable[[Callable[[AdapterInfo | BranchlineError], None]], None]
+    ) -> AdapterInfo:
+        """Ask on the loop thread and wait for the answer, which may come later."""
+        box: queue.SimpleQueue[AdapterInfo | BranchlineError] = queue.SimpleQueue()
+        self._on_loop(lambda: ask(box.put))
+        found = box.get()
+        if isinstance(found, BranchlineError):
+            raise found
+        return found
+
     def _on_loop(self, fn: Callable[[], Any]) -> Any:
         """Run `fn` on the loop thread and wait for what it returns."""
         if self.core.loop.on_thread:
@@ -305,7 +350,7 @@ def _batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
     return list(prompts), False
 
 
-_COMMON = frozenset({"priority", "deadline_s", "namespace", "timeout_s"})
+_COMMON = frozenset({"priority", "deadline_s", "namespace", "adapter", "timeout_s"})
 
 
 def _check_common(options: dict[str, Any]) -> None:
@@ -323,6 +368,7 @@ def _common(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "priority": options.get("priority", 0),
         "namespace": options.get("namespace", ""),
+        "adapter": options.get("adapter") or "",
         "deadline": None if deadline_s is None else time.monotonic() + deadline_s,
     }
 

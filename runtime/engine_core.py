@@ -11,11 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from branchline.runtime.core.adapters import AdapterInfo, AdapterSource, adapter_namespace
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import Output
 from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
-from branchline.runtime.errors import BackendError, BranchlineError
+from branchline.runtime.errors import (
+    AdapterNotFound,
+    BackendError,
+    BranchlineError,
+    UnsupportedFeature,
+)
+from branchline.runtime.lora.manager import AdapterManager
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.scheduler.loop import Loop
@@ -28,6 +35,7 @@ class EngineCore:
 
     Args:
         reasoning: see `EnginePort`.
+        adapters: of the scheduler; None where none can be loaded.
         describe: facts for `info` that only the assembly knows.
     """
 
@@ -43,6 +51,7 @@ class EngineCore:
         model_name: str,
         max_context: int,
         reasoning: ReasoningFormat | None = None,
+        adapters: AdapterManager | None = None,
         describe: Callable[[], dict[str, Any]],
     ) -> None:
         self.tokenizer = tokenizer
@@ -52,6 +61,7 @@ class EngineCore:
         self.reasoning = reasoning
         self._scheduler = scheduler
         self._outputs = outputs
+        self._adapters = adapters
         self._describe = describe
         self.loop = Loop(scheduler)
         outputs.connect(scheduler.end_one, scheduler.forget, self.loop.call_soon)
@@ -80,9 +90,9 @@ class EngineCore:
         """See `EnginePort.abort`."""
         self._scheduler.abort(request_id)
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """See `EnginePort.hold`."""
-        self.cache.lease(lane_id, np.asarray(ids, dtype=np.int32), namespace)
+        hold_lease(self._scheduler, lane_id, ids, namespace, adapter)
 
     def release(self, lane_id: str) -> None:
         """See `EnginePort.release`."""
@@ -96,9 +106,70 @@ class EngineCore:
         """See `EnginePort.prefixes`."""
         on_done(self.cache.most_used())
 
+    # -- AdapterPort -----------------------------------------------------------------------------
+
+    def adapters(self) -> list[AdapterInfo]:
+        """See `AdapterPort.adapters`."""
+        return [] if self._adapters is None else self._adapters.infos()
+
+    def load_adapter(
+        self,
+        name: str,
+        source: AdapterSource,
+        on_done: Callable[[AdapterInfo | BranchlineError], None],
+        *,
+        pin: bool = False,
+    ) -> None:
+        """See `AdapterPort.load_adapter`."""
+        if self._adapters is None:
+            on_done(no_slots())
+        else:
+            self._adapters.load(name, source, on_done, pin=pin)
+
+    def unload_adapter(
+        self,
+        name: str,
+        on_done: Callable[[AdapterInfo | BranchlineError], None],
+        *,
+        drain: bool = False,
+    ) -> None:
+        """See `AdapterPort.unload_adapter`."""
+        if self._adapters is None:
+            on_done(no_slots())
+        else:
+            self._adapters.unload(name, on_done, drain=drain)
+
+    def list_adapters(self, on_done: Callable[[list[AdapterInfo] | BranchlineError], None]) -> None:
+        """See `AdapterPort.list_adapters`."""
+        on_done(self.adapters())
+
     def info(self) -> dict[str, Any]:
         """Counters and settings, plain data; callable from any thread (a moment's view)."""
         return {**self._describe(), **counters(self._scheduler)}
+
+
+def no_slots() -> UnsupportedFeature:
+    """Why an engine without adapter slots loads none."""
+    return UnsupportedFeature(
+        "this engine has no adapter slots",
+        hint="Start it with adapter_slots=8, or name adapters at the start.",
+    )
+
+
+def hold_lease(
+    scheduler: Scheduler, lane_id: str, ids: Sequence[int], namespace: str, adapter: str
+) -> None:
+    """See `EnginePort.hold`. A lease is about speed alone: without the adapter there is nothing to
+    keep."""
+    number = 0
+    if adapter:
+        try:
+            number = scheduler.adapters.find(adapter).number
+        except AdapterNotFound:
+            scheduler.cache.release_lease(lane_id)
+            return
+    own = adapter_namespace(namespace, adapter, number)
+    scheduler.cache.lease(lane_id, np.asarray(ids, dtype=np.int32), own)
 
 
 def counters(scheduler: Scheduler) -> dict[str, Any]:
@@ -120,4 +191,5 @@ def counters(scheduler: Scheduler) -> dict[str, Any]:
             "cached_tokens": cache.cached_tokens,
             "leases": cache.num_leases,
         },
+        "adapters": scheduler.adapters.counters(),
     }

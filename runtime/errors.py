@@ -7,6 +7,13 @@
     │   ├── ModelLoadError      a model file is missing, damaged or not supported
     │   │   └── CatalogError    no source of a model could be reached
     │   ├── OutOfMemory         the settings ask for more memory than there is
+    │   ├── AdapterError        something about an adapter; requests without it go on
+    │   │   ├── AdapterNotFound     no adapter of this name is loaded
+    │   │   ├── AdapterInUse        sequences use it, so it cannot be unloaded
+    │   │   ├── AdapterDamaged      its files are missing, cut short, or contradict themselves
+    │   │   ├── AdapterUnsupported  it is of a kind that cannot be run
+    │   │   ├── AdapterMismatch     it was made for another model
+    │   │   └── AdapterTooLarge     its rank, or its size, is more than the engine holds
     │   ├── QueueFull           too many requests wait (retryable)
     │   └── CorruptMessage      bytes between processes that are no message; never ends a request
     ├── ConstraintError         a constraint and an output, or a constraint and a backend, disagree
@@ -114,6 +121,34 @@ class OutOfMemory(BackendError):
     """The settings ask for more memory than there is."""
 
 
+class AdapterError(BackendError):
+    """Something about an adapter."""
+
+
+class AdapterNotFound(AdapterError, LookupError):
+    """No adapter of this name is loaded."""
+
+
+class AdapterInUse(AdapterError):
+    """Sequences use the adapter, so it cannot be unloaded."""
+
+
+class AdapterDamaged(AdapterError):
+    """An adapter's files are missing, cut short, or contradict themselves."""
+
+
+class AdapterUnsupported(AdapterError):
+    """An adapter is of a kind that cannot be run."""
+
+
+class AdapterMismatch(AdapterError):
+    """An adapter was made for another model."""
+
+
+class AdapterTooLarge(AdapterError):
+    """An adapter's rank, or its size, is more than the engine holds."""
+
+
 class QueueFull(BackendError):
     """Too many requests wait already."""
 
@@ -158,6 +193,13 @@ _BY_CODE: dict[str, type[BranchlineError]] = {
         ModelLoadError,
         CatalogError,
         OutOfMemory,
+        AdapterError,
+        AdapterNotFound,
+        AdapterInUse,
+        AdapterDamaged,
+        AdapterUnsupported,
+        AdapterMismatch,
+        AdapterTooLarge,
         QueueFull,
         CorruptMessage,
         ConstraintError,

@@ -1,4 +1,8 @@
-"""Engine settings as flags: made from the config sections, so a new setting is a flag at once."""
+"""Engine settings as flags: made from the config sections, so a new setting is a flag at once.
+
+A setting that is a table has a flag for one entry, which may be repeated: `adapters` is
+`--adapter NAME=X`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,12 @@ from dataclasses import Field
 from typing import Any
 
 from branchline.runtime.config.engine import unknown_name
-from branchline.runtime.config.sections import SECTIONS, all_settings, title_of
+from branchline.runtime.config.sections import SECTIONS, all_settings, is_table, title_of
 from branchline.runtime.errors import InvalidRequest
 
 _PREFIX = "setting_"
 _LIMITS = "limits"
+_FLAGS = "flags_of_settings"
 
 
 class ShortUsage(argparse.HelpFormatter):
@@ -38,19 +43,27 @@ class ShortUsage(argparse.HelpFormatter):
 def add_engine_flags(
     parser: argparse.ArgumentParser, sections: Sequence[type[Any]] = SECTIONS
 ) -> None:
-    """Add one `--setting-name` for each field of the sections, grouped by section."""
+    """Add one `--setting-name` for each field of the sections, grouped by section.
+
+    A table's flag may be repeated.
+    """
+    flags: list[str] = []
     for section in sections:
         about = (section.__doc__ or "").partition("\n")[0]
         group = parser.add_argument_group(title_of(section), about.replace("%", "%%"))
         for name, (_, item) in all_settings([section]).items():
             shown = "" if item.default is None else f" (default {item.default})"
+            table = is_table(item)
+            flags.append(_flag(name, table))
             group.add_argument(
-                _flag(name),
+                flags[-1],
                 dest=_PREFIX + name,
-                metavar="X",
+                metavar="NAME=X" if table else "X",
+                action="append" if table else "store",
                 default=None,
                 help=(str(item.metadata["help"]) + shown).replace("%", "%%"),
             )
+    parser.set_defaults(**{_FLAGS: flags})
 
 
 def add_limit_flag(parser: argparse.ArgumentParser, sections: Sequence[type[Any]]) -> None:
@@ -96,12 +109,11 @@ def limits_of(arguments: argparse.Namespace, sections: Sequence[type[Any]]) -> d
 
 def setting_flags(arguments: argparse.Namespace) -> list[str]:
     """The flags of all settings that the command has."""
-    names = [name for name in vars(arguments) if name.startswith(_PREFIX)]
-    return [_flag(name.removeprefix(_PREFIX)) for name in names]
+    return list(getattr(arguments, _FLAGS, ()))
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _flag(name: str, table: bool = False) -> str:
+    return "--" + (name.removesuffix("s") if table else name).replace("_", "-")
 
 
 def engine_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -117,10 +129,31 @@ def settings_of(arguments: argparse.Namespace, sections: Sequence[type[Any]]) ->
     """`engine_settings` for other sections. Raises InvalidRequest."""
     settings: dict[str, Any] = {}
     for name, (_, item) in all_settings(sections).items():
-        text: str | None = getattr(arguments, _PREFIX + name, None)
-        if text is not None:
-            settings[name] = _convert(_flag(name) + " ", text, item)
+        given: Any = getattr(arguments, _PREFIX + name, None)
+        if given is None:
+            continue
+        if is_table(item):
+            settings[name] = _table(_flag(name, table=True), given)
+        else:
+            settings[name] = _convert(_flag(name) + " ", given, item)
     return settings
+
+
+def _table(flag: str, entries: Sequence[str]) -> dict[str, str]:
+    """The entries of a flag that was given once or more."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, equals, text = entry.partition("=")
+        if not (name and equals and text):
+            raise InvalidRequest(
+                f"{flag} has a name and a value", value=entry, hint=f"Use {flag} NAME=X."
+            )
+        if name in found:
+            raise InvalidRequest(
+                f"{flag} gives one name twice", value=name, hint="Give each name once."
+            )
+        found[name] = text
+    return found
 
 
 def _convert(flag: str, text: str, item: Field[Any]) -> Any:
@@ -134,6 +167,8 @@ def _convert(flag: str, text: str, item: Field[Any]) -> Any:
         if text.lower() in ("false", "off", "no", "0"):
             return False
         raise InvalidRequest(f"{named} is a switch", value=text, hint="Use on or off.")
+    if kind.startswith("Mapping"):
+        return _pairs(flag, text)
     number = {"int": int, "float": float}.get(kind.split(" ")[0])
     if number is None:
         return text
@@ -144,3 +179,18 @@ def _convert(flag: str, text: str, item: Field[Any]) -> Any:
         raise InvalidRequest(
             f"{named} is a number", value=text, hint=f"Use {flag}{example}."
         ) from None
+
+
+def _pairs(flag: str, text: str) -> dict[str, str]:
+    """NAME=VALUE, one or several with commas between them."""
+    found: dict[str, str] = {}
+    for word in text.split(","):
+        name, equals, value = word.partition("=")
+        if not (name.strip() and equals and value.strip()):
+            raise InvalidRequest(
+                f"{flag.rstrip(' =')} takes names and values",
+                value=word,
+                hint=f"Use {flag}name=value,other=value.",
+            )
+        found[name.strip()] = value.strip()
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
+import os
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,7 @@ async def _serve(
         keys=keys,
         health=health,
         tracer=tracer,
+        adapter_dirs=_folders(server),
     )
     app = create_app(context)
     entrance = Entrance(app)
@@ -161,6 +163,11 @@ def _listening(url: str, server: ServerSection, keys: Keys) -> None:
 def _names(server: ServerSection) -> tuple[str, ...]:
     names = (server.served_model_name or "").split(",")
     return tuple(name.strip() for name in names if name.strip())
+
+
+def _folders(server: ServerSection) -> tuple[str, ...]:
+    """Folders to load adapters from."""
+    return tuple(folder for folder in (server.adapter_dirs or "").split(os.pathsep) if folder)
 
 
 def _is_loopback(host: str) -> bool:

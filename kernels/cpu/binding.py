@@ -34,8 +34,9 @@ class Kind(IntEnum):
     BITMASK = 10
     ARGMAX = 11
     LOGSUMEXP = 12
-    SCATTER = 13
-    TOP = 14
+    LORA = 13
+    SCATTER = 14
+    TOP = 15
 
 
 class Format(IntEnum):

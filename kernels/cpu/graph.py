@@ -20,6 +20,7 @@ from branchline.kernels.cpu.binding import Kind, NativeOp, Runner
 from branchline.kernels.cpu.memory import huge_empty
 from branchline.kernels.cpu.native_ops import NativeOpsBase, describe
 from branchline.kernels.errors import CaptureError
+from branchline.kernels.lora import LoraBatch
 from branchline.kernels.ops import AttentionMeta, Ops
 
 __all__ = ["CpuGraph", "GraphInputs", "GraphLimits", "RecordingOps", "TracedTensor"]
@@ -82,6 +83,8 @@ class GraphInputs:
         meta: rows [rows], seq_lens, extend_lens, extend_start [rows + 1]; with limits.tree_words
             also tree_lens, tree_offsets [rows] and tree_words (set tree_lens to 0 for no tree).
         token_table: [max_rows, max_ctx] int32, shared with the scheduler.
+        lora: slots [tokens] of the tokens' adapters, for forwards that were recorded with adapters.
+        logit_lora: slots [logit_rows] likewise.
     """
 
     input_ids: torch.Tensor
@@ -91,6 +94,8 @@ class GraphInputs:
     logit_index: torch.Tensor
     meta: AttentionMeta
     token_table: torch.Tensor
+    lora: LoraBatch
+    logit_lora: LoraBatch
 
 
 class _Arena:
@@ -199,6 +204,8 @@ class CpuGraph:
             logit_index=torch.zeros(limits.logit_rows, dtype=ids),
             meta=meta,
             token_table=token_table,
+            lora=LoraBatch(torch.full((limits.tokens,), -1, dtype=ids)),
+            logit_lora=LoraBatch(torch.full((limits.logit_rows,), -1, dtype=ids)),
         )
         self.outputs: tuple[torch.Tensor, ...] = ()
         self.arena_bytes = 0

@@ -6,17 +6,24 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "lora.h"
 #include "rope.h"
 
 namespace bl {
 
 enum Kind {
     RESOLVE, EMBED, RMS, ADD_RMS, LINEAR, ROPE, ATTENTION, SILU_MUL, ADD, GATHER, BITMASK, ARGMAX,
-    LOGSUMEXP, SCATTER, TOP
+    LOGSUMEXP, LORA, SCATTER, TOP
 };
 enum Phase { MAIN = 0, QUANTIZE = 1, ROUND = 2, THEN_QUANTIZE = 4, THEN_ROUND = 8 };
 
 static int32_t width_of(const Op& op) { return op.kind == EMBED ? op.i[1] : op.i[0]; }
+
+// Float operations of a row, roughly.
+static int64_t work_of(const Op& op) {
+    if (op.kind == LORA) return (int64_t(op.i[0]) + op.i[1] * op.i[3]) * op.i[2] / 8;
+    return int64_t(width_of(op)) * (op.kind == ROPE ? 500 : 4);
+}
 
 static void row_op(Context& c, const Stage& s, int64_t t) {
     const Op& op = *s.op;
@@ -56,6 +63,10 @@ static void row_op(Context& c, const Stage& s, int64_t t) {
             const int64_t k = op.i[1];
             return top_row(x, h, int(k), (float*)op.p[1] + t * k, (int32_t*)op.p[2] + t * k);
         }
+        case LORA:
+            if (op.i[4] == BF16) lora_row<uint16_t>(op, t);
+            else lora_row<float>(op, t);
+            return;
         case LOGSUMEXP: ((float*)op.p[1])[t] = logsumexp_row(x, h); return;
     }
     if (s.phase & THEN_QUANTIZE) quantize_row(out, h, TileRow(t, s.rows, tile_rows(s.rows)), c);
@@ -137,8 +148,7 @@ class Runner {
                 prepared_ = true;
             }
         }
-        const int64_t work = width_of(op) * (op.kind == ROPE ? 500 : 4);
-        push(op, phase, op.kind == RESOLVE ? 1 : rows(op), work);
+        push(op, phase, op.kind == RESOLVE ? 1 : rows(op), work_of(op));
     }
 
     void reserve_input(const Op& op) {

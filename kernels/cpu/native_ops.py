@@ -6,12 +6,14 @@ contiguous. Operand order of each kind is stated beside its descriptor here and 
 """
 
 from abc import abstractmethod
+from itertools import accumulate
 
 import torch
 
 from branchline.kernels.cpu.binding import Format, Kind, NativeOp, Runner
 from branchline.kernels.cpu.memory import HugeArena
 from branchline.kernels.errors import KernelInputError
+from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.weights import DenseWeight, PanelWeight, Q4_1Weight, Q8_0Weight, Weight
 
@@ -20,6 +22,7 @@ __all__ = ["NativeOps", "NativeOpsBase"]
 _MAX_HEAD = 1024
 _MAX_GROUP = 64
 _MAX_TOP = 64
+_MAX_RANK = 512
 _POOL_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -63,6 +66,32 @@ def _check_pools(k_pool: torch.Tensor, v_pool: torch.Tensor) -> tuple[int, int, 
     if d % 2 or d > _MAX_HEAD:
         raise KernelInputError(f"the head size must be even and at most {_MAX_HEAD}, got {d}")
     return hkv, d, int(k_pool.dtype == torch.bfloat16)
+
+
+def _check_lora(weight: LoraWeight, n: int) -> tuple[int, ...]:
+    """(N, R, parts, format, strides of a slot in a, b and ranks) of adapters of N outputs."""
+    a, b, ranks, scales = weight.a, weight.b, weight.ranks, weight.scales
+    slots, rank, parts = len(a), a.shape[-2] if a.dim() == 4 else a.shape[-1], len(weight.parts)
+    fits = (
+        a.dtype in (torch.float32, torch.bfloat16)
+        and b.dtype == a.dtype
+        and b.shape == (slots, rank, n)
+        and n == sum(weight.parts)
+        and ranks.shape == scales.shape == (slots, parts)
+        and (ranks.dtype, scales.dtype) == (torch.int32, torch.float32)
+        and ranks.stride() == scales.stride()
+        and all(x.device.type == "cpu" and x[0].is_contiguous() for x in (a, b, ranks, scales))
+    )
+    if not fits or rank > _MAX_RANK or max(a.stride(0), b.stride(0)) >= 2**31:
+        raise KernelInputError(
+            f"adapters of {n} outputs need float32 or bfloat16 CPU tensors a [S, P, R, K] or "
+            f"[S, V, R], b [S, R, {n}], int32 ranks and float32 scales [S, P], all whole within "
+            f"a slot, P parts that sum to {n}, and R of at most {_MAX_RANK}; got a {a.dtype} "
+            f"{tuple(a.shape)}, b {b.dtype} {tuple(b.shape)}, ranks {ranks.dtype} "
+            f"{tuple(ranks.shape)}, scales {scales.dtype} {tuple(scales.shape)}, {weight.parts}"
+        )
+    form = Format.BF16 if a.dtype == torch.bfloat16 else Format.F32
+    return n, rank, parts, form, a.stride(0), b.stride(0), ranks.stride(0)
 
 
 class NativeOpsBase(Ops):
@@ -143,6 +172,32 @@ class NativeOpsBase(Ops):
         out = self._new(x, torch.float32, n)
         self._emit(Kind.LINEAR, x, [x, data, bias, out], (form, n, k))
         return out
+
+    def lora_add(
+        self, y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch
+    ) -> None:
+        k = weight.a.shape[-1]
+        _check("a", weight.a[0], weight.a.dtype, len(weight.parts), None, k)
+        _check("x", x, torch.float32, y.shape[0], k)
+        self._lora(y, x, weight, lora, k)
+
+    def lora_embedding(
+        self, y: torch.Tensor, ids: torch.Tensor, weight: LoraWeight, lora: LoraBatch
+    ) -> None:
+        _check("a", weight.a[0], weight.a.dtype, None, None)
+        _check("ids", ids, torch.int32, y.shape[0])
+        self._lora(y, ids, weight, lora, 0)
+
+    def _lora(
+        self, y: torch.Tensor, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch, k: int
+    ) -> None:
+        t, n = y.shape
+        _check("y", y, torch.float32, t, n)
+        _check("lora.slots", lora.slots, torch.int32, t)
+        width, rank, parts, form, *strides = _check_lora(weight, n)
+        ends = torch.tensor(list(accumulate(weight.parts)), dtype=torch.int32)
+        operands = [x, y, weight.a, weight.b, lora.slots, weight.ranks, weight.scales, ends]
+        self._emit(Kind.LORA, y, [*operands], (width, k, rank, parts, form, *strides))
 
     def qk_norm_rope_write(
         self,

@@ -257,6 +257,15 @@ BL_INLINE uint16_t to_bf16(float f) {  // to nearest, ties to even; NaN stays Na
     if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t((bits >> 16) | 64);
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
+BL_INLINE f32x16 load_bf16(const uint16_t* p) {
+#if defined(BL_AVX512)
+    return as_float(shift_left(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+#else
+    f32x16 v;
+    for (int i = 0; i < LANES; ++i) v[i] = from_bf16(p[i]);
+    return v;
+#endif
+}
 // acc + w[0] * a[0] + w[1] * a[1] per lane on pairs of bfloat16; a is the same for all lanes.
 BL_INLINE f32x16 dot2(f32x16 acc, i32x16 w, int32_t a) {
 #if defined(BL_BF16)

@@ -21,18 +21,21 @@ from branchline.kernels.triton.trunk_kernels import (
 )
 from branchline.kernels.triton.tuning import Device, plain_launch, power_of_two
 
-__all__ = ["attend", "find_trunks", "trunk_tiles"]
+__all__ = ["SHORTEST_TRUNK", "attend", "find_trunks", "trunk_tiles"]
 
 _LOG2_E = 1.4426950408889634
 _MAX_SPLITS = 32
 _TILE_ROWS = 128
 _SMALL_TILE_ROWS = 64
 _DECODE_KEYS = 64
+_LONG_ROW_PARTS = 4
+_LONG_ROW_KEYS = 512
+"""Where rows alone fill the device: parts of the longest ones at most, and keys of one at least."""
 _TRUNK_QUERIES = 64
 """Queries of a tile that reads a trunk: rows times query heads of a KV head."""
 _COMPARED = 512
 """Slots of each row that one program compares."""
-_SHORTEST_TRUNK = 256
+SHORTEST_TRUNK = 256
 """Keys below which a trunk is not worth the joining."""
 
 
@@ -83,7 +86,7 @@ def find_trunks(meta: AttentionMeta, group: int, out: torch.Tensor) -> None:
         found,
         meta.rows.shape[0],
         meta.slot_table.stride(0),
-        _SHORTEST_TRUNK,
+        SHORTEST_TRUNK,
         ROWS=_trunk_rows(group),
         BLOCK=_COMPARED,
         **plain_launch(8),
@@ -92,7 +95,7 @@ def find_trunks(meta: AttentionMeta, group: int, out: torch.Tensor) -> None:
         found,
         out,
         blocks,
-        _SHORTEST_TRUNK,
+        SHORTEST_TRUNK,
         BLOCK=power_of_two(blocks),
         BLOCK_N=_DECODE_KEYS,
         **plain_launch(1),
@@ -112,6 +115,21 @@ def _longest_extend(meta: AttentionMeta) -> int:
 def _parts(gpu: Device, results: int) -> int:
     """Into how many parts to cut each result so that programs fill the device twice."""
     return min(_MAX_SPLITS, max(1, 2 * gpu.processors // results))
+
+
+def _own_parts(gpu: Device, results: int, context: int) -> tuple[int, int]:
+    """(most parts of a row, least keys of one) for decoding; `results` are rows times KV heads.
+
+    Few results are cut until they fill the device. Many fill it, but the longest of them would be
+    alone at the end: those alone are cut.
+    """
+    if results > gpu.counters.shape[0]:
+        return 1, _DECODE_KEYS
+    parts, least = _parts(gpu, results), _DECODE_KEYS
+    if parts == 1:
+        parts, least = _LONG_ROW_PARTS, _LONG_ROW_KEYS
+    # No more parts than the longest row has.
+    return min(parts, triton.cdiv(context, least)), least
 
 
 def _operands(
@@ -144,10 +162,7 @@ def _decode(
 ) -> None:
     b, hq, d, hkv = meta.rows.shape[0], *q.shape[1:], k_pool.shape[1]
     group, trunks = hq // hkv, meta.trunk_lens
-    # No more parts than the longest row has blocks.
-    splits = min(_parts(gpu, b * hkv), triton.cdiv(meta.slot_table.shape[1], _DECODE_KEYS))
-    if b * hkv > gpu.counters.shape[0]:
-        splits = 1
+    splits, least = _own_parts(gpu, b * hkv, meta.slot_table.shape[1])
     trunk_parts = 0 if trunks is None else _parts(gpu, len(trunks) * hkv)
     parts = splits + trunk_parts
     shape = (b, hkv, parts, group) if parts > 1 else (1,)
@@ -181,6 +196,7 @@ def _decode(
         scale * _LOG2_E,
         meta.slot_table.stride(0),
         hkv,
+        least,
         GROUP_PAD=max(16, power_of_two(group)),
         BLOCK_N=_DECODE_KEYS,
         TRUNK_ROWS=_trunk_rows(group),

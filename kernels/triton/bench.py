@@ -387,23 +387,31 @@ class DecodeStep:
         residual = ops.embedding(self.ids, self.embed)
         y = ops.norm_linear(residual, self.norm, 1e-5, layers[0][0])
         for i, (_, out, gate_up, down) in enumerate(layers):
-            keys, values = self.pools[i].unbind(0)
-            q = ops.qk_norm_rope_write(
-                y,
-                self.cos_sin,
-                self.positions,
-                keys,
-                values,
-                self.out_slots,
-                q_norm=self.head_norm,
-                k_norm=self.head_norm,
-            )
-            y = ops.paged_attention(q, keys, values, self.meta, self.shape.head**-0.5)
+            y = self.attend(i, y)
             y = ops.residual_step(y, out, residual, self.norm, 1e-5, gate_up, gated=True)
             after = layers[i + 1][0] if i + 1 < len(layers) else None
             y = ops.residual_step(y, down, residual, self.norm, 1e-5, after)
-        assert isinstance(ops, TritonOps)
-        ids, _ = ops.sample_rows(ops.head(y, self.embed), self.draws)
+        return self.choose(y)
+
+    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        """Attention of one layer, from its heads to the input of its projection."""
+        keys, values = self.pools[layer].unbind(0)
+        q = self.ops.qk_norm_rope_write(
+            qkv,
+            self.cos_sin,
+            self.positions,
+            keys,
+            values,
+            self.out_slots,
+            q_norm=self.head_norm,
+            k_norm=self.head_norm,
+        )
+        return self.ops.paged_attention(q, keys, values, self.meta, self.shape.head**-0.5)
+
+    def choose(self, y: torch.Tensor) -> torch.Tensor:
+        """The next ids, kept as the next step's."""
+        assert isinstance(self.ops, TritonOps)
+        ids, _ = self.ops.sample_rows(self.ops.head(y, self.embed), self.draws)
         self.ids.copy_(ids)
         return ids
 
@@ -435,6 +443,12 @@ def run(shapes: Sequence[str], layers: int, parts: Sequence[str]) -> None:
                 sampling(bench, name, shape, n)
         if "steps" in parts:
             steps(bench, name, shape, layers)
+        if "lora" in parts:
+            # Imports this module for its figures and shapes.
+            from branchline.kernels.triton.bench_lora import adapted_linears, adapted_steps
+
+            adapted_linears(bench, name, shape)
+            adapted_steps(bench, name, shape, layers)
     about = {"card": torch.cuda.get_device_name(), "copy_GBps": bench.bytes_per_us * 1e-3}
     about["product_TFLOPs"] = bench.flops_per_us * 1e-6
     figures = [asdict(figure) for figure in bench.figures]

@@ -5,20 +5,34 @@ Invariant: which one is chosen depends on shapes alone; in deterministic mode th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.triton.linear_kernels import fixed_kernel, gemv_kernel, skinny_kernel
+from branchline.kernels.triton.lora import Inner
 from branchline.kernels.triton.tuning import Device, power_of_two
+from branchline.kernels.weights import DenseWeight, Weight
 
-__all__ = ["Linears"]
+__all__ = ["Linears", "dense_of"]
 
 _FEW = 64
 """Most rows that our kernels take; for more, the library is faster."""
 _PREFETCHED = 16 << 20
 """Elements of the largest matrix that is asked into the cache before its turn, for few rows: with
 2 to 8 rows a step is 4 % faster for it, with 16 or more slower: attention wants the memory."""
+
+
+def dense_of(weight: Weight) -> torch.Tensor:
+    """The matrix that `prepare` made."""
+    if not isinstance(weight, DenseWeight):
+        raise KernelInputError(
+            f"the GPU ops cannot multiply by a {type(weight).__name__} of shape {weight.shape}; "
+            "keep the result of ops.prepare(weight) instead"
+        )
+    return weight.tensor
 
 
 class Linears:
@@ -90,6 +104,31 @@ class Linears:
             self._few(x, weight, bias, out, gated=True)
         return out
 
+    def adapts(self, rows: int) -> bool:
+        """Whether adapters of so many rows are part of the product."""
+        return 0 < rows <= _FEW and not self._deterministic
+
+    def adapted(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        made: Inner,
+        *,
+        gated: bool,
+    ) -> torch.Tensor:
+        """linear(x) of a few rows with their adapters, maybe gated; next behind `made`'s kernel."""
+        n = weight.shape[0] // 2 if gated else weight.shape[0]
+        if made.weight.b.shape[2] != weight.shape[0] or (gated and made.weight.parts != (n, n)):
+            raise KernelInputError(
+                f"adapters of parts {made.weight.parts} do not fit a matrix {tuple(weight.shape)}"
+                f"{' of gate and up' if gated else ''}"
+            )
+        out = torch.empty(x.shape[0], n, dtype=x.dtype, device=x.device)
+        run = self._one if x.shape[0] == 1 else self._few
+        run(x, weight, bias, out, gated=gated, made=made)
+        return out
+
     def linear_add(
         self,
         x: torch.Tensor,
@@ -111,6 +150,7 @@ class Linears:
         eps: float = 0.0,
         add: bool = False,
         gated: bool = False,
+        made: Inner | None = None,
     ) -> None:
         n, k = out.shape[1], weight.shape[1]
         _check(x, weight, out, gated)
@@ -121,6 +161,7 @@ class Linears:
             weight if bias is None else bias,
             weight if norm is None else norm,
             out,
+            *_adapters(made, out),
             n,
             k,
             eps,
@@ -128,6 +169,7 @@ class Linears:
             GATED=gated,
             ADD=add,
             BIAS=bias is not None,
+            **_parts(made),
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             **self._gpu.launch(warps),
@@ -141,6 +183,7 @@ class Linears:
         out: torch.Tensor,
         *,
         gated: bool = False,
+        made: Inner | None = None,
     ) -> None:
         t, n, k = x.shape[0], out.shape[1], weight.shape[1]
         _check(x, weight, out, gated)
@@ -151,11 +194,13 @@ class Linears:
             weight,
             weight if bias is None else bias,
             out,
+            *_adapters(made, out),
             t,
             n,
             k,
             GATED=gated,
             BIAS=bias is not None,
+            **_parts(made),
             BLOCK_T=max(16, power_of_two(t)),
             BLOCK_N=block_n,
             BLOCK_K=block_k,
@@ -189,6 +234,18 @@ class Linears:
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(4, 4),
         )
+
+
+def _adapters(made: Inner | None, none: torch.Tensor) -> tuple[Any, ...]:
+    """Operands of a product's adapters, or of none."""
+    return (none, none, none, none, 0, 0, 0, 0) if made is None else made.operands()
+
+
+def _parts(made: Inner | None) -> dict[str, int]:
+    """What a product with adapters is compiled for."""
+    if made is None:
+        return {"PARTS": 0, "RANK": 0}
+    return {"PARTS": made.inner.shape[1], "RANK": made.inner.shape[2]}
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, gated: bool) -> None:

@@ -8,6 +8,9 @@ What may be compiled in:
   NORM   the product of rms_norm(x): the sums are of x * norm, the row's scale is applied to them.
   GATED  the matrix holds gate and up, the result is silu(gate) * up.
   ADD    the result is added to what is in `out`, the residual stream.
+  PARTS  of a layer with adapters (0 = none): each row gets B of its own slot times `inner`, which
+         `lora_shrink_kernel`, the kernel before, is making meanwhile. That one lets this one start
+         when x is there; this one waits for it just ahead of the end.
 """
 
 from __future__ import annotations
@@ -17,11 +20,56 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from branchline.kernels.triton.device_functions import dot, take_turn
+from branchline.kernels.triton.lora_kernels import add_adapters, add_part
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
+# size: _add_gate_and_up: operands of a launch
 # size: fixed_kernel: operands of a launch
 # size: gemv_kernel: operands of a launch
 # size: skinny_kernel: operands of a launch
+
+
+@triton.jit
+def _add_gate_and_up(
+    gate, up, b, inner, ranks, slot, t, n, n_rows, slot_stride, rank_stride, RANK: tl.constexpr
+):
+    """Both with what adapters add to outputs n of each: the two parts of a matrix of 2 n_rows."""
+    wide = 2 * n_rows
+    gate = add_part(
+        gate,
+        b,
+        inner,
+        ranks,
+        slot,
+        t,
+        n,
+        wide,
+        slot_stride,
+        rank_stride,
+        0,
+        n_rows,
+        0,
+        2,
+        RANK,
+    )
+    up = add_part(
+        up,
+        b,
+        inner,
+        ranks,
+        slot,
+        t,
+        n_rows + n,
+        wide,
+        slot_stride,
+        rank_stride,
+        n_rows,
+        wide,
+        1,
+        2,
+        RANK,
+    )
+    return gate, up
 
 
 @triton.jit
@@ -31,6 +79,14 @@ def gemv_kernel(
     bias,
     norm,
     out,
+    b,
+    inner,
+    ranks,
+    slots,
+    slot_stride,
+    rank_stride,
+    end0,
+    end1,
     n_rows,
     width,
     eps,
@@ -38,6 +94,8 @@ def gemv_kernel(
     GATED: tl.constexpr,
     ADD: tl.constexpr,
     BIAS: tl.constexpr,
+    PARTS: tl.constexpr,
+    RANK: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
@@ -54,13 +112,19 @@ def gemv_kernel(
     w = tl.load(lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
     if GATED:
         u = tl.load(up_lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
-    take_turn(PDL)
+    # What other kernels wrote meanwhile must not be taken from a cache of before.
+    READ: tl.constexpr = ".cg" if PARTS else ""
+    if PARTS:
+        if PDL:
+            gdc_launch_dependents()
+    else:
+        take_turn(PDL)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
     for first in range(0, width, BLOCK_K):
         place = first + k
-        y = tl.load(x + place, mask=place < width, other=0.0).to(tl.float32)
+        y = tl.load(x + place, mask=place < width, other=0.0, cache_modifier=READ).to(tl.float32)
         if NORM:
             squares += y * y
             y = y * tl.load(norm + place, mask=place < width, other=0.0).to(tl.float32)
@@ -83,6 +147,36 @@ def gemv_kernel(
         total += tl.load(bias + n, mask=n < n_rows, other=0.0)
         if GATED:
             up += tl.load(bias + n_rows + n, mask=n < n_rows, other=0.0)
+    if PARTS:
+        if PDL:
+            gdc_wait()
+        t = tl.arange(0, 1)
+        slot = tl.load(slots + t)
+        base, total, up = tl.program_id(0) * BLOCK_N, total[None, :], up[None, :]
+        if GATED:
+            total, up = _add_gate_and_up(
+                total, up, b, inner, ranks, slot, t, n, n_rows, slot_stride, rank_stride, RANK
+            )
+        else:
+            total = add_adapters(
+                total,
+                b,
+                inner,
+                ranks,
+                slot,
+                t,
+                n,
+                base,
+                n_rows,
+                slot_stride,
+                rank_stride,
+                end0,
+                end1,
+                PARTS,
+                RANK,
+                BLOCK_N,
+            )
+        total, up = tl.reshape(total, [BLOCK_N]), tl.reshape(up, [BLOCK_N])
     if GATED:
         total = total / (1.0 + tl.exp(-total)) * up
     if ADD:
@@ -112,11 +206,21 @@ def skinny_kernel(
     weight,
     bias,
     out,
+    b,
+    inner,
+    ranks,
+    slots,
+    slot_stride,
+    rank_stride,
+    end0,
+    end1,
     tokens,
     n_rows,
     width,
     GATED: tl.constexpr,
     BIAS: tl.constexpr,
+    PARTS: tl.constexpr,
+    RANK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -133,6 +237,7 @@ def skinny_kernel(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t, k = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_K)
     n_live, t_live = n < n_rows, t < tokens
+    READ: tl.constexpr = ".cg" if PARTS else ""
     lines = weight + n.to(tl.int64)[None, :] * width
     up_lines = lines + n_rows.to(tl.int64) * width
     if PDL:
@@ -142,7 +247,8 @@ def skinny_kernel(
             _ask_for(near, width)
             if GATED:
                 _ask_for(near + n_rows.to(tl.int64) * width, width)
-        gdc_wait()
+        if not PARTS:
+            gdc_wait()
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     up_acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for first in tl.range(0, width, BLOCK_K, num_stages=STAGES):
@@ -153,6 +259,7 @@ def skinny_kernel(
             x + t[:, None] * width + place[None, :],
             mask=t_live[:, None] & (place < width)[None, :],
             other=0.0,
+            cache_modifier=READ,
         )
         acc = dot(y, w, acc, WIDE)
         if GATED:
@@ -162,6 +269,33 @@ def skinny_kernel(
         acc += tl.load(bias + n, mask=n_live, other=0.0)[None, :]
         if GATED:
             up_acc += tl.load(bias + n_rows + n, mask=n_live, other=0.0)[None, :]
+    if PARTS:
+        if PDL:
+            gdc_wait()
+        slot = tl.load(slots + t, mask=t_live, other=-1)
+        if GATED:
+            acc, up_acc = _add_gate_and_up(
+                acc, up_acc, b, inner, ranks, slot, t, n, n_rows, slot_stride, rank_stride, RANK
+            )
+        else:
+            acc = add_adapters(
+                acc,
+                b,
+                inner,
+                ranks,
+                slot,
+                t,
+                n,
+                tl.program_id(0) * BLOCK_N,
+                n_rows,
+                slot_stride,
+                rank_stride,
+                end0,
+                end1,
+                PARTS,
+                RANK,
+                BLOCK_N,
+            )
     if GATED:
         acc = acc / (1.0 + tl.exp(-acc)) * up_acc
     place = t[:, None] * n_rows + n[None, :]

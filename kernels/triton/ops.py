@@ -14,10 +14,12 @@ import torch
 import triton
 
 from branchline.kernels.errors import KernelInputError
-from branchline.kernels.ops import AttentionMeta, Ops
+from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws, SamplingOps
+from branchline.kernels.triton.adapted_ops import AdaptedOps
 from branchline.kernels.triton.attention import attend
-from branchline.kernels.triton.linear import Linears
+from branchline.kernels.triton.linear import Linears, dense_of
+from branchline.kernels.triton.lora import Adapters
 from branchline.kernels.triton.rope_kernel import rope_write_kernel
 from branchline.kernels.triton.row_kernels import (
     add_kernel,
@@ -41,7 +43,7 @@ __all__ = ["TritonOps"]
 _COPIED_AT_ONCE = 256
 
 
-class TritonOps(Ops, SamplingOps):
+class TritonOps(AdaptedOps, SamplingOps):
     """Every op on one device.
 
     Args:
@@ -64,6 +66,7 @@ class TritonOps(Ops, SamplingOps):
         self.deterministic = deterministic
         self._gpu = Device(self.device)
         self._linears = Linears(self._gpu, deterministic)
+        self._adapters = Adapters(self._gpu, deterministic)
 
     def fused(self, rows: int) -> bool:
         """Whether norms and additions of so many rows are part of the products."""
@@ -101,7 +104,7 @@ class TritonOps(Ops, SamplingOps):
         return out
 
     def embedding(self, ids: torch.Tensor, weight: Weight) -> torch.Tensor:
-        return _gathered(self._gpu, _dense(weight), ids, self.dtype)
+        return _gathered(self._gpu, dense_of(weight), ids, self.dtype)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return self._norm(x, x, weight, eps, add=False)
@@ -114,10 +117,10 @@ class TritonOps(Ops, SamplingOps):
     def linear(
         self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return self._linears.linear(x, _dense(weight), bias, x.dtype)
+        return self._linears.linear(x, dense_of(weight), bias, x.dtype)
 
     def head(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
-        return self._linears.linear(x, _dense(weight), None, torch.float32)
+        return self._linears.linear(x, dense_of(weight), None, torch.float32)
 
     def norm_linear(
         self,
@@ -128,7 +131,7 @@ class TritonOps(Ops, SamplingOps):
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if self.fused(x.shape[0]):
-            dense = _dense(weight)
+            dense = dense_of(weight)
             return self._linears.norm_linear(x, norm, eps, dense, bias, gated=False)
         return super().norm_linear(x, norm, eps, weight, bias)
 
@@ -136,7 +139,7 @@ class TritonOps(Ops, SamplingOps):
         self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         if self._linears.gates(x.shape[0]):
-            return self._linears.gated_linear(x, _dense(weight), bias)
+            return self._linears.gated_linear(x, dense_of(weight), bias)
         return super().gated_linear(x, weight, bias)
 
     def linear_add(
@@ -147,7 +150,7 @@ class TritonOps(Ops, SamplingOps):
         bias: torch.Tensor | None = None,
     ) -> None:
         """`residual += linear(x)` in place, where `fused` says so."""
-        self._linears.linear_add(x, _dense(weight), residual, bias)
+        self._linears.linear_add(x, dense_of(weight), residual, bias)
 
     def residual_step(
         self,
@@ -166,7 +169,7 @@ class TritonOps(Ops, SamplingOps):
             self.linear_add(x, projection, residual, projection_bias)
             if weight is None:
                 return self.rms_norm(residual, norm, eps)
-            dense = _dense(weight)
+            dense = dense_of(weight)
             return self._linears.norm_linear(residual, norm, eps, dense, bias, gated=gated)
         return super().residual_step(
             x,
@@ -358,12 +361,3 @@ def _gathered(
         x, index, out, width, BLOCK=block, **gpu.launch(4)
     )
     return out
-
-
-def _dense(weight: Weight) -> torch.Tensor:
-    if not isinstance(weight, DenseWeight):
-        raise KernelInputError(
-            f"the GPU ops cannot multiply by a {type(weight).__name__} of shape {weight.shape}; "
-            "keep the result of ops.prepare(weight) instead"
-        )
-    return weight.tensor

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import torch
+import triton
 
+from branchline.kernels.errors import KernelInputError
 from branchline.kernels.sampling import Draws
-from branchline.kernels.triton.sampling_kernels import choose_kernel, cut_kernel, draw_kernel
-from branchline.kernels.triton.tuning import Device, power_of_two
+from branchline.kernels.triton.sampling_kernels import (
+    FANOUT,
+    choose_kernel,
+    cut_kernel,
+    draw_kernel,
+)
+from branchline.kernels.triton.tuning import Device, plain_launch, power_of_two
 
 __all__ = ["kept_by", "mask_of", "sample_rows"]
+
+_CUT_BLOCK = 2048
+_CUT_WARPS = 16
 
 Cuts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Per row: order of the last kept logit, end of the ids kept of that order, least kept logit."""
@@ -22,9 +32,18 @@ def kept_by(gpu: Device, logits: torch.Tensor, draws: Draws, mask: Mask) -> Cuts
     """Where each row is cut by top_k, top_p and min_p; `mask` is of `mask_of`."""
     n, vocabulary = logits.shape
     bitmask, need, words = mask
-    cuts, limits = torch.empty(2, n, dtype=torch.int32, device=logits.device).unbind(0)
+    # Each by itself: kernels are compiled anew for an address that 16 does not divide.
+    cuts, limits = (torch.empty(n, dtype=torch.int32, device=logits.device) for _ in range(2))
     floors = torch.empty(n, dtype=torch.float32, device=logits.device)
-    cut_kernel[(n,)](
+    block = min(_CUT_BLOCK, power_of_two(vocabulary))
+    # Programs of a row wait for each other: no more than run at once, one to a multiprocessor.
+    parts = 1 if gpu.interpreted else max(1, gpu.processors // n)
+    blocks = triton.cdiv(vocabulary, block)
+    span = triton.cdiv(blocks, parts) * block
+    parts = triton.cdiv(vocabulary, span)
+    together = parts > 1
+    scratch = torch.empty(n, 2, blocks, FANOUT.value, dtype=torch.float32, device=logits.device)
+    cut_kernel[(n, parts)](
         logits,
         bitmask,
         need,
@@ -32,13 +51,21 @@ def kept_by(gpu: Device, logits: torch.Tensor, draws: Draws, mask: Mask) -> Cuts
         draws.top_k,
         draws.top_p,
         draws.min_p,
+        scratch,
+        gpu.counters,
         cuts,
         limits,
         floors,
         vocabulary,
         words,
-        BLOCK=min(4096, power_of_two(vocabulary)),
-        **gpu.launch(16),
+        span,
+        parts,
+        BLOCK=block,
+        TOGETHER=together,
+        BLOCK_P=power_of_two(blocks),
+        PDL=False,
+        **plain_launch(_CUT_WARPS),
+        **({"launch_cooperative_grid": True} if together else {}),
     )
     return cuts, limits, floors
 
@@ -53,12 +80,12 @@ def sample_rows(
     """See `Ops.sample_rows`."""
     n, vocabulary = logits.shape
     device = logits.device
-    mask = mask_of(logits, bitmask, need)
+    mask = mask_of(gpu, logits, bitmask, need)
     cuts = kept_by(gpu, logits, draws, mask) if draws.truncated else None
     bitmask, need, words = mask
     span, parts = gpu.spans(n, vocabulary)
     scores = torch.empty(n, parts, dtype=torch.float32, device=device)
-    found, broken = torch.empty(2, n, parts, dtype=torch.int32, device=device).unbind(0)
+    found, broken = (torch.empty(n, parts, dtype=torch.int32, device=device) for _ in range(2))
     ids = torch.empty(n, dtype=torch.int32, device=device)
     bad = torch.empty(n, dtype=torch.bool, device=device)
     draw_kernel[(n, parts)](
@@ -93,12 +120,17 @@ def sample_rows(
 
 
 def mask_of(
-    logits: torch.Tensor, bitmask: torch.Tensor | None = None, need: torch.Tensor | None = None
+    gpu: Device,
+    logits: torch.Tensor,
+    bitmask: torch.Tensor | None = None,
+    need: torch.Tensor | None = None,
 ) -> Mask:
     """The mask, or where there is none anything that no row needs."""
+    rows = logits.shape[0]
+    if rows > gpu.flags.shape[1]:
+        raise KernelInputError(f"{rows} rows of logits; at most {gpu.flags.shape[1]} at once")
     if bitmask is None:
-        none = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
-        return logits.view(torch.int32), none, 0
+        return logits.view(torch.int32), gpu.flags[0, :rows], 0
     if need is None:
-        need = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+        need = gpu.flags[1, :rows]
     return bitmask, need, bitmask.shape[1]

@@ -1,6 +1,7 @@
 """Choosing one token a row: cuts found by search, then the largest of perturbed logits.
 
-Invariant: nothing is sorted and nothing depends on other rows. A draw is the argmax of
+Invariant: nothing is sorted and nothing depends on other rows, though programs that share a row
+wait for each other. A draw is the argmax of
 logit / temperature - log(E) over the kept tokens, with E exponential and a function of the row's
 seed, its position and the token's id alone; that argmax follows softmax(logits / temperature) over
 what is kept (Gumbel, 1954). Logits are compared by `order`, a signed integer that sorts as they do.
@@ -14,7 +15,7 @@ import triton.language as tl
 from branchline.kernels.triton.device_functions import INT32_MAX, take_turn
 
 INT32_MIN = tl.constexpr(-(2**31))
-FANOUT = tl.constexpr(8)
+FANOUT = tl.constexpr(16)
 """Into how many parts one pass over a row cuts the range of orders that is left."""
 
 
@@ -82,16 +83,57 @@ def _value(order):
 
 
 @triton.jit
+def _meet(arrived, met, parts, TOGETHER: tl.constexpr):
+    """Behind it, all threads of all programs of a row see what each of them wrote before it.
+
+    It is the `met`-th time that they meet, counted from 1.
+    """
+    tl.debug_barrier()
+    if TOGETHER:
+        tl.atomic_add(arrived, 1)
+        while tl.atomic_add(arrived, 0) < met * parts:
+            pass
+        tl.debug_barrier()
+
+
+@triton.jit
+def _notes(scratch, met, blocks):
+    """Where each block of a row leaves FANOUT numbers for the `met`-th meeting.
+
+    There are two places, used in turn: by the time one is written again all have read it.
+    """
+    return scratch + (met % 2) * blocks * FANOUT
+
+
+@triton.jit
+def _noted(notes, blocks, LARGEST: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Sums [FANOUT] of what the blocks left, or with LARGEST maxima.
+
+    In an order that does not depend on how many programs share the row.
+    """
+    j, p = tl.arange(0, FANOUT), tl.arange(0, BLOCK_P)
+    # .cg: what other multiprocessors wrote is in L2, not in this one's L1.
+    every = tl.load(
+        notes + p[:, None] * FANOUT + j[None, :],
+        mask=(p < blocks)[:, None],
+        other=float("-inf") if LARGEST else 0.0,
+        cache_modifier=".cg",
+    )
+    return tl.max(every, axis=0) if LARGEST else tl.sum(every, axis=0)
+
+
+@triton.jit
 def _largest_with(
-    logits, bitmask, row, vocabulary, words, masked, top, inv_temperature, target, floor,
-    BY_MASS: tl.constexpr, BLOCK: tl.constexpr,
+    logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks, arrived, met,
+    parts, top, inv_temperature, target, floor,
+    BY_MASS: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """The largest order whose tokens and those above it reach `target`.
 
     They are counted, or with BY_MASS weighed by exp((x - top) * inv_temperature). `floor` is an
     order that reaches it. Each pass over the row cuts the range that is left into FANOUT parts;
     where tokens are counted and one is left in the range, a last pass finds it. Also returns what
-    the tokens strictly above have.
+    the tokens strictly above have, and how often the programs have met.
     """
     low = floor.to(tl.int64)
     high = tl.full([], INT32_MAX, tl.int64) + 1
@@ -105,14 +147,17 @@ def _largest_with(
         # Among the orders of NaN: those below that of -inf are reached by all, the others by none.
         edges = tl.where(edges == edges, edges, tl.where(pivots < 0, float("-inf"), float("inf")))
         edges = tl.where(pivots < high, edges, float("inf"))
-        reached = tl.zeros([BLOCK, FANOUT], tl.float32)
-        for first in range(0, vocabulary, BLOCK):
-            i = first + tl.arange(0, BLOCK)
+        met += 1
+        notes = _notes(scratch, met, blocks)
+        for start in range(first, end, BLOCK):
+            i = start + tl.arange(0, BLOCK)
             x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
             value = tl.exp((x - top) * inv_temperature) if BY_MASS else tl.where(x == x, 1.0, 0.0)
             value = tl.where(i < vocabulary, value, 0.0)
-            reached += tl.where(x[:, None] >= edges[None, :], value[:, None], 0.0)
-        sums = tl.sum(reached, axis=0)
+            reached = tl.where(x[:, None] >= edges[None, :], value[:, None], 0.0)
+            tl.store(notes + start // BLOCK * FANOUT + j, tl.sum(reached, axis=0))
+        _meet(arrived, met, parts, TOGETHER)
+        sums = _noted(notes, blocks, False, BLOCK_P)
         count = tl.sum(((sums >= target) & (pivots < high)).to(tl.int64), axis=0)
         next_high = tl.minimum(low + (count + 1) * step, high)
         # What the first pivot that fails has: with the last round that pivot is low + 1.
@@ -124,50 +169,72 @@ def _largest_with(
         if not BY_MASS:
             inside = tl.where(count > 0, low_has - above, 2.0)
     if high - low > 1:
-        found = tl.full([BLOCK], INT32_MIN, tl.int32)
-        for first in range(0, vocabulary, BLOCK):
-            i = first + tl.arange(0, BLOCK)
-            order = _order(_masked(logits, bitmask, row, i, vocabulary, words, masked))
-            found = tl.maximum(found, tl.where(order < high, order, INT32_MIN))
-        low = tl.max(found, axis=0).to(tl.int64)
-    return low.to(tl.int32), above
+        met += 1
+        notes = _notes(scratch, met, blocks)
+        for start in range(first, end, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+            found = tl.max(tl.where(_order(x) < high, x, float("-inf")), axis=0)
+            tl.store(notes + start // BLOCK * FANOUT + j, found + j * 0.0)
+        _meet(arrived, met, parts, TOGETHER)
+        most = tl.max(_noted(notes, blocks, True, BLOCK_P), axis=0)
+        low = _order(most).to(tl.int64)
+    return low.to(tl.int32), above, met
 
 
 @triton.jit
 def _masses(
-    logits, bitmask, row, vocabulary, words, masked, top, inv_temperature, cut,
-    BLOCK: tl.constexpr,
+    logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks, arrived, met,
+    parts, top, inv_temperature, cut,
+    BLOCK: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """What the tokens above order `cut` weigh, and what those of that order do."""
-    more = tl.zeros([BLOCK], tl.float32)
-    level = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, vocabulary, BLOCK):
-        i = first + tl.arange(0, BLOCK)
+    j = tl.arange(0, FANOUT)
+    notes = _notes(scratch, met, blocks)
+    for start in range(first, end, BLOCK):
+        i = start + tl.arange(0, BLOCK)
         x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
         weight = tl.exp((x - top) * inv_temperature)
         order = _order(x)
-        more += tl.where(order > cut, weight, 0.0)
-        level += tl.where((order == cut) & (i < vocabulary), weight, 0.0)
-    return tl.sum(more, axis=0), tl.sum(level, axis=0)
+        more = tl.sum(tl.where(order > cut, weight, 0.0), axis=0)
+        level = tl.sum(tl.where((order == cut) & (i < vocabulary), weight, 0.0), axis=0)
+        both = tl.where(j == 0, more, tl.where(j == 1, level, 0.0))
+        tl.store(notes + start // BLOCK * FANOUT + j, both)
+    _meet(arrived, met, parts, TOGETHER)
+    both = _noted(notes, blocks, False, BLOCK_P)
+    return tl.sum(tl.where(j == 0, both, 0.0), axis=0), tl.sum(tl.where(j == 1, both, 0.0), axis=0)
 
 
 @triton.jit
-def _end_of_ties(logits, bitmask, row, vocabulary, words, masked, cut, ties, BLOCK: tl.constexpr):
-    """The id after the first `ties` tokens of order `cut`."""
-    seen = 0
-    limit = 0
-    for first in range(0, vocabulary, BLOCK):
-        i = first + tl.arange(0, BLOCK)
+def _end_of_ties(
+    logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks, arrived, met,
+    parts, cut, ties,
+    BLOCK: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """The id after the first `ties` tokens of order `cut`. The programs meet twice."""
+    j, p = tl.arange(0, FANOUT), tl.arange(0, BLOCK_P)
+    notes = _notes(scratch, met, blocks)
+    for start in range(first, end, BLOCK):
+        i = start + tl.arange(0, BLOCK)
         x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
         equal = ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
-        rank = seen + tl.cumsum(equal, axis=0)
-        kept = (equal > 0) & (rank.to(tl.float32) <= ties)
-        limit = tl.maximum(limit, tl.max(tl.where(kept, i + 1, 0), axis=0))
-        seen += tl.sum(equal, axis=0)
-    return limit
+        tl.store(notes + start // BLOCK * FANOUT, tl.sum(equal, axis=0).to(tl.float32))
+    _meet(arrived, met, parts, TOGETHER)
+    later = _notes(scratch, met + 1, blocks)
+    for start in range(first, end, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        earlier = p < tl.minimum(start // BLOCK, blocks)
+        seen = tl.load(notes + p * FANOUT, mask=earlier, other=0.0, cache_modifier=".cg")
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        equal = ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
+        rank = tl.sum(seen, axis=0) + tl.cumsum(equal, axis=0).to(tl.float32)
+        limit = tl.max(tl.where((equal > 0) & (rank <= ties), i + 1, 0), axis=0)
+        tl.store(later + start // BLOCK * FANOUT + j, limit.to(tl.float32) + j * 0.0)
+    _meet(arrived, met + 1, parts, TOGETHER)
+    return tl.max(_noted(later, blocks, True, BLOCK_P), axis=0).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words", "parts"])
 def cut_kernel(
     logits,
     bitmask,
@@ -176,50 +243,75 @@ def cut_kernel(
     top_ks,
     top_ps,
     min_ps,
+    scratch,
+    arrived,
     cuts,
     limits,
     floors,
     vocabulary,
     words,
+    span,
+    parts,
     BLOCK: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """What a row keeps: tokens x >= floor of order > cut, and of order == cut with id < limit."""
+    """What a row keeps: tokens x >= floor of order > cut, and of order == cut with id < limit.
+
+    A program reads `span` tokens of a row, whole blocks. With TOGETHER there are `parts` of them,
+    which meet after each pass over the row, so all must be running at once. Scratch: float32
+    [n, 2, blocks of the vocabulary, FANOUT]; arrived: int32 [n, 2], zero before and after.
+    """
     row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
     take_turn(PDL)
     masked = tl.load(need + row).to(tl.int32)
     inv_temperature = tl.load(inv_temperatures + row)
     top_k, top_p, min_p = tl.load(top_ks + row), tl.load(top_ps + row), tl.load(min_ps + row)
+    first = part * span
+    end = tl.minimum(first + span, vocabulary)
+    blocks = tl.cdiv(vocabulary, BLOCK)
+    scratch += row * 2 * blocks * FANOUT
+    arrived += row * 2
     cut = tl.full([], INT32_MIN, tl.int32)
     limit = vocabulary
     floor = -float("inf")
+    last = False
     if (inv_temperature > 0) & ((top_k > 0) | (top_p < 1.0) | (min_p > 0)):
-        tops = tl.full([BLOCK], float("-inf"), tl.float32)
-        for first in range(0, vocabulary, BLOCK):
-            i = first + tl.arange(0, BLOCK)
-            tops = tl.maximum(tops, _masked(logits, bitmask, row, i, vocabulary, words, masked))
-        top = tl.max(tops, axis=0)
+        j = tl.arange(0, FANOUT)
+        met = tl.full([], 1, tl.int32)
+        notes = _notes(scratch, met, blocks)
+        for start in range(first, end, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+            tl.store(notes + start // BLOCK * FANOUT + j, tl.max(x, axis=0) + j * 0.0)
+        _meet(arrived, met, parts, TOGETHER)
+        top = tl.max(_noted(notes, blocks, True, BLOCK_P), axis=0)
         if (top > -float("inf")) & (top < float("inf")):
             if min_p > 0:
                 floor = top + tl.log(min_p) / inv_temperature
             ties = -1.0  # how many tokens of order `cut` are kept; -1 = all
             if (top_k > 0) & (top_k < vocabulary):
-                cut, above = _largest_with(
-                    logits, bitmask, row, vocabulary, words, masked, top, inv_temperature,
-                    top_k.to(tl.float32), cut, False, BLOCK,
+                cut, above, met = _largest_with(
+                    logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks,
+                    arrived, met, parts, top, inv_temperature, top_k.to(tl.float32), cut,
+                    False, BLOCK, TOGETHER, BLOCK_P,
                 )  # fmt: skip
                 ties = top_k.to(tl.float32) - above
             if top_p < 1.0:
+                met += 1
                 more, level = _masses(
-                    logits, bitmask, row, vocabulary, words, masked, top, inv_temperature, cut,
-                    BLOCK,
+                    logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks,
+                    arrived, met, parts, top, inv_temperature, cut, BLOCK, TOGETHER, BLOCK_P,
                 )  # fmt: skip
                 # One weight of order `cut` for each kept tie; all of them where none is refused.
                 one = tl.exp((_value(cut) - top) * inv_temperature)
                 target = top_p * (more + tl.where(ties >= 0, ties * one, level))
-                edge, above = _largest_with(
-                    logits, bitmask, row, vocabulary, words, masked, top, inv_temperature,
-                    target, cut, True, BLOCK,
+                edge, above, met = _largest_with(
+                    logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks,
+                    arrived, met, parts, top, inv_temperature, target, cut,
+                    True, BLOCK, TOGETHER, BLOCK_P,
                 )  # fmt: skip
                 one = tl.exp((_value(edge) - top) * inv_temperature)
                 wanted = tl.maximum(tl.ceil((target - above) / tl.where(one > 0, one, 1.0)), 1.0)
@@ -228,14 +320,21 @@ def cut_kernel(
                 cut = edge
             if ties >= 0:
                 limit = _end_of_ties(
-                    logits, bitmask, row, vocabulary, words, masked, cut, ties, BLOCK
-                )
-    tl.store(cuts + row, cut)
-    tl.store(limits + row, limit)
-    tl.store(floors + row, floor)
+                    logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks,
+                    arrived, met + 1, parts, cut, ties, BLOCK, TOGETHER, BLOCK_P,
+                )  # fmt: skip
+        if TOGETHER:
+            last = tl.atomic_add(arrived + 1, 1) == parts - 1
+    if last:  # nobody waits any more
+        tl.store(arrived, 0)
+        tl.store(arrived + 1, 0)
+    if part == 0:
+        tl.store(cuts + row, cut)
+        tl.store(limits + row, limit)
+        tl.store(floors + row, floor)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words"])
 def draw_kernel(
     logits,
     bitmask,
@@ -292,7 +391,7 @@ def draw_kernel(
     tl.store(broken + slot, tl.max(bad, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def choose_kernel(scores, ids, broken, out, bad, parts, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """The best of a row's parts; a row with a broken logit or nothing kept is bad, its id 0."""
     row = tl.program_id(0).to(tl.int64)

@@ -42,6 +42,7 @@ class Device:
         interpreted: kernels run in Triton's interpreter.
         overlap: kernels may start before the kernel ahead of them has ended (Hopper and later).
         counters: int32, all zero between kernels: where the parts of one result count themselves.
+        flags: bool [2, rows], never written: what no row has, and what every row has.
 
     Raises:
         KernelBuildError: a device that Triton cannot run on here.
@@ -61,6 +62,8 @@ class Device:
                 "set TRITON_INTERPRET=1 before the import to test the kernels there"
             )
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+        self.flags = torch.zeros(2, _COUNTERS, dtype=torch.bool, device=device)
+        self.flags[1] = True
 
     def launch(self, warps: int, stages: int = 3) -> dict[str, Any]:
         """Keyword arguments of a launch of a kernel that takes PDL."""

@@ -14,16 +14,18 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import msgspec
 
 from branchline.lang.backends.base import Backend
 from branchline.lang.backends.link import Link, LinkStats, closed_error
 from branchline.lang.backends.loop_thread import LoopThread
-from branchline.lang.backends.refusals import words_of
+from branchline.lang.backends.refusals import error_of, words_of
+from branchline.lang.backends.sent_adapter import adapter_form
 from branchline.lang.errors import (
     BackendError,
     BranchlineError,
@@ -34,6 +36,7 @@ from branchline.lang.errors import (
     wrap,
 )
 from branchline.lang.sampling import DEFAULT_NAMES, check_names
+from branchline.runtime.core.adapters import AdapterInfo
 from branchline.runtime.programs import wire
 from branchline.runtime.programs.wire import Hello, Refused, Welcome
 
@@ -104,6 +107,42 @@ class Endpoint(Backend):
         """What runs on the server."""
         return {"backend": self.name, "url": self.url, **self._ask("GET", "/get_server_info")}
 
+    # ---- adapters, as the engine has them; the server's admin key is needed to change them
+
+    def adapters(self) -> list[AdapterInfo]:
+        """Those that programs here may name."""
+        found = self._ask("GET", "/get_server_info").get("loaded_adapters", [])
+        return msgspec.convert(found, list[AdapterInfo])
+
+    def load_adapter(self, name: str, source: str, *, pin: bool = False) -> AdapterInfo:
+        """Send an adapter to the server; waits until programs can name it.
+
+        Under a name that is taken it becomes the next version.
+
+        Args:
+            source: a folder of this machine, in PEFT's format.
+            pin: keep it on the server's device.
+
+        Raises:
+            AdapterError: it cannot be read or loaded; nothing has changed.
+        """
+        with ExitStack() as stack:
+            form = adapter_form(stack, name, source, pin=pin)
+            return _loaded(self._ask("POST", "/load_lora_adapter", data=form))
+
+    def unload_adapter(self, name: str, *, drain: bool = False) -> AdapterInfo:
+        """Have the server forget an adapter.
+
+        Args:
+            drain: wait for the requests that use it, and take no more; else they are a reason to
+                refuse.
+
+        Raises:
+            AdapterNotFound, AdapterInUse: it stays as it is.
+        """
+        body = {"lora_name": name, "drain": drain}
+        return _loaded(self._ask("POST", "/unload_lora_adapter", json=body))
+
     def stats(self) -> LinkStats:
         """Counts of this side: bytes, frames, connections, programs."""
         return self._line.link.stats()
@@ -113,10 +152,10 @@ class Endpoint(Backend):
         if self._close.detach() is not None:
             self._line.close()
 
-    def _ask(self, method: str, path: str) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, **body: Any) -> dict[str, Any]:
         if not self._close.alive:
             raise closed_error()
-        return self._thread.run(self._line.ask(method, path))
+        return self._thread.run(self._line.ask(method, path, **body))
 
 
 class RuntimeEndpoint(Endpoint):
@@ -181,12 +220,18 @@ class _Line:
         self._task = asyncio.get_running_loop().create_task(self._keep(socket, welcome))
         return welcome
 
-    async def ask(self, method: str, path: str) -> dict[str, Any]:
-        """One HTTP request of its own; the object it answers, {} for another answer."""
+    async def ask(self, method: str, path: str, **body: Any) -> dict[str, Any]:
+        """One HTTP request of its own; the object it answers, {} for another answer.
+
+        Args:
+            body: `json` or `data` of aiohttp; such a request may take its time.
+        """
         assert self._http is not None
-        timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+        total = None if body else self._timeout_s
+        timeout = aiohttp.ClientTimeout(total=total, sock_connect=self._timeout_s)
+        url = self._url + path
         try:
-            async with self._http.request(method, self._url + path, timeout=timeout) as answer:
+            async with self._http.request(method, url, timeout=timeout, **body) as answer:
                 if answer.status != 200:
                     raise await _refusal(answer, self._url + path)
                 if answer.content_type != "application/json":
@@ -351,8 +396,15 @@ def _handshake_error(error: aiohttp.WSServerHandshakeError, url: str) -> Backend
     )
 
 
-async def _refusal(answer: aiohttp.ClientResponse, url: str) -> BackendError:
-    text = words_of(await answer.text(errors="replace"))
+def _loaded(answer: dict[str, Any]) -> AdapterInfo:
+    return msgspec.convert(answer.get("adapter"), AdapterInfo)
+
+
+async def _refusal(answer: aiohttp.ClientResponse, url: str) -> BranchlineError:
+    said = await answer.text(errors="replace")
+    if (known := error_of(said)) is not None:
+        return known
+    text = words_of(said)
     return BackendError(
         f"the server answers HTTP {answer.status}: {text}",
         value=url,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ class Mock(Backend):
             reply for it, one that depends on the texts alone.
         latency_s: seconds until each reply.
         sampling_defaults: weakest layer of sampling options.
+        adapters: names of the adapters it has; None = any name will do. Replies do not depend on
+            them.
         reasoning: name of a reasoning format: replies to the first `gen` of an assistant's turn
             then begin inside a section ("hm</think>\n\n42").
     """
@@ -48,16 +50,23 @@ class Mock(Backend):
         latency_s: float = 0.0,
         sampling_defaults: Mapping[str, Any] | None = None,
         reasoning: str | None = None,
+        adapters: Iterable[str] | None = None,
     ) -> None:
         if not latency_s >= 0.0:
             raise InvalidRequest("latency_s is negative", value=latency_s, hint="Use 0 or more.")
+        if isinstance(adapters, str):
+            raise InvalidRequest(
+                "adapters is one text", value=adapters, hint="Give a list of names."
+            )
         self.name = "mock"
         self.features = ENGINE_FEATURES
         self.sampling_defaults = dict(sampling_defaults or {})
         check_names(self.sampling_defaults, DEFAULT_NAMES, "sampling_defaults")
         loop = EventLoop()
         format = None if reasoning is None else format_named(reasoning)
-        self._executor = Executor(ScriptedEngine(Script(replies).reply, loop, latency_s, format))
+        names = None if adapters is None else frozenset(adapters)
+        engine = ScriptedEngine(Script(replies).reply, loop, latency_s, format, names)
+        self._executor = Executor(engine)
         self._closed = False
         self._stop = weakref.finalize(self, loop.stop)
         self._stop.atexit = False

@@ -44,11 +44,11 @@ MORE = frozenset(
 FEATURES: dict[str, frozenset[str]] = {
     "openai": PLAIN,
     "plain": PLAIN,
-    "sglang": PLAIN | MORE | {"stop_regex", "keep_stop"},
-    "vllm": PLAIN | MORE | {"choices", "select", "keep_stop"},
+    "sglang": PLAIN | MORE | {"stop_regex", "keep_stop", "adapter"},
+    "vllm": PLAIN | MORE | {"choices", "select", "keep_stop", "adapter"},
     "branchline": PLAIN
     | MORE
-    | {"choices", "select", "stop_regex", "keep_stop", "lark", "structural_tag"},
+    | {"choices", "select", "stop_regex", "keep_stop", "lark", "structural_tag", "adapter"},
 }
 
 
@@ -56,7 +56,8 @@ class OpenAI(Backend):
     """Programs on an OpenAI-compatible server.
 
     Turns are sent as chat messages, text without turns as a completion. Token ids are not known,
-    so `tokens()` is not supported and log-probabilities have the id -1.
+    so `tokens()` is not supported and log-probabilities have the id -1. An adapter is one that the
+    server has under this name; on vLLM, SGLang and branchline servers.
 
     Args:
         model: its name on the server.

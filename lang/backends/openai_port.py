@@ -104,7 +104,7 @@ class OpenAIPort:
             # After the task has begun: one that never did would have no final output.
             asyncio.get_running_loop().call_soon(task.cancel)
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """What the server caches is its own affair."""
 
     def release(self, lane_id: str) -> None:
@@ -123,6 +123,15 @@ class OpenAIPort:
         return {"model": self.model_name, "server": self.server, "url": self.client.base_url}
 
     # ---- inside
+
+    def model_fields(self, adapter: str) -> Json:
+        """Who writes: vLLM and this project's server know an adapter as a model, SGLang has a field
+        of its own for it."""
+        if not adapter:
+            return {"model": self.model_name}
+        if self.server == "sglang":
+            return {"model": self.model_name, "lora_path": adapter}
+        return {"model": adapter}
 
     async def _run(
         self, job: _Generation | _Scoring, request: EngineRequest, on_output: OnOutput
@@ -165,7 +174,7 @@ class _Generation:
         self._chat = chat
         self._path = "/chat/completions" if chat else "/completions"
         self._body: Json = {
-            "model": port.model_name,
+            **port.model_fields(request.adapter),
             **_prompt_fields(prompt, port.server),
             **sampling_fields(request.sampling, chat=chat, server=port.server),
         }
@@ -247,6 +256,7 @@ class _Generation:
             latency_s=now - self._began,
             seed=self._request.sampling.seed,
             model=self._port.model_name,
+            adapter=self._request.adapter,
         )
 
 
@@ -280,7 +290,7 @@ class _Scoring:
     async def _score(self, choice: str) -> list[float]:
         """Log-probabilities of the tokens of the whole text that reach into the choice."""
         body = {
-            "model": self._port.model_name,
+            **self._port.model_fields(self._request.adapter),
             "prompt": self._prompt + choice,
             "max_tokens": 0,
             "echo": True,
@@ -306,7 +316,10 @@ class _Scoring:
         """The one final output."""
         now = time.monotonic()
         meta = RequestMeta(
-            finish_reason=reason, latency_s=now - self._began, model=self._port.model_name
+            finish_reason=reason,
+            latency_s=now - self._began,
+            model=self._port.model_name,
+            adapter=self._request.adapter,
         )
         return [
             ScoreResult(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from branchline.lang import matching
 from branchline.lang.errors import (
+    AdapterNotFound,
     BackendError,
     BranchlineError,
     ConstraintError,
@@ -142,6 +143,7 @@ class ScriptedEngine:
             once for each output; may raise.
         latency_s: time from a request to its final output, seconds.
         reasoning: see `EnginePort`.
+        adapters: names of those it has; None = any name will do.
     """
 
     model_name = "mock"
@@ -154,10 +156,12 @@ class ScriptedEngine:
         loop: EventLoop,
         latency_s: float,
         reasoning: ReasoningFormat | None = None,
+        adapters: frozenset[str] | None = None,
     ) -> None:
         self.tokenizer: TextTokenizer = ByteTokenizer()
         self.turns: ChatTurns = PlainTurns()
         self.reasoning = reasoning
+        self._adapters = adapters
         self._reply = reply
         self._loop = loop
         self._latency_s = latency_s
@@ -174,6 +178,13 @@ class ScriptedEngine:
         if isinstance(request, EmbedRequest):
             raise UnsupportedFeature(
                 "a scripted engine has no embeddings", value=request.id, hint="Use an Engine."
+            )
+        known = self._adapters
+        if request.adapter and known is not None and request.adapter not in known:
+            raise AdapterNotFound(
+                "the mock has no adapter of this name",
+                value=request.adapter,
+                hint=f"It has {', '.join(sorted(known)) or 'none'}.",
             )
         running = _Running(request, on_output, time.monotonic())
         self._running[request.id] = running
@@ -198,7 +209,7 @@ class ScriptedEngine:
         """See `EnginePort`."""
         self._loop.call_soon(lambda: self._end(request_id, "abort"))
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """Nothing is cached, so nothing is held."""
 
     def release(self, lane_id: str) -> None:
@@ -238,7 +249,7 @@ class ScriptedEngine:
         if running is None:
             return
         request = running.request
-        meta = self._meta(len(request.prompt_ids), 0, reason, running.started)
+        meta = self._meta(request, 0, reason, running.started)
         if isinstance(request, ScoreRequest):
             running.on_output(ScoreResult(request_id=request_id, token_logprobs=[], meta=meta))
             return
@@ -262,7 +273,7 @@ class ScriptedEngine:
                 request_id=output_id,
                 text=text,
                 token_ids=ids,
-                meta=self._meta(len(request.prompt_ids), len(ids), reason, started),
+                meta=self._meta(request, len(ids), reason, started),
                 logprobs=[] if logprobs is None else [TokenLogprob(i, 0.0) for i in ids],
                 error=error.to_wire() if error is not None else None,
             )
@@ -300,7 +311,7 @@ class ScriptedEngine:
         return ScoreResult(
             request_id=request.id,
             token_logprobs=rows,
-            meta=self._meta(len(request.prompt_ids), 0, "stop", started),
+            meta=self._meta(request, 0, "stop", started),
             error=error.to_wire() if error is not None else None,
         )
 
@@ -309,16 +320,19 @@ class ScriptedEngine:
         begin = 1 if ids and ids[0] == self.tokenizer.bos_id else 0
         return self.tokenizer.decode(ids[begin:], skip_special=False)
 
-    def _meta(self, prompt: int, output: int, reason: FinishReason, started: float) -> RequestMeta:
+    def _meta(
+        self, request: _Answerable, output: int, reason: FinishReason, started: float
+    ) -> RequestMeta:
         spent = time.monotonic() - started
         return RequestMeta(
             finish_reason=reason,
-            prompt_tokens=prompt,
+            prompt_tokens=len(request.prompt_ids),
             output_tokens=output,
             forwards=output,
             ttft_s=spent,
             latency_s=spent,
             model=self.model_name,
+            adapter=request.adapter,
         )
 
 

@@ -1,9 +1,9 @@
-"""What an attention backend is: five methods, called in this order.
+"""What an attention backend is: six methods, called in this order.
 
-`supports` once, when an engine is put together. Then for each step `plan`, and for each layer
-`forward`. A runner that replays a recorded forward calls `init_graph` once instead, records
-`forward`, and calls `plan_replay` for each step. Invariant: a backend keeps nothing of a step
-outside its plan. It knows nothing of models, requests or pages.
+`supports` once, when an engine is put together. Then for each step `plan`, `begin`, and for each
+layer `forward`. A runner that replays a recorded step calls `init_graph` once instead, records
+`begin` and `forward`, and calls `plan_replay` for each step. Invariant: a backend keeps nothing of
+a step outside its plan. It knows nothing of models, requests or pages.
 """
 
 from __future__ import annotations
@@ -59,11 +59,22 @@ class AttentionBackend(Protocol):
     def name(self) -> str:
         """Its name in the registry."""
 
+    @property
+    def finds_trunks(self) -> bool:
+        """Recorded steps of rows of one token find out which slots the rows begin with in common;
+        what they find changes how long they take and not what they give."""
+
     def supports(self, needs: AttentionNeeds) -> Support:
         """Whether `forward` gives right results for such a model and pool."""
 
     def plan(self, meta: AttentionMeta) -> AttentionPlan:
         """Prepare one step; the plan serves all layers and is not kept by the backend."""
+
+    def begin(self, plan: AttentionPlan) -> None:
+        """Derive on the device what all layers need of the step; under capture this is recorded.
+
+        The step's metadata and the tables are in place by then.
+        """
 
     def forward(
         self,
@@ -87,8 +98,13 @@ class AttentionBackend(Protocol):
             [t, heads * head_dim] in q's dtype.
         """
 
-    def init_graph(self, meta: AttentionMeta) -> AttentionPlan:
-        """A plan over buffers that stay in place; `meta` has the sizes of the largest step."""
+    def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> AttentionPlan:
+        """A plan over buffers that stay in place; `meta` has the sizes of the largest step.
+
+        Args:
+            trunks: rows may share the slots they begin with. False is the runner's word that none
+                do, in any step that is replayed.
+        """
 
     def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
         """Make a plan of `init_graph` describe this step, in place."""
@@ -107,11 +123,16 @@ class OpsAttention:
     Their plan is the step's metadata and no more; a subclass says what it supports.
     """
 
+    finds_trunks = False
+
     def plan(self, meta: AttentionMeta) -> OpsPlan:
         """As for a graph that replays this step alone."""
         plan = self.init_graph(meta)
         self.plan_replay(plan, meta)
         return plan
+
+    def begin(self, plan: AttentionPlan) -> None:
+        """Nothing is derived."""
 
     def forward(
         self,
@@ -125,7 +146,7 @@ class OpsAttention:
         """See `AttentionBackend.forward`."""
         return ops.paged_attention(q, k_pool, v_pool, plan.meta, scale)
 
-    def init_graph(self, meta: AttentionMeta) -> OpsPlan:
+    def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> OpsPlan:
         """Wraps the graph's own buffers."""
         return OpsPlan(meta)
 

@@ -68,6 +68,7 @@ class FlashInferAttention:
     def __init__(self, needs: AttentionNeeds) -> None:
         self._needs = needs
         self._own = TritonAttention(needs)
+        self.finds_trunks = self._own.finds_trunks
         self._turns: list[_Turn] = []
         self._next = 0
 
@@ -138,9 +139,15 @@ class FlashInferAttention:
         plan.wrapper.run(q[plan.first :], pools, out=out[plan.first :])
         return out.view(q.shape[0], -1)
 
-    def init_graph(self, meta: AttentionMeta) -> FlashInferPlan:
+    def begin(self, plan: AttentionPlan) -> None:
+        """What the ops' own kernels want, if they run the step."""
+        assert isinstance(plan, FlashInferPlan), "a plan belongs to the backend that made it"
+        if plan.wrapper is None:
+            self._own.begin(plan.own)
+
+    def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> FlashInferPlan:
         """A recorded step runs on the ops' own kernels."""
-        return FlashInferPlan(self._own.init_graph(meta))
+        return FlashInferPlan(self._own.init_graph(meta, trunks=trunks))
 
     def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
         """As those kernels want it."""

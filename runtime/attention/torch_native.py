@@ -47,6 +47,7 @@ class TorchAttention:
     """Gather, matrix product, softmax, matrix product."""
 
     name = "torch_native"
+    finds_trunks = False
 
     def supports(self, needs: AttentionNeeds) -> Support:
         """Everything, run eagerly."""
@@ -74,7 +75,10 @@ class TorchAttention:
             _attend_row(row, q, k_pool, v_pool, scale, out)
         return out.reshape(q.shape[0], -1)
 
-    def init_graph(self, meta: AttentionMeta) -> TorchPlan:
+    def begin(self, plan: AttentionPlan) -> None:
+        """Nothing is derived."""
+
+    def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> TorchPlan:
         """A plan without rows; `plan_replay` gives it some."""
         return TorchPlan(meta, [])
 

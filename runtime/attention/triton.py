@@ -36,7 +36,7 @@ class TritonAttention(OpsAttention):
 
     def __init__(self, needs: AttentionNeeds) -> None:
         self._group = needs.heads // needs.kv_heads
-        self._trunks = not needs.deterministic
+        self.finds_trunks = not needs.deterministic
 
     def supports(self, needs: AttentionNeeds) -> Support:
         """CUDA pools of float32 or bfloat16; a graph's rows have as many tokens as it recorded."""
@@ -50,24 +50,25 @@ class TritonAttention(OpsAttention):
             )
         return Support(True)
 
-    def init_graph(self, meta: AttentionMeta) -> OpsPlan:
+    def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> OpsPlan:
         """Wraps the graph's own buffers; room for the trunks beside them."""
         lens, rows = meta.host_extend_lens, meta.rows.shape[0]
         single = lens is not None and len(lens) > 0 and int(lens.max()) <= 1
-        if not (single and self._trunks) or meta.tree_lens is not None or rows < _FEWEST_ROWS:
+        looked_for = trunks and self.finds_trunks and rows >= _FEWEST_ROWS
+        if not (single and looked_for) or meta.tree_lens is not None:
             return OpsPlan(meta)
         # Imported where it is used: a machine without a GPU may have no Triton.
         from branchline.kernels.triton.attention import trunk_tiles
 
         tiles = trunk_tiles(rows, self._group)
-        trunks = torch.zeros(tiles, dtype=torch.int32, device=meta.rows.device)
-        return OpsPlan(replace(meta, trunk_lens=trunks))
+        found = torch.zeros(tiles, dtype=torch.int32, device=meta.rows.device)
+        return OpsPlan(replace(meta, trunk_lens=found))
 
-    def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
-        """Queue the search for trunks, in the buffers that the plan was made over."""
+    def begin(self, plan: AttentionPlan) -> None:
+        """Queue the search for trunks."""
         trunks = plan.meta.trunk_lens
         if trunks is None:
             return
         from branchline.kernels.triton.attention import find_trunks
 
-        find_trunks(meta, self._group, trunks)
+        find_trunks(plan.meta, self._group, trunks)

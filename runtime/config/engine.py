@@ -11,6 +11,7 @@ from branchline.runtime.config.sections import (
     SECTIONS,
     DeviceSection,
     GrammarSection,
+    LoraSection,
     MemorySection,
     ModelSection,
     SchedulerSection,
@@ -33,6 +34,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "grammar_backend": ("auto", "llguidance", "xgrammar", "outlines"),
 }
 _NOT_NEGATIVE = ("drain_timeout_s", "max_restarts")
+_NOT_NEGATIVE_OR_NONE = ("adapter_slots",)
 _POSITIVE = (
     "context_length",
     "kv_tokens",
@@ -47,6 +49,8 @@ _POSITIVE = (
     "default_deadline_s",
     "hang_timeout_s",
     "start_timeout_s",
+    "max_adapter_rank",
+    "adapter_host_mb",
 )
 
 
@@ -60,6 +64,7 @@ class EngineConfig:
     grammar: GrammarSection = field(default_factory=GrammarSection)
     speculative: SpeculativeSection = field(default_factory=SpeculativeSection)
     device: DeviceSection = field(default_factory=DeviceSection)
+    lora: LoraSection = field(default_factory=LoraSection)
 
     @staticmethod
     def from_settings(settings: dict[str, Any]) -> EngineConfig:
@@ -111,7 +116,15 @@ def _check(name: str, value: Any) -> None:
         raise InvalidRequest(
             f"{name} must be above 0", value=value, hint=f"Set {name} to 1 or more."
         )
-    if name in _NOT_NEGATIVE and not (_is_number(value) and value >= 0):
+    if name == "adapters" and value is not None and not _is_mapping_of_text(value):
+        raise InvalidRequest(
+            "adapters is no mapping of names to folders",
+            value=value,
+            hint='Use adapters={"name": "folder", …}.',
+        )
+    if name in _NOT_NEGATIVE_OR_NONE and value is None:
+        return
+    if name in (*_NOT_NEGATIVE, *_NOT_NEGATIVE_OR_NONE) and not (_is_number(value) and value >= 0):
         raise InvalidRequest(
             f"{name} must not be negative", value=value, hint=f"Set {name} to 0 or more."
         )
@@ -126,6 +139,12 @@ def _check(name: str, value: Any) -> None:
         raise InvalidRequest(
             "memory_fraction is a share", value=value, hint="Use a number above 0 and at most 1."
         )
+
+
+def _is_mapping_of_text(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(part, str) for item in value.items() for part in item
+    )
 
 
 def _is_number(value: Any) -> bool:

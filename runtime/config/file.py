@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from branchline.runtime.config.engine import unknown_name
-from branchline.runtime.config.sections import all_settings, title_of
+from branchline.runtime.config.sections import all_settings, is_table, title_of
 from branchline.runtime.errors import InvalidRequest
 
 
@@ -47,7 +47,8 @@ def read_settings(path: Path, sections: Sequence[type[Any]]) -> dict[str, Any]:
         for name, value in table.items():
             if name not in own:
                 raise _misplaced(title, name, own, known)
-            settings[name] = _typed(name, value, str(own[name][1].type))
+            read = _table if is_table(own[name][1]) else _typed
+            settings[name] = read(name, value, str(own[name][1].type))
     return settings
 
 
@@ -65,8 +66,19 @@ def _misplaced(
     return unknown_name(f"setting of [{title}]", name, own)
 
 
+def _table(name: str, value: Any, kind: str) -> Any:
+    """`value` if it is a table of texts."""
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise InvalidRequest(
+            f"{name} is a table of texts", value=value, hint=f'Write {name} = {{name = "…"}}.'
+        )
+    return value
+
+
 def _typed(name: str, value: Any, kind: str) -> Any:
     """`value` if it is of its setting's type; a whole number may stand for a fraction."""
+    if kind.startswith("Mapping"):
+        return _named(name, value)
     kinds: dict[str, type[Any]] = {"bool": bool, "int": int, "float": float, "str": str}
     wanted = kinds[kind.split(" ")[0]]
     if wanted is float and type(value) is int:
@@ -76,3 +88,13 @@ def _typed(name: str, value: Any, kind: str) -> Any:
             f"{name} is not of its type", value=value, hint=f"Give {name} the type {kind}."
         )
     return value
+
+
+def _named(name: str, value: Any) -> dict[str, str]:
+    if isinstance(value, dict) and all(isinstance(each, str) for each in value.values()):
+        return value
+    raise InvalidRequest(
+        f"{name} is not of its type",
+        value=value,
+        hint=f'Give {name} a table of its own, such as {name} = {{ name = "value" }}.',
+    )

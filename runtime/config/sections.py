@@ -7,7 +7,7 @@ over all sections. `metadata["help"]` is the one text that help pages and docs a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -125,6 +125,28 @@ class DeviceSection:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSection:
+    """Low-rank adapters, many beside each other and the base model."""
+
+    adapters: Mapping[str, str] | None = setting(
+        None, "adapters to load at the start: name -> folder in PEFT's format"
+    )
+    adapter_slots: int | None = setting(
+        None,
+        "adapters on the device at once, 0 = none can be loaded; None = 8 on a CPU, on CUDA where "
+        "adapters are named at the start",
+    )
+    max_adapter_rank: int | None = setting(
+        None,
+        "rank that a slot holds at most; None = the largest of those named at the start, at least "
+        "16",
+    )
+    adapter_host_mb: int = setting(
+        4096, "megabytes of adapters kept in host memory, as slots hold them; others are read again"
+    )
+
+
 SECTIONS: tuple[type[Any], ...] = (
     ModelSection,
     MemorySection,
@@ -132,6 +154,7 @@ SECTIONS: tuple[type[Any], ...] = (
     GrammarSection,
     SpeculativeSection,
     DeviceSection,
+    LoraSection,
 )
 
 
@@ -151,3 +174,8 @@ def title_of(section: type[Any]) -> str:
     """A section's name in files and help pages."""
     words = re.findall("[A-Z][a-z]*", section.__name__.removesuffix("Section"))
     return "_".join(words).lower()
+
+
+def is_table(item: Field[Any]) -> bool:
+    """Whether a setting's value is a table: texts by name."""
+    return str(item.type).startswith(("dict", "Mapping"))

@@ -22,6 +22,10 @@ class ServerSection:
     admin_key_file: str | None = setting(
         None, "file with the admin key; beside BRANCHLINE_ADMIN_KEY. None = no admin routes"
     )
+    adapter_dirs: str | None = setting(
+        None,
+        "folders, several with ':', below which admins may load adapters by path; None = none",
+    )
     drain_timeout_s: float = setting(
         60.0, "seconds that running requests get to finish when the server is told to stop"
     )

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from branchline.runtime.core.request import Request
     from branchline.runtime.sampling.sampling_batch import SamplingBatch
 
 Int32Array = np.ndarray[tuple[int], np.dtype[np.int32]]
 Int64Array = np.ndarray[tuple[int], np.dtype[np.int64]]
 UInt64Array = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Float32Array = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+
+SHORTEST_TRUNK = 256
+"""First slots that rows must share for it to be worth finding out."""
 
 
 class ForwardMode(Enum):
@@ -116,7 +119,6 @@ class ScheduleBatch:
         rows: int32 [b], rows of the token and slot tables.
         seq_lens: int32 [b], tokens of each row including this step's.
         extend_lens: int32 [b], this step's tokens of each row (1 for a decode row).
-        extend_start: int32 [b + 1], indptr of `extend_lens`.
         input_ids: int32 [t]; -1 = read token_table[row, position] on the device, where the step
             before has written the id that it sampled.
         positions: int64 [t].
@@ -136,14 +138,16 @@ class ScheduleBatch:
         copies: (src, dst) key-value slots to copy before the forward.
         previous: int32 [t], slot of the token before each one on its path (the parent's for a
             candidate), 0 for a row's first token; None where nobody reads it.
+        adapter_slots: int32 [b], slot of each row's adapter, -1 = the base model; None where no row
+            has one.
+        trunks: rows next to each other may share their first `SHORTEST_TRUNK` slots; False says
+            that none do.
     """
 
     mode: ForwardMode
-    requests: list[Request]
     rows: Int32Array
     seq_lens: Int32Array
     extend_lens: Int32Array
-    extend_start: Int32Array
     input_ids: Int32Array
     positions: Int64Array
     out_slots: Int32Array
@@ -158,6 +162,15 @@ class ScheduleBatch:
     slot_writes: SlotWrites | None = None
     copies: tuple[Int32Array, Int32Array] | None = None
     previous: Int32Array | None = None
+    adapter_slots: Int32Array | None = None
+    trunks: bool = True
+
+    @property
+    def extend_start(self) -> Int32Array:
+        """int32 [b + 1], where each row's tokens begin among the t, then t."""
+        starts: Int32Array = np.zeros(len(self.extend_lens) + 1, dtype=np.int32)
+        np.cumsum(self.extend_lens, out=starts[1:])
+        return starts
 
     @property
     def num_tokens(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from branchline.kernels.lora import LoraBatch
     from branchline.runtime.attention.base import AttentionBackend, AttentionPlan
 
 
@@ -27,6 +28,8 @@ class ForwardBatch:
         plan: the backend's own view of the step, made once for all layers.
         previous: int32 [t], slot of the token before each one on its path; None where no drafter
             reads the model's states.
+        lora: slots of the t tokens' adapters; None where every token is the base model's.
+        logit_lora: slots of the l logit rows; there where `lora` is.
     """
 
     input_ids: torch.Tensor
@@ -36,3 +39,5 @@ class ForwardBatch:
     backend: AttentionBackend
     plan: AttentionPlan
     previous: torch.Tensor | None = None
+    lora: LoraBatch | None = None
+    logit_lora: LoraBatch | None = None

@@ -18,7 +18,8 @@ class GenerateRequest(msgspec.Struct, kw_only=True, tag=True):
     Attributes:
         prompt_ids: at least one id.
         stream: send a `GenerateDelta` as text becomes final; else one `GenerateResult` at the end.
-        namespace: prefix-cache namespace (adapter version, media, tenant salt).
+        namespace: prefix-cache namespace (media, tenant salt); adapters have their own within it.
+        adapter: name of the adapter that it runs with; "" = the base model.
         priority: larger runs first under the priority policy.
         deadline: `time.monotonic()` value after which the request ends with reason "deadline".
         program_id: program it belongs to; requests of one program are kept near in time.
@@ -31,6 +32,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, tag=True):
     sampling: SamplingParams
     stream: bool = False
     namespace: str = ""
+    adapter: str = ""
     priority: int = 0
     deadline: float | None = None
     program_id: str = ""
@@ -50,6 +52,7 @@ class ScoreRequest(msgspec.Struct, kw_only=True, tag=True):
     prompt_ids: list[int]
     choices: list[list[int]]
     namespace: str = ""
+    adapter: str = ""
     priority: int = 0
     deadline: float | None = None
     program_id: str = ""
@@ -74,6 +77,7 @@ class EmbedRequest(msgspec.Struct, kw_only=True, tag=True):
     normalize: bool = True
     dimensions: int | None = None
     namespace: str = ""
+    adapter: str = ""
     priority: int = 0
     deadline: float | None = None
     program_id: str = ""

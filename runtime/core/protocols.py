@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from branchline.runtime.core.adapters import AdapterInfo, AdapterSource
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import Output
 from branchline.runtime.core.prefixes import CachedPrefix
@@ -137,10 +138,11 @@ class EnginePort(Protocol):
     def abort(self, request_id: str) -> None:
         """End a request; its final output says "abort". Unknown ids are ignored."""
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """Keep the longest cached prefix of `ids` until `release(lane_id)`.
 
         ids: the lane's own, which grow later: read them at once.
+        adapter: of the lane's requests, so that what they have computed is what is kept.
         """
 
     def release(self, lane_id: str) -> None:
@@ -154,3 +156,49 @@ class EnginePort(Protocol):
         """Tell the cached prefixes used most, each behind its parent; or why it cannot be told."""
 
     def info(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class AdapterPort(Protocol):
+    """What an engine port can do besides if its engine takes adapters. Answers come on the loop
+    thread; the calls are made there, too, except `adapters`."""
+
+    def adapters(self) -> list[AdapterInfo]:
+        """The adapters that requests may name, in the order in which they were first loaded. A
+        moment's view, from any thread: where an adapter is and who uses it may have changed."""
+
+    def load_adapter(
+        self,
+        name: str,
+        source: AdapterSource,
+        on_done: Callable[[AdapterInfo | BranchlineError], None],
+        *,
+        pin: bool = False,
+    ) -> None:
+        """Load an adapter, or another version of one: requests that come after the answer use it,
+        those that came before keep the version they have.
+
+        Args:
+            source: a folder in PEFT's format, or the files themselves.
+            on_done: gets what was loaded, or why it was not (`AdapterError`, `InvalidRequest`);
+                then nothing has changed.
+            pin: keep it in a slot of the device whatever else is wanted there.
+        """
+
+    def unload_adapter(
+        self,
+        name: str,
+        on_done: Callable[[AdapterInfo | BranchlineError], None],
+        *,
+        drain: bool = False,
+    ) -> None:
+        """Forget an adapter.
+
+        Args:
+            on_done: gets the adapter as it was, once nothing uses it any more, or why it stays:
+                `AdapterNotFound`, or `AdapterInUse` where something does and `drain` is False.
+            drain: take no more requests for it, and let those that there are end.
+        """
+
+    def list_adapters(self, on_done: Callable[[list[AdapterInfo] | BranchlineError], None]) -> None:
+        """As `adapters`, asked of the engine itself."""

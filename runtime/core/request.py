@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from branchline.runtime.core.adapters import AdapterVersion
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import FinishReason, TokenLogprob
 from branchline.runtime.core.pooling import PoolState
@@ -47,6 +48,7 @@ class Progress:
     """What only the request's end reports, and the order of arrival.
 
     Attributes:
+        times: of the stations of its life.
         end_id: the end id that was sampled, if one was.
         error: what ended it, when `finish` is "error".
         prompt_scored: prompt tokens whose log-probabilities have been asked for.
@@ -70,6 +72,7 @@ class Progress:
     end_id: int | None = None
     error: BranchlineError | None = None
     grammar: str = ""
+    times: RequestTimes = field(default_factory=RequestTimes)
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +93,7 @@ class Request:
         handle: lock on the cached prefix.
         inflight: steps planned and not committed; its memory is released when this is zero.
         readout: what is read of a request that generates nothing; None for generation.
+        adapter: the version that it runs with; None = the base model.
     """
 
     id: str
@@ -110,8 +114,13 @@ class Request:
     matcher: TokenMatcher | None = None
     readout: ScoreState | PoolState | None = None
     finish: FinishReason | None = None
+    adapter: AdapterVersion | None = None
     progress: Progress = field(default_factory=Progress)
-    times: RequestTimes = field(default_factory=RequestTimes)
+
+    @property
+    def times(self) -> RequestTimes:
+        """Of the stations of its life."""
+        return self.progress.times
 
     @property
     def output_len(self) -> int:

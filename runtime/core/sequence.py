@@ -156,7 +156,9 @@ def never_run(
     request: EngineRequest, name: str, reason: FinishReason, error: BranchlineError | None
 ) -> GenerateResult | ScoreResult | EmbedResult:
     """The final output of sequence `name` of a request that the scheduler has no record of."""
-    meta = RequestMeta(finish_reason=reason, prompt_tokens=len(request.prompt_ids))
+    meta = RequestMeta(
+        finish_reason=reason, prompt_tokens=len(request.prompt_ids), adapter=request.adapter
+    )
     wire = None if error is None else error.to_wire()
     if isinstance(request, GenerateRequest):
         return GenerateResult(request_id=name, text="", token_ids=[], meta=meta, error=wire)
@@ -209,6 +211,7 @@ def _meta(request: Request, model_name: str) -> RequestMeta:
         queue_s=(times.admitted or end) - times.created,
         seed=request.seed if request.generates else None,
         model=model_name,
+        adapter=request.source.adapter,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from branchline.runtime.core.protocols import Worker
 from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.executor.cpu_graph import ModelGraph
 from branchline.runtime.executor.draft_step import Draft
-from branchline.runtime.executor.model_runner import ModelRunner
+from branchline.runtime.executor.model_runner import Graphs, ModelRunner
 from branchline.runtime.executor.step import StepExecutor
 from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.executor.worker import CpuWorker, SyncWorker
@@ -55,6 +56,7 @@ class RunnerSettings:
         attention: name of the backend, or "auto".
         graph: replay a recorded forward where ops and attention can.
         draft_scratch: slots that guesses of a draft model lie in, on top of the pool's.
+        adapter_slots: that the model's layers were given.
     """
 
     num_pages: int
@@ -65,6 +67,7 @@ class RunnerSettings:
     attention: str = "auto"
     graph: bool = True
     draft_scratch: int = 0
+    adapter_slots: int = 0
 
 
 def kv_dtype_of(spec: ModelSpec, dtype: WeightDtype, kv_dtype: KVDtype = "auto") -> torch.dtype:
@@ -173,9 +176,20 @@ def build_runner(
         draft = draft_beside(pool, draft_model, settings.draft_scratch, torch.float32)
     slots = torch.from_numpy(slot_table)
     tokens = token_table(slot_table.shape[0], model.max_context)
-    graphs = None
     recordable = attention.supports(replace(needs, graph=True)).ok
-    if settings.graph and recordable and isinstance(ops, NativeOps):
+    if not (settings.graph and recordable and isinstance(ops, NativeOps)):
+        return ModelRunner(
+            model,
+            ops,
+            attention,
+            pool,
+            slots,
+            tokens,
+            draft=draft,
+            adapter_slots=settings.adapter_slots,
+        )
+
+    def record(*, adapted: bool) -> Graphs:
         body, whole = (
             ModelGraph(
                 model,
@@ -188,11 +202,25 @@ def build_runner(
                 max_tokens=settings.max_step_tokens,
                 max_rows=settings.max_step_rows,
                 head=head,
+                adapted=adapted,
             )
             for head in (False, True)
         )
-        graphs = body, whole
-    return ModelRunner(model, ops, attention, pool, slots, tokens, draft=draft, graphs=graphs)
+        return body, whole
+
+    graphs = record(adapted=False)
+    return ModelRunner(
+        model,
+        ops,
+        attention,
+        pool,
+        slots,
+        tokens,
+        draft=draft,
+        graphs=graphs,
+        adapter_slots=settings.adapter_slots,
+        record=partial(record, adapted=True) if settings.adapter_slots else None,
+    )
 
 
 def draft_beside(

@@ -14,6 +14,7 @@ from branchline.runtime.attention.base import AttentionBackend
 from branchline.runtime.core.batch import ScheduleBatch
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.executor.draft_step import Draft, forward_step
+from branchline.runtime.executor.lora_inputs import token_slots
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
 
@@ -31,6 +32,7 @@ class ModelGraph:
         max_tokens, max_rows: of a step.
         draft: a draft model that keeps something of every token, if there is one.
         head: record the output head too, for steps with at most `max_rows` logit rows.
+        adapted: for steps with adapters, and for those alone.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ModelGraph:
         max_tokens: int,
         max_rows: int,
         head: bool,
+        adapted: bool = False,
     ) -> None:
         rows = min(max_rows, max_tokens)
         limits = GraphLimits(
@@ -73,6 +76,8 @@ class ModelGraph:
         self._tree_lens = meta.tree_lens.numpy()
         self._tree_offsets = meta.tree_offsets.numpy()
         self._tree_words = meta.tree_words.numpy()
+        self._lora_slots = inputs.lora.slots.numpy()
+        self._logit_slots = inputs.logit_lora.slots.numpy()
 
         def forward(ops: Ops, traced: GraphInputs) -> torch.Tensor:
             batch = ForwardBatch(
@@ -83,9 +88,11 @@ class ModelGraph:
                 backend=attention,
                 plan=self._plan,
                 previous=traced.previous,
+                lora=traced.lora if adapted else None,
+                logit_lora=traced.logit_lora if adapted else None,
             )
             hidden = forward_step(model, draft, batch, ops, kv_pool)
-            return model.logits(hidden, ops) if head else hidden
+            return model.logits(hidden, ops, batch.logit_lora) if head else hidden
 
         self._graph.capture(forward)
 
@@ -122,6 +129,10 @@ class ModelGraph:
         self._seq_lens[:b] = plan.seq_lens
         self._extend_lens[:b] = plan.extend_lens
         self._extend_start[: b + 1] = plan.extend_start
+        slots = token_slots(plan)
+        if slots is not None:
+            self._lora_slots[:t] = slots
+            self._logit_slots[:n] = slots[plan.logit_idx]
         if plan.tree is None:
             self._tree_lens[:b] = 0
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from branchline.runtime.executor.device_graphs import (
     extend_shapes,
     padded,
     row_sizes,
+    trunk_sizes,
 )
 from branchline.runtime.executor.device_runner import DeviceRunner
 from branchline.runtime.executor.device_stream import DeviceStream, to_device
@@ -58,6 +60,7 @@ class DeviceSettings:
         attention: name of the backend, or "auto".
         graphs: record forwards.
         draft_scratch: slots that guesses of a draft model lie in, on top of the pool's.
+        adapter_slots: that the model's layers were given.
     """
 
     page_size: int
@@ -68,6 +71,7 @@ class DeviceSettings:
     attention: str = "auto"
     graphs: bool = True
     draft_scratch: int = 0
+    adapter_slots: int = 0
 
 
 class DeviceBuilder:
@@ -119,6 +123,7 @@ class DeviceBuilder:
             max_rows=settings.max_rows,
             graph_tokens=self._graph_tokens(),
             draft=self._draft(pool),
+            adapter_slots=settings.adapter_slots,
         )
 
     def _graph_tokens(self) -> int:
@@ -209,20 +214,31 @@ class DeviceBuilder:
     def _largest_step(self) -> None:
         """All tokens there can be, in padding rows, and logits of all rows."""
         tokens, rows = self._settings.max_step_tokens, self._settings.max_rows
-        shape = StepShape(tokens, rows, rows)
         runner = self._runner
-        with runner.stream:
-            hidden = runner.idle_hidden(shape)
-            self._model.logits(hidden, self._ops).float()
-        runner.stream.drain()
+        for adapted in self._kinds():
+            with runner.stream:
+                hidden = runner.idle_hidden(StepShape(tokens, rows, rows, adapted=adapted))
+                self._model.logits(hidden, self._ops).float()
+            runner.stream.drain()
+
+    def _kinds(self) -> tuple[bool, ...]:
+        """Without adapters, and with them if there can be any."""
+        return (False, True) if self._settings.adapter_slots else (False,)
 
     def _record(self) -> None:
         """Largest sizes first; stops where memory ends."""
         started = time.monotonic()
         graphs = self._runner.graphs
-        shapes = [StepShape(n, n, n, decode=True) for n in decode_sizes(self._settings.max_rows)]
-        shapes += extend_shapes(self._graph_tokens(), self._settings.max_rows)
-        shapes.sort(key=lambda shape: -shape.tokens)
+        most_rows = self._settings.max_rows
+        shapes: list[StepShape] = []
+        if self.attention.finds_trunks:
+            shapes += [StepShape(n, n, n, decode=True, trunks=True) for n in trunk_sizes(most_rows)]
+        for adapted in self._kinds():
+            for n in decode_sizes(most_rows):
+                shapes.append(StepShape(n, n, n, decode=True, adapted=adapted))
+            shapes += extend_shapes(self._graph_tokens(), most_rows, adapted=adapted)
+        # of the same size those without adapters first, should memory end
+        shapes.sort(key=lambda shape: (-shape.tokens, shape.adapted))
         why = "sizes recorded"
         for shape in shapes:
             try:
@@ -240,31 +256,37 @@ class DeviceBuilder:
         for rows in row_sizes(most_rows, most_rows):
             for tokens in (TOKEN_STEP, 16 * rows + TOKEN_STEP):
                 whole = min(tokens, self._settings.max_step_tokens) // TOKEN_STEP * TOKEN_STEP
-                for tree in (False, True):
-                    shape = StepShape(max(whole, TOKEN_STEP), rows, 8, tree=tree)
+                for tree, adapted in product((False, True), self._kinds()):
+                    most = max(whole, TOKEN_STEP)
                     with runner.stream:
-                        runner.idle_hidden(shape)
+                        runner.idle_hidden(StepShape(most, rows, 8, tree=tree, adapted=adapted))
         count = 8
         while count <= padded(most_rows):
             shape = StepShape(TOKEN_STEP, 8, TOKEN_STEP)
             index = torch.zeros(count, dtype=torch.int32, device=self._device)
             with runner.stream:
                 hidden = runner.idle_hidden(shape)
-                self._model.logits(self._ops.gather_rows(hidden, index), self._ops)
+                for adapted in self._kinds():
+                    lora = runner.lora(torch.full_like(index, -1)) if adapted else None
+                    self._model.logits(self._ops.gather_rows(hidden, index), self._ops, lora)
             count *= 2
 
     def _warm_sampling(self) -> None:
         """Every way to choose a token, once."""
         vocab = self._runner.vocab_size
         kinds = ({"temperature": 0.0}, {"temperature": 0.7}, {"top_p": 0.9}, {"logprobs": 2})
-        rows = [RowSampling(SamplingParams(**kind), 0, 1) for kind in kinds]
-        batch = SamplingBatch.build(rows)
         device = self._device
         sampler = DeviceSampler(self._runner.sampling, lambda array: to_device(array, device))
-        words = np.full((len(rows), -(-vocab // 32)), -2, dtype=np.int32)
-        positions = np.ones(len(rows), dtype=np.int64)
-        shape = StepShape(len(rows), len(rows), len(rows))
-        with self._runner.stream:
-            hidden = self._runner.idle_hidden(shape)
-            logits = self._model.logits(hidden, self._ops)
-            sampler.sample(logits, batch, positions, lambda _: torch.empty(0), words)
+        # few rows and many are cut in different ways
+        for count in (len(kinds), self._settings.max_rows):
+            rows = [
+                RowSampling(SamplingParams(**kinds[i % len(kinds)]), 0, 1) for i in range(count)
+            ]
+            batch = SamplingBatch.build(rows)
+            words = np.full((count, -(-vocab // 32)), -2, dtype=np.int32)
+            positions = np.ones(count, dtype=np.int64)
+            with self._runner.stream:
+                hidden = self._runner.idle_hidden(StepShape(count, count, count))
+                for mask in (words, None):
+                    logits = self._model.logits(hidden, self._ops)
+                    sampler.sample(logits, batch, positions, lambda _: torch.empty(0), mask)

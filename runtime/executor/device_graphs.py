@@ -21,6 +21,9 @@ from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape, Ste
 DECODE_STEP = 8
 """Distance of the larger decode sizes."""
 
+FEWEST_TRUNK_ROWS = 4
+"""Up to so many rows a shared trunk is read from the cache about as fast row by row."""
+
 EXTEND_TOKENS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 TREE_TOKENS = (32, 128, 512, 1024)
 """Tokens of recorded steps that are not pure decoding, without and with tree masks."""
@@ -71,16 +74,26 @@ def decode_sizes(most: int) -> list[int]:
     return [size for index, size in enumerate(sizes) if index == 0 or sizes[index - 1] < most]
 
 
+def trunk_sizes(most: int) -> list[int]:
+    """Rows for which decoding of rows that share trunks is recorded once more, ascending, up to
+    the last of `decode_sizes`; less close together, since padding reads little."""
+    largest = decode_sizes(most)[-1]
+    sizes = [2 * FEWEST_TRUNK_ROWS, 4 * FEWEST_TRUNK_ROWS, 6 * FEWEST_TRUNK_ROWS]
+    while sizes[-1] < largest:
+        sizes.append(2 * sizes[-2])
+    return sorted({min(size, largest) for size in sizes if largest > FEWEST_TRUNK_ROWS})
+
+
 def row_sizes(tokens: int, most_rows: int) -> list[int]:
     """Rows that a step of so many tokens is filled up to, ascending; each has room for padding."""
     most = min(tokens, most_rows) + 1
     return [*(rows for rows in ROW_SIZES if rows < most), most]
 
 
-def extend_shapes(most_tokens: int, most_rows: int) -> list[StepShape]:
+def extend_shapes(most_tokens: int, most_rows: int, *, adapted: bool = False) -> list[StepShape]:
     """Shapes for small mixed steps, ascending."""
     return [
-        StepShape(tokens, rows, tokens, tree=tree)
+        StepShape(tokens, rows, tokens, tree=tree, adapted=adapted)
         for tree, sizes in ((False, EXTEND_TOKENS), (True, TREE_TOKENS))
         for tokens in sizes
         if tokens <= most_tokens
@@ -95,7 +108,8 @@ def eager_shape(plan: ScheduleBatch, most_rows: int) -> StepShape:
     assert len(plan.rows) <= most_rows, "a plan has no more rows than the settings allow"
     rows = next(n for n in row_sizes(most_rows, most_rows) if n > len(plan.rows))
     logits = min(padded(len(plan.logit_idx)), tokens)
-    return StepShape(tokens, rows, logits, tree=plan.tree is not None)
+    adapted = plan.adapter_slots is not None
+    return StepShape(tokens, rows, logits, tree=plan.tree is not None, adapted=adapted)
 
 
 def padded(count: int) -> int:
@@ -108,11 +122,9 @@ def idle_step(shape: StepShape) -> ScheduleBatch:
     none = np.empty(0, dtype=np.int32)
     return ScheduleBatch(
         mode=ForwardMode.IDLE,
-        requests=[],
         rows=none,
         seq_lens=none,
         extend_lens=none,
-        extend_start=np.zeros(1, dtype=np.int32),
         input_ids=none,
         positions=np.empty(0, dtype=np.int64),
         out_slots=none,
@@ -145,13 +157,14 @@ class DeviceGraphs:
         self._forward = forward
         self._stream = stream
         self._pool = torch.cuda.graph_pool_handle() if stream.device.type == "cuda" else None
-        self._decode: dict[int, _Graph] = {}
+        self._decode: dict[tuple[bool, int], _Graph] = {}  # by (adapted, rows)
+        self._trunks: dict[int, _Graph] = {}
         self._extend: dict[StepShape, _Graph] = {}
 
     @property
     def count(self) -> int:
         """Recordings held."""
-        return len(self._decode) + len(self._extend)
+        return len(self._decode) + len(self._trunks) + len(self._extend)
 
     def record(self, shape: StepShape) -> None:
         """Record a size; the larger ones first, so that the smaller ones fit in their memory.
@@ -162,23 +175,31 @@ class DeviceGraphs:
         tensors = self._buffers.views(shape)
         with self._stream:
             meta = self._buffers.load(idle_step(shape), tensors)
-            plan = self._attention.init_graph(meta)
+            plan = self._attention.init_graph(meta, trunks=shape.trunks)
             self._attention.plan_replay(plan, meta)
             replay = self._capture(lambda: self._forward(shape, tensors, plan))
         graph = _Graph(tensors, plan, replay)
-        if shape.decode:
-            self._decode[shape.rows] = graph
+        if shape.decode and shape.trunks:
+            self._trunks = dict(sorted([*self._trunks.items(), (shape.rows, graph)]))
+        elif shape.decode:
+            self._decode[shape.adapted, shape.rows] = graph
             self._decode = dict(sorted(self._decode.items()))
         else:
             self._extend[shape] = graph
-            order = sorted(self._extend, key=lambda s: (s.tree, s.tokens, s.rows))
+            order = sorted(self._extend, key=lambda s: (s.adapted, s.tree, s.tokens, s.rows))
             self._extend = {key: self._extend[key] for key in order}
 
     def find(self, plan: ScheduleBatch) -> _Graph | None:
         """The smallest recording that holds the step, if any."""
         tokens, rows = plan.num_tokens, len(plan.rows)
+        adapted = plan.adapter_slots is not None
         if plan.mode is ForwardMode.DECODE:
-            return next((g for size, g in self._decode.items() if size >= rows), None)
+            if plan.trunks and not adapted and rows > FEWEST_TRUNK_ROWS:
+                for size, graph in self._trunks.items():
+                    if size >= rows:
+                        return graph
+            sizes = self._decode.items()
+            return next((g for (a, size), g in sizes if a == adapted and size >= rows), None)
         if not self._buffers.fits(plan):
             return None
         if tokens > LONG_STEP:
@@ -187,7 +208,9 @@ class DeviceGraphs:
                 return None
         tree = plan.tree is not None
         for shape, graph in self._extend.items():
-            if shape.tree == tree and shape.tokens >= tokens and shape.rows > rows:
+            if (shape.adapted, shape.tree) != (adapted, tree):
+                continue
+            if shape.tokens >= tokens and shape.rows > rows:
                 return graph
         return None
 
@@ -206,11 +229,32 @@ class DeviceGraphs:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             outputs = run()
-        finally:
-            graph.capture_end()
+        except BaseException as error:
+            try:
+                graph.capture_end()
+            except RuntimeError as another:  # a recording that was broken off may not end well
+                error.add_note(f"Ending the recording failed, too: {another}")
+            raise
+        _end_capture(graph)
 
         def replay() -> Outputs:
             graph.replay()
             return outputs
 
         return replay
+
+
+def _end_capture(graph: torch.cuda.CUDAGraph) -> None:
+    """Make the recording ready to be replayed, which takes memory of the driver's own.
+
+    Raises:
+        torch.OutOfMemoryError: there is none left.
+    """
+    try:
+        graph.capture_end()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        raise torch.OutOfMemoryError(f"no memory to make a recording ready: {error}") from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from branchline.kernels.lora import LoraBatch
 from branchline.kernels.ops import Ops
 from branchline.kernels.sampling import Draws, SamplingOps
 from branchline.runtime.attention.base import AttentionBackend, AttentionPlan
@@ -47,12 +48,14 @@ class QueuedForward:
         logits: [s, V] of the sampled rows; None when s = 0.
         greedy: int32 [s], the most likely ids, written to the token table already; or None.
         places: int64 [s], where sampled ids go in the flat token table.
+        positions: int64 [s], position that each of them takes.
     """
 
     hidden: torch.Tensor | None
     logits: torch.Tensor | None
     greedy: torch.Tensor | None
     places: torch.Tensor
+    positions: torch.Tensor
 
 
 class DeviceRunner:
@@ -69,6 +72,7 @@ class DeviceRunner:
         graph_tokens: of the largest step that is recorded.
         tree_words: words of tree masks in a step at most.
         draft: a draft model that keeps something of every token, if there is one.
+        adapter_slots: that the model's layers were given.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class DeviceRunner:
         graph_tokens: int = 512,
         tree_words: int = 1 << 18,
         draft: Draft | None = None,
+        adapter_slots: int = 0,
     ) -> None:
         if not isinstance(ops, SamplingOps):
             raise InvalidRequest(
@@ -96,6 +101,7 @@ class DeviceRunner:
         self.draft = draft
         self.attention = attention
         self._max_rows = max_rows
+        self._adapter_slots = adapter_slots
         most = max_rows + DECODE_STEP
         self._eager_buffers = PlanBuffers(
             tables,
@@ -104,6 +110,7 @@ class DeviceRunner:
             samples=most + MAX_GUESSES,
             tree_words=tree_words,
             stream=stream,
+            adapters=adapter_slots > 0,
         )
         buffers = PlanBuffers(
             tables,
@@ -112,8 +119,11 @@ class DeviceRunner:
             samples=most + MAX_GUESSES,
             tree_words=GRAPH_TREE_WORDS,
             stream=stream,
+            adapters=adapter_slots > 0,
         )
         self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream)
+        # Made once: in a recording each of its tensors would be made anew in every step.
+        self._greedy = Draws.greedy(most, stream.device)
 
     @property
     def vocab_size(self) -> int:
@@ -121,8 +131,7 @@ class DeviceRunner:
         return self.model.spec.vocab_size
 
     def run(self, plan: ScheduleBatch) -> QueuedForward:
-        """Queue table changes, slot copies, the forward, and logits of the sampled rows."""
-        self.tables.apply(plan)
+        """Queue slot copies, table changes, the forward, and logits of the sampled rows."""
         if plan.copies is not None:
             self.kv_pool.copy_slots(*plan.copies)
             if self.draft is not None:
@@ -134,18 +143,24 @@ class DeviceRunner:
             outputs = Outputs(hidden=self._eager(plan, tensors))
         else:
             tensors, outputs = self.graphs.replay(graph, plan)
-        places = tensors.sample_places[:sampled]
+        there = tensors.sample_places[:sampled], tensors.sample_positions[:sampled]
         if outputs.logits is not None:
             assert outputs.greedy is not None, "a decode graph chooses"
-            return QueuedForward(None, outputs.logits[:sampled], outputs.greedy[:sampled], places)
+            return QueuedForward(None, outputs.logits[:sampled], outputs.greedy[:sampled], *there)
         assert outputs.hidden is not None, "a graph gives logits or hidden states"
         hidden = outputs.hidden[: len(plan.logit_idx)]
         logits = None
         if sampled:
             index = tensors.sample_idx[: padded(sampled)]
             rows = self.ops.gather_rows(outputs.hidden, index)
-            logits = self.model.logits(rows, self.ops)[:sampled]
-        return QueuedForward(hidden, logits, None, places)
+            slots = tensors.sample_lora_slots
+            lora = self.lora(None if slots is None else slots[: padded(sampled)])
+            logits = self.model.logits(rows, self.ops, lora)[:sampled]
+        return QueuedForward(hidden, logits, None, *there)
+
+    def lora(self, slots: torch.Tensor | None) -> LoraBatch | None:
+        """What the ops take of the adapters' slots of n rows: int32 [n] on the device."""
+        return None if slots is None else self.ops.lora_batch(slots, self._adapter_slots)
 
     def idle_hidden(self, shape: StepShape) -> torch.Tensor:
         """Queue a forward of padding alone, without a recording: [l, hidden]."""
@@ -156,9 +171,14 @@ class DeviceRunner:
         return self._hidden(tensors, self.attention.plan(meta))
 
     def _hidden(self, tensors: StepTensors, plan: AttentionPlan) -> torch.Tensor:
+        self.tables.write(tensors.writes)
+        self.attention.begin(plan)
         ids = self.ops.resolve_ids(
             tensors.input_ids, tensors.positions, tensors.meta, self.tables.tokens
         )
+        lora = self.lora(tensors.lora_slots)
+        # in decoding each token is a logit row
+        same = tensors.shape.decode
         batch = ForwardBatch(
             input_ids=ids,
             positions=tensors.positions,
@@ -167,6 +187,8 @@ class DeviceRunner:
             backend=self.attention,
             plan=plan,
             previous=tensors.previous,
+            lora=lora,
+            logit_lora=lora if same else self.lora(tensors.logit_lora_slots),
         )
         return forward_step(self.model, self.draft, batch, self.ops, self.kv_pool)
 
@@ -175,8 +197,7 @@ class DeviceRunner:
         hidden = self._hidden(tensors, plan)
         if not shape.decode:
             return Outputs(hidden=hidden)
-        logits = self.model.logits(hidden, self.ops)
-        greedy = Draws.greedy(shape.rows, logits.device)
-        ids, bad = self.sampling.sample_rows(logits.float(), greedy)
+        logits = self.model.logits(hidden, self.ops, self.lora(tensors.logit_lora_slots))
+        ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(shape.rows))
         self.tables.put_tokens(tensors.sample_places[: shape.rows], ids)
-        return Outputs(logits=logits, greedy=ids.masked_fill(bad, -1))
+        return Outputs(logits=logits, greedy=torch.where(bad, -1, ids))

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 
 from branchline.kernels.ops import Ops
-from branchline.runtime.core.batch import ScoreRead
+from branchline.runtime.core.batch import Int32Array, ScoreRead
 from branchline.runtime.executor.device_graphs import padded
 from branchline.runtime.executor.device_stream import to_device
 
 CHUNK = 256
 """Rows of logits made at once: 156 MiB for a vocabulary of 152,000."""
+
+Head = Callable[[torch.Tensor, Int32Array], torch.Tensor]
+"""The output head: hidden states [n, hidden] of the logit rows with these indices -> [n, V]."""
 
 Reading = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """chosen float32 [m], top_ids int32 [m, k], top_values float32 [m, k]."""
@@ -26,7 +29,7 @@ Reading = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def queue_scores(
     read: ScoreRead,
     hidden: torch.Tensor,
-    logits: Callable[[torch.Tensor], torch.Tensor],
+    logits: Head,
     ops: Ops,
 ) -> Reading:
     """Queue the readings of `read`.
@@ -34,7 +37,7 @@ def queue_scores(
     Args:
         read: m places.
         hidden: [l, hidden].
-        logits: the output head, [n, hidden] -> [n, V].
+        logits: gives [n, V].
         ops: gathers rows and sums exponentials.
     """
     device = hidden.device
@@ -47,7 +50,7 @@ def queue_scores(
         last = min(first + CHUNK, len(rows))
         index = np.zeros(padded(last - first), dtype=np.int32)
         index[: last - first] = rows[first:last]
-        made = logits(ops.gather_rows(hidden, to_device(index, device)))
+        made = logits(ops.gather_rows(hidden, to_device(index, device)), index)
         values = made[: last - first].float()
         here = order[firsts[first] : firsts[last]]
         local = to_device((inverse[here] - first).astype(np.int64), device)

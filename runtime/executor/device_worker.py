@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from branchline.runtime.core.batch import ForwardOutput, ScheduleBatch, TopLogprobs
+from branchline.runtime.core.batch import ForwardOutput, Int32Array, ScheduleBatch, TopLogprobs
 from branchline.runtime.core.protocols import Pending
 from branchline.runtime.errors import BackendError
 from branchline.runtime.executor.device_runner import DeviceRunner, QueuedForward
-from branchline.runtime.executor.device_scores import Reading, queue_scores
+from branchline.runtime.executor.device_scores import Head, Reading, queue_scores
 from branchline.runtime.executor.device_stream import Mark, to_device, to_host
+from branchline.runtime.executor.lora_inputs import logit_slots
 from branchline.runtime.sampling.device_sampler import DeviceSampler
 from branchline.runtime.sampling.logprobs import scatter_logprobs
 
@@ -107,7 +108,7 @@ class DeviceWorker:
                 if plan.score is not None and len(plan.score.logit_rows):
                     assert step.forwarded.hidden is not None, "scored steps give hidden states"
                     step.scores = queue_scores(
-                        plan.score, step.forwarded.hidden, self._logits, self.runner.ops
+                        plan.score, step.forwarded.hidden, self._head_of(plan), self.runner.ops
                     )
                 if plan.hidden_rows is not None:
                     assert step.forwarded.hidden is not None, "these steps give hidden states"
@@ -136,8 +137,14 @@ class DeviceWorker:
         self._closed = True
         self.runner.stream.drain()
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.runner.model.logits(hidden, self.runner.ops)
+    def _head_of(self, plan: ScheduleBatch) -> Head:
+        runner, slots = self.runner, logit_slots(plan)
+
+        def head(rows: torch.Tensor, index: Int32Array) -> torch.Tensor:
+            own = None if slots is None else to_device(slots[index], runner.stream.device)
+            return runner.model.logits(rows, runner.ops, runner.lora(own))
+
+        return head
 
     def _finish(self, step: DevicePending, bitmask: Bitmask | None) -> _Landing:
         plan, forwarded = step.plan, step.forwarded
@@ -174,7 +181,9 @@ class DeviceWorker:
             known = tables.tokens[row, : end - len(tail)]
             return torch.cat([known, to_device(tail, tables.tokens.device)])
 
-        found = self._sampler.sample(forwarded.logits, plan.sampling, positions, history, bitmask)
+        found = self._sampler.sample(
+            forwarded.logits, plan.sampling, positions, history, bitmask, forwarded.positions
+        )
         tables.put_tokens(forwarded.places, found.ids.clamp(min=0))
         landing.ids = to_host(found.ids)
         if found.logprobs is not None:

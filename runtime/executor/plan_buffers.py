@@ -2,7 +2,8 @@
 
 Invariant: the views that a graph was recorded with show the step that was loaded last. A step
 smaller than what a graph expects is filled up with padding tokens of padding rows, which read and
-write page 0 alone. Knows nothing of what the tokens mean.
+write page 0 alone. Changes of the tables are in the same copy as long as they are few; the others
+are written while the step is loaded. Knows nothing of what the tokens mean.
 """
 
 from __future__ import annotations
@@ -16,10 +17,20 @@ import torch
 from branchline.kernels.ops import AttentionMeta
 from branchline.runtime.core.batch import ScheduleBatch
 from branchline.runtime.executor.device_stream import DeviceStream, Mark, host_buffer
-from branchline.runtime.executor.device_tables import DeviceTables
+from branchline.runtime.executor.device_tables import (
+    NO_CHANGES,
+    DeviceTables,
+    TableChanges,
+    TableWrites,
+)
+from branchline.runtime.executor.lora_inputs import sample_slots, token_slots
 
 _RING = 3
 """Host buffers used in turn: one being filled, one being copied, one of the step before."""
+
+TABLE_WRITES = 1024
+"""Changes of each table that travel with a plan. Decoding rows get slots in batches, so that a step
+has few; a prompt's own are read and written once, and a second copy of theirs is not felt."""
 
 PADDING_PIECE = 64
 """Tokens of a padding row, unless more are needed: short rows cost little attention."""
@@ -36,6 +47,8 @@ class StepShape:
         logits: tokens whose final hidden states are computed, padding included.
         tree: whether there are tree masks.
         decode: every row has one token, whose logits and most likely id are wanted.
+        adapted: some row has an adapter.
+        trunks: of decoding, rows may begin with the same slots.
     """
 
     tokens: int
@@ -43,6 +56,8 @@ class StepShape:
     logits: int
     tree: bool = False
     decode: bool = False
+    adapted: bool = False
+    trunks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +74,12 @@ class StepTensors:
         sample_idx: int32 [most samples], logit rows that are sampled, then 0.
         sample_places: int64 [most samples], where their ids go in the flat token table, then a
             place of the padding row.
+        sample_positions: int64 [most samples], position that each sampled id takes, then 0.
+        writes: changes of the tables, filled up with writes of padding.
         meta: who attends to what.
+        lora_slots: int32 [t], slots of the tokens' adapters; None where no row has one.
+        logit_lora_slots: int32 [l], of the logit rows, likewise.
+        sample_lora_slots: int32 [most samples], of the sampled ones, then -1; likewise.
     """
 
     shape: StepShape
@@ -70,7 +90,12 @@ class StepTensors:
     logit_idx: torch.Tensor
     sample_idx: torch.Tensor
     sample_places: torch.Tensor
+    sample_positions: torch.Tensor
+    writes: TableWrites
     meta: AttentionMeta
+    lora_slots: torch.Tensor | None = None
+    logit_lora_slots: torch.Tensor | None = None
+    sample_lora_slots: torch.Tensor | None = None
 
 
 class PlanBuffers:
@@ -81,6 +106,7 @@ class PlanBuffers:
         samples: places that are sampled at most.
         tree_words: words of tree masks that fit.
         stream: where the copies are queued.
+        adapters: there are adapter slots.
     """
 
     def __init__(
@@ -92,6 +118,7 @@ class PlanBuffers:
         samples: int,
         tree_words: int,
         stream: DeviceStream,
+        adapters: bool = False,
     ) -> None:
         self.tokens, self.rows, self.tree_words = tokens, rows, tree_words
         self._tables = tables
@@ -107,16 +134,25 @@ class PlanBuffers:
             ("extend_start", rows + 1, False),
             ("sample_idx", 2 * samples, False),
             ("sample_places", samples, True),
+            ("sample_positions", samples, True),
+            ("slot_places", TABLE_WRITES, True),
+            ("token_places", TABLE_WRITES, True),
+            ("slot_values", TABLE_WRITES, False),
+            ("token_values", TABLE_WRITES, False),
             ("input_ids", tokens, False),
             ("out_slots", tokens, False),
             ("previous", tokens, False),
             ("logit_idx", tokens, False),
             ("positions", tokens, True),
+            ("lora_slots", tokens if adapters else 0, False),
+            ("logit_lora_slots", tokens if adapters else 0, False),
+            ("sample_lora_slots", 2 * samples if adapters else 0, False),
             ("tree_lens", rows, False),
             ("tree_offsets", rows, False),
             ("tree_words", tree_words, True),
         ):
-            at += at % 2 if wide else 0
+            # kernels are compiled anew for an address that 16 does not divide
+            at = -(-at // 4) * 4
             layout[name] = (at, length, wide)
             at += length * (2 if wide else 1)
         self._without_tree = layout["tree_lens"][0]
@@ -163,11 +199,21 @@ class PlanBuffers:
             logit_idx=v["logit_idx"][: shape.logits],
             sample_idx=v["sample_idx"],
             sample_places=v["sample_places"],
+            sample_positions=v["sample_positions"],
+            writes=TableWrites(
+                v["slot_places"], v["slot_values"], v["token_places"], v["token_values"]
+            ),
             meta=meta,
+            lora_slots=v["lora_slots"][:tokens] if shape.adapted else None,
+            logit_lora_slots=v["logit_lora_slots"][: shape.logits] if shape.adapted else None,
+            sample_lora_slots=v["sample_lora_slots"] if shape.adapted else None,
         )
 
     def load(self, plan: ScheduleBatch, tensors: StepTensors) -> AttentionMeta:
         """Queue the copy of a plan that fits to where `tensors` show it, filled up to their shape.
+
+        What it changes in the tables is in `tensors.writes`, which the forward makes first, or is
+        written here if it is too much.
 
         Returns:
             The views' metadata with the lengths in host memory, for a backend to plan with.
@@ -177,6 +223,11 @@ class PlanBuffers:
         self._marks[self._turn].wait()
         arrays = self._arrays[self._turn]
         self._fill(arrays, plan, shape)
+        changes = self._tables.changes(plan)
+        if changes.most > TABLE_WRITES:
+            self._tables.write(self._tables.upload(changes))
+            changes = NO_CHANGES
+        self._fill_writes(arrays, changes)
         words = 0 if plan.tree is None else len(plan.tree.words)
         end = self._tree_words + 2 * words if shape.tree else self._without_tree
         self._device[:end].copy_(self._host[self._turn][:end], non_blocking=True)
@@ -201,11 +252,16 @@ class PlanBuffers:
             shape.tokens - (shape.logits - logits), shape.tokens
         )
         if s:
-            places = self._tables.token_places(plan.rows[plan.sample_rows], plan.sample_positions)
+            positions = plan.sample_positions
+            rows = plan.rows[plan.sample_rows]
             a["sample_idx"][:s] = plan.sample_idx
             a["sample_idx"][s:] = 0
-            a["sample_places"][:s] = places
+            a["sample_places"][:s] = self._tables.token_places(rows, positions)
+            a["sample_positions"][:s] = positions
+            a["sample_positions"][s:] = 0
         a["sample_places"][s:] = self._tables.padding_place
+        if shape.adapted:
+            _fill_adapters(a, plan, shape)
         self._pad(a, plan, shape)
         np.cumsum(a["extend_lens"][: shape.rows], out=a["extend_start"][1 : shape.rows + 1])
         if shape.tree:
@@ -216,6 +272,17 @@ class PlanBuffers:
                 a["tree_offsets"][:b] = plan.tree.offsets
                 words = plan.tree.words.view(np.int64)
                 a["tree_words"][: len(words)] = words
+
+    def _fill_writes(self, a: dict[str, Array], changes: TableChanges) -> None:
+        w, v = len(changes.slots), len(changes.tokens)
+        a["slot_places"][:w] = changes.slot_places
+        a["slot_places"][w:] = self._tables.padding_slot_place
+        a["slot_values"][:w] = changes.slots
+        a["slot_values"][w:] = 0
+        a["token_places"][:v] = changes.token_places
+        a["token_places"][v:] = self._tables.padding_place
+        a["token_values"][:v] = changes.tokens
+        a["token_values"][v:] = 0
 
     def _pad(self, a: dict[str, Array], plan: ScheduleBatch, shape: StepShape) -> None:
         """Padding tokens belong to padding rows: in pieces, in decoding one to each."""
@@ -237,6 +304,18 @@ class PlanBuffers:
         a["out_slots"][t : shape.tokens] = 0
         a["previous"][t : shape.tokens] = 0
         a["positions"][t : shape.tokens] = np.arange(spare_tokens) % piece
+
+
+def _fill_adapters(a: dict[str, Array], plan: ScheduleBatch, shape: StepShape) -> None:
+    """Padding has no adapter."""
+    a["lora_slots"][: shape.tokens] = -1
+    a["logit_lora_slots"][: shape.logits] = -1
+    a["sample_lora_slots"][:] = -1
+    tokens, sampled = token_slots(plan), sample_slots(plan)
+    if tokens is not None and sampled is not None:
+        a["lora_slots"][: len(tokens)] = tokens
+        a["logit_lora_slots"][: len(plan.logit_idx)] = tokens[plan.logit_idx]
+        a["sample_lora_slots"][: len(sampled)] = sampled
 
 
 def _section(buffer: torch.Tensor, start: int, length: int, wide: bool) -> torch.Tensor:

@@ -12,17 +12,20 @@ import numpy as np
 import torch
 
 from branchline.kernels.ops import Ops
-from branchline.runtime.core.batch import ScoreRead, TopLogprobs
+from branchline.runtime.core.batch import Int32Array, ScoreRead, TopLogprobs
 from branchline.runtime.sampling.logprobs import read_top_logprobs
 
 CHUNK = 64
 """Rows of logits made at once: 12 MiB for a vocabulary of 49152."""
 
+Head = Callable[[torch.Tensor, Int32Array], torch.Tensor]
+"""The output head: hidden states [n, hidden] of the logit rows with these indices -> [n, V]."""
+
 
 def read_scores(
     read: ScoreRead,
     hidden: torch.Tensor,
-    logits: Callable[[torch.Tensor], torch.Tensor],
+    logits: Head,
     ops: Ops,
 ) -> TopLogprobs:
     """Log-probabilities (natural log, temperature 1, unmasked) of the tokens asked for.
@@ -30,7 +33,7 @@ def read_scores(
     Args:
         read: m places.
         hidden: [l, hidden].
-        logits: the output head, [n, hidden] -> float32 [n, V].
+        logits: gives float32 [n, V].
         ops: gathers rows.
     """
     # the choices of a select read one row many times: its logits are made once
@@ -41,7 +44,7 @@ def read_scores(
     parts: list[TopLogprobs] = []
     for first in range(0, len(rows), CHUNK):
         wanted = rows[first : first + CHUNK]
-        values = logits(ops.gather_rows(hidden, torch.from_numpy(wanted)))
+        values = logits(ops.gather_rows(hidden, torch.from_numpy(wanted)), wanted)
         last = first + len(wanted)
         for start in range(int(firsts[first]), int(ends[last - 1]), CHUNK):
             here = order[start : min(start + CHUNK, int(ends[last - 1]))]

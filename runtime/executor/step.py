@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from branchline.runtime.core.batch import ForwardOutput, ScheduleBatch, TopLogprobs
+from branchline.runtime.core.batch import ForwardOutput, Int32Array, ScheduleBatch, TopLogprobs
+from branchline.runtime.executor.lora_inputs import logit_slots
 from branchline.runtime.executor.model_runner import ModelRunner
-from branchline.runtime.executor.scores import read_scores
+from branchline.runtime.executor.scores import Head, read_scores
 from branchline.runtime.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -65,11 +66,18 @@ class StepExecutor:
                 # a copy: the next step overwrites what it is taken from
                 states = hidden[index].float().cpu().numpy()
             if plan.score is not None and len(plan.score.logit_rows):
-                scores = read_scores(plan.score, hidden, runner.logits, runner.ops)
+                scores = read_scores(plan.score, hidden, self._head_of(plan), runner.ops)
             if len(plan.sample_idx):
-                index = torch.from_numpy(plan.sample_idx)
-                logits = runner.logits(runner.ops.gather_rows(hidden, index))
+                logits = runner.sampled_logits(hidden, plan)
         return Forwarded(plan, logits, scores, states)
+
+    def _head_of(self, plan: ScheduleBatch) -> Head:
+        slots = logit_slots(plan)
+
+        def head(rows: torch.Tensor, index: Int32Array) -> torch.Tensor:
+            return self.runner.logits(rows, None if slots is None else slots[index])
+
+        return head
 
     def finish(self, step: Forwarded, bitmask: Bitmask | None) -> ForwardOutput:
         """Sample under the mask and write the ids to the token table.

@@ -18,11 +18,9 @@ def idle_plan(num_tokens: int) -> ScheduleBatch:
     one = np.array([num_tokens], dtype=np.int32)
     return ScheduleBatch(
         mode=ForwardMode.IDLE,
-        requests=[],
         rows=np.zeros(1, dtype=np.int32),
         seq_lens=one,
         extend_lens=one,
-        extend_start=np.array([0, num_tokens], dtype=np.int32),
         input_ids=np.zeros(num_tokens, dtype=np.int32),
         positions=np.arange(num_tokens, dtype=np.int64),
         out_slots=np.zeros(num_tokens, dtype=np.int32),

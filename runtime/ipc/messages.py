@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from branchline.runtime.core.adapters import AdapterInfo
 from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import (
@@ -25,9 +26,10 @@ from branchline.runtime.core.outputs import (
 )
 from branchline.runtime.core.sequence import SequenceEnd, SequenceOpen, SequenceTokens
 
-Question = Literal["info", "flush", "audit", "prefixes"]
+Question = Literal["info", "flush", "audit", "prefixes", "adapters"]
 """What a scheduler can be asked: its counters; to drop the cached prefixes that nothing holds
-(answer: tokens freed); to check its memory (answer: breaches found); for its cached prefixes."""
+(answer: tokens freed); to check its memory (answer: breaches found); for its cached prefixes; for
+its adapters."""
 
 
 class Submit(msgspec.Struct, tag=True):
@@ -49,6 +51,7 @@ class Hold(msgspec.Struct, tag=True):
     lane_id: str
     ids: list[int]
     namespace: str
+    adapter: str = ""
 
 
 class Release(msgspec.Struct, tag=True):
@@ -62,6 +65,46 @@ class Ask(msgspec.Struct, tag=True):
 
     number: int
     what: Question
+
+
+class LoadAdapter(msgspec.Struct, tag=True):
+    """Load an adapter from a folder; the `Answer` of the same number is an `AdapterInfo`.
+
+    Attributes:
+        sent: the folder was made for it, and goes with it.
+    """
+
+    number: int
+    name: str
+    path: str
+    pin: bool = False
+    sent: bool = False
+
+
+class UnloadAdapter(msgspec.Struct, tag=True):
+    """Forget an adapter; the `Answer` of the same number is the `AdapterInfo` it had."""
+
+    number: int
+    name: str
+    drain: bool = False
+
+
+class KeptAdapter(msgspec.Struct):
+    """An adapter that a scheduler before this one had."""
+
+    name: str
+    path: str
+    version: int
+    pin: bool = False
+    sent: bool = False
+
+
+class RestoreAdapters(msgspec.Struct, tag=True):
+    """Have these adapters and no others, before anything else is done; the `Answer` of the same
+    number lists those that could be had, `AdapterInfo`s."""
+
+    number: int
+    adapters: list[KeptAdapter]
 
 
 class Attach(msgspec.Struct, tag=True):
@@ -79,10 +122,12 @@ class SchedulerLoaded(msgspec.Struct, tag=True):
 
     Attributes:
         facts: model, settings, decisions, counters (plain data for `info`).
+        adapters: that were loaded at the start.
     """
 
     bounds: Bounds
     facts: dict[str, Any]
+    adapters: list[AdapterInfo] = []
 
 
 class DetokenizerLoaded(msgspec.Struct, tag=True):
@@ -125,7 +170,18 @@ class Answer(msgspec.Struct, tag=True):
     error: dict[str, Any] | None = None
 
 
-ToScheduler = Submit | Abort | Hold | Release | Ask | Attach | Stop
+ToScheduler = (
+    Submit
+    | Abort
+    | Hold
+    | Release
+    | Ask
+    | LoadAdapter
+    | UnloadAdapter
+    | RestoreAdapters
+    | Attach
+    | Stop
+)
 ToDetokenizer = SequenceOpen | SequenceTokens | SequenceEnd
 ToPort = (
     GenerateDelta

@@ -62,6 +62,7 @@ def assemble(settings: dict[str, Any]) -> Assembly:
         model_name=text.model_name,
         max_context=parts.bounds.max_context,
         reasoning=text.reasoning,
+        adapters=parts.adapters,
         describe=parts.facts.describe,
     )
     core.loop.start()

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from branchline.runtime.config.sections import SchedulerSection
+from branchline.runtime.core.adapters import AdapterInfo
 from branchline.runtime.core.bounds import Bounds, check_queue, remaining
 from branchline.runtime.core.messages import EngineRequest, GenerateRequest
 from branchline.runtime.core.outputs import FinishReason, GenerateDelta, Output
@@ -41,6 +42,7 @@ from branchline.runtime.ipc.messages import (
 )
 from branchline.runtime.ipc.socket_loop import SocketLoop
 from branchline.runtime.ipc.sockets import Outlet
+from branchline.runtime.launch.remote_adapters import OnAnswer, RemoteAdapterPort
 from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.tokenizer.stop_regex import compile_stop_regex
 
@@ -50,7 +52,6 @@ MAX_SENDS = 4
 """A request that is lost so often before it began is ended: it may be what kills the scheduler."""
 
 OnOutput = Callable[[Output], None]
-OnAnswer = Callable[[Any], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +77,7 @@ class _Entry:
     kept: bool = True
 
 
-class RemotePort:
+class RemotePort(RemoteAdapterPort):
     """See module.
 
     Args:
@@ -99,6 +100,7 @@ class RemotePort:
         settings: SchedulerSection,
         reasoning: ReasoningFormat | None = None,
     ) -> None:
+        super().__init__(self._ask, loop.call_soon)
         self.reasoning = reasoning
         self.tokenizer = tokenizer
         self.turns = turns
@@ -138,6 +140,7 @@ class RemotePort:
             raise BackendError("a request with this id is running", value=request.id)
         check_queue(self._sequences, self._settings.max_queued_requests)
         self._bounds.check(request)
+        self._adapters.check(request.adapter)
         if isinstance(request, GenerateRequest) and request.sampling.stop_regex:
             compile_stop_regex(request.sampling.stop_regex)
         # Here, since a request that is sent again has only what is left of its time.
@@ -162,10 +165,10 @@ class RemotePort:
         for name in names:
             self._end(entry, name, "abort", None)
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """See `EnginePort.hold`. A lease ends with the scheduler that keeps it."""
         if self._outlet is not None:
-            self._out.append(Hold(lane_id, list(ids), namespace))
+            self._out.append(Hold(lane_id, list(ids), namespace, adapter))
 
     def release(self, lane_id: str) -> None:
         """See `EnginePort.release`."""
@@ -198,21 +201,39 @@ class RemotePort:
 
     def ask(self, what: Question, done: OnAnswer) -> None:
         """Ask the scheduler; `done` gets the answer, or the error, on the loop thread."""
-        if not self._open:
+        self._ask(lambda number: Ask(number, what), done)
+
+    def _ask(
+        self, made: Callable[[int], ToScheduler], done: OnAnswer, *, now: bool = False
+    ) -> None:
+        """Send a message that is answered.
+
+        Args:
+            now: even while the scheduler is not ready yet.
+        """
+        if not self._open and not (now and self._outlet is not None):
             done(BackendError("no scheduler is ready", retryable=True, hint="Try again soon."))
             return
         number = next(self._numbers)
         self._questions[number] = done
-        self._out.append(Ask(number, what))
+        self._out.append(made(number))
 
     # ---- the supervisor's side
 
-    def connect(self, outlet: Outlet[ToScheduler], bounds: Bounds, facts: dict[str, Any]) -> None:
-        """A scheduler has loaded. Nothing but `probe` is sent to it before `resume`."""
+    def connect(
+        self,
+        outlet: Outlet[ToScheduler],
+        bounds: Bounds,
+        facts: dict[str, Any],
+        adapters: list[AdapterInfo] | None = None,
+    ) -> None:
+        """A scheduler has loaded, with the adapters that its settings name. Nothing but adapters
+        and `probe` is sent to it before `resume`."""
         self._outlet = outlet
         self._bounds = bounds
         self.max_context = bounds.max_context
         self.facts = facts
+        self._adapters.connected(adapters or [])
 
     def send(self, message: ToScheduler) -> None:
         """Send something that is no request."""

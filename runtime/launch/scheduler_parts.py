@@ -19,6 +19,7 @@ from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.grammar.base import GrammarBackend
 from branchline.runtime.grammar.service import GrammarService
+from branchline.runtime.launch.adapters import load_adapters, make_slots
 from branchline.runtime.launch.decisions import Decision
 from branchline.runtime.launch.text_parts import AnyTokenizer, TextParts
 from branchline.runtime.launch.workers import (
@@ -30,6 +31,7 @@ from branchline.runtime.launch.workers import (
     on_host,
 )
 from branchline.runtime.loading.checkpoint import Checkpoint
+from branchline.runtime.lora.manager import AdapterManager
 from branchline.runtime.memory.sizing import SizingDecision
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.commit import Outbox
@@ -83,6 +85,7 @@ class SchedulerParts:
     Attributes:
         bounds: what requests may ask for.
         decisions: what became of settings left open.
+        adapters: None where none can be loaded.
     """
 
     scheduler: Scheduler
@@ -92,10 +95,13 @@ class SchedulerParts:
     bounds: Bounds
     facts: Facts
     decisions: list[Decision] = field(default_factory=list)
+    adapters: AdapterManager | None = None
 
     def close(self) -> None:
-        """End worker and grammars, once nothing steps the scheduler any more."""
+        """End worker, adapters and grammars, once nothing steps the scheduler any more."""
         self.worker.close()
+        if self.adapters is not None:
+            self.adapters.shut()
         self.grammars.close()
         if isinstance(self.ops, NativeOps):
             self.ops.runner.close()
@@ -115,7 +121,7 @@ def build_scheduler(
         call_soon: posts to the loop thread that will step the scheduler.
 
     Raises:
-        InvalidRequest, ModelLoadError, OutOfMemory: see `Engine`.
+        InvalidRequest, ModelLoadError, OutOfMemory, AdapterError: see `Engine`.
     """
     started = time.monotonic()
     decisions: list[Decision] = []
@@ -124,6 +130,9 @@ def build_scheduler(
     loaded = load(config, checkpoint, device, decisions)
     checkpoint.close()
     host = device.type == "cpu"
+    slots = make_slots(config.lora, loaded, decisions)
+    adapters = None if slots is None else load_adapters(config.lora, slots, call_soon)
+    loaded.adapter_slots = 0 if slots is None else slots.count
     backend = (on_host if host else on_device)(config, loaded, decisions)
     cache, worker, sizing = backend.cache, backend.worker, backend.sizing
     model = loaded.model
@@ -142,7 +151,7 @@ def build_scheduler(
         cache,
         worker,
         outbox,
-        Intake(bounds),
+        Intake(bounds, adapters=adapters),
         max_step_tokens=loaded.max_step_tokens,
         max_running=loaded.max_running,
         eos_ids=tokenizer.eos_ids,
@@ -151,9 +160,12 @@ def build_scheduler(
         grow_ahead=1 if host else GROW_AHEAD,
         masks_beside=not host,
         drafts=_drafts(config, loaded, backend, tokenizer.eos_ids, decisions),
+        adapters=adapters,
     )
     facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
-    return SchedulerParts(scheduler, worker, grammars, loaded.ops, bounds, facts, decisions)
+    return SchedulerParts(
+        scheduler, worker, grammars, loaded.ops, bounds, facts, decisions, adapters
+    )
 
 
 def _drafts(

@@ -13,13 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import zmq
 
 from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.sequence import names_of, never_run
-from branchline.runtime.engine_core import counters
+from branchline.runtime.engine_core import counters, hold_lease, no_slots
 from branchline.runtime.errors import BranchlineError, wrap
 from branchline.runtime.ipc.messages import (
     Abort,
@@ -28,7 +27,9 @@ from branchline.runtime.ipc.messages import (
     Attach,
     Beat,
     Hold,
+    LoadAdapter,
     Release,
+    RestoreAdapters,
     SchedulerLoaded,
     StartFailed,
     Stop,
@@ -36,9 +37,11 @@ from branchline.runtime.ipc.messages import (
     ToDetokenizer,
     ToPort,
     ToScheduler,
+    UnloadAdapter,
 )
 from branchline.runtime.ipc.short_turns import ordinary_turns
 from branchline.runtime.ipc.sockets import Inbox, Outlet
+from branchline.runtime.launch.adapters import restore
 from branchline.runtime.launch.remote_outbox import RemoteOutbox
 from branchline.runtime.launch.scheduler_parts import build_scheduler
 from branchline.runtime.launch.starts import (
@@ -51,6 +54,7 @@ from branchline.runtime.launch.starts import (
     scheduler_codec,
 )
 from branchline.runtime.launch.text_parts import open_model, text_parts
+from branchline.runtime.lora.manager import AdapterManager
 from branchline.runtime.scheduler.loop import Loop
 from branchline.runtime.scheduler.scheduler import Scheduler
 
@@ -90,6 +94,7 @@ class Host:
 
     Args:
         attach: makes an outlet to a detokenizer that listens at an endpoint.
+        adapters: of the scheduler; None where none can be loaded.
     """
 
     def __init__(
@@ -97,7 +102,9 @@ class Host:
         scheduler: Scheduler,
         outbox: RemoteOutbox,
         attach: Callable[[str], Outlet[ToDetokenizer]],
+        adapters: AdapterManager | None = None,
     ) -> None:
+        self._adapters = adapters
         self._scheduler = scheduler
         self._outbox = outbox
         self._attach = attach
@@ -110,12 +117,14 @@ class Host:
         elif isinstance(message, Abort):
             scheduler.end_one(message.request_id, message.reason)
         elif isinstance(message, Hold):
-            ids = np.asarray(message.ids, dtype=np.int32)
-            scheduler.cache.lease(message.lane_id, ids, message.namespace)
+            m = message
+            hold_lease(scheduler, m.lane_id, m.ids, m.namespace, m.adapter)
         elif isinstance(message, Release):
             scheduler.cache.release_lease(message.lane_id)
         elif isinstance(message, Ask):
             self._answer(message)
+        elif isinstance(message, LoadAdapter | UnloadAdapter | RestoreAdapters):
+            self._adapt(message)
         elif isinstance(message, Attach):
             self._outbox.attach(self._attach(message.endpoint))
 
@@ -128,6 +137,22 @@ class Host:
         else:
             self._outbox.open(request)
 
+    def _adapt(self, message: LoadAdapter | UnloadAdapter | RestoreAdapters) -> None:
+        def done(value: Any) -> None:
+            failed = isinstance(value, BranchlineError)
+            error = value.to_wire() if failed else None
+            self._outbox.tell(Answer(message.number, None if failed else value, error))
+
+        adapters, m = self._adapters, message
+        if adapters is None:
+            done([] if isinstance(m, RestoreAdapters) else no_slots())
+        elif isinstance(m, LoadAdapter):
+            adapters.load(m.name, m.path, done, pin=m.pin, sent=m.sent)
+        elif isinstance(m, UnloadAdapter):
+            adapters.unload(m.name, done, drain=m.drain)
+        else:
+            done(restore(adapters, m.adapters))
+
     def _answer(self, ask: Ask) -> None:
         value: Any
         try:
@@ -137,6 +162,8 @@ class Host:
                 value = self._scheduler.cache.flush()
             elif ask.what == "prefixes":
                 value = self._scheduler.cache.most_used()
+            elif ask.what == "adapters":
+                value = [] if self._adapters is None else self._adapters.infos()
             else:
                 value = self._scheduler.audit()
         except Exception as error:
@@ -167,11 +194,11 @@ def run(start: ProcessStart, context: zmq.Context[zmq.Socket[bytes]]) -> int:
         logger.debug("the scheduler cannot start", exc_info=error)
         main_port.send([StartFailed(wrap(error).to_wire())])
         return 1
-    host = Host(parts.scheduler, outbox, attach)
+    host = Host(parts.scheduler, outbox, attach, parts.adapters)
     loop.start()
-    main_port.send(
-        [SchedulerLoaded(parts.bounds, {**parts.facts.describe(), **counters(parts.scheduler)})]
-    )
+    facts = {**parts.facts.describe(), **counters(parts.scheduler)}
+    adapters = [] if parts.adapters is None else parts.adapters.infos()
+    main_port.send([SchedulerLoaded(parts.bounds, facts, adapters)])
 
     def beat() -> Beat:
         return Beat(loop.turns, loop.busy, inbox.corrupt, counters(parts.scheduler))

@@ -114,8 +114,9 @@ class Supervisor:
             child.wait(STOP_S)
 
     def close(self) -> None:
-        """Remove the sockets, when the loop has ended."""
+        """Remove the sockets, and what was written for the processes, when the loop has ended."""
         self._births.close()
+        self._port.close()
 
     # ---- starting
 
@@ -169,7 +170,7 @@ class Supervisor:
             self._port.counters = message.counters or self._port.counters
         elif isinstance(message, SchedulerLoaded):
             self._outlet = self._births.outlet(life)
-            self._port.connect(self._outlet, message.bounds, message.facts)
+            self._port.connect(self._outlet, message.bounds, message.facts, message.adapters)
             self._loaded(life)
         elif isinstance(message, DetokenizerLoaded):
             self._loaded(life)

@@ -45,14 +45,18 @@ class Loaded:
     """A model, what it runs with and where.
 
     Attributes:
+        dtype: of what is not quantized: activations on a device, matrices of adapters.
+        adapter_slots: that its layers were given.
         draft: a draft model, if one was chosen.
     """
 
     model: Model
     ops: Ops
     device: torch.device
+    dtype: torch.dtype
     max_step_tokens: int
     max_running: int
+    adapter_slots: int = 0
     draft: DraftChoice | None = None
 
 
@@ -125,7 +129,7 @@ def load(
     usual = CPU_STEP_TOKENS if device.type == "cpu" else CUDA_STEP_TOKENS
     max_step_tokens = config.scheduler.max_step_tokens or usual
     max_running = min(config.scheduler.max_running_requests, max(1, max_step_tokens // 2))
-    return Loaded(model, ops, device, max_step_tokens, max_running, draft)
+    return Loaded(model, ops, device, wide, max_step_tokens, max_running, draft=draft)
 
 
 def on_host(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -> Backend:
@@ -141,6 +145,7 @@ def on_host(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -> 
             max_step_tokens=loaded.max_step_tokens,
             max_step_rows=loaded.max_running,
             kv_dtype=_kv_dtype(config, loaded),
+            adapter_slots=loaded.adapter_slots,
             draft_scratch=0 if draft is None else draft.scratch,
         ),
         cache.slot_table.array,
@@ -172,6 +177,7 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
             slot_width=-(-context // page_size) * page_size,
             kv_dtype=_kv_dtype(config, loaded),
             attention=config.device.attention_backend,
+            adapter_slots=loaded.adapter_slots,
             draft_scratch=0 if draft is None else draft.scratch,
         ),
         loaded.device,

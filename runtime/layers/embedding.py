@@ -9,8 +9,10 @@ from collections.abc import Iterator
 
 import torch
 
+from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.ops import Ops
 from branchline.kernels.weights import Weight
+from branchline.runtime.layers.lora_site import LoraSite
 from branchline.runtime.layers.parameter import Slot, StoredTensor, WeightDtype, make_weight
 
 
@@ -22,18 +24,30 @@ class Embedding:
         vocab_size: rows.
         hidden: columns.
         dtype: how the matrix is kept.
+
+    Attributes:
+        lora: what adapters add; None where none can be loaded.
     """
 
     weight: Weight
+    lora: LoraWeight | None = None
 
     def __init__(self, name: str, vocab_size: int, hidden: int, dtype: WeightDtype) -> None:
         self._name = name
         self._shape = (vocab_size, hidden)
         self._dtype: WeightDtype = dtype
 
-    def __call__(self, ids: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """Rows of the matrix."""
-        return ops.embedding(ids, self.weight)
+    def __call__(self, ids: torch.Tensor, ops: Ops, lora: LoraBatch | None = None) -> torch.Tensor:
+        """Rows of the matrix, adapters included."""
+        y = ops.embedding(ids, self.weight)
+        if lora is not None and self.lora is not None:
+            ops.lora_embedding(y, ids, self.lora, lora)
+        return y
+
+    def site(self) -> LoraSite:
+        """Where adapters add to it."""
+        rows, columns = self._shape
+        return LoraSite("embedding", rows, ((self._name, columns),), self._put_lora)
 
     def prepare(self, ops: Ops) -> None:
         """Bring the matrix into the layout that these ops want."""
@@ -47,12 +61,17 @@ class Embedding:
         """Bytes of the matrix."""
         return self.weight.nbytes
 
+    def _put_lora(self, weight: LoraWeight | None) -> None:
+        self.lora = weight
+
     def _put(self, tensor: StoredTensor) -> None:
         self.weight = make_weight([tensor], self._dtype)
 
 
 class LMHead(Embedding):
     """hidden states [n, hidden] -> logits [n, vocab].
+
+    What adapters add to a tied head is the head's alone: the embedding stays as it is.
 
     Args:
         tied: the embedding whose matrix it uses; None = it has its own.
@@ -70,9 +89,17 @@ class LMHead(Embedding):
         super().__init__(name, vocab_size, hidden, dtype)
         self._tied = tied
 
-    def __call__(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """Logits, in float32 if the backend sums in it."""
-        return ops.head(x, self.matrix)
+    def __call__(self, x: torch.Tensor, ops: Ops, lora: LoraBatch | None = None) -> torch.Tensor:
+        """Logits, in float32 if the backend sums in it, adapters included."""
+        y = ops.head(x, self.matrix)
+        if lora is not None and self.lora is not None:
+            ops.lora_add(y, x, self.lora, lora)
+        return y
+
+    def site(self) -> LoraSite:
+        """Where adapters add to it."""
+        rows, columns = self._shape
+        return LoraSite("head", columns, ((self._name, rows),), self._put_lora)
 
     @property
     def matrix(self) -> Weight:

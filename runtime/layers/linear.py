@@ -10,8 +10,10 @@ from functools import partial
 
 import torch
 
+from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.ops import Ops
 from branchline.kernels.weights import Weight
+from branchline.runtime.layers.lora_site import LoraSite
 from branchline.runtime.layers.parameter import (
     Slot,
     StoredTensor,
@@ -29,10 +31,14 @@ class Linear:
         parts: (name without ".weight", rows) of each projection fused here.
         bias: the projections carry biases; all or none of a fused layer's parts.
         dtype: how the matrix is kept.
+
+    Attributes:
+        lora: what adapters add; None where none can be loaded.
     """
 
     weight: Weight
     bias: torch.Tensor | None = None
+    lora: LoraWeight | None = None
 
     def __init__(
         self,
@@ -61,9 +67,23 @@ class Linear:
             if self._has_bias:
                 yield Slot(f"{name}.bias", (rows,), partial(self._put_bias, i))
 
+    def apply(self, x: torch.Tensor, ops: Ops, lora: LoraBatch | None) -> torch.Tensor:
+        """The product [t, rows] of x [t, columns], adapters included."""
+        y = ops.linear(x, self.weight, self.bias)
+        if lora is not None and self.lora is not None:
+            ops.lora_add(y, x, self.lora, lora)
+        return y
+
+    def site(self) -> LoraSite:
+        """Where adapters add to it."""
+        return LoraSite("linear", self.columns, self._parts, self._put_lora)
+
     def memory(self) -> int:
         """Bytes of the matrix and the bias."""
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def _put_lora(self, weight: LoraWeight | None) -> None:
+        self.lora = weight
 
     def _put_weight(self, part: int, tensor: StoredTensor) -> None:
         self._weights[part] = tensor

@@ -55,7 +55,7 @@ class EagleCheckpoint:
         """The target's id of each of the head's ids: int64 [draft_vocab]; None = all ids."""
         if not self.spec.mapped:
             return None
-        offsets = self._files.integers("d2t")
+        offsets: Int64Array = self._files.integers("d2t").reshape(-1)
         return offsets + np.arange(len(offsets), dtype=np.int64)
 
     def close(self) -> None:

@@ -18,30 +18,23 @@ from branchline.runtime.config.model_spec import from_hf_config
 from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.loading.checkpoint import TokenizerSource
 from branchline.runtime.loading.hf_tokenizer import tokenizer_from_directory
-from branchline.runtime.loading.raw_tensor import Kind, RawTensor
+from branchline.runtime.loading.raw_tensor import RawTensor
+from branchline.runtime.loading.tensor_file import (
+    DTYPES,
+    TensorEntry,
+    integers_at,
+    parse_head,
+    tensor_at,
+)
 from branchline.runtime.loading.weight_map import canonical_from_hf
-
-_DTYPES: dict[str, tuple[Kind, Any]] = {
-    "F32": ("f32", np.float32),
-    "F16": ("f16", np.float16),
-    "BF16": ("bf16", np.uint16),
-}
-_INTEGERS: dict[str, Any] = {"I64": np.int64, "I32": np.int32}
-_MAX_HEADER = 100 << 20
-
-
-class _Entry(msgspec.Struct):
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
 
 
 class _Located(NamedTuple):
-    dtype: str
-    shape: tuple[int, ...]
+    """A tensor of a shard whose data begins at `base`."""
+
+    entry: TensorEntry
     shard: str
-    start: int
-    end: int
+    base: int
 
 
 class SafetensorsFiles:
@@ -72,41 +65,31 @@ class SafetensorsFiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Logical shape."""
-        return self._entry(name).shape
+        return tuple(self._entry(name).entry.shape)
 
     def read(self, name: str) -> RawTensor:
         """The tensor as stored: kind "f32", "f16" or "bf16"."""
-        entry = self._entry(name)
-        if entry.dtype not in _DTYPES:
+        entry, shard, base = self._entry(name)
+        if entry.dtype not in DTYPES:
             raise ModelLoadError(
                 f"{name} of {self.location} is stored as {entry.dtype}.",
-                hint=f"Supported: {', '.join(_DTYPES)}.",
+                hint=f"Supported: {', '.join(DTYPES)}.",
             )
-        kind, dtype = _DTYPES[entry.dtype]
-        return RawTensor(kind, entry.shape, self._values(entry, dtype))
+        return tensor_at(self._data(shard), base, entry)
 
     def integers(self, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         """A tensor of whole numbers, a copy."""
-        entry = self._entry(name)
-        if entry.dtype not in _INTEGERS:
-            raise ModelLoadError(
-                f"{name} of {self.location} is stored as {entry.dtype}, not as whole numbers."
-            )
-        return self._values(entry, _INTEGERS[entry.dtype]).astype(np.int64)
+        entry, shard, base = self._entry(name)
+        return integers_at(self._data(shard), base, entry, f"{name} of {self.location}")
 
     def close(self) -> None:
         """Let go of the mappings; each goes away with the last tensor that views it."""
         self._maps.clear()
 
-    def _values(self, entry: _Located, dtype: Any) -> np.ndarray[Any, Any]:
-        if entry.shard not in self._maps:
+    def _data(self, shard: str) -> mmap.mmap:
+        if shard not in self._maps:
             raise ModelLoadError(f"{self.location} is closed.")
-        size = entry.end - entry.start
-        raw = np.frombuffer(self._maps[entry.shard], np.uint8, size, entry.start)
-        if entry.start % np.dtype(dtype).itemsize:
-            raw = raw.copy()
-        values: np.ndarray[Any, Any] = raw.view(dtype).reshape(entry.shape)
-        return values
+        return self._maps[shard]
 
     def _entry(self, name: str) -> _Located:
         try:
@@ -115,7 +98,8 @@ class SafetensorsFiles:
             raise ModelLoadError(f"{self.location} has no tensor {name!r}.") from None
 
     def _open_shard(self, path: Path) -> None:
-        data, base, header = _read_header(path)
+        data = _map(path)
+        base, header = parse_head(data, len(data), path)
         self._maps[path.name] = data
         located = []
         for raw_name, entry in header.items():
@@ -124,10 +108,8 @@ class SafetensorsFiles:
                 continue
             if name in self._entries:
                 raise ModelLoadError(f"{self.location} has two tensors {name!r}.")
-            start, end = (base + offset for offset in entry.data_offsets)
-            _check_range(path, raw_name, entry, len(data) - base)
-            located.append((name, _Located(entry.dtype, tuple(entry.shape), path.name, start, end)))
-        self._entries.update(sorted(located, key=lambda item: item[1].start))
+            located.append((name, _Located(entry, path.name, base)))
+        self._entries.update(sorted(located, key=lambda item: item[1].entry.data_offsets))
 
 
 class SafetensorsCheckpoint(SafetensorsFiles):
@@ -204,46 +186,11 @@ def _shards(directory: Path) -> list[Path]:
     return found
 
 
-def _read_header(path: Path) -> tuple[mmap.mmap, int, dict[str, _Entry]]:
-    """(mapping of the file, offset of its data section, entries)."""
+def _map(path: Path) -> mmap.mmap:
     try:
         with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except ValueError:
         raise ModelLoadError(f"{path} is empty.", hint="Fetch it again.") from None
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from error
-    length = int.from_bytes(data[:8], "little")
-    base = 8 + length
-    if length > min(_MAX_HEADER, len(data) - 8):
-        raise ModelLoadError(
-            f"{path} is no safetensors file, or cut short: its head claims {length} bytes, "
-            f"the file has {len(data)}.",
-            hint="Fetch it again.",
-        )
-    try:
-        raw = msgspec.json.decode(data[8:base], type=dict[str, msgspec.Raw])
-        raw.pop("__metadata__", None)
-        entries = {name: msgspec.json.decode(text, type=_Entry) for name, text in raw.items()}
-    except msgspec.MsgspecError as error:
-        raise ModelLoadError(f"{path} is damaged: {error}.", hint="Fetch it again.") from error
-    return data, base, entries
-
-
-def _check_range(path: Path, name: str, entry: _Entry, available: int) -> None:
-    start, end = entry.data_offsets
-    if not 0 <= start <= end or min(entry.shape, default=0) < 0:
-        raise ModelLoadError(f"{path} is damaged: tensor {name!r} has a bad range or shape.")
-    if end > available:
-        raise ModelLoadError(
-            f"{path} is cut short: tensor {name!r} ends {end - available} bytes past its end.",
-            hint="The download is incomplete; delete the file and fetch it again.",
-        )
-    kinds = {name: kind for name, (_, kind) in _DTYPES.items()} | _INTEGERS
-    if entry.dtype in kinds:
-        need = int(np.prod(entry.shape, dtype=np.int64)) * np.dtype(kinds[entry.dtype]).itemsize
-        if need != end - start:
-            raise ModelLoadError(
-                f"{path} is damaged: tensor {name!r} of {entry.dtype} {entry.shape} "
-                f"has {end - start} bytes instead of {need}."
-            )

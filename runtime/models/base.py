@@ -12,9 +12,11 @@ from typing import Protocol
 
 import torch
 
+from branchline.kernels.lora import LoraBatch
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.core.forward import ForwardBatch
+from branchline.runtime.layers.lora_site import LoraSite
 from branchline.runtime.layers.parameter import Slot
 
 
@@ -85,6 +87,9 @@ class Model(Protocol):
     def slots(self) -> Iterator[Slot]:
         """Every tensor it needs."""
 
+    def lora_sites(self) -> Iterator[LoraSite]:
+        """Every layer that adapters may add to."""
+
     def prepare(self, ops: Ops) -> None:
         """Fit the weights to the ops that it will run with; once, after all slots are filled."""
 
@@ -97,8 +102,8 @@ class Model(Protocol):
             Final normed hidden states of the tokens `batch.logit_idx`: [l, hidden].
         """
 
-    def logits(self, hidden: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """Output head: [n, hidden] -> [n, vocab]."""
+    def logits(self, hidden: torch.Tensor, ops: Ops, lora: LoraBatch | None = None) -> torch.Tensor:
+        """Output head: [n, hidden] -> [n, vocab]; lora: slots of the n rows, if any has one."""
 
     def memory_report(self) -> MemoryReport:
         """What its weights take now."""

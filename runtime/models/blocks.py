@@ -1,7 +1,8 @@
 """The parts that decoders of the Llama family share: attention, gated MLP, decoder layer.
 
 Invariant: the residual stream is updated in place, and what lies between two blocks (projection,
-addition, norm, next projection) is one op, which a backend may fuse.
+addition, norm, next projection) is one op, which a backend may fuse. `lora` is None where no token
+of the step has an adapter; the ops are then those of a model that knows no adapters.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
+from branchline.kernels.lora import LoraBatch
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.core.forward import ForwardBatch
@@ -131,28 +133,42 @@ class DecoderLayer:
         self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", spec.hidden, spec.rms_eps)
         self.mlp = GatedMLP(spec, f"{name}.mlp", dtype)
 
-    def begin(self, residual: torch.Tensor, ops: Ops) -> torch.Tensor:
+    def begin(self, residual: torch.Tensor, ops: Ops, lora: LoraBatch | None) -> torch.Tensor:
         """Heads of the first layer: [t, q_size + 2 kv_size]."""
         norm, qkv = self.input_norm, self.attention.qkv
-        return ops.norm_linear(residual, norm.weight, norm.eps, qkv.weight, qkv.bias)
+        if lora is None:
+            return ops.norm_linear(residual, norm.weight, norm.eps, qkv.weight, qkv.bias)
+        return qkv.apply(ops.rms_norm(residual, norm.weight, norm.eps), ops, lora)
 
-    def gated(self, attended: torch.Tensor, residual: torch.Tensor, ops: Ops) -> torch.Tensor:
+    def gated(
+        self, attended: torch.Tensor, residual: torch.Tensor, ops: Ops, lora: LoraBatch | None
+    ) -> torch.Tensor:
         """Second half, up to the gate: each token by itself, so it may be given fewer. [t, F]."""
         output, gate_up = self.attention.output, self.mlp.gate_up
-        return step(attended, output, residual, self.mlp_norm, gate_up, ops, gated=True)
+        return step(attended, output, residual, self.mlp_norm, gate_up, ops, lora, gated=True)
 
     def then(
-        self, gated: torch.Tensor, residual: torch.Tensor, following: DecoderLayer, ops: Ops
+        self,
+        gated: torch.Tensor,
+        residual: torch.Tensor,
+        following: DecoderLayer,
+        ops: Ops,
+        lora: LoraBatch | None,
     ) -> torch.Tensor:
         """From this layer's gated values to the heads of the following one."""
         norm, qkv = following.input_norm, following.attention.qkv
-        return step(gated, self.mlp.down, residual, norm, qkv, ops)
+        return step(gated, self.mlp.down, residual, norm, qkv, ops, lora)
 
     def end(
-        self, gated: torch.Tensor, residual: torch.Tensor, norm: RMSNorm, ops: Ops
+        self,
+        gated: torch.Tensor,
+        residual: torch.Tensor,
+        norm: RMSNorm,
+        ops: Ops,
+        lora: LoraBatch | None,
     ) -> torch.Tensor:
         """From the last layer's gated values to the model's final norm: [t, hidden]."""
-        return step(gated, self.mlp.down, residual, norm, None, ops)
+        return step(gated, self.mlp.down, residual, norm, None, ops, lora)
 
     def norms(self) -> list[RMSNorm]:
         """All norms of the layer."""
@@ -175,18 +191,36 @@ def step(
     norm: RMSNorm,
     into: Linear | None,
     ops: Ops,
+    lora: LoraBatch | None,
     *,
     gated: bool = False,
 ) -> torch.Tensor:
-    """`Ops.residual_step` with the layers' own weights: from one block to the next."""
-    return ops.residual_step(
+    """From one block to the next with the layers' own weights: `Ops.residual_step`, or with
+    adapters `Ops.adapted_step`."""
+    weight, bias = (None, None) if into is None else (into.weight, into.bias)
+    if lora is None:
+        return ops.residual_step(
+            x,
+            projection.weight,
+            residual,
+            norm.weight,
+            norm.eps,
+            weight,
+            gated=gated,
+            projection_bias=projection.bias,
+            bias=bias,
+        )
+    return ops.adapted_step(
         x,
         projection.weight,
         residual,
         norm.weight,
         norm.eps,
-        None if into is None else into.weight,
+        weight,
+        lora,
+        projection.lora,
+        weight_lora=None if into is None else into.lora,
         gated=gated,
         projection_bias=projection.bias,
-        bias=None if into is None else into.bias,
+        bias=bias,
     )

@@ -153,6 +153,7 @@ class EntryAttention(OpsAttention):
         return Support(True)
 
     def over(self, batch: ForwardBatch) -> ForwardBatch:
-        """The same step; what the target's backend found out about it is left aside."""
+        """The same step; what the target's backend found out about it, and the target's adapters,
+        are left aside."""
         meta = replace(batch.plan.meta, trunk_lens=None)
-        return replace(batch, backend=self, plan=OpsPlan(meta))
+        return replace(batch, backend=self, plan=OpsPlan(meta), lora=None, logit_lora=None)

@@ -161,7 +161,7 @@ class EagleHead:
         scale = self.spec.layer.head_dim**-0.5
         attended = self._attention.forward(ops, q, *entries.layer(0), batch.plan, scale)
         gated = step(
-            attended, self.output, residual, self.mlp_norm, self.mlp.gate_up, ops, gated=True
+            attended, self.output, residual, self.mlp_norm, self.mlp.gate_up, ops, None, gated=True
         )
         assert self._head is not None, "the head was prepared"
         if self.norm is None:
@@ -169,7 +169,7 @@ class EagleHead:
             states = ops.add(ops.linear(gated, down.weight, down.bias), residual)
             ops.scatter_rows(states, batch.out_slots, entries.features)
             return ops.head(states, self._head)
-        normed = step(gated, self.mlp.down, residual, self.norm, None, ops)
+        normed = step(gated, self.mlp.down, residual, self.norm, None, ops, None)
         ops.scatter_rows(residual, batch.out_slots, entries.features)
         return ops.head(normed, self._head)
 

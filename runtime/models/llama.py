@@ -12,11 +12,13 @@ from itertools import chain, pairwise
 
 import torch
 
+from branchline.kernels.lora import LoraBatch
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.layers.embedding import Embedding, LMHead
+from branchline.runtime.layers.lora_site import LoraSite
 from branchline.runtime.layers.norm import RMSNorm
 from branchline.runtime.layers.parameter import Slot, WeightDtype, stored_as
 from branchline.runtime.layers.rotary import rotary_table
@@ -51,27 +53,32 @@ class Llama:
         self, batch: ForwardBatch, ops: Ops, kv: KVLayers, tap: Tap | None = None
     ) -> torch.Tensor:
         """[l, hidden], normed."""
-        residual = self.embed(batch.input_ids, ops)
-        qkv = self.layers[0].begin(residual, ops)
+        lora = batch.lora
+        residual = self.embed(batch.input_ids, ops, lora)
+        qkv = self.layers[0].begin(residual, ops, lora)
         for index, (layer, following) in enumerate(pairwise(self.layers)):
             attended = layer.attention.forward(qkv, batch, ops, kv)
-            qkv = layer.then(layer.gated(attended, residual, ops), residual, following, ops)
+            gated = layer.gated(attended, residual, ops, lora)
+            qkv = layer.then(gated, residual, following, ops, lora)
             if tap is not None:
                 tap.layer(index, residual, ops)
         last = self.layers[-1]
         attended = last.attention.forward(qkv, batch, ops, kv)
         if tap is not None and tap.final:
-            hidden = last.end(last.gated(attended, residual, ops), residual, self.norm, ops)
+            gated = last.gated(attended, residual, ops, lora)
+            hidden = last.end(gated, residual, self.norm, ops, lora)
             tap.layer(len(self.layers) - 1, residual, ops)
             tap.end(hidden)
             return ops.gather_rows(hidden, batch.logit_idx)
         residual = ops.gather_rows(residual, batch.logit_idx)
         attended = ops.gather_rows(attended, batch.logit_idx)
-        return last.end(last.gated(attended, residual, ops), residual, self.norm, ops)
+        lora = batch.logit_lora
+        gated = last.gated(attended, residual, ops, lora)
+        return last.end(gated, residual, self.norm, ops, lora)
 
-    def logits(self, hidden: torch.Tensor, ops: Ops) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, ops: Ops, lora: LoraBatch | None = None) -> torch.Tensor:
         """[n, hidden] -> [n, vocab]."""
-        return self.head(hidden, ops)
+        return self.head(hidden, ops, lora)
 
     def slots(self) -> Iterator[Slot]:
         """All tensors of the model."""
@@ -80,6 +87,13 @@ class Llama:
             yield from layer.slots()
         yield from self.norm.slots()
         yield from self.head.slots()
+
+    def lora_sites(self) -> Iterator[LoraSite]:
+        """Embedding, the layers' projections, head."""
+        yield self.embed.site()
+        for layer in self.layers:
+            yield from (linear.site() for linear in chain(*layer.linears()))
+        yield self.head.site()
 
     def prepare(self, ops: Ops) -> None:
         """Once, after all slots are filled."""

@@ -12,7 +12,9 @@ from branchline.runtime.core.outputs import RequestMeta
 from branchline.runtime.errors import from_wire
 from branchline.runtime.programs.protocol import (
     ChoiceScore,
+    Generate,
     NodeStats,
+    Select,
     ToolReply,
     ValueReady,
 )
@@ -57,7 +59,7 @@ def _finish_generate(program: RunningProgram, lane: Lane, run: GenerateRun) -> N
     if run.seam is not None:
         lane.ids.pop()  # the first of the result's ids stand for its text, too
     divided = run.divided()
-    _extend(program, lane, op.name, divided[0].answer, first.token_ids, shown=first.text)
+    _extend(program, lane, op, divided[0].answer, first.token_ids, shown=first.text)
     tokens = len(lane.ids) - before + run.thinking.written
     program.report(_stats(program, run, op.node, meta, tokens, lane))
     replies = _replies(program, run, [part.answer for part in divided])
@@ -119,7 +121,7 @@ def _finish_select(program: RunningProgram, lane: Lane, run: SelectRun) -> None:
     found = choose(op.method, rows, other, op.temperature, seed, baseline=baseline)
     choices, taken = _choices(run, rows, found)
     text, ids = run.written[taken] or ("", ())
-    _extend(program, lane, op.name, text, list(ids))
+    _extend(program, lane, op, text, list(ids))
     meta = msgspec.structs.replace(
         meta,
         seed=seed if op.temperature > 0.0 else meta.seed,
@@ -160,7 +162,7 @@ def _choices(
 def _extend(
     program: RunningProgram,
     lane: Lane,
-    name: str,
+    op: Generate | Select,
     text: str,
     token_ids: list[int],
     shown: str | None = None,
@@ -169,9 +171,9 @@ def _extend(
     lane.ids.extend(token_ids)
     lane.texts.append(text if shown is None else shown)
     lane.add_content(text)
-    lane.variables[name] = text
+    lane.variables[op.name] = text
     lane.tail = "generated"
-    program.hold(lane)
+    program.hold(lane, op.adapter)
 
 
 def _stats(

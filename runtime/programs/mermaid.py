@@ -66,9 +66,9 @@ def label(node: GraphNode) -> str:
     if isinstance(op, DeclareTools):
         return _cut(f"tools {', '.join(tool.name for tool in op.tools)}")
     if isinstance(op, Generate):
-        return f"gen {op.name}"
+        return _cut(f"gen {op.name}{_by(op.adapter)}")
     if isinstance(op, Select):
-        return _cut(f"select {op.name}: {' / '.join(op.choices)}")
+        return _cut(f"select {op.name}{_by(op.adapter)}: {' / '.join(op.choices)}")
     if isinstance(op, SetVariable):
         return _cut(f"set {op.name} = {op.text}")
     if isinstance(op, Fork):
@@ -81,6 +81,10 @@ def label(node: GraphNode) -> str:
 def part_text(part: str | VarRef | ArgRef) -> str:
     """A part of a text as a reader should see it: references stand in braces."""
     return part if isinstance(part, str) else f"{{{part.name}}}"
+
+
+def _by(adapter: str) -> str:
+    return f" by {adapter}" if adapter else ""
 
 
 def _cut(text: str) -> str:

@@ -239,12 +239,12 @@ class RunningProgram:
             return self._deadline
         return now + seconds if self._deadline is None else min(now + seconds, self._deadline)
 
-    def hold(self, lane: Lane) -> None:
-        """Keep the lane's prefix cached while more of the lane may come."""
+    def hold(self, lane: Lane, adapter: str) -> None:
+        """Keep the lane's prefix, as `adapter` has computed it, while more of the lane may come."""
         if self._closing and self._pending == 1:  # the node that ends now is the last one
             return
         lane.leased = True
-        self.port.hold(lane.key, lane.ids, self.opened.namespace)
+        self.port.hold(lane.key, lane.ids, self.opened.namespace, adapter)
 
     def report(self, stats: NodeStats) -> None:
         """Send stats with the next value."""

@@ -105,6 +105,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
             names the format, for models whose template does not say.
         heal: whether the seam to the text before is tokenized as one with the output; None = for
             constrained outputs outside of chat turns.
+        adapter: name of the adapter that writes it; "" = the base model.
     """
 
     lane: int
@@ -128,6 +129,7 @@ class Select(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
         constraints: of each choice, None for a text; empty = all are texts. See `selecting`.
         max_tokens: of a choice that is a constraint.
         baseline: prompt whose scores are taken off; None = as the method has it.
+        adapter: name of the adapter that decodes and scores; "" = the base model.
     """
 
     lane: int
@@ -411,7 +413,7 @@ ENGINE_FEATURES = frozenset(
     }
     | {"repetition_penalty", "min_tokens", "stop_token_ids", "stop_regex", "keep_stop"}
     | {"ignore_eos"}
-    | {"reasoning", "heal"}
+    | {"reasoning", "heal", "adapter"}
     | {"regex", "choices", "json_schema", "lark", "ebnf", "structural_tag"}
 )
 """What the project's own engine can do, in this process or behind a server."""

@@ -384,11 +384,12 @@ def _text_bytes(op: Op) -> int:
         return _wire_size(op.tools)
     if isinstance(op, Select):
         constraints = [item.text for item in op.constraints if item is not None]
-        return sum(map(_size, [op.name, *op.choices, *constraints, op.baseline or ""]))
+        texts = [op.name, *op.choices, *constraints, op.baseline or "", op.adapter]
+        return sum(map(_size, texts))
     if isinstance(op, Generate):
         rules = op.sampling
         constraint = "" if rules.constraint is None else rules.constraint.text
-        texts = [op.name, constraint, *rules.stop, rules.stop_regex or ""]
+        texts = [op.name, constraint, *rules.stop, rules.stop_regex or "", op.adapter]
         return sum(map(_size, texts)) + (0 if op.tools is None else _wire_size(op.tools))
     return 0
 

@@ -78,6 +78,7 @@ def begin_select(
             deadline=run.deadline,
             program_id=program.opened.program_id,
             name=op.name,
+            adapter=op.adapter,
         )
         for index, constraint in wanted
     ]
@@ -145,6 +146,7 @@ def _score(run: SelectRun) -> None:
             program_id=program.opened.program_id,
             lane_id=lane.key if request_id == base else "",
             name=op.name,
+            adapter=op.adapter,
         )
         for request_id, prompt in prompts
     ]

@@ -17,7 +17,6 @@ from branchline.runtime.errors import (
     BranchlineError,
     InvalidRequest,
     ProgramError,
-    UnsupportedFeature,
     from_wire,
     wrap,
 )
@@ -219,13 +218,6 @@ def _ready(program: RunningProgram, lane: Lane) -> None:
         )
 
 
-def _no_adapters(adapter: str) -> None:
-    if adapter:
-        raise UnsupportedFeature(
-            "this engine has no adapters", value=adapter, hint="Leave `adapter` out."
-        )
-
-
 def _thinking(program: RunningProgram, lane: Lane, op: Generate) -> Thinking:
     """A format of tool calls that has voices of its own tells thinking from calls itself."""
     if op.tools is None:
@@ -236,7 +228,6 @@ def _thinking(program: RunningProgram, lane: Lane, op: Generate) -> Thinking:
 
 
 def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
-    _no_adapters(op.adapter)
     _ready(program, lane)
     thinking = _thinking(program, lane, op)
     sampling = thinking.sampling
@@ -262,6 +253,7 @@ def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
         program_id=program.opened.program_id,
         lane_id=lane.key,
         name=op.name,
+        adapter=op.adapter,
     )
     run = GenerateRun(program, lane, op, request.id, start, seam, thinking)
     lane.waiting = run
@@ -274,7 +266,6 @@ def _generate(program: RunningProgram, lane: Lane, op: Generate) -> bool:
 
 
 def _select(program: RunningProgram, lane: Lane, step: SelectChoices) -> bool:
-    _no_adapters(step.op.adapter)
     _ready(program, lane)
     begin_select(program, lane, step, lane.ids.copy())
     return False

@@ -57,6 +57,7 @@ class DeviceSampler:
         positions: Int64Array,
         histories: Callable[[int], Tensor],
         bitmask: Bitmask | None = None,
+        queued_positions: Tensor | None = None,
     ) -> QueuedSample:
         """Queue the choice of the next token of s rows.
 
@@ -67,6 +68,7 @@ class DeviceSampler:
             histories: int32 [n] tokens of sampled row i so far, on the device; asked for rows with
                 penalties only.
             bitmask: int32 [s, ceil(V / 32)], bit set = allowed; None = all are.
+            queued_positions: `positions` on the device, where they are there already.
         """
         source: Tensor | None = None
         if len(batch.logprob_rows):
@@ -75,7 +77,8 @@ class DeviceSampler:
             logits = logits.float()
             self._edit(logits, batch, positions, histories)
         mask = None if bitmask is None else self._upload(bitmask)
-        draws = self._draws(batch, positions)
+        there = self._upload(positions) if queued_positions is None else queued_positions
+        draws = replace(self._parameters(batch), positions=there)
         ids, bad = self._ops.sample_rows(logits.float(), draws, mask)
         logprobs = None
         if source is not None:
@@ -103,11 +106,11 @@ class DeviceSampler:
                 values = torch.full(ids.shape, -torch.inf, device=logits.device)
                 logits.index_put_((rows, ids), values)
 
-    def _draws(self, batch: SamplingBatch, positions: Int64Array) -> Draws:
+    def _parameters(self, batch: SamplingBatch) -> Draws:
         """A batch is the same from step to step as long as its rows are; positions move."""
         if self._last is None or self._last[0] is not batch:
             self._last = batch, self._upload_batch(batch)
-        return replace(self._last[1], positions=self._upload(positions))
+        return self._last[1]
 
     def _upload_batch(self, batch: SamplingBatch) -> Draws:
         """One copy brings all parameters: each costs the host more than its bytes."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import numpy as np
 
+from branchline.runtime.core.adapters import adapter_namespace
 from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.messages import (
     EmbedRequest,
@@ -17,6 +19,7 @@ from branchline.runtime.core.pooling import PoolState
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import ScoreState, build_groups
+from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 
 _SEED_MASK = (1 << 63) - 1
 _SEED_STEP = 0x9E3779B97F4A7C15
@@ -27,19 +30,41 @@ class Intake:
 
     Args:
         seed: of the generator that draws seeds for requests without one; None = from the system.
+        adapters: that requests may name.
     """
 
-    def __init__(self, bounds: Bounds, seed: int | None = None) -> None:
+    def __init__(
+        self, bounds: Bounds, seed: int | None = None, adapters: Adapters | None = None
+    ) -> None:
         self._bounds = bounds
+        self._adapters = adapters or NoAdapters()
         self._random = random.Random(seed)
 
     def make(self, source: EngineRequest) -> list[Request]:
         """One record, or n of them for `n` outputs (ids `id`, `id#1`, …).
 
+        Records with an adapter have a source whose namespace is that of the adapter's version, and
+        the version is open for each of them.
+
         Raises:
             InvalidRequest: names the value that cannot be run, and what to do.
+            AdapterNotFound: no adapter of the name is loaded.
         """
         self._bounds.check(source)
+        name = source.adapter
+        version = self._adapters.find(name) if name else None
+        number = 0 if version is None else version.number
+        namespace = adapter_namespace(source.namespace, name, number)
+        if namespace != source.namespace:
+            source = msgspec.structs.replace(source, namespace=namespace)
+        records = self._records(source)
+        if version is not None:
+            for record in records:
+                record.adapter = version
+                self._adapters.open(version)
+        return records
+
+    def _records(self, source: EngineRequest) -> list[Request]:
         if isinstance(source, ScoreRequest):
             return [self._score(source)]
         if isinstance(source, EmbedRequest):

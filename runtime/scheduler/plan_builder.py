@@ -9,6 +9,7 @@ from operator import is_
 import numpy as np
 
 from branchline.runtime.core.batch import (
+    SHORTEST_TRUNK,
     ForwardMode,
     Int32Array,
     RowInit,
@@ -179,11 +180,9 @@ class PlanBuilder:
         requests = [s.request for s in segments]
         batch = ScheduleBatch(
             mode=ForwardMode.DECODE,
-            requests=requests,
             rows=rows,
             seq_lens=starts + np.int32(1),
             extend_lens=np.ones(b, dtype=np.int32),
-            extend_start=np.arange(b + 1, dtype=np.int32),
             input_ids=np.fromiter((_known_id(s.request, s.start) for s in segments), np.int32, b),
             positions=starts.astype(np.int64),
             out_slots=self._slots[rows, starts],
@@ -193,8 +192,19 @@ class PlanBuilder:
             sampling=self._sampling_batch(requests),
             inits=inits,
             slot_writes=self._table.take_changes(),
+            adapter_slots=_adapter_slots(segments),
+            trunks=self._trunks(rows, starts),
         )
         return StepPlan(batch, segments, [])
+
+    def _trunks(self, rows: Int32Array, starts: Int32Array) -> bool:
+        """Whether neighbours have a long beginning in common: a slot is in one place of its rows,
+        so one place tells."""
+        long = rows[starts >= SHORTEST_TRUNK]
+        if len(long) < 2:
+            return False
+        slots = self._slots[long, SHORTEST_TRUNK - 1]
+        return bool((slots[1:] == slots[:-1]).any())
 
     def _extend(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
         ids, positions, slots, logits = [], [], [], []
@@ -241,11 +251,9 @@ class PlanBuilder:
                 if any(s.tree is not None for s in segments)
                 else ForwardMode.EXTEND
             ),
-            requests=[s.request for s in segments],
             rows=np.fromiter((s.request.row for s in segments), np.int32, len(segments)),
             seq_lens=seq_lens,
             extend_lens=lens,
-            extend_start=start,
             input_ids=np.concatenate(ids),
             positions=np.concatenate(positions),
             out_slots=np.concatenate(slots),
@@ -262,6 +270,7 @@ class PlanBuilder:
             tree=_tree_mask(segments),
             inits=inits,
             slot_writes=self._table.take_changes(),
+            adapter_slots=_adapter_slots(segments),
         )
         drafted = any(s.draft is not None for s in segments)
         return StepPlan(batch, segments, spans, hidden_spans, drafted)
@@ -278,6 +287,13 @@ class PlanBuilder:
             )
             self._sampled = requests
         return self._sampling
+
+
+def _adapter_slots(segments: list[Segment]) -> Int32Array | None:
+    if all(s.request.adapter is None for s in segments):
+        return None
+    versions = [s.request.adapter for s in segments]
+    return np.array([-1 if v is None else v.slot for v in versions], dtype=np.int32)
 
 
 def _known_id(request: Request, position: int) -> int:

@@ -3,14 +3,15 @@
 Law: a step never needs memory that is not there. A running row that cannot grow sits the step out;
 once no step is in flight, the youngest requests of the lowest priority are retracted (their memory
 is released, what they computed stays in the cache while it can) until it can. Admission leaves room
-for what running requests may still write. Guesses take only memory that is to spare. Knows nothing
-of sampling, grammars or text.
+for what running requests may still write; guesses take only memory that is to spare. A request
+whose adapter is in no slot of the device lets others pass while it is brought there, but not for
+ever. Knows nothing of sampling, grammars or text.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from branchline.runtime.core.tree import TreeGroup
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.prefix_cache import CacheHandle
 from branchline.runtime.memory.types import Slots
+from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 from branchline.runtime.scheduler.drafts import Draft, Drafts
 from branchline.runtime.scheduler.plan_builder import Segment
 from branchline.runtime.scheduler.prefixes import PrefixesInFlight
@@ -47,6 +49,7 @@ class Planner:
         grow_ahead: slots that a row which needs more is given at once while memory is plentiful:
             fewer calls, and fewer changes of the slot table to send to a device.
         drafts: who guesses what decoding rows go on with; None = nobody.
+        adapters: that requests may have.
 
     Attributes:
         running: requests that hold a row, oldest admission first.
@@ -64,10 +67,12 @@ class Planner:
         started: Callable[[Request], None],
         grow_ahead: int = 1,
         drafts: Drafts | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self._started = started
         self.drafts = drafts
         self._copies: list[tuple[Slots, Slots]] = []
+        self._adapters = adapters or NoAdapters()
         self.running: dict[Request, None] = {}
         self._cache = cache
         self._waiting = waiting
@@ -214,14 +219,11 @@ class Planner:
                 continue
             if any(other.inflight for other in self.running):
                 return False
-            victim = self._victim()
+            victim = _youngest(self.running)
             self.retract(victim)
             if victim is request:
                 return False
         return True
-
-    def _victim(self) -> Request:
-        return min(self.running, key=lambda r: (r.source.priority, -r.progress.arrival))
 
     def retract(self, request: Request) -> None:
         """Take a running request's memory; it resumes later where it was, with the same output."""
@@ -259,6 +261,8 @@ class Planner:
             self._waiting.inserted(ids, namespace, old, computed_len)
         self.prefixes.discard(request)
         self.running.pop(request, None)
+        if request.adapter is not None:
+            self._adapters.leave(request.adapter)
         self.constrained -= request.matcher is not None
         request.row, request.handle = -1, None
 
@@ -283,9 +287,16 @@ class Planner:
             return
         reserved = sum(self._reserve(request) for request in self.running)
         self._reserve_share = max(0.1, self._reserve_share - 0.001)
+        starved = False
         for looked_at, request in enumerate(self._waiting.candidates()):
             if budget <= 0 or len(self.running) >= self._max_running or looked_at > MAX_CANDIDATES:
                 break
+            if request.adapter is not None:
+                urgent = not self.running or self._waiting.is_overdue(request)
+                if starved or not self._adapters.ready(request.adapter, urgent=urgent):
+                    # Once one that is overdue waits for a slot, nobody else takes one.
+                    starved = starved or self._waiting.is_overdue(request)
+                    continue
             whole = _computes_all(request)
             limit = 0 if whole else request.length - 1
             match = self._cache.match(request.ids[:limit], request.source.namespace)
@@ -309,6 +320,8 @@ class Planner:
         self._cache.attach(row, handle)
         self._waiting.admitted(request)
         self.running[request] = None
+        if request.adapter is not None:
+            self._adapters.enter(request.adapter)
         self.constrained += request.matcher is not None
         request.row, request.handle = row, handle
         request.planned_len = request.computed_len = cached_len
@@ -341,6 +354,11 @@ class Planner:
             self._cache.break_leases(needed)
             available = self._cache.free_tokens + self._cache.evictable_tokens
         return available >= needed
+
+
+def _youngest(running: Iterable[Request]) -> Request:
+    """Of the lowest priority."""
+    return min(running, key=lambda r: (r.source.priority, -r.progress.arrival))
 
 
 def _spare_slots(cache: CacheManager, request: Request, count: int, plenty: int) -> int:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from branchline.runtime.config.sections import SchedulerSection
+from branchline.runtime.core.adapters import AdapterVersion
 from branchline.runtime.core.bounds import check_queue, remaining
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import FinishReason
@@ -28,6 +29,7 @@ from branchline.runtime.core.sampling_params import MAX_N, Constraint
 from branchline.runtime.core.section import Section
 from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 from branchline.runtime.scheduler.commit import Committer, Outbox
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
@@ -77,6 +79,7 @@ class Scheduler:
         grammars: matchers and masks.
         call_soon: posts to the loop thread, for matchers that come from another one.
         drafts: who guesses what rows go on with, so that a step can yield several ids of a row.
+        adapters: that requests may name; the same as the intake's.
     """
 
     def __init__(
@@ -95,9 +98,12 @@ class Scheduler:
         grow_ahead: int = 1,
         masks_beside: bool = False,
         drafts: Drafts | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.stats = SchedulerStats()
         self.cache = cache
+        self.adapters = adapters or NoAdapters()
+        self.adapters.connect(self._adapter_failed)
         self._settings = settings
         self._worker = worker
         self._intake = intake
@@ -114,6 +120,7 @@ class Scheduler:
             started=outbox.started,
             grow_ahead=grow_ahead,
             drafts=drafts,
+            adapters=self.adapters,
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
         self._builder = PlanBuilder(
@@ -161,7 +168,8 @@ class Scheduler:
 
     def forget(self, request: Request) -> None:
         """The outbox has sent the request's end."""
-        self._requests.pop(request.id, None)
+        if self._requests.pop(request.id, None) is not None and request.adapter is not None:
+            self.adapters.close(request.adapter)
 
     def has(self, request_id: str) -> bool:
         """Whether a sequence of this name waits, compiles or runs."""
@@ -340,6 +348,13 @@ class Scheduler:
             lambda result: self._call_soon(lambda: ready(result)),
             request.sampling.section,
         )
+
+    def _adapter_failed(self, version: AdapterVersion, error: BranchlineError) -> None:
+        """End what waits for a version that cannot be had."""
+        for request in list(self._requests.values()):
+            if request.adapter is version and request.finish is None:
+                self.waiting.remove(request)
+                self._committer.end(request, "error", error=error)
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         if request.finish is None:

@@ -111,6 +111,10 @@ class WaitingQueue:
                 if request in self._match:
                     heapq.heappush(self._heap, entry)
 
+    def is_overdue(self, request: Request) -> bool:
+        """Whether others should no longer be admitted before it."""
+        return request.progress.skipped >= self._max_skips or request not in self._match
+
     def admitted(self, request: Request) -> None:
         """`request` was taken: the oldest one that was passed over counts it."""
         self.remove(request)

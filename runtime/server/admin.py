@@ -7,6 +7,7 @@ import importlib.metadata
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from branchline.runtime.core.messages import GenerateRequest
@@ -98,6 +99,9 @@ class _Admin:
                 "served_model_name": self._context.model_name,
                 "status": self._context.health() or "ready",
                 "open_requests": len(self._context.running),
+                "loaded_adapters": [
+                    msgspec.structs.replace(info, path="") for info in self._context.adapters.all()
+                ],
                 **facts,
             }
         )

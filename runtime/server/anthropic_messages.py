@@ -65,7 +65,7 @@ class Messages:
     async def count(self, request: web.Request) -> web.Response:
         """Tokens of a conversation, as the model would read it, if it could."""
         body = await read_body(request, CountRequest, self._context.limits)
-        self._context.check_model(body.model)
+        self._context.choose(body.model)
         question = await self._ask(body, bounded=False)
         return json_response({"input_tokens": len(question.prompt.ids)})
 
@@ -73,9 +73,10 @@ class Messages:
         """Answer one conversation."""
         context = self._context
         body = await read_body(request, MessagesRequest, context.limits)
-        model = context.check_model(body.model)
+        served = context.choose(body.model)
         question = await self._ask(body)
-        job = Job(question.prompt.ids, question.refine(_sampling(body, context.limits)))
+        sampling = question.refine(_sampling(body, context.limits))
+        job = Job(question.prompt.ids, sampling, served.adapter)
         options = Options(
             response_id("msg_"),
             stream=bool(body.stream),
@@ -83,7 +84,7 @@ class Messages:
             priority=body.priority or 0,
             deadline_s=body.deadline_s,
         )
-        writer = _Writer(options.name, model, question)
+        writer = _Writer(options.name, served.name, question)
         return await answer(
             request, context, job, options, writer=writer, error_body=anthropic_body
         )

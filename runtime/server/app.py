@@ -18,6 +18,7 @@ from aiohttp.typedefs import Middleware
 
 from branchline.runtime.errors import QueueFull
 from branchline.runtime.server import (
+    adapter_routes,
     admin,
     anthropic_messages,
     embeddings,
@@ -58,6 +59,7 @@ class Family(NamedTuple):
     Attributes:
         access: of the routes that ask for something else than a normal key, by path.
         bodies: structs of the JSON bodies, by path.
+        forms: schemas of forms that are taken as well, by path.
         described: its routes are for programs, and stand in /openapi.json.
     """
 
@@ -65,6 +67,7 @@ class Family(NamedTuple):
     error_body: ErrorBody
     access: Mapping[str, Access] = {}
     bodies: Mapping[str, type[Any]] = {}
+    forms: Mapping[str, dict[str, Any]] = {}
     described: bool = True
 
 
@@ -84,6 +87,20 @@ FAMILIES: tuple[Family, ...] = (
     Family(overview.routes, native_body),
     Family(page.routes, openai_body, page.ACCESS, described=False),
     Family(admin.routes, native_body, admin.ACCESS, admin.BODIES),
+    Family(
+        adapter_routes.openai_routes,
+        openai_body,
+        adapter_routes.ACCESS,
+        adapter_routes.OPENAI_BODIES,
+        {f"/v1{adapter_routes.LOAD}": adapter_routes.FORM},
+    ),
+    Family(
+        adapter_routes.sglang_routes,
+        native_body,
+        adapter_routes.ACCESS,
+        adapter_routes.SGLANG_BODIES,
+        {adapter_routes.LOAD: adapter_routes.FORM},
+    ),
 )
 
 
@@ -100,7 +117,7 @@ def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) 
         access.update(family.access)
         if family.described:
             levels = {path: level.value for path, level in family.access.items()}
-            described += describe(found, family.bodies, levels)
+            described += describe(found, family.bodies, family.forms, levels)
     description = msgspec.json.encode(document(described, keys_needed=context.keys.needed))
 
     async def openapi(request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@ cannot tell an engine in this process from one in another.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from branchline.runtime.core.protocols import EnginePort
@@ -16,11 +16,12 @@ from branchline.runtime.observability.metrics import Metrics
 from branchline.runtime.observability.tracing import Tracer
 from branchline.runtime.programs.executor import Executor
 from branchline.runtime.programs.remote_program import ProgramLimits
-from branchline.runtime.server.errors import Refused
+from branchline.runtime.server.adapters import Adapters, Served
 from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.limits import Limits
 from branchline.runtime.server.metered_port import MeteredPort
 from branchline.runtime.server.observed_programs import ObservedPrograms
+from branchline.runtime.server.quota_port import QuotaPort
 from branchline.runtime.server.running import RunningRequests
 from branchline.runtime.tokenizer.chat import ChatTemplate
 from branchline.runtime.tokenizer.tokenizer import TokenizerLike
@@ -43,6 +44,7 @@ class ServerContext:
         health: why the server cannot answer right now; "" when it can.
         on_shutdown: run when serving ends, before running requests are waited for; route
             families add to it.
+        adapters: which of the engine's adapters a request means, and how they come and go.
         running: what is being generated, by the names clients gave.
     """
 
@@ -53,6 +55,7 @@ class ServerContext:
     metrics: Metrics
     tokenizer: TokenizerLike
     chat: ChatTemplate
+    adapters: Adapters
     model_names: tuple[str, ...]
     limits: Limits = field(default_factory=Limits)
     program_limits: ProgramLimits = field(default_factory=ProgramLimits)
@@ -72,24 +75,9 @@ class ServerContext:
         if reason:
             raise BackendError(f"not ready: {reason}", retryable=True)
 
-    def check_model(self, name: str | None) -> str:
-        """The name to answer with, for the `model` of a request (None, "" and "default": ours).
-
-        Raises:
-            Refused: 404, another model's name.
-        """
-        if name in (None, "", "default"):
-            return self.model_name
-        if name not in self.model_names:
-            raise Refused(
-                404,
-                "the model does not exist here",
-                value=name,
-                param="model",
-                code="model_not_found",
-                hint=f"This server has {', '.join(self.model_names)}.",
-            )
-        return name
+    def choose(self, model: str | None, adapter: str | None = None) -> Served:
+        """Who answers a request, by its `model` and `lora_path`; see `Adapters.choose`."""
+        return self.adapters.choose(model, adapter)
 
 
 def make_context(
@@ -103,22 +91,33 @@ def make_context(
     keys: Keys | None = None,
     health: Callable[[], str] = always_ready,
     tracer: Tracer | None = None,
+    adapter_dirs: Sequence[str] = (),
 ) -> ServerContext:
-    """A context over `port`, with a client and an executor of its own, both watched."""
+    """A context over `port`, with a client and an executor of its own, both watched.
+
+    Args:
+        adapter_dirs: folders from which adapters may be loaded by path.
+
+    Raises:
+        InvalidRequest: see `Adapters`.
+    """
     model_names = model_names or (port.model_name,)
+    limits = limits or Limits()
     metrics = Metrics(model_names[0], port.info)
-    watched = MeteredPort(port, metrics, tracer)
+    watched = MeteredPort(QuotaPort(port, limits.max_adapter_requests), metrics, tracer)
+    client = EngineClient(watched, prefix="http-")
     executor = Executor(watched)
     return ServerContext(
         port=watched,
-        client=EngineClient(watched, prefix="http-"),
+        client=client,
         executor=executor,
         programs=ObservedPrograms(executor, metrics, tracer),
         metrics=metrics,
         tokenizer=tokenizer,
         chat=chat or ChatTemplate.of(tokenizer),
+        adapters=Adapters(port, client, model_names, limits, adapter_dirs),
         model_names=model_names,
-        limits=limits or Limits(),
+        limits=limits,
         program_limits=program_limits or ProgramLimits(),
         keys=keys or Keys(),
         health=health,

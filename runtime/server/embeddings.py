@@ -81,6 +81,7 @@ class Embedder:
         request: web.Request,
         body: EmbeddingFields,
         texts: Mapping[str, str | list[int]],
+        adapter: str,
         *,
         normalize: bool = True,
         dimensions: int | None = None,
@@ -89,6 +90,7 @@ class Embedder:
 
         Args:
             texts: texts or ids, by what the client calls them.
+            adapter: that reads them; "" = the model itself.
 
         Raises:
             InvalidRequest: more than the limits allow, or nothing to embed.
@@ -107,6 +109,7 @@ class Embedder:
                 namespace=caller.namespace(body.cache_salt or ""),
                 priority=body.priority or 0,
                 deadline=deadline,
+                adapter=adapter,
             )
             for ids in prompts
         ]
@@ -131,13 +134,14 @@ class _Embeddings:
     async def handle(self, request: web.Request) -> web.Response:
         """A vector for each text."""
         body = await read_body(request, EmbeddingsRequest, self._context.limits)
-        model = self._context.check_model(body.model)
+        served = self._context.choose(body.model)
         given = prompts_of(body.input, "input")
         names = ["input"] if len(given) == 1 else [f"input[{i}]" for i in range(len(given))]
         name, results = await self._embedder.embed(
             request,
             body,
             dict(zip(names, given, strict=True)),
+            served.adapter,
             normalize=body.normalize is not False,
             dimensions=body.dimensions,
         )
@@ -146,7 +150,7 @@ class _Embeddings:
             {"object": "embedding", "index": index, "embedding": write(result.embedding)}
             for index, result in enumerate(results)
         ]
-        head = {"id": name, "object": "list", "model": model}
+        head = {"id": name, "object": "list", "model": served.name}
         return json_response({**head, "data": data, "usage": usage_of(results)})
 
 

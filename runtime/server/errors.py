@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 from branchline.runtime.errors import (
+    AdapterError,
+    AdapterInUse,
+    AdapterNotFound,
     BranchlineError,
     Cancelled,
     ConstraintError,
@@ -73,6 +76,8 @@ def failure_of(error: BaseException) -> Failure:
         retry = 1 if error.retryable else None
         param = error.param if isinstance(error, Refused) else ""
         code = error.code if isinstance(error, Refused) else ""
+        if isinstance(error, AdapterNotFound):
+            code = "model_not_found"
         return Failure(_status(error), str(error), param, code, retry, error.to_wire())
     if isinstance(error, web.HTTPException):
         return Failure(error.status, _http_message(error))
@@ -153,6 +158,9 @@ def _status(error: BranchlineError) -> int:
 
 _STATUSES: tuple[tuple[type[BranchlineError], int], ...] = (
     (Refused, 400),
+    (AdapterNotFound, 404),
+    (AdapterInUse, 409),
+    (AdapterError, 400),
     (InvalidRequest, 400),
     (ConstraintError, 400),
     (UnsupportedFeature, 400),

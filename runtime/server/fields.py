@@ -91,6 +91,7 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     extra_key: str | None = None
     deadline_s: float | None = None
     return_token_ids: bool | None = None
+    lora_path: str | None = None
 
     user: str | None = None
     metadata: Json | None = None
@@ -106,7 +107,6 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     include_stop_str_in_output: bool | None = None
     no_stop_trim: bool | None = None
 
-    lora_path: None = None
     session_params: None = None
     custom_logit_processor: None = None
     custom_params: None = None
@@ -133,6 +133,7 @@ NO_EFFECT = frozenset(
         "include_obfuscation",
         "inference_geo",
         "log_metrics",
+        "lora_int_id",
         "metadata",
         "modalities",
         "moderation",

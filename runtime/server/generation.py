@@ -28,10 +28,15 @@ from branchline.runtime.server.wire import CALLER
 
 
 class Job(NamedTuple):
-    """One prompt and how to continue it."""
+    """One prompt and how to continue it.
+
+    Attributes:
+        adapter: name of the one that does; "" = the model itself.
+    """
 
     prompt_ids: list[int]
     sampling: SamplingParams
+    adapter: str = ""
 
 
 class Options(NamedTuple):
@@ -91,6 +96,7 @@ async def generate(
             priority=options.priority,
             deadline=deadline,
             name=options.name,
+            adapter=job.adapter,
         )
         for job in jobs
     ]

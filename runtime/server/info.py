@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from branchline.runtime.server.adapters import Served
 from branchline.runtime.server.context import ServerContext
 from branchline.runtime.server.keys import Access
 from branchline.runtime.server.wire import json_response
@@ -37,27 +38,30 @@ class _Info:
 
     async def models(self, request: web.Request) -> web.Response:
         """The list, in the form that the asking SDK reads."""
-        names = self._context.model_names
+        models = [Served(name) for name in self._context.model_names]
+        models += [Served(info.name, info.name) for info in self._context.adapters.all()]
         if _is_anthropic(request):
-            cards = [self._anthropic_card(name) for name in names]
-            ends = {"first_id": names[0], "last_id": names[-1], "has_more": False}
+            cards = [self._anthropic_card(model.name) for model in models]
+            ends = {"first_id": models[0].name, "last_id": models[-1].name, "has_more": False}
             return json_response({"data": cards, **ends})
-        return json_response({"object": "list", "data": [self._card(name) for name in names]})
+        return json_response({"object": "list", "data": [self._card(model) for model in models]})
 
     async def model(self, request: web.Request) -> web.Response:
         """One of the list."""
-        name = self._context.check_model(request.match_info["model"])
-        card = self._anthropic_card(name) if _is_anthropic(request) else self._card(name)
+        model = self._context.choose(request.match_info["model"])
+        card = self._anthropic_card(model.name) if _is_anthropic(request) else self._card(model)
         return json_response(card)
 
-    def _card(self, name: str) -> dict[str, Any]:
+    def _card(self, model: Served) -> dict[str, Any]:
+        context = self._context
         return {
-            "id": name,
+            "id": model.name,
             "object": "model",
             "created": self._created,
             "owned_by": "branchline",
-            "root": self._context.port.model_name,
-            "max_model_len": self._context.port.max_context,
+            "root": model.adapter or context.port.model_name,
+            "parent": context.model_name if model.adapter else None,
+            "max_model_len": context.port.max_context,
         }
 
     def _anthropic_card(self, name: str) -> dict[str, Any]:

@@ -35,6 +35,13 @@ class Limits:
     max_logit_bias: int = setting(1024, "entries of logit_bias")
     max_schema_bytes: int = setting(256 * 1024, "bytes of one constraint")
     max_schema_depth: int = setting(64, "containers within containers of a JSON schema")
+    max_adapters: int = setting(4096, "adapters that may be loaded")
+    max_adapter_bytes: int = setting(
+        512 * 1024 * 1024, "bytes of an adapter that is sent to be loaded"
+    )
+    max_adapter_requests: int | None = setting(
+        None, "requests of one adapter worked on at once, of programs too; more get 429"
+    )
     idle_timeout_s: float = setting(
         120.0, "seconds a client may take to send its body, or to take the next part of an answer"
     )

@@ -7,23 +7,22 @@ inner port's. Knows no routes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import GenerateDelta, Output, RequestMeta
-from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import EnginePort
 from branchline.runtime.errors import BranchlineError
 from branchline.runtime.observability.metrics import Metrics
 from branchline.runtime.observability.tracing import Tracer
+from branchline.runtime.server.port_around import PortAround
 
 BASE = "base"
 """Value of the label `adapter` where there is none."""
 
 
-class MeteredPort:
-    """`EnginePort` around another one.
+class MeteredPort(PortAround):
+    """A port whose requests are counted and timed.
 
     Args:
         port: does the work.
@@ -32,52 +31,18 @@ class MeteredPort:
     """
 
     def __init__(self, port: EnginePort, metrics: Metrics, tracer: Tracer | None = None) -> None:
-        self._port = port
+        super().__init__(port)
         self._metrics = metrics
         self._tracer = tracer
-        self.tokenizer = port.tokenizer
-        self.turns = port.turns
-        self.model_name = port.model_name
-        self.max_context = port.max_context
-        self.heals = port.heals
-        self.reasoning = port.reasoning
 
     def submit(self, request: EngineRequest, on_output: Callable[[Output], None]) -> None:
         """See `EnginePort.submit`."""
         watch = _Watch(request, on_output, self._metrics, self._tracer)
         try:
-            self._port.submit(request, watch.take)
+            self.port.submit(request, watch.take)
         except BranchlineError as error:
             self._metrics.count("num_refused_requests_total", error=type(error).__name__)
             raise
-
-    def call_soon(self, fn: Callable[[], None]) -> None:
-        """See `EnginePort.call_soon`."""
-        self._port.call_soon(fn)
-
-    def abort(self, request_id: str) -> None:
-        """See `EnginePort.abort`."""
-        self._port.abort(request_id)
-
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
-        """See `EnginePort.hold`."""
-        self._port.hold(lane_id, ids, namespace)
-
-    def release(self, lane_id: str) -> None:
-        """See `EnginePort.release`."""
-        self._port.release(lane_id)
-
-    def flush(self, on_done: Callable[[int | BranchlineError], None]) -> None:
-        """See `EnginePort.flush`."""
-        self._port.flush(on_done)
-
-    def prefixes(self, on_done: Callable[[list[CachedPrefix] | BranchlineError], None]) -> None:
-        """See `EnginePort.prefixes`."""
-        self._port.prefixes(on_done)
-
-    def info(self) -> dict[str, Any]:
-        """See `EnginePort.info`."""
-        return self._port.info()
 
 
 class _Watch:
@@ -94,6 +59,7 @@ class _Watch:
         self._on_output = on_output
         self._metrics = metrics
         self._tracer = tracer
+        self._adapter = request.adapter or BASE
         self._started_ns = time.time_ns()
         self._last_delta: dict[str, float] = {}
 
@@ -111,7 +77,7 @@ class _Watch:
         self._last_delta[output.request_id] = now
         if before is not None and output.token_ids:
             by_token = (now - before) / len(output.token_ids)
-            self._metrics.observe("inter_token_latency_seconds", by_token, adapter=BASE)
+            self._metrics.observe("inter_token_latency_seconds", by_token, adapter=self._adapter)
 
     def _ended(
         self, request_id: str, meta: RequestMeta, error: dict[str, str | bool] | None

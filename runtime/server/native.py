@@ -131,6 +131,8 @@ class Generate:
         logprobs = _each("return_logprob", body.return_logprob, count, False)
         starts = _each("logprob_start_len", body.logprob_start_len, count, -1)
         tops = _each("top_logprobs_num", body.top_logprobs_num, count, 0)
+        asked: list[str | None] = _each("lora_path", body.lora_path, count, None)
+        adapters = {name: self._context.choose(None, name).adapter for name in set(asked)}
         jobs, wishes = [], []
         for i, ids in enumerate(prompts):
             start = len(ids) - 1 if starts[i] < 0 else min(starts[i], len(ids) - 1)
@@ -144,7 +146,7 @@ class Generate:
                 logprobs=top if logprobs[i] else None,
                 prompt_logprobs=top if logprobs[i] and start < len(ids) - 1 else None,
             )
-            jobs.append(Job(ids, sampling))
+            jobs.append(Job(ids, sampling, adapters[asked[i]]))
         return jobs, wishes
 
 

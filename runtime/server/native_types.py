@@ -61,6 +61,7 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     extra_key: str | None = None
     cache_salt: str | None = None
     deadline_s: float | None = None
+    lora_path: str | list[str | None] | None = None
 
     log_metrics: bool | None = None
     no_logs: bool | None = None
@@ -77,7 +78,6 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     modalities: None = None
     session_params: None = None
     session_id: None = None
-    lora_path: None = None
     lora_id: None = None
     token_ids_logprob: None = None
     custom_logit_processor: None = None

@@ -63,7 +63,7 @@ class ChatCompletions:
         """Answer one request."""
         body = await read_body(request, ChatRequest, self._context.limits)
         limits = self._context.limits
-        model = self._context.check_model(body.model)
+        served = self._context.choose(body.model, body.lora_path)
         question = await self._questions.prepare(
             conversation_of(body),
             tools_of(body),
@@ -74,8 +74,8 @@ class ChatCompletions:
         sampling = sampling_of(
             body, limits, max_tokens=most, logprobs=_top_of(body), constraint=None
         )
-        job = Job(question.prompt.ids, question.refine(sampling))
-        run = _Run(self._context, body, question, job, model)
+        job = Job(question.prompt.ids, question.refine(sampling), served.adapter)
+        run = _Run(self._context, body, question, job, served.name)
         if not body.stream:
             return json_response(await run.whole(request))
         async with event_stream(request, limits, openai_body) as events:

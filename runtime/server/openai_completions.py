@@ -42,14 +42,15 @@ class Completions:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
         body = await read_body(request, CompletionRequest, self._context.limits)
-        run = _Run(self._context, body, await self._jobs(body))
+        served = self._context.choose(body.model, body.lora_path)
+        run = _Run(self._context, body, await self._jobs(body, served.adapter), served.name)
         if not body.stream:
             return json_response(await run.whole(request))
         async with event_stream(request, self._context.limits, openai_body) as events:
             await run.stream(request, events)
         return events.response
 
-    async def _jobs(self, body: CompletionRequest) -> list[Job]:
+    async def _jobs(self, body: CompletionRequest, adapter: str) -> list[Job]:
         limits = self._context.limits
         if body.best_of not in (None, body.n or 1):
             raise Refused(400, "best_of is not supported beside n", param="best_of")
@@ -67,18 +68,21 @@ class Completions:
             prompt_logprobs=scored,
             constraint=constraint_of(body, body.response_format, limits),
         )
-        return [Job(ids, sampling) for ids in await self._prompts.ids(prompts_of(body.prompt))]
+        prompts = await self._prompts.ids(prompts_of(body.prompt))
+        return [Job(ids, sampling, adapter) for ids in prompts]
 
 
 class _Run:
     """One request on its way."""
 
-    def __init__(self, context: ServerContext, body: CompletionRequest, jobs: list[Job]) -> None:
+    def __init__(
+        self, context: ServerContext, body: CompletionRequest, jobs: list[Job], model: str
+    ) -> None:
         self._context = context
         self._body = body
         self._jobs = jobs
         self._n = jobs[0].sampling.n
-        model, kind = context.check_model(body.model), "text_completion"
+        kind = "text_completion"
         self._envelope = Envelope(body, model, prefix="cmpl-", kind=kind, piece=kind)
         top = body.logprobs
         count = len(jobs) * self._n

@@ -56,11 +56,12 @@ class Responses:
         for name in ("background", "top_logprobs"):
             if getattr(body, name):
                 raise UnsupportedFeature(f"{name} is not supported", hint="Leave it out.")
-        model = context.check_model(body.model)
+        served = context.choose(body.model)
         question = await self._questions.prepare(
             _conversation(body), _tools(body), _constraint(body, context.limits)
         )
-        job = Job(question.prompt.ids, question.refine(_sampling(body, context.limits)))
+        sampling = question.refine(_sampling(body, context.limits))
+        job = Job(question.prompt.ids, sampling, served.adapter)
         options = Options(
             response_id("resp_"),
             stream=bool(body.stream),
@@ -69,7 +70,7 @@ class Responses:
             deadline_s=body.deadline_s,
         )
         count = partial(question.reasoning_tokens, context.tokenizer, job.sampling)
-        writer = _Writer(options.name, model, body, question.reader(), count)
+        writer = _Writer(options.name, served.name, body, question.reader(), count)
         return await answer(request, context, job, options, writer=writer, error_body=_error_event)
 
 

@@ -22,6 +22,7 @@ class Described(NamedTuple):
 
     Attributes:
         body: struct of its JSON body; None = it takes none.
+        form: schema of the form that it takes as well; None = none.
         access: "open", "normal" or "admin".
     """
 
@@ -29,11 +30,15 @@ class Described(NamedTuple):
     path: str
     summary: str
     body: type[Any] | None
+    form: Json | None
     access: str
 
 
 def describe(
-    routes: Sequence[web.RouteDef], bodies: Mapping[str, type[Any]], access: Mapping[str, str]
+    routes: Sequence[web.RouteDef],
+    bodies: Mapping[str, type[Any]],
+    forms: Mapping[str, Json],
+    access: Mapping[str, str],
 ) -> list[Described]:
     """`routes` with what is known of each by its path."""
     return [
@@ -42,6 +47,7 @@ def describe(
             route.path,
             (getattr(route.handler, "__doc__", None) or "").strip().split("\n")[0],
             bodies.get(route.path) if route.method in ("POST", "PUT") else None,
+            forms.get(route.path),
             access.get(route.path, "normal"),
         )
         for route in routes
@@ -95,6 +101,8 @@ def _operation(route: Described, schema: Json | None, keys_needed: bool) -> Json
         ]
     if schema is not None:
         content = {"application/json": {"schema": schema}}
+        if route.form is not None:
+            content["multipart/form-data"] = {"schema": route.form}
         operation["requestBody"] = {"required": True, "content": content}
     if route.access == "admin" or (keys_needed and route.access != "open"):
         operation["security"] = [{"bearer": []}, {"header": []}]

@@ -59,14 +59,15 @@ class _Reranking:
     async def handle(self, request: web.Request) -> web.Response:
         """Documents by their likeness to a query."""
         body = await read_body(request, RerankRequest, self._context.limits)
-        model = self._context.check_model(body.model)
+        served = self._context.choose(body.model)
         if not body.documents:
             raise Refused(400, "documents is empty", param="documents")
         if body.top_n is not None and body.top_n < 1:
             raise Refused(400, "top_n must be at least 1", value=body.top_n, param="top_n")
         texts = [item if isinstance(item, str) else item.text for item in body.documents]
         named = {f"documents[{index}]": text for index, text in enumerate(texts)}
-        name, results = await self._embedder.embed(request, body, {"query": body.query, **named})
+        texts_read = {"query": body.query, **named}
+        name, results = await self._embedder.embed(request, body, texts_read, served.adapter)
         query, *vectors = [result.embedding for result in results]
         scores = [_cosine(query, vector) for vector in vectors]
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
@@ -76,7 +77,7 @@ class _Reranking:
             for index in order
         ]
         return json_response(
-            {"id": name, "model": model, "results": shown, "usage": usage_of(results)}
+            {"id": name, "model": served.name, "results": shown, "usage": usage_of(results)}
         )
 
 

@@ -59,7 +59,7 @@ class _Scoring:
         context, limits, caller = self._context, self._context.limits, request[CALLER]
         body = await read_body(request, ScoringRequest, limits)
         items = [body.items] if isinstance(body.items, str) else body.items
-        model = context.check_model(body.model)
+        served = context.choose(body.model)
         if not items or not body.label_token_ids:
             name = "label_token_ids" if items else "items"
             raise Refused(400, f"{name} is empty", param=name)
@@ -75,6 +75,7 @@ class _Scoring:
                 namespace=caller.namespace(),
                 priority=body.priority or 0,
                 deadline=deadline_of(limits, body.deadline_s),
+                adapter=served.adapter,
             )
             for ids in prompts
         ]
@@ -84,7 +85,7 @@ class _Scoring:
         return json_response(
             {
                 "scores": [_values(result, body.apply_softmax) for result in found],
-                "model": model,
+                "model": served.name,
                 "usage": {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0},
                 "object": "scoring",
             }

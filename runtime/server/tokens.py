@@ -66,7 +66,7 @@ class _Tokens:
     async def tokenize(self, request: web.Request) -> web.Response:
         """Ids, and how many."""
         body = await read_body(request, TokenizeRequest, self._context.limits)
-        self._context.check_model(body.model)
+        self._context.choose(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise Refused(400, "send either prompt or messages", param="prompt")
         several = isinstance(body.prompt, list)
@@ -108,7 +108,7 @@ class _Tokens:
     async def detokenize(self, request: web.Request) -> web.Response:
         """Text of ids."""
         body = await read_body(request, DetokenizeRequest, self._context.limits)
-        self._context.check_model(body.model)
+        self._context.choose(body.model)
         nested = [item for item in body.tokens if isinstance(item, list)]
         flat = [item for item in body.tokens if isinstance(item, int)]
         if nested and flat:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from branchline.cli.main import build_parser
+from branchline.cli.options import add_engine_flags, settings_of
 from branchline.cli.server_keys import read_keys
 from branchline.cli.server_settings import (
     FLAG_SECTIONS,
@@ -16,6 +20,7 @@ from branchline.cli.server_settings import (
     Choices,
     choices_of,
 )
+from branchline.runtime.config.file import read_settings
 from branchline.runtime.config.sections import all_settings
 from branchline.runtime.config.server import ServerSection
 from branchline.runtime.errors import InvalidRequest
@@ -153,3 +158,35 @@ def test_the_server_never_listens_to_the_world_by_itself() -> None:
     defaults = {item.name: item.default for item in fields(ServerSection)}
     assert defaults["host"] == "127.0.0.1"
     assert defaults["api_key_file"] is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShelfSection:
+    """A section with a table."""
+
+    books: Mapping[str, str] | None = field(default=None, metadata={"help": "what stands where"})
+
+
+def shelf(*words: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_engine_flags(parser, [ShelfSection])
+    return settings_of(parser.parse_args(words), [ShelfSection])
+
+
+def test_a_table_has_a_flag_for_each_entry_and_a_table_in_the_file(tmp_path: Path) -> None:
+    assert shelf() == {}
+    assert shelf("--book", "a=x", "--book", "b=y=z") == {"books": {"a": "x", "b": "y=z"}}
+    for words, said in (
+        (("--book", "a"), "a name and a value"),
+        (("--book", "=x"), "a name and a value"),
+        (("--book", "a="), "a name and a value"),
+        (("--book", "a=x", "--book", "a=y"), "twice"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"--book.*{said}"):
+            shelf(*words)
+    for text in ('[shelf]\nbooks = {a = "x"}\n', '[shelf.books]\na = "x"\n'):
+        path = Path(write(tmp_path, text))
+        assert read_settings(path, [ShelfSection]) == {"books": {"a": "x"}}
+    for text in ('[shelf]\nbooks = "a"\n', "[shelf]\nbooks = {a = 1}\n"):
+        with pytest.raises(InvalidRequest, match="books is a table of texts"):
+            read_settings(Path(write(tmp_path, text)), [ShelfSection])

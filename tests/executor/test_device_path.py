@@ -24,7 +24,7 @@ from branchline.runtime.executor.device_graphs import decode_sizes, extend_shape
 from branchline.runtime.executor.device_stream import DeviceStream
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.device_worker import DeviceWorker
-from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape
+from branchline.runtime.executor.plan_buffers import TABLE_WRITES, PlanBuffers, StepShape
 from branchline.runtime.models.base import Model
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
 from tests.support.model_driver import CONTEXT, Driver, Part
@@ -158,10 +158,37 @@ def test_tables_follow_the_plans_changes() -> None:
     plan = idle_step(StepShape(0, 0, 0))
     plan.slot_writes = SlotWrites(np.array([5, 6, 8]), np.array([9, 8, 7], dtype=np.int32))
     plan.inits = [RowInit(2, 1, np.array([4, 5], dtype=np.int32))]
-    tables.apply(plan)
+    changes = tables.changes(plan)
+    tables.write(tables.upload(changes))
     assert tables.slots.tolist() == [[0] * 4, [0, 9, 8, 0], [7, 0, 0, 0], [0] * 4]
     assert tables.tokens[2].tolist() == [0, 4, 5, 0, 0]
     assert tables.tokens[3].tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("count", [0, 1, TABLE_WRITES, TABLE_WRITES + 1])
+def test_changes_that_travel_with_a_plan_are_those_that_go_alone(count: int) -> None:
+    """Few are made by what `load` gives back, many are made by `load`; padding writes padding."""
+    width = 700
+    tables, alone = (DeviceTables(3, width, width, CPU) for _ in range(2))
+    buffers = PlanBuffers(
+        tables, tokens=8, rows=4, samples=16, tree_words=0, stream=DeviceStream(CPU)
+    )
+    gen = np.random.default_rng(count)
+    shape = StepShape(2, 2, 2, decode=True)
+    for size in (count, count // 3):
+        plan = idle_step(shape)
+        index = gen.permutation(3 * width)[:size].astype(np.int64)
+        plan.slot_writes = SlotWrites(index, gen.integers(1, 99, size).astype(np.int32))
+        ids = gen.integers(1, 99, min(size, width)).astype(np.int32)
+        plan.inits = [RowInit(row, 0, ids) for row in (0, 2)]
+        views = buffers.views(shape)
+        buffers.load(plan, views)
+        tables.write(views.writes)
+        if size:
+            alone.write(alone.upload(alone.changes(plan)))
+        assert torch.equal(tables.slots, alone.slots)
+        assert torch.equal(tables.tokens, alone.tokens)
+        assert not tables.slots[3].any() and not tables.tokens[3].any()
 
 
 @pytest.fixture(params=[False, True], ids=["eager", "recorded"])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from branchline.runtime.core.adapters import AdapterInfo
 from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import (
@@ -40,9 +41,14 @@ EXAMPLES: dict[str, list[Any]] = {
     "ToScheduler": [
         messages.Submit(GenerateRequest(id="a", prompt_ids=[1, 2], sampling=SAMPLING)),
         messages.Submit(ScoreRequest(id="b", prompt_ids=[1], choices=[[2], [3, 4]], deadline=5.5)),
+        messages.Submit(GenerateRequest(id="d", prompt_ids=[1], sampling=SAMPLING, adapter="sql")),
         messages.Submit(EmbedRequest(id="c", prompt_ids=[1], pooling="mean", dimensions=7)),
         messages.Abort("a#1", "stop"),
         messages.Hold("lane", [1, 2, 3], "tenant"),
+        messages.Hold("lane", [1], "", "sql"),
+        messages.LoadAdapter(5, "sql", "/adapters/sql", pin=True),
+        messages.UnloadAdapter(6, "sql", drain=True),
+        messages.RestoreAdapters(7, [messages.KeptAdapter("sql", "/tmp/x/1", 3, sent=True)]),
         messages.Release("lane"),
         messages.Ask(3, "flush"),
         messages.Ask(4, "prefixes"),
@@ -63,6 +69,9 @@ EXAMPLES: dict[str, list[Any]] = {
         messages.Answer(3, {"scheduler": {"steps": 4}}),
         messages.Beat(9, True, 2, {"cache": {}}),
         messages.SchedulerLoaded(Bounds(10, 20, 30, 40), {"model": "m"}),
+        messages.SchedulerLoaded(
+            Bounds(10, 20, 30, 40), {}, [AdapterInfo(name="sql", version=2, targets=("q_proj",))]
+        ),
         messages.DetokenizerLoaded(),
         messages.StartFailed({"code": "OutOfMemory"}),
     ],

@@ -54,7 +54,8 @@ ROWS = [
 
 def kept_from(logits: torch.Tensor, draws: Draws, device: torch.device) -> torch.Tensor:
     """The set that the cuts of the kernel describe, read as its docstring says."""
-    cuts, limits, floors = kept_by(Device(device), logits, draws, mask_of(logits))
+    gpu = Device(device)
+    cuts, limits, floors = kept_by(gpu, logits, draws, mask_of(gpu, logits))
     bits = (logits + 0.0).view(torch.int32)
     order = bits ^ ((bits >> 31) & (2**31 - 1))
     ids = torch.arange(logits.shape[1], device=device)[None, :]
@@ -63,13 +64,40 @@ def kept_from(logits: torch.Tensor, draws: Draws, device: torch.device) -> torch
 
 
 @pytest.mark.parametrize("decimals", [0, 6], ids=["many equal logits", "few"])
-def test_cuts_equal_the_sorted_ones(kernel_device: torch.device, decimals: int) -> None:
+def test_cuts_equal_the_sorted_ones(
+    kernel_device: torch.device, decimals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over rows of several blocks, which on a GPU are read by programs that wait for each other."""
+    monkeypatch.setattr("branchline.kernels.triton.sampling._CUT_BLOCK", 128)
     torch.manual_seed(decimals)
     logits = (torch.randn(len(ROWS), 300) * 3).round(decimals=decimals).to(kernel_device)
     draws = draws_of(ROWS, kernel_device)
     got = kept_from(logits, draws, kernel_device)[1:]
     want = kept_tokens(logits, draws)[1:]
     assert torch.equal(got, want), (got != want).nonzero()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("count", [1, 5, 40, 140])
+def test_cuts_of_a_large_vocabulary_are_the_same_in_any_company(
+    kernel_device: torch.device, count: int
+) -> None:
+    """As sorting cuts, up to the rounding of a sum; and bit for bit what the row has alone."""
+    torch.manual_seed(count)
+    logits = (torch.randn(count, 151936) * 3).round(decimals=4).to(kernel_device)
+    draws = draws_of((ROWS * 14)[:count], kernel_device)
+    gpu = Device(kernel_device)
+    cuts = kept_by(gpu, logits, draws, mask_of(gpu, logits))
+    for row in range(0, count, 3):
+        one = draws_of([(ROWS * 14)[row]], kernel_device)
+        alone = kept_by(gpu, logits[row : row + 1], one, mask_of(gpu, logits[row : row + 1]))
+        for found, wanted in zip(cuts, alone, strict=True):
+            assert torch.equal(found[row : row + 1], wanted)
+    assert not gpu.counters.any()
+    wrong = kept_from(logits, draws, kernel_device) != kept_tokens(logits, draws)
+    wrong &= (draws.inv_temperature > 0)[:, None]
+    share = torch.softmax(logits.double() * draws.inv_temperature.double()[:, None], dim=-1)
+    assert (share * wrong).sum(-1).max() < 1e-5
 
 
 def test_draws_equal_the_reference(kernel_device: torch.device) -> None:

@@ -472,3 +472,26 @@ def test_the_key_of_openai_goes_to_openai_alone(
 def test_settings_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         bl.OpenAI("m", **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [(kind, {"model": "sql"}) for kind in ("vllm", "branchline")]
+    + [("sglang", {"model": "m", "lora_path": "sql"})],
+)
+def test_an_adapter_is_named_as_the_server_knows_it(
+    server: Scripted, kind: Any, fields: dict[str, str]
+) -> None:
+    @bl.function
+    def program(s: bl.State) -> None:
+        s += bl.user("q")
+        with s.adapter("sql"):
+            s += bl.assistant(bl.gen("x"))
+        s += bl.user("q") + bl.assistant(bl.gen("y"))
+
+    backend = bl.OpenAI("m", server.url, "key", server=kind)
+    state = program.run(backend=backend)
+    backend.close()
+    first, second = (body for _, body in server.bodies)
+    assert first == {**first, **fields} and second == {**second, "model": "m"}
+    assert (state.meta("x").adapter, state.meta("y").adapter) == ("sql", "")

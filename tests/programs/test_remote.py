@@ -229,6 +229,7 @@ def _closed_by(wires: Wires, client: Any) -> dict[str, Any]:
             [gen(0, "x", sampling=SamplingParams(stop=("a" * 5,)))],
             "program_text_bytes",
         ),
+        ({"max_program_text_bytes": 5}, [gen(0, "x", adapter="a" * 5)], "program_text_bytes"),
         ({"max_program_text_bytes": 90}, [DeclareTools(0, 0, (TOOL,))], "program_text_bytes"),
         ({"max_program_text_bytes": 90}, [gen(0, "x", tools=USE)], "program_text_bytes"),
     ],

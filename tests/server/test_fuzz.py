@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 import branchline as bl
 from branchline.runtime.server import page
 from branchline.runtime.server.app import FAMILIES
-from tests.server.spelled import Spelled, spelled_server
+from branchline.runtime.server.context import make_context
+from branchline.runtime.server.keys import Keys
+from tests.server.spelled import spelled_server
+from tests.support.adapter_port import AdaptedEngine
+from tests.support.http_server import Answer, RunningServer, serve
 
 BODIES = {path: kind for family in FAMILIES for path, kind in family.bodies.items()}
 
@@ -42,6 +46,16 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "x"}]},
     "/generate": {"text": "x"},
     "/abort_request": {"rid": "x"},
+    "/v1/load_lora_adapter": {"lora_name": "x", "lora_path": "x", "load_inplace": True},
+    "/load_lora_adapter": {"lora_name": "x", "lora_path": "x", "load_inplace": True},
+    "/load_lora_adapter_from_tensors": {
+        "lora_name": "x",
+        "config_dict": {},
+        "serialized_tensors": "eHk=",
+        "load_inplace": True,
+    },
+    "/v1/unload_lora_adapter": {"lora_name": "one"},
+    "/unload_lora_adapter": {"lora_name": "two"},
 }
 LEAVES = st.one_of(
     st.none(),
@@ -65,26 +79,45 @@ VALUES = st.recursive(
 )
 
 
+class Servers:
+    """One that answers at once, and for its routes one that has adapters."""
+
+    def __init__(self, spelled: RunningServer, adapted: RunningServer) -> None:
+        self.spelled = spelled
+        self._adapted = adapted
+
+    def post(self, path: str, body: Any = None, data: bytes | None = None) -> Answer:
+        server = self._adapted if "lora" in path else self.spelled
+        headers = {"x-api-key": "key", "content-type": "application/json"}
+        return server.request("POST", path, body, data=data, headers=headers)
+
+
 @pytest.fixture(scope="module")
-def spelled() -> Iterator[Spelled]:
-    """Answers at once."""
-    with spelled_server(lambda prompt, index: "ok") as made:
-        yield made
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    engine = AdaptedEngine("one", "two")
+    context = make_context(
+        engine,
+        engine.tokenizer,  # type: ignore[arg-type]
+        keys=Keys((), ("key",)),
+        adapter_dirs=[str(tmp_path_factory.mktemp("adapters"))],
+    )
+    with spelled_server(lambda prompt, index: "ok") as spelled, serve(context) as adapted:
+        yield Servers(spelled.server, adapted)
 
 
-def test_every_body_has_a_good_example(spelled: Spelled) -> None:
+def test_every_body_has_a_good_example(servers: Servers) -> None:
     assert set(GOOD) == set(BODIES)
     for path, body in GOOD.items():
-        assert spelled.server.post(path, body).status == 200, path
+        assert servers.post(path, body).status == 200, path
 
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_no_body_is_an_internal_error(spelled: Spelled, data: st.DataObject) -> None:
+def test_no_body_is_an_internal_error(servers: Servers, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(GOOD)))
     names = [item.encode_name for item in msgspec.structs.fields(BODIES[path])]
     changes = data.draw(st.dictionaries(st.sampled_from(names), VALUES, max_size=3))
-    answer = spelled.server.post(path, {**GOOD[path], **changes})
+    answer = servers.post(path, {**GOOD[path], **changes})
     assert answer.status < 500, (path, changes, answer.raw)
     if answer.status != 200:
         error = answer.json["error"]
@@ -93,17 +126,17 @@ def test_no_body_is_an_internal_error(spelled: Spelled, data: st.DataObject) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(raw=st.binary(max_size=60), path=st.sampled_from(sorted(GOOD)))
-def test_bytes_are_refused(spelled: Spelled, raw: bytes, path: str) -> None:
-    answer = spelled.server.request("POST", path, data=raw)
+def test_bytes_are_refused(servers: Servers, raw: bytes, path: str) -> None:
+    answer = servers.post(path, data=raw)
     assert answer.status in (200, 400), answer.raw
 
 
-def test_the_description_says_what_bodies_are_allowed(spelled: Spelled) -> None:
-    document = spelled.server.get("/openapi.json").json
+def test_the_description_says_what_bodies_are_allowed(servers: Servers) -> None:
+    document = servers.spelled.get("/openapi.json").json
     routes = {
         route.path.replace(":.+}", "}")
         for family in FAMILIES
-        for route in family.routes(spelled.server.context)
+        for route in family.routes(servers.spelled.context)
     }
     assert set(document["paths"]) == routes - set(page.paths())
     for path, body in GOOD.items():

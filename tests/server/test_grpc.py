@@ -29,6 +29,7 @@ from branchline.runtime.server.keys import Keys
 from branchline.runtime.server.limits import Limits
 from branchline.runtime.server.prompts import Prompts
 from tests.server.waiting import wait_until_idle
+from tests.support.adapter_port import AdaptedEngine
 
 FOLDER = Path(pb.__file__).parent
 
@@ -292,6 +293,25 @@ def test_health_and_reflection(engine: Engine) -> None:
     statuses_of = health_pb2.HealthCheckResponse.ServingStatus
     assert statuses == [statuses_of.SERVING, statuses_of.NOT_SERVING]
     assert {SERVICE, "grpc.health.v1.Health"} <= set(names)
+
+
+def test_calls_name_adapters() -> None:
+    engine = AdaptedEngine("sql")
+    context = make_context(engine, engine.tokenizer, model_names=("tiny",))  # type: ignore[arg-type]
+    sql = {"adapter": "sql"}
+    asked = pb.GenerateRequest(prompt=pb.Prompt(text="q"), **sql)
+    (answer,) = talk(context, lambda channel: collect(channel, asked))
+    assert answer.result.meta.adapter == "sql"
+    for name, message, kind in (
+        ("Score", pb.ScoreRequest(choices=[pb.Prompt(text="a")], **sql), pb.ScoreResponse),
+        ("Embed", pb.EmbedRequest(**sql), pb.EmbedResponse),
+    ):
+        message.prompt.text = "q"
+        found = talk(context, lambda c, n=name, m=message, k=kind: unary_call(c, n, k)(m))
+        assert found.meta.adapter == "sql"
+    assert [one.adapter for one in engine.requests] == ["sql"] * 3
+    refused = failure(context, pb.GenerateRequest(prompt=pb.Prompt(text="q"), adapter="sequel"))
+    assert refused.code() is grpc.StatusCode.NOT_FOUND and "sequel" in refused.details()
 
 
 def test_info_is_the_engines(engine: Engine) -> None:

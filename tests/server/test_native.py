@@ -183,7 +183,7 @@ def test_the_stop_is_kept_by_the_names_of_each_server(server: RunningServer) -> 
         ({"text": ""}, "empty"),
         ({"text": ["a", "b"], "rid": ["x"]}, "rid has 1 entries for 2 prompts"),
         ({"text": "a", "image_data": ["x"]}, "image_data is not supported"),
-        ({"text": "a", "lora_path": "x"}, "lora_path is not supported"),
+        ({"text": "a", "lora_path": ["x", "y"]}, "lora_path has 2 entries"),
         ({"text": "a", "sampling_params": {"max_tokens": 3}}, "sampling_params.max_tokens"),
         ({"text": "a", "sampling_params": {"temperature": "x"}}, "sampling_params.temperature"),
         ({"text": "a", "sampling_params": {"regex": "a", "ebnf": "b"}}, "both constrain"),

@@ -160,17 +160,14 @@ class Driver:
             if part.sample:
                 sampled.append(len(wanted) - 1 - nodes)
             lens.append(count + nodes)
-        starts = np.concatenate([[0], np.cumsum(lens)]).astype(np.int32)
         plan = ScheduleBatch(
             mode=ForwardMode.EXTEND,
-            requests=[],
             rows=np.array([part.row for part in parts], dtype=np.int32),
             seq_lens=np.array(
                 [self.lengths[part.row] + n for part, n in zip(parts, lens, strict=True)],
                 dtype=np.int32,
             ),
             extend_lens=np.array(lens, dtype=np.int32),
-            extend_start=starts,
             input_ids=np.array(ids, dtype=np.int32),
             positions=np.array(positions, dtype=np.int64),
             out_slots=np.concatenate(slots),

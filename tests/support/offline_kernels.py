@@ -22,6 +22,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import branchline.kernels.triton as room
+from branchline.kernels.lora import LoraWeight
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws
 from branchline.kernels.triton import TritonOps, ops, tuning
@@ -76,6 +77,7 @@ class Card(tuning.Device):
     def __init__(self, device: torch.device) -> None:
         self.interpreted, self.overlap, self.processors = False, True, PROCESSORS
         self.counters = empty("i4", 1 << 16)
+        self.flags = empty("b1", 2, 1 << 16)
 
 
 def empty(kind: str, *shape: int) -> torch.Tensor:
@@ -139,6 +141,24 @@ def products(made: TritonOps) -> None:
     TritonOps("meta", deterministic=True).linear(empty("b2", 80, H), weight)
 
 
+def adapters(made: TritonOps) -> None:
+    """Low ranks and high ones, in products of one row, a few and many, and in an embedding."""
+    slots = 64
+    for rank, parts in ((16, (H, 1024, 1024)), (64, (H, H)), (256, (H,))):
+        n = sum(parts)
+        per_part = empty("i4", slots, len(parts)), empty("f4", slots, len(parts))
+        a, b = empty("b2", slots, len(parts), rank, H), empty("b2", slots, rank, n)
+        lora, matrix = LoraWeight(a, b, *per_part, parts), DenseWeight(empty("b2", n, H))
+        for tokens in (1, 8, 64, 600):
+            batch, x = made.lora_batch(empty("i4", tokens), slots), empty("b2", tokens, H)
+            made.adapted_linear(x, matrix, lora, batch, gated=len(parts) == 2)
+    per_part = empty("i4", slots, 1), empty("f4", slots, 1)
+    a, b = empty("b2", slots, VOCABULARY, 16), empty("b2", slots, 16, H)
+    batch = made.lora_batch(empty("i4", 8), slots)
+    lora = LoraWeight(a, b, *per_part, (H,))
+    made.lora_embedding(empty("b2", 8, H), empty("i4", 8), lora, batch)
+
+
 def sampling(made: TritonOps) -> None:
     """Masks, cuts, draws and readings."""
     logits, mask, need = empty("f4", 8, VOCABULARY), empty("i4", 8, 4748), empty("b1", 8)
@@ -148,6 +168,10 @@ def sampling(made: TritonOps) -> None:
     floats, longs = empty("f4", 8), empty("i8", 8)
     draws = Draws(floats, empty("i4", 8), floats, floats, longs, longs)
     made.sample_rows(logits, draws, mask, need)
+    n = PROCESSORS + 1
+    floats, longs = empty("f4", n), empty("i8", n)
+    many = Draws(floats, empty("i4", n), floats, floats, longs, longs)
+    made.sample_rows(empty("f4", n, VOCABULARY), many)
 
 
 def kernels() -> set[str]:
@@ -165,7 +189,7 @@ def main() -> None:
     driver.set_active(Driver())
     ops.Device = Card  # type: ignore[misc]  # what TritonOps makes for its device
     made = TritonOps("meta")
-    for part in (attention, rows, products, sampling):
+    for part in (attention, rows, products, adapters, sampling):
         part(made)
     document = {"kernels": sorted(kernels()), "compiled": sorted(Driver.launched)}
     sys.stdout.write(json.dumps(document) + "\n")

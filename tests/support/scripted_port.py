@@ -133,6 +133,7 @@ class ScriptedPort:
         self.requests: list[EngineRequest] = []
         self.running: dict[str, Running] = {}
         self.leases: dict[str, list[int]] = {}
+        self.lease_adapters: dict[str, str] = {}
         self.held: list[str] = []
         self.released: list[str] = []
         self._soon: deque[Callable[[], None]] = deque()
@@ -159,8 +160,9 @@ class ScriptedPort:
         if request_id in self.running:
             self.running[request_id].aborted = True
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         self.leases[lane_id] = list(ids)
+        self.lease_adapters[lane_id] = adapter
         self.held.append(lane_id)
 
     def release(self, lane_id: str) -> None:

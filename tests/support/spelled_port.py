@@ -100,7 +100,7 @@ class SpelledPort:
                 on_output(GenerateResult(request_id=name, text="", token_ids=[], meta=meta))
             self.aborted.set()
 
-    def hold(self, lane_id: str, ids: Sequence[int], namespace: str) -> None:
+    def hold(self, lane_id: str, ids: Sequence[int], namespace: str, adapter: str = "") -> None:
         """Nothing is cached."""
 
     def release(self, lane_id: str) -> None:

@@ -121,6 +121,7 @@ class Requests:
             "namespace": caller.namespace(),
             "priority": message.priority,
             "deadline": deadline_of(self._context.limits, min(times, default=None)),
+            "adapter": self._context.choose(None, message.adapter or None).adapter,
         }
 
     async def _ids(

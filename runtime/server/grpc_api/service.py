@@ -22,6 +22,8 @@ from grpc_reflection.v1alpha import reflection
 from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult
 from branchline.runtime.errors import (
+    AdapterError,
+    AdapterNotFound,
     BranchlineError,
     Cancelled,
     DeadlineExceeded,
@@ -231,6 +233,8 @@ _REFUSALS = {
 _STATUSES: tuple[tuple[type[BranchlineError], grpc.StatusCode], ...] = (
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UnsupportedFeature, grpc.StatusCode.UNIMPLEMENTED),
+    (AdapterNotFound, grpc.StatusCode.NOT_FOUND),
+    (AdapterError, grpc.StatusCode.FAILED_PRECONDITION),
     (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Cancelled, grpc.StatusCode.CANCELLED),

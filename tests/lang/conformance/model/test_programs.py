@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 
 import branchline as bl
+from branchline.lang.errors import AdapterNotFound
 
 Backend = bl.Engine | bl.Endpoint
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 8}
@@ -273,7 +274,7 @@ def test_what_the_engine_refuses_is_the_same_error(backend: Backend, engine: bl.
     with pytest.raises(bl.InvalidRequest) as caught:
         too_long.run(backend=backend)
     assert (caught.value.variable, caught.value.program) == ("x", "too_long")
-    with pytest.raises(bl.UnsupportedFeature):
+    with pytest.raises(AdapterNotFound):
         adapter.run(backend=backend)
     assert count.run(start=1, backend=backend).result
     assert settled(engine)

@@ -1,0 +1,228 @@
+"""Adapters on the GPU: a step's tokens by slot, and the two low-rank products.
+
+Invariant: grids and buffers depend on shapes alone, what is in them on the device's data, so a
+recorded step serves any mix of adapters. A layer's `inner` [t, P, R] is what A made of x, scaled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+import triton
+
+from branchline.kernels.errors import KernelInputError
+from branchline.kernels.lora import LoraBatch, LoraWeight
+from branchline.kernels.triton.lora_kernels import (
+    lora_expand_kernel,
+    lora_lookup_kernel,
+    lora_order_kernel,
+    lora_shrink_kernel,
+)
+from branchline.kernels.triton.tuning import Device, power_of_two
+
+__all__ = ["Adapters", "Inner"]
+
+_TILE = 16
+_LARGE_TILE = 64
+_MANY = 512
+"""Tokens from which on tiles are large: they read A, B and y less often, and waste more rows."""
+_ASKED = 24 << 20
+"""Bytes of B that are asked into the cache before their turn; more would drive out others."""
+_MAX_PARTS = 3
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What the end of a product of few rows needs to add adapters.
+
+    Attributes:
+        weight: of the layer.
+        slots: [t] int32.
+        inner: [t, P, R] float32.
+    """
+
+    weight: LoraWeight
+    slots: torch.Tensor
+    inner: torch.Tensor
+
+    def operands(self) -> tuple[Any, ...]:
+        """As `skinny_kernel` and `gemv_kernel` take them."""
+        w = self.weight
+        strides = (w.b.stride(0), w.ranks.stride(0))
+        return w.b, self.inner, w.ranks, self.slots, *strides, *_ends(w)
+
+
+class Adapters:
+    """The ops of adapters on one device.
+
+    Args:
+        gpu: facts of the device.
+        deterministic: tiles of one size for every number of tokens.
+    """
+
+    def __init__(self, gpu: Device, deterministic: bool) -> None:
+        self._gpu = gpu
+        self._deterministic = deterministic
+
+    def batch(self, slots: torch.Tensor, count: int) -> LoraBatch:
+        """Tokens sorted by slot."""
+        t = slots.shape[0]
+        order = torch.empty_like(slots)
+        starts = torch.empty(count + 1, dtype=torch.int32, device=slots.device)
+        lora_order_kernel[(count + 1,)](
+            slots, order, starts, t, count, BLOCK=min(power_of_two(t), 1024), **self._gpu.launch(4)
+        )
+        return LoraBatch(slots, order, starts)
+
+    def shrink(
+        self, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch, *, soon: bool = False
+    ) -> Inner:
+        """The scaled products with A. soon: B is wanted by the next kernel."""
+        t, k = x.shape
+        slots, parts, rank, _ = weight.a.shape
+        _check(weight, lora, t)
+        if weight.a.shape[3] != k or x.dtype != weight.a.dtype:
+            raise KernelInputError(
+                f"x {x.dtype} {tuple(x.shape)} cannot go through adapters {weight.a.dtype} "
+                f"{tuple(weight.a.shape)}: the last sizes and the dtypes must be the same"
+            )
+        inner = torch.empty(t, parts, rank, dtype=torch.float32, device=x.device)
+        tile, block_r = self._tile(t), _block_of(rank)
+        wide = (128 if tile + block_r <= 48 else 64) * 2 // x.element_size()
+        lora_shrink_kernel[(_tiles(t, slots, tile), parts, rank // block_r)](
+            x,
+            weight.a,
+            weight.ranks,
+            weight.scales,
+            lora.order,
+            lora.starts,
+            inner,
+            weight.b,
+            k,
+            weight.b.shape[2],
+            weight.a.stride(0),
+            weight.b.stride(0),
+            weight.ranks.stride(0),
+            slots,
+            *_ends(weight),
+            PARTS=parts,
+            RANK=rank,
+            TILE=tile,
+            BLOCK_R=block_r,
+            BLOCK_K=max(16, min(power_of_two(k), wide)),
+            BLOCK_S=power_of_two(slots),
+            STAGES=4,
+            ASK=soon and min(t, slots) * weight.b[0].nbytes <= _ASKED,
+            WIDE=self._gpu.interpreted,
+            **self._gpu.launch(4, 4),
+        )
+        return Inner(weight, lora.slots, inner)
+
+    def lookup(self, ids: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> Inner:
+        """The scaled rows of an embedding's A."""
+        t, rank = ids.shape[0], weight.a.shape[2]
+        _check(weight, lora, t)
+        inner = torch.empty(t, 1, rank, dtype=torch.float32, device=ids.device)
+        lora_lookup_kernel[(t,)](
+            ids,
+            weight.a,
+            weight.ranks,
+            weight.scales,
+            lora.slots,
+            inner,
+            weight.a.stride(0),
+            weight.ranks.stride(0),
+            RANK=rank,
+            BLOCK_R=power_of_two(rank),
+            **self._gpu.launch(1),
+        )
+        return Inner(weight, lora.slots, inner)
+
+    def expand(self, y: torch.Tensor, made: Inner, lora: LoraBatch) -> None:
+        """y [t, N] += the products with B."""
+        weight, (t, n) = made.weight, y.shape
+        slots, rank = weight.b.shape[:2]
+        if n != weight.b.shape[2] or t != made.inner.shape[0]:
+            raise KernelInputError(
+                f"adapters of {weight.b.shape[2]} outputs for {made.inner.shape[0]} tokens cannot "
+                f"be added to {tuple(y.shape)}"
+            )
+        tile, block_n = self._tile(t), min(power_of_two(n), 128)
+        lora_expand_kernel[(_tiles(t, slots, tile), triton.cdiv(n, block_n))](
+            y,
+            weight.b,
+            made.inner,
+            weight.ranks,
+            lora.order,
+            lora.starts,
+            n,
+            weight.b.stride(0),
+            weight.ranks.stride(0),
+            slots,
+            *_ends(weight),
+            PARTS=len(weight.parts),
+            RANK=rank,
+            TILE=tile,
+            BLOCK_R=_block_of(rank),
+            BLOCK_N=max(16, block_n),
+            BLOCK_S=power_of_two(slots),
+            WIDE=self._gpu.interpreted,
+            **self._gpu.launch(4),
+        )
+
+    def _tile(self, tokens: int) -> int:
+        return _LARGE_TILE if tokens > _MANY and not self._deterministic else _TILE
+
+
+def _tiles(tokens: int, slots: int, tile: int) -> int:
+    """Most tiles that so many tokens can make: each slot may have one that is not full."""
+    return min(tokens, tokens // tile + min(tokens, slots))
+
+
+def _block_of(rank: int) -> int:
+    """Ranks that a program takes: a divisor of R, which is a multiple of 16."""
+    return next(block for block in (64, 32, 16) if rank % block == 0)
+
+
+def _ends(weight: LoraWeight) -> tuple[int, int]:
+    """Where the outputs of the first two of three parts end."""
+    ends = [*accumulate(weight.parts), 0, 0]
+    return ends[0], ends[1]
+
+
+def _check(weight: LoraWeight, lora: LoraBatch, tokens: int) -> None:
+    """Our kernels read by pointer: what does not fit must not get that far."""
+    a, b, ranks, scales = weight.a, weight.b, weight.ranks, weight.scales
+    slots, rank, n = b.shape
+    parts = len(weight.parts)
+    fits = (
+        a.shape[0] == slots
+        and a.shape[-2 if a.dim() == 4 else -1] == rank
+        and (a.dim() == 3 or a.shape[1] == parts)
+        and a.dtype == b.dtype
+        and sum(weight.parts) == n
+        and 1 <= parts <= _MAX_PARTS
+        and rank % 16 == 0
+        and ranks.shape == scales.shape == (slots, parts)
+        and ranks.stride() == scales.stride()
+        and (ranks.dtype, scales.dtype) == (torch.int32, torch.float32)
+        and all(x[0].is_contiguous() for x in (a, b, ranks, scales))
+    )
+    if not fits:
+        raise KernelInputError(
+            "adapters need a [S, P, R, K] or [S, V, R] and b [S, R, N] of one dtype, R a multiple "
+            f"of 16, int32 ranks and float32 scales [S, P], all whole within a slot, and at most "
+            f"{_MAX_PARTS} parts that sum to N; got a {a.dtype} {tuple(a.shape)}, b {b.dtype} "
+            f"{tuple(b.shape)}, ranks {ranks.dtype} {tuple(ranks.shape)}, scales {scales.dtype} "
+            f"{tuple(scales.shape)}, {weight.parts}"
+        )
+    if lora.starts is None or lora.order is None or lora.starts.shape[0] != slots + 1:
+        raise KernelInputError(
+            f"the step's tokens are not grouped for {slots} slots: make the batch with "
+            "ops.lora_batch(slots, count)"
+        )
+    if lora.slots.shape[0] != tokens:
+        raise KernelInputError(f"{lora.slots.shape[0]} slots given for {tokens} tokens")

@@ -1,0 +1,1 @@
+"""Adapters: PEFT folders read and checked, host tier, slots of the device, who may use which."""

@@ -1,0 +1,167 @@
+"""Which recording a step replays; when recording fails the reason is told and the others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from branchline.kernels.ops import AttentionMeta
+from branchline.runtime.attention.base import OpsPlan
+from branchline.runtime.attention.cpu import CpuAttention
+from branchline.runtime.core.batch import ForwardMode, ScheduleBatch
+from branchline.runtime.executor.device_graphs import (
+    FEWEST_TRUNK_ROWS,
+    DeviceGraphs,
+    Outputs,
+    decode_sizes,
+    idle_step,
+    trunk_sizes,
+)
+from branchline.runtime.executor.device_stream import DeviceStream
+from branchline.runtime.executor.device_tables import DeviceTables
+from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape
+
+SHAPE = StepShape(2, 2, 2, decode=True)
+
+
+class Recording:
+    """As a CUDA graph: one that was broken off cannot be ended."""
+
+    broken = False
+    end_error: Exception | None = None
+
+    def capture_begin(self, **options: object) -> None:
+        Recording.broken = False
+
+    def capture_end(self) -> None:
+        if Recording.broken:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        if Recording.end_error is not None:
+            raise Recording.end_error
+
+    def replay(self) -> None:
+        pass
+
+
+class Forward:
+    """Fails in the call that `fails` says."""
+
+    def __init__(self, fails: int, error: Exception | None = None) -> None:
+        self.calls, self._fails, self._error = 0, fails, error
+
+    def __call__(self, *operands: object) -> Outputs:
+        self.calls += 1
+        if self.calls == self._fails and self._error is not None:
+            Recording.broken = True
+            raise self._error
+        return Outputs(logits=torch.full((2, 3), float(self.calls)))
+
+
+def graphs(forward: Callable[..., Outputs], device: torch.device) -> DeviceGraphs:
+    tables = DeviceTables(2, 8, 8, device)
+    stream = DeviceStream(device)
+    buffers = PlanBuffers(tables, tokens=8, rows=4, samples=4, tree_words=0, stream=stream)
+    return DeviceGraphs(buffers, CpuAttention(), forward, stream)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.CUDAGraph", Recording)
+    monkeypatch.setattr(Recording, "end_error", None)
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, ValueError])
+def test_a_forward_that_fails_while_it_is_recorded_says_why(kind: type[Exception]) -> None:
+    made = graphs(Forward(4, kind("no more")), torch.device("cpu"))
+    made._pool = (0, 0)
+    made.record(SHAPE)
+    with pytest.raises(kind, match="no more") as raised:
+        made.record(StepShape(1, 1, 1, decode=True))
+    assert "previous error" in raised.value.__notes__[0]
+    assert made.count == 1
+    graph = made.find(idle_step(SHAPE))
+    assert graph is None or graph.tensors.shape == SHAPE
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_recording_that_cannot_be_made_ready_for_want_of_memory_is_told_as_such() -> None:
+    made = graphs(Forward(0), torch.device("cpu"))
+    made._pool = (0, 0)
+    Recording.end_error = RuntimeError("CUDA error: out of memory")
+    with pytest.raises(torch.OutOfMemoryError, match="ready"):
+        made.record(SHAPE)
+    Recording.end_error = RuntimeError("CUDA error: something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        made.record(SHAPE)
+    assert made.count == 0
+
+
+@pytest.mark.gpu
+def test_on_a_device_a_failed_recording_leaves_the_others_usable() -> None:
+    device = torch.device("cuda")
+    source = torch.ones(4, device=device)
+
+    class Queued(Forward):
+        def __call__(self, *operands: object) -> Outputs:
+            source.add_(1.0)
+            return super().__call__()
+
+    made = graphs(Queued(4, torch.OutOfMemoryError("no more")), device)
+    made.record(SHAPE)
+    with pytest.raises(torch.OutOfMemoryError, match="no more"):
+        made.record(StepShape(1, 1, 1, decode=True))
+    before = source[0].item()
+    graph = made._decode[2]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert source[0].item() == before + 1.0
+
+
+def decoding(rows: int, *, trunks: bool) -> ScheduleBatch:
+    plan = idle_step(SHAPE)
+    plan.mode, plan.trunks = ForwardMode.DECODE, trunks
+    plan.rows = np.arange(rows, dtype=np.int32)
+    return plan
+
+
+def test_rows_that_may_share_trunks_are_replayed_where_trunks_are_looked_for() -> None:
+    forward = Forward(0)
+    tables = DeviceTables(40, 8, 8, torch.device("cpu"))
+    stream = DeviceStream(torch.device("cpu"))
+    buffers = PlanBuffers(tables, tokens=48, rows=48, samples=48, tree_words=0, stream=stream)
+    asked: list[bool] = []
+
+    class Asked(CpuAttention):
+        def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> OpsPlan:
+            asked.append(trunks)
+            return super().init_graph(meta, trunks=trunks)
+
+    made = DeviceGraphs(buffers, Asked(), forward, stream)
+    for rows, trunks in ((40, False), (24, True), (16, False), (8, True), (4, False)):
+        made.record(StepShape(rows, rows, rows, decode=True, trunks=trunks))
+    assert asked == [False, True, False, True, False] and made.count == 5
+
+    def found(rows: int, *, trunks: bool) -> tuple[int, bool]:
+        graph = made.find(decoding(rows, trunks=trunks))
+        assert graph is not None
+        return graph.tensors.shape.rows, graph.tensors.shape.trunks
+
+    assert found(9, trunks=True) == (24, True)
+    assert found(9, trunks=False) == (16, False)
+    assert found(5, trunks=True) == (8, True)
+    # too few to gain by it, or more than were recorded before memory ended
+    assert found(4, trunks=True) == (4, False)
+    assert found(30, trunks=True) == (40, False)
+    assert made.find(decoding(41, trunks=True)) is None
+
+
+@pytest.mark.parametrize("most", [1, 4, 5, 8, 9, 31, 100, 256, 300])
+def test_sizes_of_shared_trunks_hold_every_step_that_gains(most: int) -> None:
+    sizes = trunk_sizes(most)
+    assert sizes == sorted(set(sizes))
+    assert bool(sizes) == (most > FEWEST_TRUNK_ROWS)
+    assert not sizes or sizes[-1] == decode_sizes(most)[-1]

@@ -1,0 +1,269 @@
+"""Adapters in the Triton ops equal float64, and are bit by bit each row's own where it is promised.
+
+Runs on the GPU where there is one, else under Triton's interpreter (see conftest).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from branchline.kernels.errors import KernelInputError
+from branchline.kernels.lora import LoraBatch, LoraWeight
+from branchline.kernels.reference import ReferenceOps
+from branchline.kernels.testing import random_lora, with_adapters
+from branchline.kernels.triton import TritonOps
+from branchline.kernels.weights import DenseWeight
+
+Dtype = torch.dtype
+BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(params=BOUNDS, ids=str)
+def dtype(request: pytest.FixtureRequest) -> Dtype:
+    kind: Dtype = request.param
+    return kind
+
+
+@pytest.fixture
+def ops(dtype: Dtype, kernel_device: torch.device) -> TritonOps:
+    return TritonOps(kernel_device, dtype)
+
+
+def randn(ops: TritonOps, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape).to(device=ops.device, dtype=ops.dtype)
+
+
+def batch(ops: TritonOps, slots: list[int] | torch.Tensor, count: int) -> LoraBatch:
+    return ops.lora_batch(torch.as_tensor(slots, dtype=torch.int32).to(ops.device), count)
+
+
+def adapters(
+    ops: TritonOps, ranks: list[int], k: int, parts: tuple[int, ...], *, embedding: bool = False
+) -> LoraWeight:
+    return random_lora(ranks, k, parts, ops.dtype, embedding=embedding, device=ops.device)
+
+
+def near(got: torch.Tensor, want: torch.Tensor, before: torch.Tensor, bound: float) -> bool:
+    """The error is small beside what the adapters added, and beside the rounding of the sum."""
+    want, before = want.double().cpu(), before.double().cpu()
+    error = (got.double().cpu() - want).norm()
+    return bool(error <= bound * ((want - before).norm() + want.norm()))
+
+
+@pytest.mark.parametrize("slots", [[-1], [2, 2, -1, 0, 2], [*range(40)] * 2, [3] * 70], ids=len)
+def test_tokens_are_sorted_by_slot(kernel_device: torch.device, slots: list[int]) -> None:
+    lora = batch(TritonOps(kernel_device), slots, 41)
+    assert lora.order is not None and lora.starts is not None
+    keys = torch.tensor([41 if s < 0 else s for s in slots])
+    assert torch.equal(lora.order.cpu().long(), torch.argsort(keys, stable=True))
+    want = [sum(0 <= other < s for other in slots) for s in range(42)]
+    assert lora.starts.cpu().tolist() == want
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tokens"),
+    [([16], 1), ([1, 5, 16, 0], 23), ([256, 1, 100], 9), ([48, 8], 40)],
+    ids=str,
+)
+@pytest.mark.parametrize(("k", "parts"), [(64, (48,)), (40, (40, 24, 24)), (96, (72, 72))], ids=str)
+def test_each_token_gets_its_own_adapter(
+    ops: TritonOps, dtype: Dtype, ranks: list[int], tokens: int, k: int, parts: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    weight = adapters(ops, ranks, k, parts)
+    slots = torch.randint(-1, len(ranks), (tokens,)) if tokens > 1 else torch.tensor([0])
+    x, y = randn(ops, tokens, k), randn(ops, tokens, sum(parts))
+    want, got = with_adapters(y, x, weight, slots), y.clone()
+    ops.lora_add(got, x, weight, batch(ops, slots, len(ranks)))
+    assert near(got, want, y, BOUNDS[dtype])
+    assert torch.equal(got[slots < 0], y[slots < 0])
+
+
+def test_many_tokens_of_few_adapters(ops: TritonOps, dtype: Dtype) -> None:
+    """Tiles are larger then; some are full and some are not."""
+    torch.manual_seed(0)
+    weight = adapters(ops, [8, 16], 32, (32, 16))
+    slots = torch.randint(-1, 2, (600,))
+    x, y = randn(ops, 600, 32), randn(ops, 600, 48)
+    want, got = with_adapters(y, x, weight, slots), y.clone()
+    ops.lora_add(got, x, weight, batch(ops, slots, 2))
+    assert near(got, want, y, BOUNDS[dtype])
+    assert torch.equal(got[slots < 0], y[slots < 0])
+
+
+def test_logits_in_float32_take_adapters(ops: TritonOps, dtype: Dtype) -> None:
+    torch.manual_seed(0)
+    weight = adapters(ops, [16, 4], 48, (130,))
+    x, y = randn(ops, 3, 48), torch.randn(3, 130, device=ops.device)
+    want, got = with_adapters(y, x, weight, torch.tensor([1, -1, 0])), y.clone()
+    ops.lora_add(got, x, weight, batch(ops, [1, -1, 0], 2))
+    assert got.dtype == torch.float32 and near(got, want, y, BOUNDS[dtype] / 2)
+    assert torch.equal(got[1], y[1])
+
+
+def test_embeddings_get_their_columns(ops: TritonOps, dtype: Dtype) -> None:
+    torch.manual_seed(0)
+    weight = adapters(ops, [4, 0, 20], 50, (33,), embedding=True)
+    ids = torch.tensor([0, 49, 7, 7, 7, 3], dtype=torch.int32, device=ops.device)
+    slots = [2, 2, 0, 1, -1, 0]
+    y = randn(ops, 6, 33)
+    want, got = with_adapters(y, ids, weight, torch.tensor(slots)), y.clone()
+    ops.lora_embedding(got, ids, weight, batch(ops, slots, 3))
+    assert near(got, want, y, BOUNDS[dtype])
+    assert torch.equal(got[3:5], y[3:5])
+
+
+def test_nothing_to_do_is_nothing_done(ops: TritonOps) -> None:
+    weight = adapters(ops, [4], 16, (16,))
+    y = torch.full((3, 16), -0.0, dtype=ops.dtype, device=ops.device)
+    ops.lora_add(y, randn(ops, 3, 16), weight, batch(ops, [-1, -1, -1], 1))
+    assert torch.signbit(y).all()
+    none = randn(ops, 0, 16)
+    ops.lora_add(none, none, weight, LoraBatch(torch.zeros(0, dtype=torch.int32)))
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 33, 70])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_product_ends_with_its_adapters(
+    ops: TritonOps, dtype: Dtype, tokens: int, gated: bool, biased: bool
+) -> None:
+    """As the reference computes it, in one op; base rows get what the product alone gives them."""
+    torch.manual_seed(0)
+    parts = (48, 48) if gated else (48, 16, 32)
+    matrix, k = DenseWeight(randn(ops, 96, 64) * 0.1), 64
+    lora_weight = adapters(ops, [16, 0, 40], k, parts)
+    slots = torch.randint(-1, 3, (tokens,)) if tokens > 1 else torch.tensor([2])
+    bias = torch.randn(96, device=ops.device) if biased else None
+    x = randn(ops, tokens, k)
+    got = ops.adapted_linear(x, matrix, lora_weight, batch(ops, slots, 3), bias, gated=gated)
+    product = ReferenceOps().linear(x.float(), DenseWeight(matrix.tensor.float()), bias)
+    want = with_adapters(product, x, lora_weight, slots)
+    plain = (ops.gated_linear if gated else ops.linear)(x, matrix, bias)
+    base = slots < 0
+    assert torch.equal(got[base], plain[base])
+    if gated:
+        want, product = ReferenceOps().silu_mul(want), ReferenceOps().silu_mul(product)
+    assert near(got, want, product, BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_an_adapted_step_equals_the_reference(ops: TritonOps, dtype: Dtype, tokens: int) -> None:
+    torch.manual_seed(0)
+    h, f = 64, 80
+    down, up = DenseWeight(randn(ops, h, f) * 0.1), DenseWeight(randn(ops, 2 * f, h) * 0.1)
+    first, second = adapters(ops, [8, 16], f, (h,)), adapters(ops, [8, 16], h, (f, f))
+    slots = torch.randint(-1, 2, (tokens,), dtype=torch.int32)
+    x, residual = randn(ops, tokens, f), randn(ops, tokens, h)
+    norm = torch.rand(h, device=ops.device) + 0.5
+    stream = residual.float().clone()
+    exact = [DenseWeight(w.tensor.float()) for w in (down, up)]
+    want = ReferenceOps().adapted_step(
+        x.float(),
+        exact[0],
+        stream,
+        norm,
+        1e-5,
+        exact[1],
+        LoraBatch(slots),
+        first,
+        weight_lora=second,
+        gated=True,
+    )
+    got = ops.adapted_step(
+        x,
+        down,
+        residual,
+        norm,
+        1e-5,
+        up,
+        batch(ops, slots, 2),
+        first,
+        weight_lora=second,
+        gated=True,
+    )
+    assert near(residual, stream, stream, BOUNDS[dtype])
+    assert near(got, want, want, 2 * BOUNDS[dtype])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [2, 17, 80])
+def test_deterministic_rows_ignore_their_mates(
+    dtype: Dtype, kernel_device: torch.device, tokens: int
+) -> None:
+    """On a card: the interpreter's products know the place of a row."""
+    torch.manual_seed(0)
+    ops = TritonOps(kernel_device, dtype, deterministic=True)
+    weight, matrix = adapters(ops, [3, 16, 24], 48, (32, 16)), DenseWeight(randn(ops, 48, 48))
+    slots, x = torch.randint(-1, 3, (tokens,)), randn(ops, tokens, 48)
+    whole = ops.adapted_linear(x, matrix, weight, batch(ops, slots, 3))
+    for row in {0, tokens // 2, tokens - 1}:
+        own = slice(row, row + 1)
+        alone = ops.adapted_linear(x[own], matrix, weight, batch(ops, slots[own], 3))
+        assert torch.equal(alone, whole[own])
+    assert torch.equal(whole[slots < 0], ops.linear(x, matrix)[slots < 0])
+
+
+def test_wrong_adapters_are_named(kernel_device: torch.device) -> None:
+    ops = TritonOps(kernel_device, torch.float32)
+    x, y = randn(ops, 2, 32), randn(ops, 2, 48)
+    right = adapters(ops, [4, 8], 32, (48,))
+    slots = torch.zeros(2, dtype=torch.int32, device=ops.device)
+    with pytest.raises(KernelInputError, match=r"ops\.lora_batch"):
+        ops.lora_add(y, x, right, LoraBatch(slots))
+    with pytest.raises(KernelInputError, match="2 slots"):
+        ops.lora_add(y, x, right, ops.lora_batch(slots, 5))
+    with pytest.raises(KernelInputError, match="cannot go through"):
+        ops.lora_add(y, randn(ops, 2, 16), right, ops.lora_batch(slots, 2))
+    with pytest.raises(KernelInputError, match="cannot be added"):
+        ops.lora_add(y[:, :32], x, right, ops.lora_batch(slots, 2))
+    with pytest.raises(KernelInputError, match="1 slots given for 2"):
+        ops.lora_add(y, x, right, ops.lora_batch(slots[:1], 2))
+    with pytest.raises(KernelInputError, match="parts that sum to N"):
+        ops.lora_add(y, x, adapters(ops, [4, 8], 32, (12,) * 4), ops.lora_batch(slots, 2))
+    with pytest.raises(KernelInputError, match="do not fit a matrix"):
+        matrix = DenseWeight(randn(ops, 40, 32))
+        ops.adapted_linear(x, matrix, right, ops.lora_batch(slots, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 24])
+def test_replays_serve_any_mix(rows: int) -> None:
+    """Recorded once, with the kernels starting early; slots and inputs change between replays."""
+    torch.manual_seed(0)
+    ops, h, f, count = TritonOps("cuda"), 1024, 768, 8
+    down, up = DenseWeight(randn(ops, h, f) * 0.03), DenseWeight(randn(ops, 2 * f, h) * 0.03)
+    first, second = adapters(ops, [16] * count, f, (h,)), adapters(ops, [16] * count, h, (f, f))
+    exact = [DenseWeight(w.tensor.float()) for w in (down, up)]
+    norm = torch.rand(h, device="cuda") + 0.5
+    slots = torch.zeros(rows, dtype=torch.int32, device="cuda")
+    x, residual = randn(ops, rows, f), randn(ops, rows, h)
+
+    def layers(
+        ops: TritonOps | ReferenceOps, y: torch.Tensor, stream: torch.Tensor
+    ) -> torch.Tensor:
+        weights = (down, up) if isinstance(ops, TritonOps) else exact
+        lora = ops.lora_batch(slots, count)
+        for _ in range(4):
+            y = ops.adapted_step(
+                y, weights[0], stream, norm, 1e-5, weights[1], lora, first,
+                weight_lora=second, gated=True,
+            )  # fmt: skip
+        return y
+
+    kept = residual.clone()
+    layers(ops, x, residual)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layers(ops, x, residual)
+    for _ in range(20):
+        slots.copy_(torch.randint(-1, count, (rows,)))
+        x.copy_(torch.randn(rows, f))
+        residual.copy_(kept)
+        out.fill_(torch.nan)
+        graph.replay()
+        got = out.clone()
+        want = layers(ReferenceOps(), x.float(), kept.float())
+        assert near(got, want, want, 2e-2)
