@@ -17,6 +17,7 @@ import torch
 from branchline.kernels.ops import Ops
 from branchline.runtime.attention.base import AttentionBackend, AttentionNeeds
 from branchline.runtime.attention.registry import make_attention
+from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.errors import OutOfMemory
 from branchline.runtime.executor.build import draft_beside
@@ -28,6 +29,7 @@ from branchline.runtime.executor.device_graphs import (
     padded,
     row_sizes,
     trunk_sizes,
+    verify_shapes,
 )
 from branchline.runtime.executor.device_runner import DeviceRunner
 from branchline.runtime.executor.device_stream import DeviceStream, to_device
@@ -60,6 +62,7 @@ class DeviceSettings:
         attention: name of the backend, or "auto".
         graphs: record forwards.
         draft_scratch: slots that guesses of a draft model lie in, on top of the pool's.
+        guesses: some steps will check guesses.
         adapter_slots: that the model's layers were given.
     """
 
@@ -71,6 +74,7 @@ class DeviceSettings:
     attention: str = "auto"
     graphs: bool = True
     draft_scratch: int = 0
+    guesses: bool = False
     adapter_slots: int = 0
 
 
@@ -175,7 +179,7 @@ class DeviceBuilder:
             device=self._device,
         )
 
-    def guesses(self, *, width: int, max_depth: int) -> DeviceDraft:
+    def guesser(self, *, width: int, max_depth: int) -> DeviceDraft:
         """What runs the draft model, recorded; after `worker`.
 
         Raises:
@@ -212,12 +216,13 @@ class DeviceBuilder:
         return draft_beside(pool, self._draft_model, scratch, self._ops.dtype)
 
     def _largest_step(self) -> None:
-        """All tokens there can be, in padding rows, and logits of all rows."""
+        """All tokens there can be, in padding rows, and logits of all rows and guesses."""
         tokens, rows = self._settings.max_step_tokens, self._settings.max_rows
+        logits = min(tokens, rows + (MAX_GUESSES if self._settings.guesses else 0))
         runner = self._runner
         for adapted in self._kinds():
             with runner.stream:
-                hidden = runner.idle_hidden(StepShape(tokens, rows, rows, adapted=adapted))
+                hidden = runner.idle_hidden(StepShape(tokens, rows, logits, adapted=adapted))
                 self._model.logits(hidden, self._ops).float()
             runner.stream.drain()
 
@@ -237,6 +242,8 @@ class DeviceBuilder:
             for n in decode_sizes(most_rows):
                 shapes.append(StepShape(n, n, n, decode=True, adapted=adapted))
             shapes += extend_shapes(self._graph_tokens(), most_rows, adapted=adapted)
+            if self._settings.guesses:
+                shapes += verify_shapes(self._graph_tokens(), most_rows, adapted=adapted)
         # of the same size those without adapters first, should memory end
         shapes.sort(key=lambda shape: (-shape.tokens, shape.adapted))
         why = "sizes recorded"

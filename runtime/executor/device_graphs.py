@@ -7,7 +7,7 @@ buffers, sizes and padding without a device. Knows nothing of requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,10 @@ EXTEND_TOKENS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 TREE_TOKENS = (32, 128, 512, 1024)
 """Tokens of recorded steps that are not pure decoding, without and with tree masks."""
 
+VERIFY_TOKENS = (8, 16, 32, 64, 128)
+VERIFY_ROWS = (2, 5, 9, 17)
+"""Tokens and rows (one of them padding) of recorded steps that check guesses."""
+
 ROW_SIZES = (8, 72)
 """Rows that such steps are filled up to; one more than there can be comes on top."""
 
@@ -45,10 +49,10 @@ class Outputs:
     """What a recorded forward leaves in its buffers, overwritten by the next replay.
 
     Attributes:
-        hidden: [l, hidden], final hidden states; None in decode graphs.
-        logits: [b, V] of decode graphs.
-        greedy: int32 [b], most likely ids of decode graphs, -1 where there is none; written to the
-            token table already.
+        hidden: [l, hidden], final hidden states; None where logits are given.
+        logits: [l, V] in recordings of decoding and of checking guesses.
+        greedy: int32 [l], most likely ids of these, -1 where there is none; written to the token
+            table already.
     """
 
     hidden: torch.Tensor | None = None
@@ -98,6 +102,16 @@ def extend_shapes(most_tokens: int, most_rows: int, *, adapted: bool = False) ->
         for tokens in sizes
         if tokens <= most_tokens
         for rows in row_sizes(tokens, most_rows)
+    ]
+
+
+def verify_shapes(most_tokens: int, most_rows: int, *, adapted: bool = False) -> list[StepShape]:
+    """Shapes for steps that check guesses of a few rows, ascending."""
+    return [
+        StepShape(tokens, rows, tokens, tree=True, verify=True, adapted=adapted)
+        for tokens in VERIFY_TOKENS
+        for rows in sorted({min(rows, most_rows + 1) for rows in VERIFY_ROWS})
+        if tokens <= most_tokens and rows <= tokens // 2 + 1
     ]
 
 
@@ -160,11 +174,13 @@ class DeviceGraphs:
         self._decode: dict[tuple[bool, int], _Graph] = {}  # by (adapted, rows)
         self._trunks: dict[int, _Graph] = {}
         self._extend: dict[StepShape, _Graph] = {}
+        self._verify: dict[StepShape, _Graph] = {}
 
     @property
     def count(self) -> int:
         """Recordings held."""
-        return len(self._decode) + len(self._trunks) + len(self._extend)
+        held: tuple[Sized, ...] = self._decode, self._trunks, self._extend, self._verify
+        return sum(map(len, held))
 
     def record(self, shape: StepShape) -> None:
         """Record a size; the larger ones first, so that the smaller ones fit in their memory.
@@ -184,10 +200,10 @@ class DeviceGraphs:
         elif shape.decode:
             self._decode[shape.adapted, shape.rows] = graph
             self._decode = dict(sorted(self._decode.items()))
+        elif shape.verify:
+            self._verify = _in_order({**self._verify, shape: graph})
         else:
-            self._extend[shape] = graph
-            order = sorted(self._extend, key=lambda s: (s.adapted, s.tree, s.tokens, s.rows))
-            self._extend = {key: self._extend[key] for key in order}
+            self._extend = _in_order({**self._extend, shape: graph})
 
     def find(self, plan: ScheduleBatch) -> _Graph | None:
         """The smallest recording that holds the step, if any."""
@@ -206,13 +222,8 @@ class DeviceGraphs:
             seen = int(np.dot(plan.extend_lens.astype(np.int64), plan.seq_lens.astype(np.int64)))
             if seen > SHORT_CONTEXT * tokens:
                 return None
-        tree = plan.tree is not None
-        for shape, graph in self._extend.items():
-            if (shape.adapted, shape.tree) != (adapted, tree):
-                continue
-            if shape.tokens >= tokens and shape.rows > rows:
-                return graph
-        return None
+        found = _smallest(self._verify, plan) if _checks_guesses(plan) else None
+        return found or _smallest(self._extend, plan)
 
     def replay(self, graph: _Graph, plan: ScheduleBatch) -> tuple[StepTensors, Outputs]:
         """Queue the step: what the recording reads and what it leaves."""
@@ -242,6 +253,30 @@ class DeviceGraphs:
             return outputs
 
         return replay
+
+
+def _in_order(graphs: dict[StepShape, _Graph]) -> dict[StepShape, _Graph]:
+    return {shape: graphs[shape] for shape in sorted(graphs, key=lambda s: (s.tokens, s.rows))}
+
+
+def _smallest(graphs: dict[StepShape, _Graph], plan: ScheduleBatch) -> _Graph | None:
+    """The first of ascending sizes that holds a step and is of its kind."""
+    kind = plan.adapter_slots is not None, plan.tree is not None
+    for shape, graph in graphs.items():
+        fits = shape.tokens >= plan.num_tokens and shape.rows > len(plan.rows)
+        if fits and (shape.adapted, shape.tree) == kind:
+            return graph
+    return None
+
+
+def _checks_guesses(plan: ScheduleBatch) -> bool:
+    """Whether logits are wanted of most tokens, and sampled wherever they are."""
+    count = len(plan.logit_idx)
+    return (
+        count == len(plan.sample_idx)
+        and plan.hidden_rows is None
+        and (plan.score is None and 2 * count >= plan.num_tokens)
+    )
 
 
 def _end_capture(graph: torch.cuda.CUDAGraph) -> None:

@@ -22,6 +22,7 @@ from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.executor.device_graphs import (
     DECODE_STEP,
     TOKEN_STEP,
+    VERIFY_TOKENS,
     DeviceGraphs,
     Outputs,
     eager_shape,
@@ -123,7 +124,7 @@ class DeviceRunner:
         )
         self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream)
         # Made once: in a recording each of its tensors would be made anew in every step.
-        self._greedy = Draws.greedy(most, stream.device)
+        self._greedy = Draws.greedy(max(most, VERIFY_TOKENS[-1]), stream.device)
 
     @property
     def vocab_size(self) -> int:
@@ -145,7 +146,7 @@ class DeviceRunner:
             tensors, outputs = self.graphs.replay(graph, plan)
         there = tensors.sample_places[:sampled], tensors.sample_positions[:sampled]
         if outputs.logits is not None:
-            assert outputs.greedy is not None, "a decode graph chooses"
+            assert outputs.greedy is not None, "what gives logits chooses"
             return QueuedForward(None, outputs.logits[:sampled], outputs.greedy[:sampled], *there)
         assert outputs.hidden is not None, "a graph gives logits or hidden states"
         hidden = outputs.hidden[: len(plan.logit_idx)]
@@ -193,11 +194,11 @@ class DeviceRunner:
         return forward_step(self.model, self.draft, batch, self.ops, self.kv_pool)
 
     def _recorded(self, shape: StepShape, tensors: StepTensors, plan: AttentionPlan) -> Outputs:
-        """What a graph holds: in decoding, the choice of the most likely ids too."""
+        """What a graph holds: in decoding and verifying, the choice of the likeliest ids too."""
         hidden = self._hidden(tensors, plan)
-        if not shape.decode:
+        if not (shape.decode or shape.verify):
             return Outputs(hidden=hidden)
         logits = self.model.logits(hidden, self.ops, self.lora(tensors.logit_lora_slots))
-        ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(shape.rows))
-        self.tables.put_tokens(tensors.sample_places[: shape.rows], ids)
+        ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(shape.logits))
+        self.tables.put_tokens(tensors.sample_places[: shape.logits], ids)
         return Outputs(logits=logits, greedy=torch.where(bad, -1, ids))

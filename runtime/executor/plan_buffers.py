@@ -47,6 +47,7 @@ class StepShape:
         logits: tokens whose final hidden states are computed, padding included.
         tree: whether there are tree masks.
         decode: every row has one token, whose logits and most likely id are wanted.
+        verify: the logits of every token and its most likely id are wanted.
         adapted: some row has an adapter.
         trunks: of decoding, rows may begin with the same slots.
     """
@@ -56,6 +57,7 @@ class StepShape:
     logits: int
     tree: bool = False
     decode: bool = False
+    verify: bool = False
     adapted: bool = False
     trunks: bool = False
 

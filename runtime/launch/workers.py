@@ -177,6 +177,7 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
             slot_width=-(-context // page_size) * page_size,
             kv_dtype=_kv_dtype(config, loaded),
             attention=config.device.attention_backend,
+            guesses=config.speculative.speculative is not None,
             adapter_slots=loaded.adapter_slots,
             draft_scratch=0 if draft is None else draft.scratch,
         ),
@@ -189,7 +190,7 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
     worker = builder.worker(sizing.num_pages, overlap=config.scheduler.overlap)
     guesses = None
     if draft is not None:
-        guesses = builder.guesses(width=draft.width, max_depth=draft.levels)
+        guesses = builder.guesser(width=draft.width, max_depth=draft.levels)
     decisions.extend(Decision(*note) for note in builder.notes)
     return Backend(cache, worker, sizing, guesses)
 

@@ -11,7 +11,7 @@ import torch
 from branchline.kernels.ops import AttentionMeta
 from branchline.runtime.attention.base import OpsPlan
 from branchline.runtime.attention.cpu import CpuAttention
-from branchline.runtime.core.batch import ForwardMode, ScheduleBatch
+from branchline.runtime.core.batch import ForwardMode, ScheduleBatch, TreeMask
 from branchline.runtime.executor.device_graphs import (
     FEWEST_TRUNK_ROWS,
     DeviceGraphs,
@@ -19,6 +19,7 @@ from branchline.runtime.executor.device_graphs import (
     decode_sizes,
     idle_step,
     trunk_sizes,
+    verify_shapes,
 )
 from branchline.runtime.executor.device_stream import DeviceStream
 from branchline.runtime.executor.device_tables import DeviceTables
@@ -165,3 +166,44 @@ def test_sizes_of_shared_trunks_hold_every_step_that_gains(most: int) -> None:
     assert sizes == sorted(set(sizes))
     assert bool(sizes) == (most > FEWEST_TRUNK_ROWS)
     assert not sizes or sizes[-1] == decode_sizes(most)[-1]
+
+
+def checking(lens: list[int], logits: int) -> ScheduleBatch:
+    """A step of rows with candidates, of whose tokens the last ones are sampled."""
+    plan = idle_step(SHAPE)
+    plan.mode = ForwardMode.VERIFY
+    plan.rows = np.arange(len(lens), dtype=np.int32)
+    plan.extend_lens = plan.seq_lens = np.array(lens, dtype=np.int32)
+    plan.input_ids = np.zeros(sum(lens), dtype=np.int32)
+    plan.logit_idx = np.arange(sum(lens) - logits, sum(lens), dtype=np.int32)
+    plan.sample_idx = np.arange(logits, dtype=np.int32)
+    none = np.zeros(len(lens), dtype=np.int32)
+    plan.tree = TreeMask(none, none, np.zeros(0, dtype=np.uint64))
+    return plan
+
+
+def test_steps_that_check_guesses_are_replayed_with_the_choice() -> None:
+    tables = DeviceTables(20, 64, 64, torch.device("cpu"))
+    stream = DeviceStream(torch.device("cpu"))
+    sizes = {"tokens": 64, "rows": 24, "samples": 64, "tree_words": 64}
+    buffers = PlanBuffers(tables, **sizes, stream=stream)
+    made = DeviceGraphs(buffers, CpuAttention(), Forward(0), stream)
+    for shape in (*verify_shapes(32, 16), StepShape(64, 17, 64, tree=True)):
+        made.record(shape)
+
+    def found(plan: ScheduleBatch) -> tuple[int, int, bool] | None:
+        graph = made.find(plan)
+        if graph is None:
+            return None
+        shape = graph.tensors.shape
+        return shape.tokens, shape.rows, shape.verify
+
+    assert found(checking([5], 5)) == (8, 2, True)
+    assert found(checking([9], 9)) == (16, 2, True)
+    assert found(checking([8, 8], 16)) == (16, 5, True)
+    assert found(checking([2] * 16, 32)) == (32, 17, True)
+    assert found(checking([33], 33)) == (64, 17, False), "larger than what is recorded with it"
+    assert found(checking([30], 3)) == (64, 17, False), "most tokens need no logits"
+    scored = checking([5], 5)
+    scored.sample_idx = scored.sample_idx[:1]
+    assert found(scored) == (64, 17, False), "not every logit row is sampled"

@@ -20,7 +20,12 @@ from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.errors import BackendError
 from branchline.runtime.executor.build import build_worker
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
-from branchline.runtime.executor.device_graphs import decode_sizes, extend_shapes, idle_step
+from branchline.runtime.executor.device_graphs import (
+    decode_sizes,
+    extend_shapes,
+    idle_step,
+    verify_shapes,
+)
 from branchline.runtime.executor.device_stream import DeviceStream
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.device_worker import DeviceWorker
@@ -101,6 +106,13 @@ def test_sizes_hold_every_step_and_are_ascending() -> None:
         for rows in range(1, min(tokens, 256) + 1):
             for tree in (False, True):
                 assert any(s.tokens >= tokens and s.rows > rows and s.tree == tree for s in shapes)
+    for most in (1, 3, 256):
+        shapes = verify_shapes(512, most)
+        assert shapes == sorted(shapes, key=lambda s: (s.tokens, s.rows))
+        assert all(s.tree and s.verify and s.logits == s.tokens for s in shapes)
+        for rows in range(1, min(16, most) + 1):
+            for tokens in range(2 * rows, 129):
+                assert any(s.tokens >= tokens and s.rows > rows for s in shapes), (rows, tokens)
 
 
 @settings(deadline=None, max_examples=60)

@@ -74,6 +74,7 @@ def scheduler_for(
             max_rows=ROWS,
             slot_width=CONTEXT,
             kv_dtype=torch.float32,
+            guesses=drafter is not None,
         )
         builder = DeviceBuilder(model, ops, settings, torch.device("cpu"))
         worker = builder.worker(tokens // page_size, overlap=True)
