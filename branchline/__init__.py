@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         until,
     )
     from branchline.lang.errors import (
+        AdapterError,
         BackendError,
         BranchlineError,
         Cancelled,
@@ -88,8 +89,9 @@ _MODULES = {
     "separate_reasoning token_length_normalized unconditional_likelihood_normalized",
     "lang.constraints": "capture choices ebnf json_schema lark optional regex repeat seq "
     "structural_tag until",
-    "lang.errors": "BackendError BranchlineError Cancelled ConstraintError DeadlineExceeded "
-    "InvalidRequest ProgramError TruncatedError UnsupportedConstraint UnsupportedFeature",
+    "lang.errors": "AdapterError BackendError BranchlineError Cancelled ConstraintError "
+    "DeadlineExceeded InvalidRequest ProgramError TruncatedError UnsupportedConstraint "
+    "UnsupportedFeature",
     "lang.events": "Done ReasoningDelta TextDelta ToolCall VariableReady",
     "lang.expressions": "Expression",
     "lang.matching": "Match match",
@@ -105,6 +107,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
+    "AdapterError",
     "BackendError",
     "BranchlineError",
     "Cancelled",

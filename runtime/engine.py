@@ -75,7 +75,8 @@ class Engine:
             sampling: `SamplingParams`, or its fields as a dict; for a list of prompts also a list
                 of as many.
             options: fields of `SamplingParams` (over `sampling`), and `priority`, `deadline_s`,
-                `namespace`, `adapter` (the name of a loaded one), `timeout_s`.
+                `namespace`, `adapter` (the name of a loaded one; for a list of prompts also a
+                list of as many), `timeout_s`.
 
         Returns:
             A `GenerateResult`, or a list of n of them when `n` > 1; for a list of prompts, a list
@@ -85,15 +86,11 @@ class Engine:
             BranchlineError: the first failure; the other requests are ended.
         """
         batch, single = _batch(prompts)
-        each = sampling if isinstance(sampling, list | tuple) else [sampling] * len(batch)
-        if len(each) != len(batch):
-            raise InvalidRequest(
-                "there are not as many sampling parameters as prompts",
-                value=f"{len(each)} for {len(batch)}",
-                hint="Give one for all, or a list with one for each prompt.",
-            )
+        each = _for_each(sampling, batch, "sampling parameters")
+        adapters = _for_each(options.get("adapter", ""), batch, "adapters")
         requests = [
-            self._request(prompt, one, options) for prompt, one in zip(batch, each, strict=True)
+            self._request(prompt, one, options | {"adapter": adapter})
+            for prompt, one, adapter in zip(batch, each, adapters, strict=True)
         ]
         results = self._run(requests, options.get("timeout_s"))
         groups = [_group(request, results) for request in requests]
@@ -348,6 +345,18 @@ def _batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
     if isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int)):
         return [prompts], True
     return list(prompts), False
+
+
+def _for_each(value: Any, batch: list[Any], what: str) -> list[Any]:
+    """`value` for each prompt of a batch; a list has one for each already."""
+    each = list(value) if isinstance(value, list | tuple) else [value] * len(batch)
+    if len(each) != len(batch):
+        raise InvalidRequest(
+            f"there are not as many {what} as prompts",
+            value=f"{len(each)} for {len(batch)}",
+            hint="Give one for all, or a list with one for each prompt.",
+        )
+    return each
 
 
 _COMMON = frozenset({"priority", "deadline_s", "namespace", "adapter", "timeout_s"})

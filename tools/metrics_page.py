@@ -9,8 +9,9 @@ HEAD = """\
 
 <!-- Written by `make docs` from runtime/observability/metrics.py: edit that instead. -->
 
-`GET /metrics` answers in Prometheus's text format. It holds numbers alone, no text of any request,
-and asks for no key. A dashboard for Grafana is `assets/deploy/grafana.json`;
+`GET /metrics` answers in Prometheus's text format. It holds numbers alone, no text of any request
+(labels name the model and its adapters), and asks for no key. A dashboard for Grafana is
+`assets/deploy/grafana.json`;
 `docker compose -f assets/deploy/compose.yaml up` shows it beside a server.
 
 Spans of programs, with their requests below them, go to a collector by OTLP over HTTP when

@@ -14,6 +14,8 @@ COPY lang lang
 COPY runtime runtime
 COPY kernels kernels
 COPY examples examples
+COPY assets/__init__.py assets/
+COPY assets/adapters assets/adapters
 COPY assets/speculative assets/speculative
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.11,<2.14" \
     && pip install --no-cache-dir ".[runtime,grpc,tracing]"

@@ -16,6 +16,8 @@ COPY lang lang
 COPY runtime runtime
 COPY kernels kernels
 COPY examples examples
+COPY assets/__init__.py assets/
+COPY assets/adapters assets/adapters
 COPY assets/speculative assets/speculative
 RUN pip install --no-cache-dir ".[runtime,cuda,grammars,grpc,tracing]"
 

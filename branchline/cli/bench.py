@@ -103,6 +103,21 @@ def serve_programs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def adapters(arguments: argparse.Namespace) -> int:
+    """Many adapters."""
+    from branchline.runtime.bench.adapters import adapters as run
+
+    run(
+        engine_settings(arguments),
+        registered=arguments.registered,
+        distinct=arguments.distinct,
+        at_once=arguments.at_once,
+        rank=arguments.rank,
+        repeats=arguments.repeats,
+    )
+    return 0
+
+
 def start(arguments: argparse.Namespace) -> int:
     """Process start to first token."""
     from branchline.runtime.bench.start import start as run

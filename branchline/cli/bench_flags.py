@@ -100,6 +100,15 @@ BENCHES: dict[str, tuple[str, tuple[Flag, ...]]] = {
             ),
         ),
     ),
+    "adapters": (
+        "many adapters in one batch beside the base model, and what loading one costs",
+        (
+            _number("--registered", "adapters that are loaded", 1000),
+            _number("--distinct", "of them in one batch", 64),
+            _number("--at-once", "requests of the batch", 64),
+            _number("--rank", "of the adapters", 16),
+        ),
+    ),
     "start": ("process start to first token, and peak memory", ()),
     "scheduler": (
         "overhead of a step, cost per queued request",

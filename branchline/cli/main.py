@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from branchline.cli.bench_flags import add_benches
 from branchline.cli.options import ShortUsage, add_engine_flags, add_limit_flag, setting_flags
 from branchline.cli.server_settings import FLAG_SECTIONS, LIMIT_SECTIONS
+from branchline.cli.train_flags import add_train_flags
 from branchline.runtime.errors import BranchlineError, InvalidRequest, ProgramError
 
 RUNTIME_PACKAGES = frozenset(
@@ -67,6 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(_command(commands, "serve", "run the engine as a service"))
     add_benches(
         _command(commands, "bench", "measure speed, memory, and what waiting costs"), _command
+    )
+    add_train_flags(
+        _command(commands, "train-eagle", "train an EAGLE-3 head, a draft, for a model")
     )
     env = _command(commands, "env", "versions, CPU, native kernels, model cache")
     env.add_argument("--json", action="store_true", help="one JSON document")

@@ -1,4 +1,4 @@
-"""`branchline models list|pull|path`: a view of the catalog, nothing more."""
+"""`branchline models list|pull|path`: a view of the catalogs, nothing more."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ import logging
 import sys
 
 from branchline.runtime.errors import CatalogError
+from branchline.runtime.loading.adapters import list_adapters
 from branchline.runtime.loading.catalog import list_models as listing
 from branchline.runtime.loading.catalog import model_path
 from branchline.runtime.loading.catalog import pull as fetch
 
 
 def list_models(arguments: argparse.Namespace) -> int:
-    """Every name, what it is, and where it lies or could be had."""
+    """Every name, of models and adapters, what it is, and where it lies or could be had."""
     del arguments
     for entry in listing():
         here = str(entry.path) if entry.path else "not fetched; " + ", then ".join(entry.sources)
-        print(f"{entry.name:<16}{entry.description}\n{'':<16}{here}")
+        _show(entry.name, entry.description, here)
         if entry.head:
             print(f"{'':<16}draft head {entry.head}: speculative='eagle'")
+    for adapter in list_adapters():
+        _show(adapter.name, f"adapter of {adapter.base}: {adapter.description}", adapter.path)
     return 0
+
+
+def _show(name: str, description: str, where: object) -> None:
+    print(f"{name:<22}{description}\n{'':<22}{where}")
 
 
 def pull(arguments: argparse.Namespace) -> int:

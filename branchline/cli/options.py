@@ -167,8 +167,6 @@ def _convert(flag: str, text: str, item: Field[Any]) -> Any:
         if text.lower() in ("false", "off", "no", "0"):
             return False
         raise InvalidRequest(f"{named} is a switch", value=text, hint="Use on or off.")
-    if kind.startswith("Mapping"):
-        return _pairs(flag, text)
     number = {"int": int, "float": float}.get(kind.split(" ")[0])
     if number is None:
         return text
@@ -179,18 +177,3 @@ def _convert(flag: str, text: str, item: Field[Any]) -> Any:
         raise InvalidRequest(
             f"{named} is a number", value=text, hint=f"Use {flag}{example}."
         ) from None
-
-
-def _pairs(flag: str, text: str) -> dict[str, str]:
-    """NAME=VALUE, one or several with commas between them."""
-    found: dict[str, str] = {}
-    for word in text.split(","):
-        name, equals, value = word.partition("=")
-        if not (name.strip() and equals and value.strip()):
-            raise InvalidRequest(
-                f"{flag.rstrip(' =')} takes names and values",
-                value=word,
-                hint=f"Use {flag}name=value,other=value.",
-            )
-        found[name.strip()] = value.strip()
-    return found

@@ -28,9 +28,9 @@ _MAX_SPLITS = 32
 _TILE_ROWS = 128
 _SMALL_TILE_ROWS = 64
 _DECODE_KEYS = 64
-_LONG_ROW_PARTS = 4
-_LONG_ROW_KEYS = 512
-"""Where rows alone fill the device: parts of the longest ones at most, and keys of one at least."""
+_MANY_KEYS = 128
+_MANY_BYTES = 256
+"""Keys of a block where rows are not cut, and bytes of a key up to which that is so."""
 _TRUNK_QUERIES = 64
 """Queries of a tile that reads a trunk: rows times query heads of a KV head."""
 _COMPARED = 512
@@ -117,21 +117,6 @@ def _parts(gpu: Device, results: int) -> int:
     return min(_MAX_SPLITS, max(1, 2 * gpu.processors // results))
 
 
-def _own_parts(gpu: Device, results: int, context: int) -> tuple[int, int]:
-    """(most parts of a row, least keys of one) for decoding; `results` are rows times KV heads.
-
-    Few results are cut until they fill the device. Many fill it, but the longest of them would be
-    alone at the end: those alone are cut.
-    """
-    if results > gpu.counters.shape[0]:
-        return 1, _DECODE_KEYS
-    parts, least = _parts(gpu, results), _DECODE_KEYS
-    if parts == 1:
-        parts, least = _LONG_ROW_PARTS, _LONG_ROW_KEYS
-    # No more parts than the longest row has.
-    return min(parts, triton.cdiv(context, least)), least
-
-
 def _operands(
     q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, meta: AttentionMeta
 ) -> tuple[torch.Tensor, ...]:
@@ -162,7 +147,12 @@ def _decode(
 ) -> None:
     b, hq, d, hkv = meta.rows.shape[0], *q.shape[1:], k_pool.shape[1]
     group, trunks = hq // hkv, meta.trunk_lens
-    splits, least = _own_parts(gpu, b * hkv, meta.slot_table.shape[1])
+    # No more parts than the longest row has blocks.
+    splits = min(_parts(gpu, b * hkv), triton.cdiv(meta.slot_table.shape[1], _DECODE_KEYS))
+    if b * hkv > gpu.counters.shape[0]:
+        splits = 1
+    # A row that one program reads alone is read faster in large blocks; two of them must fit.
+    many = trunks is None and splits == 1 and power_of_two(d) * k_pool.element_size() <= _MANY_BYTES
     trunk_parts = 0 if trunks is None else _parts(gpu, len(trunks) * hkv)
     parts = splits + trunk_parts
     shape = (b, hkv, parts, group) if parts > 1 else (1,)
@@ -196,16 +186,16 @@ def _decode(
         scale * _LOG2_E,
         meta.slot_table.stride(0),
         hkv,
-        least,
         GROUP_PAD=max(16, power_of_two(group)),
-        BLOCK_N=_DECODE_KEYS,
+        BLOCK_N=_MANY_KEYS if many else _DECODE_KEYS,
+        TRUNK_BLOCK=_DECODE_KEYS,
         TRUNK_ROWS=_trunk_rows(group),
         TRUNK_PARTS=trunk_parts,
         SPLITS=splits,
         JOIN_G=power_of_two(group),
         JOIN_S=min(power_of_two(parts), max(1, 16 // power_of_two(group))),
         **_heads(gpu, q, k_pool),
-        **gpu.launch(2, 2 if b < 128 else 3),
+        **(gpu.launch(4, 2) if many else gpu.launch(2, 2 if b < 128 else 3)),
     )
 
 

@@ -3,7 +3,7 @@
 Invariant: scores, weights and sums are float32 (the products take the pool's elements), every key
 of a row is read through the slot table, and blocks of keys are visited in order, so the result of
 a token depends on its row alone. `extend_kernel` visits them whole, in blocks that start at key 0
-whatever the step; `decode_kernel` cuts the row into at most SPLITS parts that it joins in order.
+whatever the step; `decode_kernel` cuts the row into SPLITS parts that it joins in order.
 """
 
 from __future__ import annotations
@@ -130,12 +130,12 @@ def decode_kernel(
     scale_log2,
     context,
     hkv,
-    least,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TRUNK_BLOCK: tl.constexpr,
     TRUNK_ROWS: tl.constexpr,
     TRUNK_PARTS: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -145,9 +145,6 @@ def decode_kernel(
     PDL: tl.constexpr,
 ):
     """Rows of at most one token. A program takes one row, one KV head and one of SPLITS parts.
-
-    A row is cut into fewer parts where they would have less than `least` keys, so that long rows
-    are shared by programs that short ones do not need.
 
     Where TRUNK_PARTS is not 0, the first keys of a row, as many as `trunk_lens` says for its
     TRUNK_ROWS neighbours, have been seen to by the kernel before (`trunk_kernel`). The program that
@@ -164,49 +161,46 @@ def decode_kernel(
     if TRUNK_PARTS > 0:
         trunk = tl.load(trunk_lens + row // TRUNK_ROWS)
         trunk = tl.where(length > trunk, trunk, 0)
-        used_trunk = parts_of(trunk, BLOCK_N, TRUNK_PARTS, BLOCK_N)[1]
-    part, used_own = parts_of(length - trunk, least, SPLITS, BLOCK_N)
-    if split < used_own:
-        token = tl.load(extend_start + row).to(tl.int64)
-        table = slot_table + tl.load(rows + row).to(tl.int64) * context
-        g, i = tl.arange(0, GROUP_PAD), tl.arange(0, BLOCK_D)
-        query, q_place, q_live = load_queries(
-            q, token, head, g, g >= 0, scale_log2, k_pool, hkv, GROUP, D, BLOCK_D
-        )
-        start = trunk + split * part
-        end = tl.minimum(start + part, length)
-        top, total, acc = attend_keys(
-            query, k_pool, v_pool, table, start, end, head, hkv, D, BLOCK_N, False, WIDE
-        )
-        value = acc / total[:, None]
-        if PARTS == 1 or used_trunk + used_own == 1:
-            tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)
-        else:
-            one = (row * hkv + head).to(tl.int64)
-            mine = (one * PARTS + TRUNK_PARTS + split) * GROUP + g
-            tl.store(part_out + mine[:, None] * D + i[None, :], value, mask=q_live)
-            tl.store(part_lse + mine, top + tl.log2(total), mask=g < GROUP)
-            tl.debug_barrier()  # the whole program has written before it says so
-            before = used_own - 1
+        used_trunk = parts_of(trunk, TRUNK_PARTS, TRUNK_BLOCK)[1]
+    token = tl.load(extend_start + row).to(tl.int64)
+    table = slot_table + tl.load(rows + row).to(tl.int64) * context
+    g, i = tl.arange(0, GROUP_PAD), tl.arange(0, BLOCK_D)
+    # Compared after it is spread: the interpreter spreads numbers, not truth values.
+    query, q_place, q_live = load_queries(
+        q, token, head, g, g * 0 + length > 0, scale_log2, k_pool, hkv, GROUP, D, BLOCK_D
+    )
+    part, used_own = parts_of(length - trunk, SPLITS, BLOCK_N)
+    start = trunk + split * part
+    end = tl.minimum(start + part, length)
+    top, total, acc = attend_keys(
+        query, k_pool, v_pool, table, start, end, head, hkv, D, BLOCK_N, False, WIDE
+    )
+    value = acc / tl.where(total > 0, total, 1.0)[:, None]
+    if PARTS == 1 or (SPLITS == 1 and used_trunk == 0):
+        tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)
+    else:
+        one = (row * hkv + head).to(tl.int64)
+        mine = (one * PARTS + TRUNK_PARTS + split) * GROUP + g
+        lse = tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
+        tl.store(part_out + mine[:, None] * D + i[None, :], value, mask=q_live)
+        tl.store(part_lse + mine, lse, mask=g < GROUP)
+        tl.debug_barrier()  # the whole program has written before it says so
+        before = SPLITS - 1
+        if SPLITS > 1:
+            before = tl.atomic_add(arrived + one, 1)
+        if before == SPLITS - 1:
             if SPLITS > 1:
-                before = tl.atomic_add(arrived + one, 1)
-            if before == used_own - 1:
-                if SPLITS > 1:
-                    tl.store(arrived + one, 0)
-                join_parts(
-                    part_out, part_lse, out, token, one, head, hkv, used_trunk + used_own,
-                    used_trunk, GROUP, JOIN_G, D, BLOCK_D, TRUNK_PARTS, PARTS, JOIN_S,
-                )  # fmt: skip
+                tl.store(arrived + one, 0)
+            join_parts(
+                part_out, part_lse, out, token, one, head, hkv, used_trunk + used_own, used_trunk,
+                GROUP, JOIN_G, D, BLOCK_D, TRUNK_PARTS, PARTS, JOIN_S,
+            )  # fmt: skip
 
 
 @triton.jit
-def parts_of(length, least, PARTS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(keys of a part, parts in use) when `length` keys are cut into at most PARTS parts.
-
-    They are of about equal length, and there are no more than fit with `least` keys each, but one.
-    """
-    parts = tl.minimum(tl.maximum(tl.cdiv(length, least), 1), PARTS)
-    part = tl.cdiv(tl.cdiv(length, parts), BLOCK_N) * BLOCK_N
+def parts_of(length, PARTS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(keys of a part, parts in use) when `length` keys are cut into at most PARTS parts."""
+    part = tl.cdiv(tl.cdiv(length, PARTS), BLOCK_N) * BLOCK_N
     return part, tl.cdiv(length, tl.maximum(part, 1))
 
 

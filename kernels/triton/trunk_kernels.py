@@ -102,7 +102,7 @@ def trunk_kernel(
     tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     take_turn(PDL)
     trunk = tl.load(trunk_lens + tile)
-    part = parts_of(trunk, BLOCK_N, TRUNK_PARTS, BLOCK_N)[0]
+    part = parts_of(trunk, TRUNK_PARTS, BLOCK_N)[0]
     start = split * part
     end = tl.minimum(start + part, trunk)
     if start < end:

@@ -13,6 +13,7 @@ from branchline.lang.sampling import DEFAULT_NAMES, check_names
 from branchline.runtime.programs.protocol import ENGINE_FEATURES
 
 if TYPE_CHECKING:
+    from branchline.runtime.core.adapters import AdapterInfo, AdapterSource
     from branchline.runtime.programs.executor import ExecutorStats
     from branchline.runtime.programs.protocol import OpenProgram, Session, Sink
 
@@ -97,6 +98,18 @@ class Engine(Backend):
     def abort(self, request_id: str) -> None:
         """End a request."""
         self._engine.abort(request_id)
+
+    def adapters(self) -> list[AdapterInfo]:
+        """The adapters that programs and requests may name."""
+        return self._engine.adapters()
+
+    def load_adapter(self, name: str, source: AdapterSource, *, pin: bool = False) -> AdapterInfo:
+        """Load an adapter while others are served; see `runtime.engine.Engine.load_adapter`."""
+        return self._engine.load_adapter(name, source, pin=pin)
+
+    def unload_adapter(self, name: str, *, drain: bool = False) -> AdapterInfo:
+        """Forget an adapter; see `runtime.engine.Engine.unload_adapter`."""
+        return self._engine.unload_adapter(name, drain=drain)
 
     def flush_cache(self) -> None:
         """Forget all cached prefixes that nothing uses."""

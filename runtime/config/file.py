@@ -77,8 +77,6 @@ def _table(name: str, value: Any, kind: str) -> Any:
 
 def _typed(name: str, value: Any, kind: str) -> Any:
     """`value` if it is of its setting's type; a whole number may stand for a fraction."""
-    if kind.startswith("Mapping"):
-        return _named(name, value)
     kinds: dict[str, type[Any]] = {"bool": bool, "int": int, "float": float, "str": str}
     wanted = kinds[kind.split(" ")[0]]
     if wanted is float and type(value) is int:
@@ -88,13 +86,3 @@ def _typed(name: str, value: Any, kind: str) -> Any:
             f"{name} is not of its type", value=value, hint=f"Give {name} the type {kind}."
         )
     return value
-
-
-def _named(name: str, value: Any) -> dict[str, str]:
-    if isinstance(value, dict) and all(isinstance(each, str) for each in value.values()):
-        return value
-    raise InvalidRequest(
-        f"{name} is not of its type",
-        value=value,
-        hint=f'Give {name} a table of its own, such as {name} = {{ name = "value" }}.',
-    )

@@ -130,7 +130,9 @@ class LoraSection:
     """Low-rank adapters, many beside each other and the base model."""
 
     adapters: Mapping[str, str] | None = setting(
-        None, "adapters to load at the start: name -> folder in PEFT's format"
+        None,
+        "adapters to load at the start: name -> folder in PEFT's format, or the name of one that "
+        "comes with the package",
     )
     adapter_slots: int | None = setting(
         None,

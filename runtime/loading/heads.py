@@ -5,13 +5,11 @@ Invariant: a head that is named here is there, or the message says what to pass 
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from branchline.runtime.errors import CatalogError, ModelLoadError
+from branchline.runtime.loading.assets import assets_folder
 from branchline.runtime.loading.catalog import default_catalog
-
-_PACKAGE = "branchline.heads"
 
 
 def head_path(model: str, head: str | None) -> Path:
@@ -50,6 +48,5 @@ def head_path(model: str, head: str | None) -> Path:
 
 def _shipped(name: str) -> Path | None:
     """The folder of a head in the package, if it is there."""
-    folder = resources.files(_PACKAGE) / name
-    path = Path(str(folder))
+    path = assets_folder() / "speculative" / name
     return path if (path / "config.json").is_file() else None

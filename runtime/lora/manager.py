@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from branchline.runtime.core.adapter_spool import AdapterSpool, remove_sent
@@ -27,7 +26,7 @@ from branchline.runtime.core.adapters import (
     check_adapter_name,
 )
 from branchline.runtime.errors import AdapterInUse, AdapterTooLarge, BranchlineError
-from branchline.runtime.lora.adapter_files import AdapterFolder, inspect, read
+from branchline.runtime.lora.adapter_files import AdapterFolder, folder_of, inspect, read
 from branchline.runtime.lora.host_tier import HostTier
 from branchline.runtime.lora.layout import Packed
 from branchline.runtime.lora.loader import Loader, Start, nothing, start_thread
@@ -182,7 +181,7 @@ class AdapterManager:
             AdapterError, InvalidRequest: it cannot be loaded.
         """
         check_adapter_name(name)
-        folder = inspect(Path(path), self._layout)
+        folder = inspect(folder_of(path), self._layout)
         made = _Adapter(AdapterVersion(name, 0), folder, sent)
         if self._tier.has_room(self._layout.slot_bytes):
             self._fetch(made)
@@ -344,7 +343,7 @@ class AdapterManager:
         if isinstance(source, AdapterFiles):
             path, sent = self._spool.put(source), True
         else:
-            path = Path(source)
+            path = folder_of(source)
         try:
             made = _Adapter(AdapterVersion(name, 0), inspect(path, self._layout), sent)
             self._fetch(made)

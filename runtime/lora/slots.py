@@ -7,12 +7,16 @@ Knows nothing of which adapter is where.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from branchline.runtime.lora.layout import Packed, SlotLayout
 
 PIECE_BYTES = 4 << 20
 """Copied to a device at a time: a step's own copies wait behind one piece, about 0.2 ms."""
+
+Wait = Callable[[], None]
 
 
 class Slots:
@@ -52,26 +56,41 @@ class Slots:
                 self.scales[slot].copy_(packed.scales)
                 return
             with torch.cuda.stream(self._stream):
-                self._write_pieces(self.values[slot], packed.values)
+                copy_in_pieces(self.values[slot], packed.values, self._pieces, self._mark)
                 self.ranks[slot].copy_(packed.ranks)
                 self.scales[slot].copy_(packed.scales)
             self._stream.synchronize()
 
-    def _write_pieces(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """While one piece is on its way, the next one is put into memory it can leave from."""
-        assert self._stream is not None
-        events: list[torch.cuda.Event | None] = [None, None]
-        size = len(self._pieces[0])
-        for turn, start in enumerate(range(0, len(source), size)):
-            part = source[start : start + size]
-            before, last = events[turn % 2], events[(turn + 1) % 2]
-            if before is not None:
-                before.synchronize()
-            piece = self._pieces[turn % 2][: len(part)]
-            piece.copy_(part)
-            if last is not None:
-                last.synchronize()  # never two pieces queued: others' copies get in between
-            target[start : start + len(part)].copy_(piece, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(self._stream)
-            events[turn % 2] = event
+    def _mark(self) -> Wait:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(self._stream)
+        return event.synchronize
+
+
+def copy_in_pieces(
+    target: torch.Tensor,
+    source: torch.Tensor,
+    pieces: Sequence[torch.Tensor],
+    mark: Callable[[], Wait],
+) -> None:
+    """Copy through memory from which a device copies without waiting.
+
+    While one piece is on its way, the next one is filled; it is queued once the one before has
+    arrived, so that others' copies never wait for more than one.
+
+    Args:
+        target: [n] on the device.
+        source: [n] in host memory.
+        pieces: two buffers of the same size.
+        mark: gives a function that waits for what has been queued so far.
+    """
+    size = len(pieces[0])
+    arrived: Wait | None = None
+    for turn, start in enumerate(range(0, len(source), size)):
+        part = source[start : start + size]
+        piece = pieces[turn % 2][: len(part)]
+        piece.copy_(part)  # the one that left it last has arrived: it was waited for below
+        if arrived is not None:
+            arrived()
+        target[start : start + len(part)].copy_(piece, non_blocking=True)
+        arrived = mark()

@@ -146,6 +146,20 @@ READINGS = (
         "num_grammar_queue_reqs", "gauge", "constraints being compiled", ("grammar", "compiling")
     ),
     Reading("grammar_cached", "gauge", "compiled constraints kept", ("grammar", "cached")),
+    Reading("lora_adapters", "gauge", "adapters that requests may name", ("adapters", "loaded")),
+    Reading("lora_pool_slots_total", "gauge", "adapter slots of the device", ("adapters", "slots")),
+    Reading(
+        "lora_pool_slots_used",
+        "gauge",
+        "of those, with an adapter in them",
+        ("adapters", "slots_used"),
+    ),
+    Reading("lora_host_bytes", "gauge", "adapters in host memory", ("adapters", "host_bytes")),
+    Reading("lora_loads_total", "counter", "adapters put into a slot", ("adapters", "loads")),
+    Reading("lora_load_seconds_total", "counter", "seconds that took", ("adapters", "load_s")),
+    Reading(
+        "lora_evictions_total", "counter", "adapters put out of a slot", ("adapters", "evictions")
+    ),
     Reading("startup_time_seconds", "gauge", "from start to ready", ("start_s",)),
 )
 

@@ -11,10 +11,12 @@ import pytest
 
 from branchline.bench.programs import programs
 from branchline.bench.shapes import SHAPES, words
+from branchline.runtime.bench.adapters import adapters
 from branchline.runtime.bench.offline import offline
 from branchline.runtime.bench.processes import processes
 from branchline.runtime.bench.scheduler import scheduler
 from branchline.runtime.errors import InvalidRequest
+from tests.support.tiny_engine import write_tiny_model
 
 
 def last_lines(stream: io.StringIO, count: int) -> list[dict[str, Any]]:
@@ -89,3 +91,28 @@ def test_unknown_shape_names_the_known_ones() -> None:
 def test_words_are_as_many_as_asked_and_stable() -> None:
     assert len(words(60, 3).split()) == 60
     assert words(60, 3) == words(60, 3) != words(60, 4)
+
+
+def test_adapters_are_compared_with_the_base_model(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    settings = {
+        "model": str(write_tiny_model(tmp_path / "m")),
+        "load_format": "dummy",
+        "kv_tokens": 8192,
+        "threads": 1,
+    }
+    found = adapters(settings, registered=9, distinct=3, at_once=4, repeats=1, stream=stream)
+    lines = last_lines(stream, len(found))
+    assert [line["work"] for line in lines] == [
+        "base",
+        "1 adapter",
+        "3 adapters",
+        "half base, half adapters",
+        "load",
+        "start",
+    ]
+    assert all(line["tok_s"] > 0 for line in lines[:4])
+    assert lines[4]["first_token_ms"] > 0 and lines[4]["gap_ms"] > 0
+    assert lines[5]["loaded"] == 9 and lines[5]["evictions"] > 0
+    with pytest.raises(InvalidRequest, match="do not fit into the batch"):
+        adapters(settings, registered=2, distinct=3, at_once=4)

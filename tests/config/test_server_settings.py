@@ -190,3 +190,8 @@ def test_a_table_has_a_flag_for_each_entry_and_a_table_in_the_file(tmp_path: Pat
     for text in ('[shelf]\nbooks = "a"\n', "[shelf]\nbooks = {a = 1}\n"):
         with pytest.raises(InvalidRequest, match="books is a table of texts"):
             read_settings(Path(write(tmp_path, text)), [ShelfSection])
+
+
+def test_adapters_are_named_one_by_one() -> None:
+    chosen = choose("--adapter", "sql=/a/sql", "--adapter", "json=/a/json=v2")
+    assert chosen.engine["adapters"] == {"sql": "/a/sql", "json": "/a/json=v2"}

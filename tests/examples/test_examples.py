@@ -85,6 +85,21 @@ def test_every_part_of_the_form_has_its_type(engine: bl.Engine) -> None:
     assert state["name"] in state.text() and state["name"].istitle()
 
 
+def test_an_adapter_reads_what_the_model_itself_gets_wrong(engine: bl.Engine) -> None:
+    module = importlib.import_module("branchline.examples.12_adapters")
+    with engine:
+        orders, *asked = module.main()
+    assert [meta.adapter for meta in orders.meta("order")] == ["", "extract"]
+    base, adapted = orders.result
+    due = datetime.date(2026, 6, 3)
+    assert adapted == module.Order("Ada Lovelace", "brass lamps", 12, 18.5, "EUR", due, "high")
+    assert base != adapted
+    assert [state.meta("query").adapter for state in asked] == ["sql", "sql"]
+    cities, counts = (state.result for state in asked)
+    assert cities == [("Porto",), ("Lisbon",)]
+    assert dict(counts) == {"Portugal": 2, "Czechia": 1}
+
+
 def test_first_example_runs_as_a_script(default_model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(ROOT / "examples" / "01_hello.py")],

@@ -32,26 +32,6 @@ def test_split_rows_equal_whole_ones(kernel_device: torch.device) -> None:
         assert not ops._gpu.counters.any()
 
 
-def test_of_many_rows_the_long_ones_are_cut(
-    kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows of one part, of several and of as many as there may be, of none, beside each other."""
-    monkeypatch.setattr("branchline.kernels.triton.attention._LONG_ROW_KEYS", 128)
-    lens = [1, 64, 128, 129, 300, 511, 700, 1000, 127, 2, 90, 256]
-    step = random_step([(n, 1) for n in lens], seed=2)
-    torch.manual_seed(0)
-    q = torch.randn(len(lens), 4, 32)
-    k, v = torch.randn(2, step.num_slots, 2, 32).unbind(0)
-    want = ReferenceOps().paged_attention(q, k, v, step.meta, 0.2)
-    ops = TritonOps(kernel_device, torch.float32)
-    ops._gpu.processors = 4  # fewer than there are results
-    for _ in range(2):
-        meta = meta_on(step.meta, kernel_device)
-        got = ops.paged_attention(*(x.to(kernel_device) for x in (q, k, v)), meta, 0.2)
-        torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=1e-6)
-        assert not ops._gpu.counters.any()
-
-
 FORKS = [(4, 40, 0), (4, 40, 100), (4, 40, 256), (3, 20, 300)]
 FORKS_ON_GPU = [(1, 70, 700), (2, 80, 2048), (8, 70, 256)]
 

@@ -36,6 +36,15 @@ FACTS: dict[str, Any] = {
         "leases": 5,
     },
     "grammar": {"compiling": 1, "cached": 2},
+    "adapters": {
+        "loaded": 9,
+        "slots": 8,
+        "slots_used": 6,
+        "host_bytes": 1 << 20,
+        "loads": 12,
+        "load_s": 0.5,
+        "evictions": 3,
+    },
 }
 
 

@@ -19,6 +19,7 @@ from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.sequence import reading_of
 from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.scheduler.adapters import Adapters
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.scheduler import Scheduler
@@ -179,6 +180,7 @@ class Bench:
         drafter: Drafter | None = None,
         max_nodes: int = 8,
         max_depth: int = 6,
+        adapters: Adapters | None = None,
         **settings: Any,
     ) -> None:
         self.cache = CacheManager(
@@ -202,7 +204,9 @@ class Bench:
             self.worker,
             self.out,
             Intake(
-                Bounds(VOCAB, min(context, tokens - page_size), step_tokens // 2, HIDDEN), seed=1
+                Bounds(VOCAB, min(context, tokens - page_size), step_tokens // 2, HIDDEN),
+                seed=1,
+                adapters=adapters,
             ),
             max_step_tokens=step_tokens,
             max_running=section.max_running_requests,
@@ -222,11 +226,12 @@ class Bench:
                     max_depth=max_depth,
                 )
             ),
+            adapters=adapters,
         )
         self.out.scheduler = self.scheduler
 
     def submit(self, name: str, prompt: list[int], max_tokens: int = 8, **kw: Any) -> None:
-        keys = ("priority", "deadline", "namespace")
+        keys = ("priority", "deadline", "namespace", "adapter")
         request = {key: kw.pop(key) for key in keys if key in kw}
         kw.setdefault("temperature", 0.0)
         sampling = SamplingParams(max_tokens=max_tokens, **kw)
@@ -234,8 +239,11 @@ class Bench:
             GenerateRequest(id=name, prompt_ids=prompt, sampling=sampling, **request)
         )
 
-    def score(self, name: str, prompt: list[int], choices: list[list[int]]) -> None:
-        self.scheduler.submit(ScoreRequest(id=name, prompt_ids=prompt, choices=choices))
+    def score(
+        self, name: str, prompt: list[int], choices: list[list[int]], adapter: str = ""
+    ) -> None:
+        request = ScoreRequest(id=name, prompt_ids=prompt, choices=choices, adapter=adapter)
+        self.scheduler.submit(request)
 
     def embed(self, name: str, prompt: list[int], **kw: Any) -> None:
         self.scheduler.submit(EmbedRequest(id=name, prompt_ids=prompt, **kw))

@@ -16,7 +16,8 @@ from tests.support.spelled_port import SpelledPort
 
 
 def chat(server: RunningServer, text: str, **more: Any) -> None:
-    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 5, "stream": True}
+    said = {"messages": [{"role": "user", "content": text}]}
+    body = {**said, "max_tokens": 5, "ignore_eos": True, "stream": True}
     assert server.post("/v1/chat/completions", body, **more).events[-1] == "[DONE]"
 
 

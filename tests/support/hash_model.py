@@ -3,7 +3,8 @@
 The "key-value entry" of a token is (position along its path, rolling hash of the path up to it),
 kept by slot as a real pool would. A token's logits come from a sum over all entries that it may
 see, read through the slot table, so a wrong slot, a stale entry, a wrong mask or a wrong id changes
-the output. `expected_output` computes the same by brute force from ids alone.
+the output. `expected_output` computes the same by brute force from ids alone. An adapter is a salt
+in every entry of its rows' tokens, so what was computed with one is worth nothing to another.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ VOCAB = 97
 HIDDEN = 3
 
 
-def entry(previous: int, token: int) -> int:
+def entry(previous: int, token: int, salt: int = 0) -> int:
     """Hash of a path from the hash of its parent and its last id."""
-    return (previous * 48271 + token * 16807 + 12345) % MOD
+    return (previous * 48271 + token * 16807 + 12345 + salt * 7_654_321) % MOD
 
 
 def score(total: int, token: int) -> float:
@@ -49,34 +50,34 @@ def allowed_ids(words: np.ndarray) -> list[int]:
     return [i for i in range(VOCAB) if int(words[i >> 5]) >> (i & 31) & 1]
 
 
-def checksum(ids: Sequence[int]) -> int:
+def checksum(ids: Sequence[int], salt: int = 0) -> int:
     """Sum over the context's entries, each with its position."""
     total = hash_ = 0
     for position, token in enumerate(ids):
-        hash_ = entry(hash_, token)
+        hash_ = entry(hash_, token, salt)
         total = (total + hash_ * (position + 1)) % MOD
     return total
 
 
 def expected_output(
-    prompt: Sequence[int], count: int, eos: frozenset[int] = frozenset()
+    prompt: Sequence[int], count: int, eos: frozenset[int] = frozenset(), salt: int = 0
 ) -> list[int]:
     """Greedy continuation by brute force."""
     ids = list(prompt)
     while len(ids) < len(prompt) + count:
-        token = best(checksum(ids))
+        token = best(checksum(ids, salt))
         if token in eos:
             break
         ids.append(token)
     return ids[len(prompt) :]
 
 
-def expected_scores(prompt: Sequence[int], choice: Sequence[int]) -> list[float]:
+def expected_scores(prompt: Sequence[int], choice: Sequence[int], salt: int = 0) -> list[float]:
     """Values of a choice's tokens by brute force."""
     ids = list(prompt)
     values = []
     for token in choice:
-        values.append(score(checksum(ids), token))
+        values.append(score(checksum(ids, salt), token))
         ids.append(token)
     return values
 
@@ -120,6 +121,9 @@ class HashWorker:
         num_slots: of the pool.
         lazy: run a step only when its result is asked for, so that it sees the latest tables.
         fail_steps: numbers of steps that raise.
+
+    Attributes:
+        salts: of the adapters, by slot; read when a step runs.
     """
 
     def __init__(
@@ -135,6 +139,7 @@ class HashWorker:
         self.tokens = np.full((slot_table.shape[0], slot_table.shape[1] + 1), 3, dtype=np.int32)
         self.depth = np.full(num_slots, -1, dtype=np.int64)
         self.hash = np.zeros(num_slots, dtype=np.int64)
+        self.salts: dict[int, int] = {}
         self.lazy = lazy
         self.fail_steps = fail_steps
         self.steps = 0
@@ -225,6 +230,8 @@ class HashWorker:
     def _run_row(self, plan: ScheduleBatch, i: int, row: int, totals: np.ndarray) -> None:
         lo, hi = int(plan.extend_start[i]), int(plan.extend_start[i + 1])
         end = int(plan.seq_lens[i])
+        adapter = -1 if plan.adapter_slots is None else int(plan.adapter_slots[i])
+        salt = 0 if adapter < 0 else self.salts[adapter]
         first = end - (hi - lo)
         tree = 0 if plan.tree is None else int(plan.tree.counts[i])
         plain = hi - lo - tree
@@ -247,7 +254,7 @@ class HashWorker:
                 assert int(plan.previous[lo + k]) == before, "not the slot of the token before"
             slot = int(plan.out_slots[lo + k])
             assert slot > 0 and int(self.slots[row, index]) == slot, "slot table and plan disagree"
-            self.depth[slot], self.hash[slot] = position, entry(previous, token)
+            self.depth[slot], self.hash[slot] = position, entry(previous, token, salt)
             path = np.append(self.hash[slots], self.hash[slot])
             weights = np.arange(1, len(path) + 1, dtype=object)
             totals[lo + k] = int(

@@ -105,6 +105,7 @@ class Driver:
         seed: int = 0,
         draft_model: DraftModel | None = None,
         draft_scratch: int = 0,
+        adapter_slots: int = 0,
     ) -> None:
         pages_each = -(-model.max_context // page_size)
         pages = np.random.default_rng(seed).permutation(max_rows * pages_each) + 1
@@ -123,6 +124,7 @@ class Driver:
                 attention=attention,
                 graph=graph,
                 draft_scratch=draft_scratch,
+                adapter_slots=adapter_slots,
             ),
             self.slots,
             draft_model,

@@ -109,6 +109,7 @@ def attention(made: TritonOps) -> None:
     pools = empty("b2", SLOTS, HKV, D), empty("b2", SLOTS, HKV, D)
     for rows, tokens, meta in (
         (8, 1, step(8, 1)),
+        (2, 1, step(2, 1)),
         (64, 1, step(64, 1, trunk=True)),
         (2, 512, step(2, 512)),
         (2, 16, step(2, 16, tree=True)),

@@ -78,3 +78,16 @@ def _byte_names() -> list[str]:
     hidden = [byte for byte in range(256) if byte not in names]
     names |= {byte: chr(256 + i) for i, byte in enumerate(hidden)}
     return [names[byte] for byte in range(256)]
+
+
+def write_tiny_weights(folder: Path, **changes: Any) -> Path:
+    """`write_tiny_model` with weights that transformers made; `changes` go to its configuration."""
+    import torch
+    import transformers
+
+    write_tiny_model(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"initializer_range": 0.2}
+    torch.manual_seed(11)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(config | changes)))
+    model.save_pretrained(folder)
+    return folder

@@ -15,6 +15,7 @@ from branchline.cli.main import build_parser, main
 from branchline.cli.options import engine_settings
 from branchline.runtime.config.sections import all_settings
 from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.loading.adapters import adapter_folder
 
 PROGRAM = '''
 import branchline as bl
@@ -135,7 +136,9 @@ def test_model_path_is_printed(default_model: Path, capsys: pytest.CaptureFixtur
     assert main(["models", "path", "smollm2-135m"]) == 0
     assert capsys.readouterr().out.strip() == str(default_model)
     assert main(["models", "list"]) == 0
-    assert str(default_model) in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert str(default_model) in listed
+    assert str(adapter_folder("smollm2-135m-sql")) in listed
 
 
 @pytest.mark.parametrize(

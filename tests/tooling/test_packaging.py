@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from branchline.runtime.loading.adapters import list_adapters
+
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME_ONLY = ("torch", "transformers", "tokenizers", "numpy", "gguf", "llguidance", "safetensors")
 BLOCKED = """
@@ -90,6 +92,10 @@ def test_a_wheel_holds_every_package(project: dict[str, Any], tmp_path: Path) ->
     inits = {name.removesuffix("/__init__.py") for name in names if name.endswith("__init__.py")}
     assert inits == {name.replace(".", "/") for name in project["tool"]["setuptools"]["packages"]}
     assert "branchline/py.typed" in names
+    for entry in list_adapters():
+        files = {name for name in names if name.startswith(f"branchline/assets/{entry.folder}/")}
+        shipped = {path.name for path in (ROOT / "assets" / entry.folder).iterdir()}
+        assert {Path(name).name for name in files} == shipped
     assert not any(name.startswith("tests") for name in names)
 
 
@@ -100,7 +106,7 @@ def _copy(target: Path) -> Path:
     target.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, target / name)
-    for folder in ("branchline", "lang", "runtime", "kernels", "examples", "assets/speculative"):
+    for folder in ("assets", "branchline", "lang", "runtime", "kernels", "examples"):
         shutil.copytree(
             ROOT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__")
         )

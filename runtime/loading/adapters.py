@@ -1,0 +1,79 @@
+"""Adapters that come with the package: what each is called, what it is for, and where it lies.
+
+Invariant: a name leads to the same files in a checkout and in an installed wheel; a folder that
+exists is that folder, whatever it is called. Reads no adapter: the runtime does, or PEFT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from branchline.runtime.errors import CatalogError
+from branchline.runtime.loading.assets import assets_folder
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterEntry:
+    """An adapter with a name.
+
+    Attributes:
+        name: what users write.
+        base: name of the model it changes.
+        description: one line for people.
+        folder: below the package's `assets`.
+    """
+
+    name: str
+    base: str
+    description: str
+    folder: str
+
+    @property
+    def path(self) -> Path:
+        """Its folder, in PEFT's format.
+
+        Raises:
+            CatalogError: the package was installed without its assets.
+        """
+        return assets_folder() / self.folder
+
+
+ADAPTERS: tuple[AdapterEntry, ...] = (
+    AdapterEntry(
+        name="smollm2-135m-extract",
+        base="smollm2-135m",
+        description="a text becomes an order, event or contact as JSON (Apache-2.0)",
+        folder="adapters/extract",
+    ),
+    AdapterEntry(
+        name="smollm2-135m-sql",
+        base="smollm2-135m",
+        description="tables and a question become a SQLite query (Apache-2.0)",
+        folder="adapters/sql",
+    ),
+)
+
+
+def list_adapters() -> tuple[AdapterEntry, ...]:
+    """Every adapter that has a name."""
+    return ADAPTERS
+
+
+def adapter_folder(name_or_path: str) -> Path:
+    """The folder of an adapter: an existing path, or a name of `ADAPTERS`.
+
+    Raises:
+        CatalogError: neither; names those there are.
+    """
+    local = Path(name_or_path).expanduser()
+    if name_or_path.strip() and local.exists():
+        return local
+    for entry in ADAPTERS:
+        if entry.name == name_or_path.strip().lower():
+            return entry.path
+    known = ", ".join(entry.name for entry in ADAPTERS)
+    raise CatalogError(
+        f"There is no adapter {name_or_path!r}: no such folder, and no such name.",
+        hint=f"Names: {known}. Or pass a folder in PEFT's format.",
+    )
