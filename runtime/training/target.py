@@ -103,15 +103,17 @@ class Target:
         model, ops = self._model, self._ops
         residual = model.embed(batch.input_ids, ops)
         kept: dict[int, torch.Tensor] = {}
-        qkv = model.layers[0].begin(residual, ops)
+        qkv = model.layers[0].begin(residual, ops, None)
         for index, (layer, following) in enumerate(pairwise(model.layers)):
             attended = layer.attention.forward(qkv, batch, ops, pool)
-            qkv = layer.then(layer.gated(attended, residual, ops), residual, following, ops)
+            gated = layer.gated(attended, residual, ops, None)
+            qkv = layer.then(gated, residual, following, ops, None)
             if index in layers:
                 kept[index] = residual.clone()  # the stream is updated in place
         last = model.layers[-1]
         attended = last.attention.forward(qkv, batch, ops, pool)
-        final = last.end(last.gated(attended, residual, ops), residual, model.norm, ops)
+        gated = last.gated(attended, residual, ops, None)
+        final = last.end(gated, residual, model.norm, ops, None)
         return States(torch.cat([kept[index] for index in layers], dim=-1), final)
 
     def _room_for(self, tokens: int) -> KVPool:

@@ -177,10 +177,10 @@ class Bench:
         fail_steps: frozenset[int] = frozenset(),
         mirror: bool = False,
         grow_ahead: int = 1,
+        adapters: Adapters | None = None,
         drafter: Drafter | None = None,
         max_nodes: int = 8,
         max_depth: int = 6,
-        adapters: Adapters | None = None,
         **settings: Any,
     ) -> None:
         self.cache = CacheManager(
@@ -215,6 +215,7 @@ class Bench:
             call_soon=lambda fn: fn(),
             grow_ahead=grow_ahead,
             masks_beside=mirror,
+            adapters=adapters,
             drafts=(
                 None
                 if drafter is None
@@ -226,7 +227,6 @@ class Bench:
                     max_depth=max_depth,
                 )
             ),
-            adapters=adapters,
         )
         self.out.scheduler = self.scheduler
 
