@@ -25,9 +25,15 @@ def train_eagle(arguments: argparse.Namespace) -> int:
     """Run the recipe, then say what came of it."""
     settings = recipe_settings(arguments)
     console = Console(highlight=False)
-    with _Bars(console) as bars:
-        report = Recipe(settings, bars.tell).run()
     out = settings.out
+    with _Bars(console) as bars:
+        recipe = Recipe(settings, bars.tell)
+        corpus = recipe.make_data() if arguments.only_data else None
+        report = recipe.run() if corpus is None else {}
+    if corpus is not None:
+        said = f"{len(corpus)} conversations, {corpus.answer_tokens} tokens of answers"
+        console.print(f"data: {out / 'corpus.safetensors'} ({said})")
+        return 0
     console.print(f"head: {out / 'head'} ({report['head_bytes'] / 1e6:.1f} MB)")
     for one in report["heldout"].get("trees", ()):
         tree = one["tree"]
@@ -52,8 +58,12 @@ def recipe_settings(arguments: argparse.Namespace) -> RecipeSettings:
         out=Path(arguments.out),
         prompts=_path(arguments.prompts),
         heldout=_path(arguments.heldout),
+        data=tuple(Path(path) for path in arguments.data or ()),
         corpus=CorpusSettings(
-            tokens=arguments.tokens, max_answer=arguments.max_answer, seed=arguments.seed
+            tokens=arguments.tokens,
+            max_answer=arguments.max_answer,
+            seed=arguments.seed,
+            shard=_shard(arguments.shard),
         ),
         train=TrainSettings(
             steps=arguments.steps,
@@ -86,6 +96,13 @@ def _layers(text: str | None) -> tuple[int, int, int] | None:
             "--layers are three numbers", value=text, hint="For example --layers 1,14,26."
         ) from None
     return low, middle, high
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    number, slash, count = (text or "1/1").partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InvalidRequest("--shard is one of several", value=text, hint="For example 2/4.")
+    return int(number) - 1, int(count)
 
 
 class _Bars:

@@ -48,7 +48,7 @@ class AdaptedOps(Ops):
         *,
         gated: bool = False,
     ) -> torch.Tensor:
-        if not self._linears.adapts(x.shape[0]):
+        if not self._linears.adapts(x.shape[0], weight_lora.parts):
             return super().adapted_linear(x, weight, weight_lora, lora, bias, gated=gated)
-        made = self._adapters.shrink(x, weight_lora, lora, soon=True)
+        made = self._adapters.shrink(x, weight_lora, lora)
         return self._linears.adapted(x, dense_of(weight), bias, made, gated=gated)

@@ -5,6 +5,7 @@ Invariant: which one is chosen depends on shapes alone; in deterministic mode th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ __all__ = ["Linears", "dense_of"]
 
 _FEW = 64
 """Most rows that our kernels take; for more, the library is faster."""
+_OUTPUTS = 64
+"""Most outputs of a program for few rows; fewer ones divide it."""
+_SHARED = 110 << 10
+"""Shared memory of a program where there are more than multiprocessors: two fit one."""
 _PREFETCHED = 16 << 20
 """Elements of the largest matrix that is asked into the cache before its turn, for few rows: with
 2 to 8 rows a step is 4 % faster for it, with 16 or more slower: attention wants the memory."""
@@ -104,9 +109,13 @@ class Linears:
             self._few(x, weight, bias, out, gated=True)
         return out
 
-    def adapts(self, rows: int) -> bool:
-        """Whether adapters of so many rows are part of the product."""
-        return 0 < rows <= _FEW and not self._deterministic
+    def adapts(self, rows: int, parts: Sequence[int]) -> bool:
+        """Whether adapters of so many rows are part of the product.
+
+        A program's outputs must be of one part.
+        """
+        few = 0 < rows <= _FEW and not self._deterministic
+        return few and all(width % _OUTPUTS == 0 for width in parts)
 
     def adapted(
         self,
@@ -189,6 +198,8 @@ class Linears:
         _check(x, weight, out, gated)
         block_n, block_k, stages, warps = skinny_tile(t, n, gated)
         block_k = block_k * 2 // x.element_size()
+        if triton.cdiv(n, block_n) > self._gpu.processors:
+            stages = min(stages, max(1, _SHARED // tile_bytes(t, block_n, block_k, x, gated)))
         skinny_kernel[(triton.cdiv(n, block_n),)](
             x,
             weight,
@@ -269,6 +280,12 @@ def gemv_tile(n: int, k: int) -> tuple[int, int, int]:
     if k <= 1024:
         return 8, min(power_of_two(k), 512), 4
     return 4, min(power_of_two(k), 4096), 4 if k <= 2048 else 8
+
+
+def tile_bytes(t: int, block_n: int, block_k: int, x: torch.Tensor, gated: bool) -> int:
+    """Shared memory of one stage of `skinny_kernel`."""
+    rows = max(16, power_of_two(t)) + block_n * (2 if gated else 1)
+    return rows * block_k * x.element_size()
 
 
 def skinny_tile(t: int, n: int, gated: bool) -> tuple[int, int, int, int]:

@@ -20,56 +20,23 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from branchline.kernels.triton.device_functions import dot, take_turn
-from branchline.kernels.triton.lora_kernels import add_adapters, add_part
+from branchline.kernels.triton.lora_kernels import add_adapters
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
-# size: _add_gate_and_up: operands of a launch
 # size: fixed_kernel: operands of a launch
 # size: gemv_kernel: operands of a launch
 # size: skinny_kernel: operands of a launch
 
 
 @triton.jit
-def _add_gate_and_up(
-    gate, up, b, inner, ranks, slot, t, n, n_rows, slot_stride, rank_stride, RANK: tl.constexpr
-):
-    """Both with what adapters add to outputs n of each: the two parts of a matrix of 2 n_rows."""
-    wide = 2 * n_rows
-    gate = add_part(
-        gate,
-        b,
-        inner,
-        ranks,
-        slot,
-        t,
-        n,
-        wide,
-        slot_stride,
-        rank_stride,
-        0,
-        n_rows,
-        0,
-        2,
-        RANK,
-    )
-    up = add_part(
-        up,
-        b,
-        inner,
-        ranks,
-        slot,
-        t,
-        n_rows + n,
-        wide,
-        slot_stride,
-        rank_stride,
-        n_rows,
-        wide,
-        1,
-        2,
-        RANK,
-    )
-    return gate, up
+def _part_of(base, PARTS: tl.constexpr, end0, end1):
+    """The part that output `base` belongs to, of at most three."""
+    part = base * 0
+    if PARTS > 1:
+        part += (base >= end0).to(tl.int32)
+    if PARTS > 2:
+        part += (base >= end1).to(tl.int32)
+    return part
 
 
 @triton.jit
@@ -117,6 +84,12 @@ def gemv_kernel(
     if PARTS:
         if PDL:
             gdc_launch_dependents()
+        t = tl.arange(0, 1)
+        slot = tl.load(slots + t)
+        part = 0 if GATED else _part_of(tl.program_id(0) * BLOCK_N, PARTS, end0, end1)
+        rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
+        if GATED:
+            up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
     else:
         take_turn(PDL)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -150,33 +123,44 @@ def gemv_kernel(
     if PARTS:
         if PDL:
             gdc_wait()
-        t = tl.arange(0, 1)
-        slot = tl.load(slots + t)
-        base, total, up = tl.program_id(0) * BLOCK_N, total[None, :], up[None, :]
+        whole = 2 * n_rows if GATED else n_rows
+        total = add_adapters(
+            total[None, :],
+            b,
+            inner,
+            slot,
+            rank,
+            part,
+            t,
+            n,
+            n < n_rows,
+            whole,
+            slot_stride,
+            PARTS,
+            RANK,
+            False,
+            False,
+        )
+        total = tl.reshape(total, [BLOCK_N])
         if GATED:
-            total, up = _add_gate_and_up(
-                total, up, b, inner, ranks, slot, t, n, n_rows, slot_stride, rank_stride, RANK
-            )
-        else:
-            total = add_adapters(
-                total,
+            up = add_adapters(
+                up[None, :],
                 b,
                 inner,
-                ranks,
                 slot,
+                up_rank,
+                1,
                 t,
-                n,
-                base,
-                n_rows,
+                n_rows + n,
+                n < n_rows,
+                whole,
                 slot_stride,
-                rank_stride,
-                end0,
-                end1,
                 PARTS,
                 RANK,
-                BLOCK_N,
+                False,
+                False,
             )
-        total, up = tl.reshape(total, [BLOCK_N]), tl.reshape(up, [BLOCK_N])
+            up = tl.reshape(up, [BLOCK_N])
     if GATED:
         total = total / (1.0 + tl.exp(-total)) * up
     if ADD:
@@ -249,6 +233,12 @@ def skinny_kernel(
                 _ask_for(near + n_rows.to(tl.int64) * width, width)
         if not PARTS:
             gdc_wait()
+    if PARTS:
+        slot = tl.load(slots + t, mask=t_live, other=-1)
+        part = 0 if GATED else _part_of(tl.program_id(0) * BLOCK_N, PARTS, end0, end1)
+        rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
+        if GATED:
+            up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     up_acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for first in tl.range(0, width, BLOCK_K, num_stages=STAGES):
@@ -272,29 +262,41 @@ def skinny_kernel(
     if PARTS:
         if PDL:
             gdc_wait()
-        slot = tl.load(slots + t, mask=t_live, other=-1)
+        whole = 2 * n_rows if GATED else n_rows
+        acc = add_adapters(
+            acc,
+            b,
+            inner,
+            slot,
+            rank,
+            part,
+            t,
+            n,
+            n_live,
+            whole,
+            slot_stride,
+            PARTS,
+            RANK,
+            True,
+            WIDE,
+        )
         if GATED:
-            acc, up_acc = _add_gate_and_up(
-                acc, up_acc, b, inner, ranks, slot, t, n, n_rows, slot_stride, rank_stride, RANK
-            )
-        else:
-            acc = add_adapters(
-                acc,
+            up_acc = add_adapters(
+                up_acc,
                 b,
                 inner,
-                ranks,
                 slot,
+                up_rank,
+                1,
                 t,
-                n,
-                tl.program_id(0) * BLOCK_N,
-                n_rows,
+                n_rows + n,
+                n_live,
+                whole,
                 slot_stride,
-                rank_stride,
-                end0,
-                end1,
                 PARTS,
                 RANK,
-                BLOCK_N,
+                True,
+                WIDE,
             )
     if GATED:
         acc = acc / (1.0 + tl.exp(-acc)) * up_acc

@@ -19,9 +19,10 @@ from branchline.kernels.triton.lora_kernels import (
     lora_expand_kernel,
     lora_lookup_kernel,
     lora_order_kernel,
+    lora_settle_kernel,
     lora_shrink_kernel,
 )
-from branchline.kernels.triton.tuning import Device, power_of_two
+from branchline.kernels.triton.tuning import Device, plain_launch, power_of_two
 
 __all__ = ["Adapters", "Inner"]
 
@@ -29,9 +30,10 @@ _TILE = 16
 _LARGE_TILE = 64
 _MANY = 512
 """Tokens from which on tiles are large: they read A, B and y less often, and waste more rows."""
-_ASKED = 24 << 20
-"""Bytes of B that are asked into the cache before their turn; more would drive out others."""
 _MAX_PARTS = 3
+_STAGES = 4
+_FEW_TILES = 8
+"""Most tiles whose B is asked into the cache before its turn."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,15 @@ class Adapters:
         t = slots.shape[0]
         order = torch.empty_like(slots)
         starts = torch.empty(count + 1, dtype=torch.int32, device=slots.device)
+        block = min(power_of_two(t), 1024)
         lora_order_kernel[(count + 1,)](
-            slots, order, starts, t, count, BLOCK=min(power_of_two(t), 1024), **self._gpu.launch(4)
+            slots, order, starts, t, count, BLOCK=block, **plain_launch(4)
         )
+        lora_settle_kernel[(1,)](starts, **plain_launch(1))
         return LoraBatch(slots, order, starts)
 
-    def shrink(
-        self, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch, *, soon: bool = False
-    ) -> Inner:
-        """The scaled products with A. soon: B is wanted by the next kernel."""
+    def shrink(self, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> Inner:
+        """The scaled products with A."""
         t, k = x.shape
         slots, parts, rank, _ = weight.a.shape
         _check(weight, lora, t)
@@ -91,7 +93,7 @@ class Adapters:
             )
         inner = torch.empty(t, parts, rank, dtype=torch.float32, device=x.device)
         tile, block_r = self._tile(t), _block_of(rank)
-        wide = (128 if tile + block_r <= 48 else 64) * 2 // x.element_size()
+        warps, block_k = _warps(tile, block_r)
         lora_shrink_kernel[(_tiles(t, slots, tile), parts, rank // block_r)](
             x,
             weight.a,
@@ -112,12 +114,13 @@ class Adapters:
             RANK=rank,
             TILE=tile,
             BLOCK_R=block_r,
-            BLOCK_K=max(16, min(power_of_two(k), wide)),
+            BLOCK_K=max(16, block_k * 2 // x.element_size()),
             BLOCK_S=power_of_two(slots),
-            STAGES=4,
-            ASK=soon and min(t, slots) * weight.b[0].nbytes <= _ASKED,
+            WARPS=warps,
+            STAGES=_STAGES,
+            FEW=_FEW_TILES,
             WIDE=self._gpu.interpreted,
-            **self._gpu.launch(4, 4),
+            **self._gpu.launch(warps, _STAGES),
         )
         return Inner(weight, lora.slots, inner)
 
@@ -180,6 +183,13 @@ class Adapters:
 def _tiles(tokens: int, slots: int, tile: int) -> int:
     """Most tiles that so many tokens can make: each slot may have one that is not full."""
     return min(tokens, tokens // tile + min(tokens, slots))
+
+
+def _warps(tile: int, block_r: int) -> tuple[int, int]:
+    """(warps, columns of each at a time) of a program that multiplies with A in bfloat16."""
+    if tile == _TILE:
+        return 8, 32 if block_r <= 32 else 16
+    return 4, 32
 
 
 def _block_of(rank: int) -> int:

@@ -16,25 +16,24 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from branchline.kernels.triton.device_functions import dot, take_turn
+from branchline.kernels.triton.device_functions import INT32_MAX, dot, take_turn
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: add_adapters: operands of a launch
-# size: add_part: operands of a launch
+# size: _add_by_row: operands of a launch
 # size: lora_expand_kernel: operands of a launch
 # size: lora_lookup_kernel: operands of a launch
 # size: lora_shrink_kernel: operands of a launch
 
 
 @triton.jit
-def lora_order_kernel(slots, order, starts, tokens, count, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def lora_order_kernel(slots, order, starts, tokens, count, BLOCK: tl.constexpr):
     """Sort tokens by slot, stably, those of slot -1 last: program s places those of slot s.
 
     starts [count + 1] int32: how many tokens have a slot below; the last program is that of -1.
     """
     mine = tl.program_id(0)
     i = tl.arange(0, BLOCK)
-    take_turn(PDL)
     below = tl.zeros([BLOCK], dtype=tl.int32)
     for first in range(0, tokens, BLOCK):
         slot = tl.load(slots + first + i, mask=first + i < tokens, other=count + 1)
@@ -51,8 +50,14 @@ def lora_order_kernel(slots, order, starts, tokens, count, BLOCK: tl.constexpr, 
 
 
 @triton.jit
+def lora_settle_kernel(starts):
+    """Nothing, behind the kernel that sorts: whatever starts after this one may read what that one
+    wrote without waiting for its turn."""
+
+
+@triton.jit
 def tile_of(starts, count, tile, TILE: tl.constexpr, BLOCK_S: tl.constexpr):
-    """(slot, first, end) of a tile: it is order[first:end]. With slot >= count there is none."""
+    """(slot, first, end, tiles): order[first:end] is one of so many; none has slot >= count."""
     s = tl.arange(0, BLOCK_S)
     first = tl.load(starts + s, mask=s < count, other=0)
     last = tl.load(starts + s + 1, mask=s < count, other=0)
@@ -63,11 +68,11 @@ def tile_of(starts, count, tile, TILE: tl.constexpr, BLOCK_S: tl.constexpr):
     nth = tile - tl.sum(tl.where(own, behind - tiles, 0), axis=0)
     start = tl.sum(tl.where(own, first, 0), axis=0) + nth * TILE
     end = tl.minimum(start + TILE, tl.sum(tl.where(own, last, 0), axis=0))
-    return slot, start, end
+    return slot, start, end, tl.sum(tiles, axis=0)
 
 
 @triton.jit
-def part_bounds(part, PARTS: tl.constexpr, n_rows, end0, end1):
+def _part_bounds(part, PARTS: tl.constexpr, n_rows, end0, end1):
     """(first, end) of the outputs of a part of at most three."""
     first = tl.where(part == 0, 0, tl.where(part == 1, end0, end1))
     end = tl.where(part == PARTS - 1, n_rows, tl.where(part == 0, end0, end1))
@@ -75,22 +80,19 @@ def part_bounds(part, PARTS: tl.constexpr, n_rows, end0, end1):
 
 
 @triton.jit
-def ask_for_b(b, rank, first, last, n_rows):
-    """Ask for outputs first:last of some ranks of a slot's B to come into the L2 cache."""
-    r = tl.arange(0, 16)
-    n = tl.arange(0, 64) * 64  # elements in a cache line of 128 bytes
-    for low in range(0, rank, 16):
-        line = tl.minimum(low + r, rank - 1)[:, None] * n_rows
-        for start in range(first, last, 4096):
-            place = b + line + tl.minimum(start + n, last - 1)[None, :]
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-                "=r,l",
-                [place.to(tl.int64)],
-                dtype=tl.int32,
-                is_pure=False,
-                pack=1,
-            )
+def _ask_for(lines, width):
+    """Ask for some rows of a matrix to come into the L2 cache. lines [rows] are their starts."""
+    i = tl.arange(0, 64) * 64  # elements in a cache line of 128 bytes
+    for first in range(0, width, 4096):
+        place = lines[:, None] + tl.minimum(first + i, width - 1)[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [place.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -117,60 +119,59 @@ def lora_shrink_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    WARPS: tl.constexpr,
     STAGES: tl.constexpr,
-    ASK: tl.constexpr,
+    FEW: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """inner [t, PARTS, RANK] float32 = scale * (A x), for a tile of tokens and BLOCK_R ranks.
 
     a [S, PARTS, RANK, width]. The next kernel may start only once the one before has ended, so
-    that it may read what that one wrote without waiting for this one. ASK: it will want B
-    [S, RANK, n_rows] soon.
+    that it may read what that one wrote without waiting for this one. A is asked for ahead of the
+    wait, and B [S, RANK, n_rows], which comes next, where there are at most FEW tiles: more of it
+    would drive other things out of the cache.
     """
-    part = tl.program_id(1)
-    i, k = tl.arange(0, TILE), tl.arange(0, BLOCK_K)
-    r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
+    part, low = tl.program_id(1), tl.program_id(2) * BLOCK_R
+    i, k, w = tl.arange(0, TILE), tl.arange(0, BLOCK_K), tl.arange(0, WARPS)
+    r = low + tl.arange(0, BLOCK_R)
+    slot, start, end, tiles = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
+    live = start + i < end
+    token = tl.load(order + start + i, mask=live, other=0).to(tl.int64)
+    rank = tl.load(ranks + slot * rank_stride + part, mask=slot < count, other=0)
+    scale = tl.load(scales + slot * rank_stride + part, mask=slot < count, other=0.0)
+    known = r < rank
+    row = tl.where(known, r, 0)
+    lines = a + slot.to(tl.int64) * slot_stride + (part * RANK + row) * width
     if PDL:
+        if low < rank:
+            _ask_for(lines, width)
+            if tiles <= FEW:
+                first, last = _part_bounds(part, PARTS, n_rows, end0, end1)
+                _ask_for(b + slot.to(tl.int64) * b_stride + row * n_rows + first, last - first)
         gdc_wait()
         gdc_launch_dependents()
-    slot, start, end = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
-    if slot < count:
-        rank = tl.load(ranks + slot * rank_stride + part)
-        if ASK and PDL:
-            low, high = part_bounds(part, PARTS, n_rows, end0, end1)
-            if tl.program_id(2) == 0:
-                ask_for_b(b + slot.to(tl.int64) * b_stride, rank, low, high, n_rows)
-        if tl.program_id(2) * BLOCK_R < rank:
-            live, known = start + i < end, r < rank
-            token = tl.load(order + start + i, mask=live, other=0).to(tl.int64)
-            rows = x + token[:, None] * width
-            lines = a + slot.to(tl.int64) * slot_stride
-            lines += ((part * RANK + r) * width)[None, :]
-            # Two sums, so that a product need not wait for the one before.
-            even = tl.zeros([TILE, BLOCK_R], tl.float32)
-            odd = tl.zeros([TILE, BLOCK_R], tl.float32)
-            for first in tl.range(0, width, 2 * BLOCK_K, num_stages=STAGES):
-                place, then = first + k, first + BLOCK_K + k
-                w = tl.load(
-                    lines + place[:, None],
-                    mask=(place < width)[:, None] & known[None, :],
-                    other=0.0,
-                )
-                y = tl.load(
-                    rows + place[None, :], mask=live[:, None] & (place < width)[None, :], other=0.0
-                )
-                u = tl.load(
-                    lines + then[:, None], mask=(then < width)[:, None] & known[None, :], other=0.0
-                )
-                z = tl.load(
-                    rows + then[None, :], mask=live[:, None] & (then < width)[None, :], other=0.0
-                )
-                even = dot(y, w, even, WIDE)
-                odd = dot(z, u, odd, WIDE)
-            total = (even + odd) * tl.load(scales + slot * rank_stride + part)
-            target = inner + token[:, None] * (PARTS * RANK) + (part * RANK + r)[None, :]
-            tl.store(target, total, mask=live[:, None] & known[None, :])
+    if low < rank:
+        rows = x + token * width
+        # Each warp sums over columns of its own: one chain of products over all of them would take
+        # longer than reading them.
+        acc = tl.zeros([WARPS, TILE, BLOCK_R], tl.float32)
+        for first in tl.range(0, width, WARPS * BLOCK_K, num_stages=STAGES):
+            place = first + w[:, None] * BLOCK_K + k[None, :]
+            w_live = place < width
+            u = tl.load(
+                lines[None, None, :] + place[:, :, None],
+                mask=w_live[:, :, None] & known[None, None, :],
+                other=0.0,
+            )
+            y = tl.load(
+                rows[None, :, None] + place[:, None, :],
+                mask=live[None, :, None] & w_live[:, None, :],
+                other=0.0,
+            )
+            acc = dot(y, u, acc, WIDE)
+        target = inner + token[:, None] * (PARTS * RANK) + (part * RANK + r)[None, :]
+        tl.store(target, tl.sum(acc, axis=0) * scale, mask=live[:, None] & known[None, :])
 
 
 @triton.jit
@@ -231,13 +232,13 @@ def lora_expand_kernel(
     base = tl.program_id(1) * BLOCK_N
     n = base + tl.arange(0, BLOCK_N)
     take_turn(PDL)
-    slot, start, end = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
+    slot, start, end, _ = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
     if slot < count:
         live = start + i < end
         token = tl.load(order + start + i, mask=live, other=0).to(tl.int64)
         lines = b + slot.to(tl.int64) * slot_stride
         for part in tl.static_range(PARTS):
-            first, last = part_bounds(part, PARTS, n_rows, end0, end1)
+            first, last = _part_bounds(part, PARTS, n_rows, end0, end1)
             rank = tl.load(ranks + slot * rank_stride + part)
             if (base < last) & (base + BLOCK_N > first) & (rank > 0):
                 inside = (n >= first) & (n < last)
@@ -263,44 +264,28 @@ def lora_expand_kernel(
 
 
 @triton.jit
-def add_part(
-    acc,
-    b,
-    inner,
-    ranks,
-    slot,
-    t,
-    n,
-    n_rows,
-    slot_stride,
-    rank_stride,
-    first,
-    last,
-    part: tl.constexpr,
-    PARTS: tl.constexpr,
-    RANK: tl.constexpr,
+def _add_by_row(
+    extra, b, h_rows, slot, rank, top, n, n_live, n_all, slot_stride, RANKS: tl.constexpr
 ):
-    """acc [T, N] with what a part's outputs `first` to `last` get, for rows t of slots `slot`.
+    """extra [T, N] and the products of rows that have a B each: nothing for matrix units to share.
 
-    Each row has a B of its own, so there is nothing for the matrix units to share. Other elements
-    keep their bits.
+    RANKS of B are asked for at once.
     """
-    rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
-    inside = (n >= first) & (n < last)
     lines = b + slot.to(tl.int64) * slot_stride
-    extra = tl.zeros_like(acc)
-    for low in range(0, tl.max(rank, axis=0), 16):
-        for step in tl.static_range(16):
+    for low in range(0, top, RANKS):
+        for step in tl.static_range(RANKS):
             r = low + step
             known = r < rank
-            h = tl.load(inner + (t * PARTS + part) * RANK + r, mask=known, other=0.0)
+            h = tl.load(h_rows + r, mask=known, other=0.0)
             w = tl.load(
-                lines[:, None] + r * n_rows + n[None, :],
-                mask=known[:, None] & inside[None, :],
+                lines[:, None] + r * n_all + n[None, :],
+                mask=known[:, None] & n_live[None, :],
                 other=0.0,
             )
+            # Rounded as the matrix units want it, so that both ways give the same but for order.
+            h = h.to(b.dtype.element_ty).to(tl.float32)
             extra += h[:, None] * w.to(tl.float32)
-    return tl.where((rank > 0)[:, None] & inside[None, :], acc + extra, acc)
+    return extra
 
 
 @triton.jit
@@ -308,39 +293,47 @@ def add_adapters(
     acc,
     b,
     inner,
-    ranks,
     slot,
+    rank,
+    part,
     t,
     n,
-    base,
-    n_rows,
+    n_live,
+    n_all,
     slot_stride,
-    rank_stride,
-    end0,
-    end1,
     PARTS: tl.constexpr,
     RANK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    DOT: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    """`add_part` of every part that has some of the outputs n = base : base + BLOCK_N."""
-    for part in tl.static_range(PARTS):
-        first, last = part_bounds(part, PARTS, n_rows, end0, end1)
-        if (base < last) & (base + BLOCK_N > first):
-            acc = add_part(
-                acc,
-                b,
-                inner,
-                ranks,
-                slot,
-                t,
-                n,
-                n_rows,
-                slot_stride,
-                rank_stride,
-                first,
-                last,
-                part,
-                PARTS,
-                RANK,
+    """acc [T, N] with what a part's outputs n get, for rows t of slots `slot` and ranks `rank`.
+
+    The end of a product of few rows, of outputs of one part. Rows of rank 0 keep their bits.
+    DOT: use the matrix units where all rows with an adapter have the same.
+    """
+    top = tl.max(rank, axis=0)
+    h_rows = inner + (t * PARTS + part) * RANK
+    extra = tl.zeros_like(acc)
+    if DOT:
+        least = tl.min(tl.where(rank > 0, slot, INT32_MAX), axis=0)
+        if least == tl.max(tl.where(rank > 0, slot, -1), axis=0):
+            r16 = tl.arange(0, 16)
+            lines = b + least.to(tl.int64) * slot_stride
+            for low in tl.range(0, top, 16, num_stages=1):
+                r = low + r16
+                h = tl.load(
+                    h_rows[:, None] + r[None, :], mask=r[None, :] < rank[:, None], other=0.0
+                )
+                w = tl.load(
+                    lines + r[:, None] * n_all + n[None, :],
+                    mask=(r < top)[:, None] & n_live[None, :],
+                    other=0.0,
+                )
+                extra = dot(h.to(b.dtype.element_ty), w, extra, WIDE)
+        else:
+            extra = _add_by_row(
+                extra, b, h_rows, slot, rank, top, n, n_live, n_all, slot_stride, 16
             )
-    return acc
+    else:
+        extra = _add_by_row(extra, b, h_rows, slot, rank, top, n, n_live, n_all, slot_stride, 16)
+    return tl.where((rank > 0)[:, None], acc + extra, acc)

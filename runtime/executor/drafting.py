@@ -64,9 +64,12 @@ class DraftExecutor(Protocol):
 
 
 def best_tree(guesses: Guesses, max_nodes: int) -> DraftTree | None:
-    """The likeliest `max_nodes` guesses; None where there are none."""
+    """The likeliest `max_nodes` guesses, likeliest first; None where there are none.
+
+    So the first k of them are the tree of k guesses.
+    """
     order = np.argsort(-guesses.scores, kind="stable")[:max_nodes]
-    order = np.sort(order[np.isfinite(guesses.scores[order])])
+    order = order[np.isfinite(guesses.scores[order])]
     if not len(order):
         return None
     place = np.full(len(guesses.ids) + 1, -1, dtype=np.int32)

@@ -31,7 +31,7 @@ from branchline.runtime.models.draft import DraftModel
 WIDTH = {"cpu": 4, "cuda": 8}
 """Guesses looked into at each level: on a CPU each costs time, on a GPU hardly any."""
 
-NODES = {"cpu": 8, "cuda": 32}
+NODES = {"cpu": 12, "cuda": 63}
 DEPTH = {"cpu": 4, "cuda": 6}
 """Guesses of a row, and one behind the other, unless the operator says otherwise."""
 

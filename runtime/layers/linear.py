@@ -69,10 +69,9 @@ class Linear:
 
     def apply(self, x: torch.Tensor, ops: Ops, lora: LoraBatch | None) -> torch.Tensor:
         """The product [t, rows] of x [t, columns], adapters included."""
-        y = ops.linear(x, self.weight, self.bias)
-        if lora is not None and self.lora is not None:
-            ops.lora_add(y, x, self.lora, lora)
-        return y
+        if lora is None or self.lora is None:
+            return ops.linear(x, self.weight, self.bias)
+        return ops.adapted_linear(x, self.weight, self.lora, lora, self.bias)
 
     def site(self) -> LoraSite:
         """Where adapters add to it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from branchline.runtime.errors import CatalogError
+from branchline.runtime.errors import AdapterDamaged
 from branchline.runtime.loading.assets import assets_folder
 
 
@@ -34,9 +34,16 @@ class AdapterEntry:
         """Its folder, in PEFT's format.
 
         Raises:
-            CatalogError: the package was installed without its assets.
+            AdapterDamaged: the package was installed without its assets.
         """
-        return assets_folder() / self.folder
+        assets = assets_folder()
+        if assets is None:
+            raise AdapterDamaged(
+                "the adapters of the package are not installed",
+                hint="Install branchline again: pip install --force-reinstall --no-deps branchline "
+                "(in a checkout: pip install -e .).",
+            )
+        return assets / self.folder
 
 
 ADAPTERS: tuple[AdapterEntry, ...] = (
@@ -64,16 +71,16 @@ def adapter_folder(name_or_path: str) -> Path:
     """The folder of an adapter: an existing path, or a name of `ADAPTERS`.
 
     Raises:
-        CatalogError: neither; names those there are.
+        AdapterDamaged: neither; names those there are.
     """
-    local = Path(name_or_path).expanduser()
+    local = Path(name_or_path)
     if name_or_path.strip() and local.exists():
         return local
     for entry in ADAPTERS:
         if entry.name == name_or_path.strip().lower():
             return entry.path
     known = ", ".join(entry.name for entry in ADAPTERS)
-    raise CatalogError(
-        f"There is no adapter {name_or_path!r}: no such folder, and no such name.",
-        hint=f"Names: {known}. Or pass a folder in PEFT's format.",
+    raise AdapterDamaged(
+        f"{name_or_path!r} is no folder of an adapter, and no name of one",
+        hint=f"Pass a folder in PEFT's format, or one of these names: {known}.",
     )

@@ -48,5 +48,6 @@ def head_path(model: str, head: str | None) -> Path:
 
 def _shipped(name: str) -> Path | None:
     """The folder of a head in the package, if it is there."""
-    path = assets_folder() / "speculative" / name
-    return path if (path / "config.json").is_file() else None
+    assets = assets_folder()
+    path = None if assets is None else assets / "speculative" / name
+    return path if path is not None and (path / "config.json").is_file() else None

@@ -21,10 +21,8 @@ from branchline.runtime.errors import (
     AdapterMismatch,
     AdapterTooLarge,
     AdapterUnsupported,
-    CatalogError,
     ModelLoadError,
 )
-from branchline.runtime.loading.adapters import adapter_folder
 from branchline.runtime.loading.tensor_file import (
     TensorEntry,
     read_head,
@@ -77,18 +75,6 @@ class AdapterFolder:
     sources: Mapping[str, _Source]
     base_at: int
     signature: Signature
-
-
-def folder_of(source: str) -> Path:
-    """The folder that a path means, or the name of an adapter that comes with the package.
-
-    Raises:
-        AdapterDamaged: it is neither.
-    """
-    try:
-        return adapter_folder(source)
-    except CatalogError as error:
-        raise AdapterDamaged(error.message, value=source, hint=error.hint) from error
 
 
 def inspect(path: Path, layout: SlotLayout) -> AdapterFolder:

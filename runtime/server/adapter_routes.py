@@ -145,6 +145,8 @@ class _Loading:
             while (part := await self._waited(parts.next())) is not None:
                 if not isinstance(part, BodyPartReader) or part.name is None:
                     raise Refused(400, "a part of the form has no name", hint=_FORM)
+                if part.name in found:
+                    raise Refused(400, f"the form has {part.name} twice", hint=_FORM)
                 found[part.name] = await self._part(part, part.name)
         except ValueError as error:
             if isinstance(error, Refused):

@@ -22,26 +22,34 @@ class Drafting:
 
     Attributes:
         max_nodes, max_depth: guesses of a row, and one behind the other, at most.
+        adapts: fewer of them, or none, where that is faster; else always as many as there can be.
         why: in words.
     """
 
     drafter: Drafter
     max_nodes: int
     max_depth: int
+    adapts: bool
     why: str
 
 
 def model_drafting(
-    executor: DraftExecutor, vocab_size: int, *, max_nodes: int, max_depth: int
+    section: SpeculativeSection,
+    executor: DraftExecutor,
+    vocab_size: int,
+    *,
+    max_nodes: int,
+    max_depth: int,
 ) -> Drafting:
     """A draft model as drafter.
 
     Args:
         executor: runs it.
         vocab_size: of the target.
+        max_nodes, max_depth: what it was made for.
     """
-    why = f"up to {max_nodes} tokens a step, {max_depth} in a row"
-    return Drafting(ModelDrafter(executor, vocab_size), max_nodes, max_depth, why)
+    drafter = ModelDrafter(executor, vocab_size)
+    return _drafting(section, drafter, max_nodes, max_depth)
 
 
 def make_drafting(section: SpeculativeSection) -> Drafting | None:
@@ -52,6 +60,11 @@ def make_drafting(section: SpeculativeSection) -> Drafting | None:
     from branchline.runtime.speculative.ngram import NgramDrafter
 
     nodes = section.speculative_tokens or NGRAM_TOKENS
-    depth = min(section.speculative_steps or nodes, nodes)
-    why = f"up to {nodes} tokens a step, {depth} in a row"
-    return Drafting(NgramDrafter(), nodes, depth, why)
+    return _drafting(section, NgramDrafter(), nodes, min(section.speculative_steps or nodes, nodes))
+
+
+def _drafting(section: SpeculativeSection, drafter: Drafter, nodes: int, depth: int) -> Drafting:
+    adapts = section.speculative_tokens is None
+    as_measured = ", as many as pay" if adapts else ""
+    why = f"up to {nodes} tokens a step, {depth} in a row{as_measured}"
+    return Drafting(drafter, nodes, depth, adapts, why)

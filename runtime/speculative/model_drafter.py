@@ -38,7 +38,8 @@ class ModelDrafter:
             pending = row.ids[row.computed_len :]
             if row.computed_len > 0 and len(pending) <= self._executor.max_depth:
                 slots = row.slots[: row.computed_len]
-                seeds[index] = DraftSeed(slots, pending, row.max_depth, self._allowed(row))
+                depth = min(row.max_depth, row.max_nodes)
+                seeds[index] = DraftSeed(slots, pending, depth, self._allowed(row))
         trees: list[DraftTree | None] = [None] * len(rows)
         if seeds:
             found = self._executor.guess(list(seeds.values()))

@@ -44,6 +44,8 @@ class CorpusSettings:
         plain: share of the prompts that come without the chat template.
         follow_up: share of the answers that get a further question.
         seed: of those choices, and of the sampling.
+        shard: (i, n): every n-th prompt from the i-th on, counted from 0, so that n processes make
+            different parts.
     """
 
     tokens: int = 4_000_000
@@ -52,6 +54,7 @@ class CorpusSettings:
     plain: float = 0.06
     follow_up: float = 0.15
     seed: int = 0
+    shard: tuple[int, int] = (0, 1)
 
 
 class Conversation(NamedTuple):
@@ -88,6 +91,11 @@ class Corpus:
         answers = starts[:-1] + np.array([one.answer for one in conversations], dtype=np.int64)
         ids = [one.ids for one in conversations]
         return cls(np.concatenate([np.zeros(0, np.int32), *ids]), starts, answers)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Corpus]) -> Corpus:
+        """The conversations of all."""
+        return cls.of([one for part in parts for one in part])
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -139,7 +147,9 @@ def make_corpus(
 ) -> Corpus:
     """Have the engine answer prompts until there are enough tokens, or no more prompts."""
     template = ChatTemplate.of(engine.tokenizer)
-    chooser = random.Random(settings.seed)
+    first, every = settings.shard
+    prompts = islice(prompts, first, None, every)
+    chooser = random.Random(f"{settings.seed} {first}" if first else settings.seed)
     conversations: list[Conversation] = []
     further: list[_Turns] = []
     have = 0

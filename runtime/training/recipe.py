@@ -50,6 +50,8 @@ class RecipeSettings:
         model: the target: name, directory or file.
         out: folder of the run; the head comes to `out/head`.
         prompts: file of prompts in place of those that are made.
+        data: what other runs made (their corpus.safetensors), to learn from in place of data of
+            this run's own.
         heldout: file of prompts to measure the head by.
         corpus: how answers are made.
         train: how the head is trained; `steps` 0 = by `minutes` or `epochs`.
@@ -65,6 +67,7 @@ class RecipeSettings:
     model: str
     out: Path
     prompts: Path | None = None
+    data: tuple[Path, ...] = ()
     heldout: Path | None = None
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
     train: TrainSettings = field(default_factory=lambda: TrainSettings(steps=0))
@@ -90,6 +93,11 @@ class Recipe:
         self._out = settings.out
         self._times: dict[str, float] = {}
         self._out.mkdir(parents=True, exist_ok=True)
+
+    def make_data(self) -> Corpus:
+        """The first stage alone."""
+        self._same_settings()
+        return self._data()[0]
 
     def run(self) -> dict[str, Any]:
         """All stages; returns the report, which is also in `report.json`."""
@@ -130,19 +138,20 @@ class Recipe:
         settings = self._settings
         path, held_path = self._out / "corpus.safetensors", self._out / "heldout.safetensors"
         held = None if settings.heldout is None else read_prompts(settings.heldout)
-        if not path.exists() or (held is not None and not held_path.exists()):
-            device = settings.engine.get("device", "auto")
-            with Engine(settings.model, **(settings.engine | {"device": device})) as engine:
-                if held is not None and not held_path.exists():
+        make_own = not settings.data and not path.exists()
+        make_held = held is not None and not held_path.exists()
+        if make_own or make_held:
+            with Engine(settings.model, **settings.engine) as engine:
+                if held is not None and make_held:
                     answers = greedy_answers(engine, held, settings.corpus.max_answer)
                     answers.save(held_path, settings.corpus)
-                if not path.exists():
-                    prompts = self._prompts()
-                    self._corpus(engine, prompts).save(path, settings.corpus)
+                if make_own:
+                    self._corpus(engine, self._prompts()).save(path, settings.corpus)
             gc.collect()  # the engine's memory, before training needs it
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        return Corpus.load(path), None if held is None else Corpus.load(held_path)
+        corpus = Corpus.joined([Corpus.load(one) for one in settings.data or (path,)])
+        return corpus, None if held is None else Corpus.load(held_path)
 
     def _prompts(self) -> Iterator[Prompt]:
         if self._settings.prompts is None:
@@ -288,11 +297,12 @@ class Recipe:
     def _same_settings(self) -> None:
         """Refuse a folder that was begun with other data. Raises InvalidRequest."""
         path = self._out / "run.json"
-        corpus = asdict(self._settings.corpus)
+        corpus = json.loads(json.dumps(asdict(self._settings.corpus)))
         prompts = self._settings.prompts
         mine = {
             "model": self._settings.model,
             "prompts": None if prompts is None else str(prompts),
+            "data": [str(path) for path in self._settings.data],
             "corpus": corpus,
             "draft_vocab": self._settings.draft_vocab,
             "ffn": self._settings.ffn,

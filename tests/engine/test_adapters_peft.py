@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.engine import Engine
+from branchline.runtime.loading.load import open_checkpoint
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from tests.support.peft_adapters import EVERYTHING, write_adapter
 from tests.support.tiny_engine import write_tiny_weights
@@ -149,3 +151,66 @@ def test_scores_and_embeddings_are_the_merged_models_too(
                 want = [float(logits[len(ids) - 1 + i, token]) for i, token in enumerate(more)]
                 assert got == pytest.approx(want, abs=1e-3)
         torch.testing.assert_close(torch.tensor(embedded.embedding), hidden, rtol=1e-3, atol=1e-3)
+
+
+def in_transformers(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> Any:
+    """A model of these weights."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden,
+        intermediate_size=spec.ffn,
+        num_hidden_layers=spec.num_layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        rms_norm_eps=spec.rms_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope.theta},
+        max_position_embeddings=spec.max_context,
+        tie_word_embeddings=spec.tie_embeddings,
+        attn_implementation="eager",
+    )
+    model = transformers.LlamaForCausalLM(config)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert set(missing) <= {"lm_head.weight"} and not unexpected
+    model.tie_weights()
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_adapters_of_the_default_model_equal_the_merged_ones(
+    default_model: Path, tmp_path: Path
+) -> None:
+    """Its 4-bit weights, widened to float32 on both sides."""
+    import peft
+
+    checkpoint, prompt = open_checkpoint(default_model), "The first thing to know is"
+    spec = checkpoint.spec
+    folders = {
+        name: str(write_adapter(tmp_path / name, spec, seed=seed, rank=rank, strength=strength))
+        for seed, (name, rank, strength) in enumerate((("a", 8, 0.02), ("b", 64, 0.1)))
+    }
+    options: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
+    with Engine(
+        str(default_model),
+        dtype="float32",
+        quantization="none",
+        kv_tokens=9000,
+        adapters=folders,
+    ) as engine:
+        ids = engine.tokenizer.encode(prompt, special=True)
+        names = ["", "a", "b", "a"]
+        results = engine.generate([prompt] * 4, adapter=names, **options)
+    tensors = {
+        name: checkpoint.read(name).to_torch(torch.float32) for name in checkpoint.tensor_names()
+    }
+    for name, result in zip(names[:3], results[:3], strict=True):
+        model = in_transformers(spec, tensors)
+        if name:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = peft.PeftModel.from_pretrained(model, folders[name]).merge_and_unload()
+        assert result.token_ids == greedy(model.eval(), ids, 12), name
+    assert results[3].token_ids == results[1].token_ids

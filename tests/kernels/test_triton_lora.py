@@ -125,17 +125,19 @@ def test_nothing_to_do_is_nothing_done(ops: TritonOps) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 5, 33, 70])
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
 def test_a_product_ends_with_its_adapters(
-    ops: TritonOps, dtype: Dtype, tokens: int, gated: bool, biased: bool
+    ops: TritonOps, dtype: Dtype, tokens: int, gated: bool, mixed: bool
 ) -> None:
     """As the reference computes it, in one op; base rows get what the product alone gives them."""
     torch.manual_seed(0)
-    parts = (48, 48) if gated else (48, 16, 32)
-    matrix, k = DenseWeight(randn(ops, 96, 64) * 0.1), 64
+    parts, k = (64, 64) if gated else (64, 64, 128), 64
+    matrix = DenseWeight(randn(ops, sum(parts), k) * 0.1)
     lora_weight = adapters(ops, [16, 0, 40], k, parts)
     slots = torch.randint(-1, 3, (tokens,)) if tokens > 1 else torch.tensor([2])
-    bias = torch.randn(96, device=ops.device) if biased else None
+    if not mixed:
+        slots = torch.where(slots < 0, slots, 2)
+    bias = torch.randn(sum(parts), device=ops.device) if mixed else None
     x = randn(ops, tokens, k)
     got = ops.adapted_linear(x, matrix, lora_weight, batch(ops, slots, 3), bias, gated=gated)
     product = ReferenceOps().linear(x.float(), DenseWeight(matrix.tensor.float()), bias)
@@ -148,10 +150,20 @@ def test_a_product_ends_with_its_adapters(
     assert near(got, want, product, BOUNDS[dtype])
 
 
+def test_parts_that_a_program_would_straddle_are_added_behind(ops: TritonOps, dtype: Dtype) -> None:
+    torch.manual_seed(0)
+    weight, matrix = adapters(ops, [16, 3], 48, (40, 24)), DenseWeight(randn(ops, 64, 48) * 0.1)
+    slots, x = torch.tensor([1, -1, 0]), randn(ops, 3, 48)
+    got = ops.adapted_linear(x, matrix, weight, batch(ops, slots, 2))
+    plain = ops.linear(x, matrix)
+    assert near(got, with_adapters(plain, x, weight, slots), plain, BOUNDS[dtype])
+    assert torch.equal(got[1], plain[1])
+
+
 @pytest.mark.parametrize("tokens", [2, 40])
 def test_an_adapted_step_equals_the_reference(ops: TritonOps, dtype: Dtype, tokens: int) -> None:
     torch.manual_seed(0)
-    h, f = 64, 80
+    h, f = 64, 128
     down, up = DenseWeight(randn(ops, h, f) * 0.1), DenseWeight(randn(ops, 2 * f, h) * 0.1)
     first, second = adapters(ops, [8, 16], f, (h,)), adapters(ops, [8, 16], h, (f, f))
     slots = torch.randint(-1, 2, (tokens,), dtype=torch.int32)
@@ -223,8 +235,8 @@ def test_wrong_adapters_are_named(kernel_device: torch.device) -> None:
     with pytest.raises(KernelInputError, match="parts that sum to N"):
         ops.lora_add(y, x, adapters(ops, [4, 8], 32, (12,) * 4), ops.lora_batch(slots, 2))
     with pytest.raises(KernelInputError, match="do not fit a matrix"):
-        matrix = DenseWeight(randn(ops, 40, 32))
-        ops.adapted_linear(x, matrix, right, ops.lora_batch(slots, 2))
+        matrix = DenseWeight(randn(ops, 128, 32))
+        ops.adapted_linear(x, matrix, adapters(ops, [4, 8], 32, (64,)), ops.lora_batch(slots, 2))
 
 
 @pytest.mark.gpu
@@ -266,4 +278,5 @@ def test_replays_serve_any_mix(rows: int) -> None:
         graph.replay()
         got = out.clone()
         want = layers(ReferenceOps(), x.float(), kept.float())
-        assert near(got, want, want, 2e-2)
+        # Four layers of bfloat16: the reference's own are 1 to 2 % away from float32.
+        assert near(got, want, want, 4e-2)

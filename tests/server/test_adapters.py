@@ -376,7 +376,8 @@ def test_forms_that_are_not_taken(
 
 def test_a_damaged_form_is_the_clients_fault(server: RunningServer, engine: AdaptedEngine) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=x", **ADMIN}
-    for data in (b"", b"no form", b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\ncut"):
+    name = b"--x\r\nContent-Disposition: form-data; name=lora_name\r\n\r\na\r\n"
+    for data in (b"", b"no form", name[:-4], name + name + b"--x--\r\n"):
         answer = server.request("POST", LOAD, data=data, headers=kind)
         assert answer.status == 400, answer.raw
     bare = {"Content-Type": "multipart/form-data", **ADMIN}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -74,6 +75,37 @@ def test_a_run_leaves_head_report_and_curves_and_is_not_done_twice(tmp_path: Pat
         ).run()
 
 
+def test_shards_are_parts_of_the_prompts_and_are_learned_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--prompts", str(tmp_path / "prompts.jsonl"), "--max-answer", "8", "--only-data"]
+    for name, value in ENGINE.items():
+        words += ["--" + name.replace("_", "-"), str(value)]
+    settings = settings_of(tmp_path)
+    lines = [json.dumps({"text": f"Say {i}"}) for i in range(110)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    parts = []
+    for number in (1, 2):
+        out = tmp_path / str(number)
+        given = ["--model", settings.model, "--out", str(out), "--shard", f"{number}/2"]
+        assert main(["train-eagle", *given, *words]) == 0
+        assert not (out / "head").exists()
+        parts.append(out / "corpus.safetensors")
+    corpora = [Corpus.load(path) for path in parts]
+    for first, corpus in enumerate(corpora):
+        texts = [bytes(i for i in one.ids[: one.answer].tolist() if i < 256) for one in corpus]
+        said = [int(re.findall(rb"Say (\d+)", text)[0]) for text in texts]
+        assert said[:55] == list(range(first, 110, 2))
+        assert set(said[55:]) < set(said[:55])  # further questions
+    whole = Corpus.joined(corpora)
+    assert len(whole) == len(corpora[0]) + len(corpora[1])
+    assert whole[len(corpora[0])].ids.tolist() == corpora[1][0].ids.tolist()
+    report = Recipe(settings_of(tmp_path, data=tuple(parts), heldout=None), lambda *_: None).run()
+    assert report["conversations"] == len(whole)
+    assert not (settings.out / "corpus.safetensors").exists()
+    assert "tokens of answers" in capsys.readouterr().out
+
+
 def test_too_few_conversations_are_refused(tmp_path: Path) -> None:
     prompts = tmp_path / "few.jsonl"
     prompts.write_text('{"text": "Hi"}\n', encoding="utf-8")
@@ -94,8 +126,10 @@ def test_flags_become_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert usual.train.steps == 0
     assert main(["train-eagle", "--out", "x", "--layers", "1,2"]) == 2
     assert main(["train-eagle", "--out", "x", "--unroll", "0"]) == 2
+    assert main(["train-eagle", "--out", "x", "--shard", "3/2"]) == 2
     said = capsys.readouterr().err
     assert "three numbers" in said
+    assert "one of several" in said
     assert "--unroll is at least 1" in said
 
 
