@@ -100,16 +100,20 @@ class PlanBuilder:
     Args:
         slot_table: position -> slot of every row; its recorded changes travel with the plans.
         suppress_ids: ids that may not be sampled before `min_tokens`, for one request.
+        linked: plans name the slot of the token before each, for models that draft.
     """
 
     def __init__(
         self,
         slot_table: SlotTable,
         suppress_ids: Callable[[Request], tuple[int, ...]],
+        *,
+        linked: bool = False,
     ) -> None:
         self._table = slot_table
         self._slots = slot_table.array
         self._suppress_ids = suppress_ids
+        self._linked = linked
         self._sampled: list[Request] = []
         self._sampling: SamplingBatch | None = None
         self._told = np.zeros(slot_table.max_rows, dtype=np.int64)
@@ -135,7 +139,26 @@ class PlanBuilder:
             inits = [*inits, *(init for s in segments if (init := self._missing(s)) is not None)]
             plan = self._extend(segments, inits)
         plan.batch.copies = copies
+        if self._linked:
+            plan.batch.previous = self._previous(plan)
         return plan
+
+    def _previous(self, plan: StepPlan) -> Int32Array:
+        """The slot of the token before each of the step's, 0 for the first of a row."""
+        batch = plan.batch
+        if batch.mode is ForwardMode.DECODE:
+            before = batch.seq_lens - np.int32(2)
+            slots: Int32Array = self._slots[batch.rows, np.maximum(before, 0)]
+            return np.where(before < 0, np.int32(0), slots)
+        parts = []
+        for segment in plan.segments:
+            slots = self._slots[segment.request.row]
+            last = segment.start + segment.count - 1
+            before = np.arange(segment.start - 1, last, dtype=np.int32)
+            if segment.tree is not None:
+                before = np.concatenate([before, segment.tree.parents + np.int32(last + 1)])
+            parts.append(np.where(before < 0, np.int32(0), slots[before]))
+        return np.concatenate(parts)
 
     def _missing(self, segment: Segment) -> RowInit | None:
         """The row's ids up to the segment's end that the token table lacks; notes what it will
@@ -163,7 +186,6 @@ class PlanBuilder:
             rows=rows,
             seq_lens=starts + np.int32(1),
             extend_lens=np.ones(b, dtype=np.int32),
-            extend_start=np.arange(b + 1, dtype=np.int32),
             input_ids=np.fromiter((_known_id(s.request, s.start) for s in segments), np.int32, b),
             positions=starts.astype(np.int64),
             out_slots=self._slots[rows, starts],
@@ -235,7 +257,6 @@ class PlanBuilder:
             rows=np.fromiter((s.request.row for s in segments), np.int32, len(segments)),
             seq_lens=seq_lens,
             extend_lens=lens,
-            extend_start=start,
             input_ids=np.concatenate(ids),
             positions=np.concatenate(positions),
             out_slots=np.concatenate(slots),
