@@ -25,7 +25,12 @@ from branchline.runtime.core.adapters import (
     adapter_not_found,
     check_adapter_name,
 )
-from branchline.runtime.errors import AdapterInUse, AdapterTooLarge, BranchlineError
+from branchline.runtime.errors import (
+    AdapterInUse,
+    AdapterTooLarge,
+    BackendError,
+    BranchlineError,
+)
 from branchline.runtime.lora.adapter_files import AdapterFolder, folder_of, inspect, read
 from branchline.runtime.lora.host_tier import HostTier
 from branchline.runtime.lora.layout import Packed
@@ -52,7 +57,7 @@ class _Adapter:
     folder: AdapterFolder
     sent: bool
     retired: bool = False
-    waiting: list[Callable[[AdapterInfo], None]] = field(default_factory=list)
+    waiting: list[OnInfo] = field(default_factory=list)
 
 
 class AdapterManager:
@@ -82,6 +87,7 @@ class AdapterManager:
         self._known: dict[AdapterVersion, _Adapter] = {}
         self._numbers: dict[str, int] = {}
         self._failed: Callable[[AdapterVersion, BranchlineError], None] = _nobody
+        self._asked: dict[object, OnInfo] = {}
         self._loads = 0
         self._load_s = 0.0
 
@@ -147,7 +153,10 @@ class AdapterManager:
             on_done(error)
             return
 
+        ticket = object()
+
         def done(made: _Adapter | BranchlineError) -> None:
+            del self._asked[ticket]
             if isinstance(made, BranchlineError):
                 on_done(made)
                 return
@@ -159,6 +168,7 @@ class AdapterManager:
             else:
                 on_done(self._info(made))
 
+        self._asked[ticket] = on_done
         self._loader.put(lambda: self._open_source(name, source, sent), done)
 
     def load_now(
@@ -230,8 +240,12 @@ class AdapterManager:
         }
 
     def shut(self) -> None:
-        """End the loader, once the loop has ended."""
+        """End the loader, once the loop has ended; who still waits for an answer gets it."""
         self._loader.close()
+        waiting = [told for adapter in self._known.values() for told in adapter.waiting]
+        for told in [*self._asked.values(), *waiting]:
+            told(BackendError("the engine was closed", retryable=True, hint="Make a new Engine."))
+        self._asked.clear()
         self._layout.detach()
         self._spool.close()
 
