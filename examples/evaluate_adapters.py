@@ -6,17 +6,13 @@ Every question is asked in the same words, greedily; the base model also with wo
 """
 
 import argparse
-import tempfile
 from contextlib import closing
 from pathlib import Path
 
 import branchline as bl
-from branchline.examples.adapters.base import write_merged
 from branchline.examples.adapters.chart import bars
 from branchline.examples.adapters.evaluate import BASE_ARMS, Outcome, adapter_arms, measure, table
 from branchline.examples.train_adapters import TASKS
-from branchline.runtime.loading.adapters import adapter_folder
-from branchline.runtime.loading.catalog import resolve_model
 
 JUDGED = {"extract": "text → JSON: fields that are right", "sql": "question → SQL: right rows"}
 
@@ -29,8 +25,10 @@ def main(words: list[str] | None = None) -> dict[str, list[Outcome]]:
     parser.add_argument("--model", default="smollm2-135m", help="name or path of the base model")
     parser.add_argument("--chart", type=Path, help="file of an SVG chart")
     found = parser.parse_args(words)
-    model = resolve_model(found.model)
-    outcomes = {name: run(name, model, found.items) for name in found.task or sorted(TASKS)}
+    names = found.task or sorted(TASKS)
+    adapters = {name: f"smollm2-135m-{name}" for name in names}
+    with closing(bl.Engine(found.model, adapters=adapters)) as engine:
+        outcomes = {name: run(name, engine, found.items) for name in names}
     if found.chart:
         groups = {
             JUDGED[name]: [(one.arm.name, one.parts, "adapter" in one.arm.name) for one in group]
@@ -40,16 +38,12 @@ def main(words: list[str] | None = None) -> dict[str, list[Outcome]]:
     return outcomes
 
 
-def run(name: str, model: Path, count: int) -> list[Outcome]:
-    """All arms of a task; the adapter's on a model with its update added to the weights."""
+def run(name: str, engine: bl.Engine, count: int) -> list[Outcome]:
+    """All ways to ask a task's questions, on one engine."""
     task = TASKS[name]
     items = [task.item("held_out", number) for number in range(count)]
-    with tempfile.TemporaryDirectory() as folder:
-        write_merged(model, adapter_folder(f"smollm2-135m-{name}"), Path(folder))
-        outcomes: list[Outcome] = []
-        for path, arms in ((str(model), BASE_ARMS), (folder, adapter_arms(""))):
-            with closing(bl.Engine(path)) as engine:
-                outcomes += [measure(task, arm, engine, items) for arm in arms]
+    arms = (*BASE_ARMS, *adapter_arms(name))
+    outcomes = [measure(task, arm, engine, items) for arm in arms]
     print(f"{name}: {count} held-out items\n{table(outcomes)}", flush=True)
     return outcomes
 

@@ -220,7 +220,8 @@ class Engine:
         it, those that there are keep theirs.
 
         Args:
-            source: a folder in PEFT's format, or `AdapterFiles`.
+            source: a folder in PEFT's format, the name of one that comes with the package, or
+                `AdapterFiles`.
             pin: keep it on the device.
 
         Raises:

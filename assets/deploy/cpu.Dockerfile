@@ -14,6 +14,7 @@ COPY lang lang
 COPY runtime runtime
 COPY kernels kernels
 COPY examples examples
+COPY assets assets
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.11,<2.14" \
     && pip install --no-cache-dir ".[runtime,grpc,tracing]"
 

@@ -7,7 +7,6 @@ runtime has.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,27 +87,6 @@ def load_base(path: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any
             parameters[name].copy_(tensor.to_torch(torch.float32))
     model.tie_weights()
     return model.eval(), checkpoint
-
-
-def write_merged(model_path: Path, adapter: Path, folder: Path) -> None:
-    """Write the model with an adapter's update added to its weights, as a float32 directory.
-
-    Args:
-        model_path: the base model.
-        adapter: a PEFT folder.
-        folder: gets config.json, model.safetensors and the tokenizer.
-    """
-    from peft import PeftModel
-
-    base, checkpoint = load_base(model_path, torch.float32, torch.device("cpu"))
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    merged.save_pretrained(str(folder))
-    source = checkpoint.tokenizer_source
-    if source is None:
-        raise ModelLoadError("the model's files bring no tokenizer", value=str(model_path))
-    (folder / "tokenizer.json").write_bytes(source.json_text)
-    settings = {"chat_template": source.chat_template}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def llama_config(spec: ModelSpec) -> Any:

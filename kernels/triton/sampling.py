@@ -63,6 +63,7 @@ def kept_by(gpu: Device, logits: torch.Tensor, draws: Draws, mask: Mask) -> Cuts
         BLOCK=block,
         TOGETHER=together,
         BLOCK_P=power_of_two(blocks),
+        MASKED=words > 0,
         PDL=False,
         **plain_launch(_CUT_WARPS),
         **({"launch_cooperative_grid": True} if together else {}),
@@ -103,6 +104,7 @@ def sample_rows(
         words,
         span,
         CUT=cuts is not None,
+        MASKED=words > 0,
         BLOCK=2048,
         **gpu.launch(8),
     )
@@ -113,7 +115,7 @@ def sample_rows(
         ids,
         bad.view(torch.int8),
         parts,
-        BLOCK=power_of_two(parts),
+        BLOCK=power_of_two(gpu.most_parts(vocabulary)),
         **gpu.launch(1),
     )
     return ids, bad

@@ -28,14 +28,16 @@ FANOUT = tl.constexpr(16)
 
 
 @triton.jit
-def _masked(logits, bitmask, row, i, vocabulary, words, masked):
+def _masked(logits, bitmask, row, i, vocabulary, words, masked, MASKED: tl.constexpr):
     """Logits of a row at i, -inf where the mask refuses or the row has ended."""
     live = i < vocabulary
     x = tl.load(logits + row * vocabulary + i, mask=live, other=float("-inf")).to(tl.float32)
-    # Compared after it is spread: the interpreter spreads numbers, not truth values.
-    asked = (i * 0 + masked) != 0
-    word = tl.load(bitmask + row * words + i // 32, mask=live & asked, other=-1)
-    return tl.where(((word >> (i % 32)) & 1) != 0, x, float("-inf"))
+    if MASKED:
+        # Compared after it is spread: the interpreter spreads numbers, not truth values.
+        asked = (i * 0 + masked) != 0
+        word = tl.load(bitmask + row * words + i // 32, mask=live & asked, other=-1)
+        x = tl.where(((word >> (i % 32)) & 1) != 0, x, float("-inf"))
+    return x
 
 
 @triton.jit
@@ -127,6 +129,7 @@ def _largest_with(
     logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks, arrived, met,
     parts, top, inv_temperature, target, floor,
     BY_MASS: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_P: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """The largest order whose tokens and those above it reach `target`.
 
@@ -151,7 +154,7 @@ def _largest_with(
         notes = _notes(scratch, met, blocks)
         for start in range(first, end, BLOCK):
             i = start + tl.arange(0, BLOCK)
-            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+            x = _masked(logits, bitmask, row, i, vocabulary, words, masked, MASKED)
             value = tl.exp((x - top) * inv_temperature) if BY_MASS else tl.where(x == x, 1.0, 0.0)
             value = tl.where(i < vocabulary, value, 0.0)
             reached = tl.where(x[:, None] >= edges[None, :], value[:, None], 0.0)
@@ -173,7 +176,7 @@ def _largest_with(
         notes = _notes(scratch, met, blocks)
         for start in range(first, end, BLOCK):
             i = start + tl.arange(0, BLOCK)
-            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+            x = _masked(logits, bitmask, row, i, vocabulary, words, masked, MASKED)
             found = tl.max(tl.where(_order(x) < high, x, float("-inf")), axis=0)
             tl.store(notes + start // BLOCK * FANOUT + j, found + j * 0.0)
         _meet(arrived, met, parts, TOGETHER)
@@ -186,14 +189,14 @@ def _largest_with(
 def _masses(
     logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks, arrived, met,
     parts, top, inv_temperature, cut,
-    BLOCK: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_P: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """What the tokens above order `cut` weigh, and what those of that order do."""
     j = tl.arange(0, FANOUT)
     notes = _notes(scratch, met, blocks)
     for start in range(first, end, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked, MASKED)
         weight = tl.exp((x - top) * inv_temperature)
         order = _order(x)
         more = tl.sum(tl.where(order > cut, weight, 0.0), axis=0)
@@ -209,14 +212,14 @@ def _masses(
 def _end_of_ties(
     logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks, arrived, met,
     parts, cut, ties,
-    BLOCK: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_P: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The id after the first `ties` tokens of order `cut`. The programs meet twice."""
     j, p = tl.arange(0, FANOUT), tl.arange(0, BLOCK_P)
     notes = _notes(scratch, met, blocks)
     for start in range(first, end, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked, MASKED)
         equal = ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
         tl.store(notes + start // BLOCK * FANOUT, tl.sum(equal, axis=0).to(tl.float32))
     _meet(arrived, met, parts, TOGETHER)
@@ -225,7 +228,7 @@ def _end_of_ties(
         i = start + tl.arange(0, BLOCK)
         earlier = p < tl.minimum(start // BLOCK, blocks)
         seen = tl.load(notes + p * FANOUT, mask=earlier, other=0.0, cache_modifier=".cg")
-        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked, MASKED)
         equal = ((_order(x) == cut) & (i < vocabulary)).to(tl.int32)
         rank = tl.sum(seen, axis=0) + tl.cumsum(equal, axis=0).to(tl.float32)
         limit = tl.max(tl.where((equal > 0) & (rank <= ties), i + 1, 0), axis=0)
@@ -234,7 +237,7 @@ def _end_of_ties(
     return tl.max(_noted(later, blocks, True, BLOCK_P), axis=0).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["words", "parts"])
+@triton.jit(do_not_specialize=["parts"])
 def cut_kernel(
     logits,
     bitmask,
@@ -255,6 +258,7 @@ def cut_kernel(
     BLOCK: tl.constexpr,
     TOGETHER: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    MASKED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """What a row keeps: tokens x >= floor of order > cut, and of order == cut with id < limit.
@@ -284,7 +288,7 @@ def cut_kernel(
         notes = _notes(scratch, met, blocks)
         for start in range(first, end, BLOCK):
             i = start + tl.arange(0, BLOCK)
-            x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+            x = _masked(logits, bitmask, row, i, vocabulary, words, masked, MASKED)
             tl.store(notes + start // BLOCK * FANOUT + j, tl.max(x, axis=0) + j * 0.0)
         _meet(arrived, met, parts, TOGETHER)
         top = tl.max(_noted(notes, blocks, True, BLOCK_P), axis=0)
@@ -296,14 +300,15 @@ def cut_kernel(
                 cut, above, met = _largest_with(
                     logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks,
                     arrived, met, parts, top, inv_temperature, top_k.to(tl.float32), cut,
-                    False, BLOCK, TOGETHER, BLOCK_P,
+                    False, BLOCK, TOGETHER, BLOCK_P, MASKED,
                 )  # fmt: skip
                 ties = top_k.to(tl.float32) - above
             if top_p < 1.0:
                 met += 1
                 more, level = _masses(
                     logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks,
-                    arrived, met, parts, top, inv_temperature, cut, BLOCK, TOGETHER, BLOCK_P,
+                    arrived, met, parts, top, inv_temperature, cut,
+                    BLOCK, TOGETHER, BLOCK_P, MASKED,
                 )  # fmt: skip
                 # One weight of order `cut` for each kept tie; all of them where none is refused.
                 one = tl.exp((_value(cut) - top) * inv_temperature)
@@ -311,7 +316,7 @@ def cut_kernel(
                 edge, above, met = _largest_with(
                     logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks,
                     arrived, met, parts, top, inv_temperature, target, cut,
-                    True, BLOCK, TOGETHER, BLOCK_P,
+                    True, BLOCK, TOGETHER, BLOCK_P, MASKED,
                 )  # fmt: skip
                 one = tl.exp((_value(edge) - top) * inv_temperature)
                 wanted = tl.maximum(tl.ceil((target - above) / tl.where(one > 0, one, 1.0)), 1.0)
@@ -321,7 +326,7 @@ def cut_kernel(
             if ties >= 0:
                 limit = _end_of_ties(
                     logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks,
-                    arrived, met + 1, parts, cut, ties, BLOCK, TOGETHER, BLOCK_P,
+                    arrived, met + 1, parts, cut, ties, BLOCK, TOGETHER, BLOCK_P, MASKED,
                 )  # fmt: skip
         if TOGETHER:
             last = tl.atomic_add(arrived + 1, 1) == parts - 1
@@ -334,7 +339,7 @@ def cut_kernel(
         tl.store(floors + row, floor)
 
 
-@triton.jit(do_not_specialize=["words"])
+@triton.jit
 def draw_kernel(
     logits,
     bitmask,
@@ -352,6 +357,7 @@ def draw_kernel(
     words,
     span,
     CUT: tl.constexpr,
+    MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -372,7 +378,7 @@ def draw_kernel(
         inner = first + tl.arange(0, BLOCK)
         i = part * span + inner
         i = tl.where(inner < span, i, vocabulary)
-        x = _masked(logits, bitmask, row, i, vocabulary, words, masked)
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked, MASKED)
         bad |= ((x != x) | (x == float("inf"))).to(tl.int32)
         score = x
         if inv_temperature > 0:

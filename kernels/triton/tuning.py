@@ -76,3 +76,8 @@ class Device:
         span = -(-width // parts)
         span = -(-span // _SPAN) * _SPAN
         return span, -(-width // span)
+
+    @staticmethod
+    def most_parts(width: int) -> int:
+        """Parts that `spans` makes of such a row at most."""
+        return -(-width // _SPAN)

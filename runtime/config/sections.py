@@ -100,7 +100,9 @@ class SpeculativeSection:
         "prompt and output and in other lanes of a program)",
     )
     speculative_tokens: int | None = setting(
-        None, "guesses of a sequence in one step at most; None = what suits the drafter"
+        None,
+        "guesses of a sequence in one step, as long as there is room; None = as many as pay, by "
+        "measured times and acceptance, and none where none do",
     )
     speculative_steps: int | None = setting(
         None, "guesses one behind the other at most; None = what suits the drafter"
@@ -125,8 +127,8 @@ class LoraSection:
 
     adapters: Mapping[str, str] | None = setting(
         None,
-        "adapters to load at the start: name -> folder in PEFT's format, or the name of one that "
-        "comes with the package",
+        "adapters to load at the start: name -> folder in PEFT's format, or name of one that comes "
+        "with the package (`branchline models list`)",
     )
     adapter_slots: int | None = setting(
         None,

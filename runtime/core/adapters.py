@@ -63,7 +63,7 @@ class AdapterFiles(msgspec.Struct, kw_only=True):
 
 
 AdapterSource = str | AdapterFiles
-"""A folder in PEFT's format, or its files."""
+"""A folder in PEFT's format, the name of one that comes with the package, or an adapter's files."""
 
 
 def check_adapter_name(name: str) -> str:

@@ -179,7 +179,7 @@ class AdapterPort(Protocol):
         those that came before keep the version they have.
 
         Args:
-            source: a folder in PEFT's format, or the files themselves.
+            source: a folder in PEFT's format, a name (`loading.adapters`), or the files themselves.
             on_done: gets what was loaded, or why it was not (`AdapterError`, `InvalidRequest`);
                 then nothing has changed.
             pin: keep it in a slot of the device whatever else is wanted there.

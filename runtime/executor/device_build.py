@@ -228,11 +228,11 @@ class DeviceBuilder:
     def _warm_sampling(self) -> None:
         """Every way to choose a token, once."""
         vocab = self._runner.vocab_size
-        kinds = ({"temperature": 0.0}, {"temperature": 0.7}, {"top_p": 0.9}, {"logprobs": 2})
+        kinds = ({"temperature": 0.0}, {"temperature": 0.7}, {"logprobs": 2}, {"top_p": 0.9})
         device = self._device
         sampler = DeviceSampler(self._runner.sampling, lambda array: to_device(array, device))
-        # few rows and many are cut in different ways
-        for count in (len(kinds), self._settings.max_rows):
+        # without cuts, and with: few rows and many are cut in different ways
+        for count in (3, len(kinds), max(len(kinds), self._settings.max_rows)):
             rows = [
                 RowSampling(SamplingParams(**kinds[i % len(kinds)]), 0, 1) for i in range(count)
             ]

@@ -17,7 +17,8 @@ from branchline.runtime.executor.torch_threads import start_with_torch_threads
 from branchline.runtime.ipc.messages import KeptAdapter
 from branchline.runtime.launch.decisions import Decision
 from branchline.runtime.launch.workers import Loaded
-from branchline.runtime.lora.adapter_files import config_of, folder_of
+from branchline.runtime.loading.adapters import adapter_folder
+from branchline.runtime.lora.adapter_files import config_of
 from branchline.runtime.lora.layout import SlotLayout
 from branchline.runtime.lora.manager import AdapterManager
 from branchline.runtime.lora.peft_config import MAX_RANK
@@ -64,7 +65,8 @@ def make_slots(settings: LoraSection, loaded: Loaded, decisions: list[Decision])
         decisions.append(Decision("adapter_slots", "0", why))
         return None
     rank = settings.max_adapter_rank or max(
-        (config_of(folder_of(path)).largest_rank for path in named.values()), default=USUAL_RANK
+        (config_of(adapter_folder(path)).largest_rank for path in named.values()),
+        default=USUAL_RANK,
     )
     layout = SlotLayout(loaded.model.lora_sites(), max(rank, USUAL_RANK), loaded.dtype)
     size = count * layout.slot_bytes

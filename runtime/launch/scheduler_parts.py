@@ -16,6 +16,7 @@ from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.core.bounds import Bounds
+from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.grammar.base import GrammarBackend
 from branchline.runtime.grammar.service import GrammarService
@@ -30,6 +31,7 @@ from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.commit import Outbox
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
+from branchline.runtime.scheduler.pace import Pace
 from branchline.runtime.scheduler.scheduler import Scheduler
 from branchline.runtime.speculative.build import make_drafting
 
@@ -173,6 +175,7 @@ def _drafts(
         eos_ids=eos_ids,
         max_nodes=chosen.max_nodes,
         max_depth=chosen.max_depth,
+        pace=Pace(chosen.max_nodes, MAX_GUESSES) if chosen.adapts else None,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from branchline.runtime.errors import CatalogError
+from branchline.runtime.errors import AdapterDamaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class AdapterEntry:
         """Its folder, in PEFT's format.
 
         Raises:
-            CatalogError: the package was installed without its assets.
+            AdapterDamaged: the package was installed without its assets.
         """
         return _assets() / self.folder
 
@@ -64,26 +64,26 @@ def adapter_folder(name_or_path: str) -> Path:
     """The folder of an adapter: an existing path, or a name of `ADAPTERS`.
 
     Raises:
-        CatalogError: neither; names those there are.
+        AdapterDamaged: neither; names those there are.
     """
-    local = Path(name_or_path).expanduser()
+    local = Path(name_or_path)
     if name_or_path.strip() and local.exists():
         return local
     for entry in ADAPTERS:
         if entry.name == name_or_path.strip().lower():
             return entry.path
     known = ", ".join(entry.name for entry in ADAPTERS)
-    raise CatalogError(
-        f"There is no adapter {name_or_path!r}: no such folder, and no such name.",
-        hint=f"Names: {known}. Or pass a folder in PEFT's format.",
+    raise AdapterDamaged(
+        f"{name_or_path!r} is no folder of an adapter, and no name of one",
+        hint=f"Pass a folder in PEFT's format, or one of these names: {known}.",
     )
 
 
 def _assets() -> Path:
     spec = find_spec("branchline.assets")
     if spec is None or spec.origin is None:
-        raise CatalogError(
-            "The adapters of the package are not installed.",
+        raise AdapterDamaged(
+            "the adapters of the package are not installed",
             hint="Install branchline again: pip install --force-reinstall --no-deps branchline "
             "(in a checkout: pip install -e .).",
         )

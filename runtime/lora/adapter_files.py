@@ -21,10 +21,8 @@ from branchline.runtime.errors import (
     AdapterMismatch,
     AdapterTooLarge,
     AdapterUnsupported,
-    CatalogError,
     ModelLoadError,
 )
-from branchline.runtime.loading.adapters import adapter_folder
 from branchline.runtime.loading.tensor_file import (
     TensorEntry,
     read_head,
@@ -75,18 +73,6 @@ class AdapterFolder:
     modules: int
     nbytes: int
     signature: Signature
-
-
-def folder_of(source: str) -> Path:
-    """The folder that a path means, or the name of an adapter that comes with the package.
-
-    Raises:
-        AdapterDamaged: it is neither.
-    """
-    try:
-        return adapter_folder(source)
-    except CatalogError as error:
-        raise AdapterDamaged(error.message, value=source, hint=error.hint) from error
 
 
 class _Looked(NamedTuple):

@@ -31,7 +31,8 @@ from branchline.runtime.errors import (
     BackendError,
     BranchlineError,
 )
-from branchline.runtime.lora.adapter_files import AdapterFolder, folder_of, inspect, read
+from branchline.runtime.loading.adapters import adapter_folder
+from branchline.runtime.lora.adapter_files import AdapterFolder, inspect, read
 from branchline.runtime.lora.host_tier import HostTier
 from branchline.runtime.lora.layout import Packed
 from branchline.runtime.lora.loader import Loader, Start, nothing, start_thread
@@ -191,7 +192,7 @@ class AdapterManager:
             AdapterError, InvalidRequest: it cannot be loaded.
         """
         check_adapter_name(name)
-        folder = inspect(folder_of(path), self._layout)
+        folder = inspect(adapter_folder(path), self._layout)
         made = _Adapter(AdapterVersion(name, 0), folder, sent)
         if self._tier.has_room(self._layout.slot_bytes):
             self._fetch(made)
@@ -357,7 +358,7 @@ class AdapterManager:
         if isinstance(source, AdapterFiles):
             path, sent = self._spool.put(source), True
         else:
-            path = folder_of(source)
+            path = adapter_folder(source)
         try:
             made = _Adapter(AdapterVersion(name, 0), inspect(path, self._layout), sent)
             self._fetch(made)

@@ -127,9 +127,10 @@ class Committer:
         bad = {j - first for j in sampled.bad}
         path = draft.kept(sampled.ids[first : first + 1 + len(draft)], bad)
         self._planner.keep(request, base, path)
-        drafted = len(draft) - len(draft.forced_nodes)
-        request.progress.drafted_tokens += drafted
-        self._stats.drafted_tokens += drafted
+        assert self._planner.drafts is not None, "somebody has guessed"
+        self._planner.drafts.checked(request, draft, path)
+        self._stats.drafts += 1
+        self._stats.drafted_tokens += draft.guesses
         taken = 0  # guesses along the path that are output
         while request.finish is None and request.length == base + taken:
             place = path[taken - 1] + 1 if taken else 0

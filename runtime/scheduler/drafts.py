@@ -19,6 +19,7 @@ from branchline.runtime.core.drafting import Drafter, DraftRow
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import DraftTree, GrowingTree
+from branchline.runtime.scheduler.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +39,22 @@ class Draft:
         matchers: n + 1 places in the constraint where the masks begin; None = no mask there. Place
             0 is the request's own matcher, which is not in the list.
         forced_nodes: candidates that are no guesses, but forced behind one.
+        asked: guesses that there could have been.
     """
 
     tree: DraftTree
     forced: tuple[int, ...]
     matchers: tuple[TokenMatcher | None, ...]
     forced_nodes: frozenset[int] = frozenset()
+    asked: int = 0
 
     def __len__(self) -> int:
         return len(self.tree)
+
+    @property
+    def guesses(self) -> int:
+        """Candidates that are guesses."""
+        return len(self.tree) - len(self.forced_nodes)
 
     def kept(self, sampled: Sequence[int], bad: Container[int]) -> list[int]:
         """The candidates that are right, from the first level down.
@@ -80,6 +88,7 @@ class Drafts:
         vocab_size: ids are below it.
         eos_ids: ids that end any output unless `ignore_eos`.
         max_nodes, max_depth: candidates of a row, and levels of its tree, at most.
+        pace: decides how many rows get; None = as many as there can be.
     """
 
     def __init__(
@@ -90,16 +99,31 @@ class Drafts:
         eos_ids: frozenset[int],
         max_nodes: int,
         max_depth: int,
+        pace: Pace | None = None,
     ) -> None:
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         self._max_nodes = max_nodes
         self._max_depth = max_depth
+        self._pace = pace
+        self._wanted: dict[str, int] = {}
 
     def due(self, requests: Sequence[Request]) -> bool:
-        """Whether the next step should wait for the one before, to run candidates."""
-        return any(self.depth(request) > 0 and self._promising(request) for request in requests)
+        """Whether the next step should wait for the one before, to run candidates.
+
+        Args:
+            requests: all decoding rows.
+        """
+        likely = (r for r in requests if self.depth(r) > 0 and self._promising(r))
+        if self._pace is None:
+            return any(True for _ in likely)
+        names = [request.id for request in likely]
+        self._wanted = {}
+        if names:
+            counts = self._pace.guesses(names, len(requests))
+            self._wanted = dict(zip(names, counts, strict=True))
+        return any(self._wanted.values())
 
     def depth(self, request: Request) -> int:
         """Levels that a tree behind `request` may have; 0 = it gets none.
@@ -112,7 +136,10 @@ class Drafts:
 
     def nodes(self, request: Request, room: int) -> int:
         """Candidates to ask for, where `room` are possible."""
-        return min(self._max_nodes, room) if self.depth(request) > 0 else 0
+        if self.depth(request) == 0:
+            return 0
+        wanted = self._max_nodes if self._pace is None else self._wanted.get(request.id, 0)
+        return min(wanted, room)
 
     def propose(
         self,
@@ -141,9 +168,25 @@ class Drafts:
                 found[request] = draft
         return found
 
+    def checked(self, request: Request, draft: Draft, path: Sequence[int]) -> None:
+        """These candidates of a draft were kept."""
+        request.progress.drafted_tokens += draft.guesses
+        if self._pace is not None:
+            free = [node for node in range(len(draft)) if node not in draft.forced_nodes]
+            ranks = {node: rank for rank, node in enumerate(free)}
+            kept = [ranks[node] for node in path if node in ranks]
+            self._pace.checked(request.id, draft.asked, kept, draft.guesses)
+
+    def stepped(self, rows: int, guesses: int, seconds: float) -> None:
+        """A step of decoding rows alone is over, so long after the one before."""
+        if self._pace is not None:
+            self._pace.stepped(rows, guesses, seconds)
+
     def finished(self, request: Request) -> None:
         """The sequence has ended."""
         self._drafter.finished(request.id)
+        if self._pace is not None:
+            self._pace.finished(request.id)
 
     def _promising(self, request: Request) -> bool:
         try:
@@ -175,7 +218,7 @@ class Drafts:
             tree = pruned(tree, self._ends(request), self.depth(request))
             if request.matcher is None:
                 count = len(tree) + 1
-                draft = Draft(tree, (-1,) * count, (None,) * count)
+                draft = Draft(tree, (-1,) * count, (None,) * count, asked=nodes)
             else:
                 draft = _constrained(request, request.matcher, tree, nodes, self.depth(request))
         except Exception:
@@ -279,4 +322,4 @@ def _constrained(
         free = following >= 0 or one.is_terminated() or (enough and one.is_accepting())
         masks.append(None if free else one)
     nodes = frozenset(i for i, parent in enumerate(walk.tree.parents) if walk.runs[parent + 1])
-    return Draft(walk.tree.build(), forced, tuple(masks), nodes)
+    return Draft(walk.tree.build(), forced, tuple(masks), nodes, max_nodes)

@@ -79,14 +79,17 @@ class StepPlan:
     Attributes:
         spans: of the m log-probabilities that are read.
         hidden_spans: of the p hidden states that are read.
-        drafted: some rows have guesses, so that what they become is known at its commit.
+        guesses: candidates that are sampled; where there are some, what rows become is known at
+            the step's commit.
+        steady: it decodes, and computes nothing of a prompt.
     """
 
     batch: ScheduleBatch
     segments: list[Segment]
     spans: list[Span]
     hidden_spans: list[Span] = field(default_factory=list)
-    drafted: bool = False
+    guesses: int = 0
+    steady: bool = False
 
 
 class PlanBuilder:
@@ -173,7 +176,7 @@ class PlanBuilder:
             adapter_slots=_adapter_slots(segments),
             trunks=self._trunks(rows, starts),
         )
-        return StepPlan(batch, segments, [])
+        return StepPlan(batch, segments, [], steady=True)
 
     def _trunks(self, rows: Int32Array, starts: Int32Array) -> bool:
         """Whether neighbours have a long beginning in common: a slot is in one place of its rows,
@@ -251,8 +254,9 @@ class PlanBuilder:
             slot_writes=self._table.take_changes(),
             adapter_slots=_adapter_slots(segments),
         )
-        drafted = any(s.draft is not None for s in segments)
-        return StepPlan(batch, segments, spans, hidden_spans, drafted)
+        guesses = sum(len(s.draft) for s in segments if s.draft is not None)
+        steady = all(s.sample and s.start >= s.request.prompt_len for s in segments)
+        return StepPlan(batch, segments, spans, hidden_spans, guesses, steady)
 
     def _sampling_batch(self, requests: list[Request]) -> SamplingBatch:
         # The requests themselves are kept: the address of one that is gone may be another's.

@@ -124,6 +124,8 @@ class Scheduler:
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
         self._builder = PlanBuilder(cache.slot_table, _suppress_ids(eos_ids))
+        self._drafts = drafts
+        self._committed: float | None = None  # when the last step of a busy stretch was
         self._inflight: deque[tuple[StepPlan, Pending]] = deque()
         self._requests: dict[str, Request] = {}
         self._deadlines: list[tuple[float, str]] = []
@@ -193,9 +195,11 @@ class Scheduler:
     def step(self) -> bool:
         """One turn; False when there was nothing to do (and nothing is in flight)."""
         had_inflight = bool(self._inflight)
+        if not had_inflight:
+            self._committed = None
         self._expire()
         drafting = self._planner.drafting()
-        if had_inflight and (self._planner.constrained or drafting or self._inflight[0][0].drafted):
+        if had_inflight and (self._planner.constrained or drafting or self._inflight[0][0].guesses):
             self._commit_oldest()
         start = time.thread_time()
         plan = self._plan(drafting and not self._inflight)
@@ -322,6 +326,11 @@ class Scheduler:
         self.stats.wait_s += time.perf_counter() - start
         begin = time.thread_time()
         self._committer.commit(plan, output)
+        if self._drafts is not None:
+            now = time.perf_counter()
+            if self._committed is not None and plan.steady:
+                self._drafts.stepped(len(plan.segments), plan.guesses, now - self._committed)
+            self._committed = now
         self.stats.commit_s += time.thread_time() - begin
 
     def _admit_or_compile(self, request: Request) -> None:

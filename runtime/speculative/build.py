@@ -20,12 +20,14 @@ class Drafting:
 
     Attributes:
         max_nodes, max_depth: guesses of a row, and one behind the other, at most.
+        adapts: fewer of them, or none, where that is faster; else always as many as there can be.
         why: in words.
     """
 
     drafter: Drafter
     max_nodes: int
     max_depth: int
+    adapts: bool
     why: str
 
 
@@ -38,5 +40,7 @@ def make_drafting(section: SpeculativeSection) -> Drafting | None:
 
     nodes = section.speculative_tokens or NGRAM_TOKENS
     depth = min(section.speculative_steps or nodes, nodes)
-    why = f"up to {nodes} tokens a step, {depth} in a row"
-    return Drafting(NgramDrafter(), nodes, depth, why)
+    adapts = section.speculative_tokens is None
+    as_measured = ", as many as pay" if adapts else ""
+    why = f"up to {nodes} tokens a step, {depth} in a row{as_measured}"
+    return Drafting(NgramDrafter(), nodes, depth, adapts, why)

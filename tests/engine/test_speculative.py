@@ -28,7 +28,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def guessing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with tiny_engine(tmp_path_factory.mktemp("guessing"), speculative="ngram") as engine:
+    with tiny_engine(
+        tmp_path_factory.mktemp("guessing"), speculative="ngram", speculative_tokens=12
+    ) as engine:
         yield engine
 
 
@@ -60,7 +62,14 @@ def test_programs_say_what_was_accepted(tmp_path: Path) -> None:
             lanes[1] += bl.gen("x", max_tokens=50, speculative=False)
 
     folder = str(write_tiny_model(tmp_path))
-    backend = bl.Engine(folder, load_format="dummy", kv_tokens=4096, threads=1, speculative="ngram")
+    backend = bl.Engine(
+        folder,
+        load_format="dummy",
+        kv_tokens=4096,
+        threads=1,
+        speculative="ngram",
+        speculative_tokens=12,
+    )
     with contextlib.closing(backend):
         state = twice.run(backend=backend)
         one, other = state["x"]

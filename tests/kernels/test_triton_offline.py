@@ -24,3 +24,5 @@ def test_every_kernel_compiles_for_a_card_and_fits_it() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["kernels"] and found["compiled"] == found["kernels"]
+    # Start-up draws few rows and many; serving is no time to compile for the numbers between.
+    assert found["compiled later"] == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from branchline.runtime.errors import CatalogError
+from branchline.runtime.errors import AdapterDamaged
 from branchline.runtime.loading import adapters
 from branchline.runtime.loading.adapters import AdapterEntry, adapter_folder, list_adapters
 from branchline.runtime.loading.load import open_checkpoint
@@ -38,14 +38,14 @@ def test_a_folder_that_exists_is_that_folder(
 
 @pytest.mark.parametrize("name", ["", " ", "no-such-adapter", "/no/such/folder"])
 def test_what_is_neither_is_refused_with_the_names_there_are(name: str) -> None:
-    with pytest.raises(CatalogError, match=re.escape(repr(name))) as caught:
+    with pytest.raises(AdapterDamaged, match=re.escape(repr(name))) as caught:
         adapter_folder(name)
     assert all(entry.name in caught.value.hint for entry in list_adapters())
 
 
 def test_a_package_without_its_assets_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "find_spec", lambda name: None)
-    with pytest.raises(CatalogError, match="not installed") as caught:
+    with pytest.raises(AdapterDamaged, match="not installed") as caught:
         adapter_folder(list_adapters()[0].name)
     assert "pip install" in caught.value.hint
 

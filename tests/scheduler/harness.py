@@ -22,6 +22,7 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.adapters import Adapters
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
+from branchline.runtime.scheduler.pace import Pace
 from branchline.runtime.scheduler.scheduler import Scheduler
 from tests.support.hash_model import HIDDEN, VOCAB, HashWorker
 
@@ -181,6 +182,7 @@ class Bench:
         drafter: Drafter | None = None,
         max_nodes: int = 8,
         max_depth: int = 6,
+        pace: bool = False,
         **settings: Any,
     ) -> None:
         self.cache = CacheManager(
@@ -225,6 +227,7 @@ class Bench:
                     eos_ids=eos,
                     max_nodes=max_nodes,
                     max_depth=max_depth,
+                    pace=Pace(max_nodes, 64) if pace else None,
                 )
             ),
         )

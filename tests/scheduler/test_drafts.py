@@ -117,6 +117,7 @@ def test_outputs_are_those_of_plain_decoding(data: st.DataObject) -> None:
         ),
         max_nodes=data.draw(st.sampled_from([1, 4, 12])),
         max_depth=data.draw(st.sampled_from([1, 3, 12])),
+        pace=data.draw(st.booleans()),
     )
     bench.out.stop_after = stops
     aborts = frozenset(str(i) for i in range(len(work)) if r.random() < 0.15)

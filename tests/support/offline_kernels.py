@@ -3,7 +3,8 @@
 `python -m tests.support.offline_kernels`, without TRITON_INTERPRET: Triton reads that when a kernel
 is defined. Every op runs over tensors without memory; a driver that knows the card's limits takes
 the place of CUDA's, so that kernels are compiled and never run. Prints one JSON document: names of
-the kernels that there are, and of those that were compiled.
+the kernels that there are, of those that were compiled, and of those that drawing other numbers of
+rows compiles anew.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Driver:
     """What the compiler and a launch ask of a driver."""
 
     launched: ClassVar[set[str]] = set()
+    compiled: ClassVar[list[str]] = []
 
     class utils:
         @staticmethod
@@ -50,7 +52,7 @@ class Driver:
 
         @staticmethod
         def load_binary(*binary: object) -> tuple[object, ...]:
-            return None, None, 0, 0, 1024
+            return "module", "function", 0, 0, 1024
 
         @staticmethod
         def unload_module(module: object) -> None:
@@ -68,6 +70,7 @@ class Driver:
     @classmethod
     def launcher_cls(cls, source: Any, metadata: Any) -> Callable[..., None]:
         cls.launched.add(source.fn.__name__)
+        cls.compiled.append(source.fn.__name__)
         return lambda *operands: None
 
 
@@ -165,13 +168,25 @@ def sampling(made: TritonOps) -> None:
     made.apply_bitmask(logits, mask, need)
     made.argmax_rows(logits)
     made.logsumexp_rows(logits)
-    floats, longs = empty("f4", 8), empty("i8", 8)
-    draws = Draws(floats, empty("i4", 8), floats, floats, longs, longs)
-    made.sample_rows(logits, draws, mask, need)
-    n = PROCESSORS + 1
+    draw(made, 8)
+    draw(made, PROCESSORS + 1)
+
+
+def draw(made: TritonOps, n: int) -> None:
+    """Of n rows, in every way: with cuts and without, with a mask and without."""
     floats, longs = empty("f4", n), empty("i8", n)
-    many = Draws(floats, empty("i4", n), floats, floats, longs, longs)
-    made.sample_rows(empty("f4", n, VOCABULARY), many)
+    draws = Draws(floats, empty("i4", n), floats, floats, longs, longs)
+    for how in (draws, replace(draws, truncated=False)):
+        for mask in (empty("i4", n, 4748), None):
+            made.sample_rows(empty("f4", n, VOCABULARY), how, mask)
+
+
+def compiled_later(made: TritonOps) -> list[str]:
+    """What is compiled anew when other numbers of rows are drawn."""
+    before = len(Driver.compiled)
+    for n in (1, 2, 3, 7, 27, 64, 67, 250, 256):
+        draw(made, n)
+    return Driver.compiled[before:]
 
 
 def kernels() -> set[str]:
@@ -191,7 +206,11 @@ def main() -> None:
     made = TritonOps("meta")
     for part in (attention, rows, products, adapters, sampling):
         part(made)
-    document = {"kernels": sorted(kernels()), "compiled": sorted(Driver.launched)}
+    document = {
+        "kernels": sorted(kernels()),
+        "compiled": sorted(Driver.launched),
+        "compiled later": compiled_later(made),
+    }
     sys.stdout.write(json.dumps(document) + "\n")
 
 

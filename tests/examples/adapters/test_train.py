@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from branchline.examples import train_adapters
-from branchline.examples.adapters.base import Encoder, load_base, write_merged
+from branchline.examples.adapters.base import Encoder, load_base
 from branchline.examples.adapters.sql import Sql
 from branchline.examples.adapters.train import Recipe, exact_share, train
 from branchline.runtime.errors import ModelLoadError
@@ -144,23 +144,6 @@ def test_exact_answers_are_those_that_greedy_decoding_writes(tiny: Path) -> None
     wrong = replace(one, ids=[*ids[: end - 1], (ids[-1] + 1) % 1_000])
     longer = encoder.encode(TASK.item("train", 1))  # pads the others
     assert exact_share(base, [greedy, wrong, longer, greedy], batch=4) == 0.5
-
-
-def test_a_merged_model_says_what_base_and_adapter_say(
-    trained: tuple[Path, Any], tiny: Path, tmp_path: Path
-) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    folder, _ = trained
-    write_merged(tiny, folder, tmp_path)
-    assert open_checkpoint(tmp_path).tokenizer_source is not None
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    base, _ = load_base(tiny, torch.float32, torch.device("cpu"))
-    adapted = PeftModel.from_pretrained(base, str(folder))
-    ids = torch.randint(0, 1_000, (1, 9), generator=torch.Generator().manual_seed(2))
-    with torch.inference_mode():
-        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_example_trains_what_it_is_told(tiny: Path, tmp_path: Path) -> None:

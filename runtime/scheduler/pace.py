@@ -1,0 +1,297 @@
+"""How many guesses pay: measured times of steps against measured acceptance.
+
+Law: what is lost by trying is bounded: beyond a few first steps at most `TRIED` of the time goes
+into trying what is not known to pay. Decisions change how fast outputs come, never what they are.
+Times are given, not taken: knows no clock, no drafter and no model.
+
+A step of R rows that checks n guesses takes some time more than a plain one. That extra is measured
+for the numbers that occur and drawn as a line between and beyond them. What k guesses of a row
+bring is measured at each proposal for every smaller number, too, by counting how many of the first
+k were kept. So one large proposal tells about all small ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+T = TypeVar("T")
+
+TRIED = 0.01
+"""Share of the time that may be spent on trying what does not seem to pay."""
+
+FIRST_TRIES = 3
+"""Steps with few guesses that are run before anything is known of their time."""
+
+GAIN = 1.02
+"""Guesses must promise to be so much faster than none."""
+
+HELD = 8
+"""Steps that a decision stands."""
+
+MORE_EVERY = 24
+"""While guesses pay, after so many steps some with more of them are tried."""
+
+PLAIN_EVERY = 100
+"""While guesses pay, one step of so many is plain, so that its time stays known."""
+
+COOL = (16, 1024)
+"""Steps for which a row that guesses do not help is left alone: at first, and at most."""
+
+POOR = 0.05
+"""Guesses kept in a step below which they help no row, however little they cost."""
+
+_FADE = 0.9
+_TIME_FADE = 0.9
+_PRIOR = 2.0
+
+
+def bucket(count: int) -> int:
+    """Numbers that are near each other, as one: 1, 2, 3, 4, 6, 8, 12, 16, …"""
+    if count <= 4:
+        return count
+    half = 1 << (count - 1).bit_length() - 1
+    return half + half // 2 if count <= half + half // 2 else 2 * half
+
+
+@dataclass(slots=True)
+class _Mean:
+    """A mean that fades: later values count more."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float, fade: float) -> None:
+        self.total = self.total * fade + value
+        self.weight = self.weight * fade + 1.0
+
+    @property
+    def value(self) -> float:
+        return self.total / self.weight
+
+
+class Costs:
+    """Seconds of steps, as far as they are known."""
+
+    def __init__(self) -> None:
+        self._plain: dict[int, _Mean] = {}
+        self._extra: dict[int, dict[int, _Mean]] = {}
+
+    def add(self, rows: int, guesses: int, seconds: float) -> None:
+        """A step of `rows` rows that checked so many guesses, 0 = plain, took so long. One that
+        took much longer than such steps do was held up by something else."""
+        near = bucket(rows)
+        if guesses == 0:
+            _timed(self._plain.setdefault(near, _Mean()), seconds)
+        elif near in self._plain:
+            extra = max(0.0, seconds - self._plain[near].value)
+            known = self._extra.setdefault(near, {})
+            _timed(known.setdefault(bucket(guesses), _Mean()), extra, self._plain[near].value)
+
+    def plain(self, rows: int) -> float | None:
+        """Seconds of a plain step; None where nothing of the kind is known."""
+        found = _nearest(self._plain, rows)
+        return None if found is None else found.value
+
+    def extra(self, rows: int, guesses: int) -> float | None:
+        """Seconds that so many guesses add; None where nothing of the kind is known."""
+        known = _nearest(self._extra, rows)
+        if not known:
+            return None
+        points = [(0, 0.0), *((n, mean.value) for n, mean in sorted(known.items()))]
+        for (n, low), (m, high) in pairwise(points):
+            if guesses <= m:
+                return low + (high - low) * (guesses - n) / (m - n)
+        (n, low), (m, high) = points[-2:]
+        slope = max(0.0, (high - low) / (m - n), high / m)
+        return high + slope * (guesses - m)
+
+    def tries(self, rows: int) -> float:
+        """About how many steps with guesses of such a number of rows have been timed lately."""
+        known = _nearest(self._extra, rows)
+        return 0.0 if not known else sum(mean.weight for mean in known.values())
+
+
+def _timed(mean: _Mean, seconds: float, usual: float = 0.0) -> None:
+    if mean.weight >= 2.0:
+        seconds = min(seconds, 4.0 * mean.value + usual)
+    mean.add(seconds, _TIME_FADE)
+
+
+def _nearest(known: dict[int, T], rows: int) -> T | None:
+    """What is known of the nearest number of rows, at most twice as many or half of them."""
+    near = [n for n in known if n <= 2 * rows and rows <= 2 * n]
+    return known[min(near, key=lambda n: abs(n - rows))] if near else None
+
+
+@dataclass(slots=True)
+class _Row:
+    """What guesses have brought a sequence."""
+
+    kept: list[_Mean]
+    cool: int = 0
+    patience: int = COOL[0]
+
+
+@dataclass(slots=True)
+class Decision:
+    """Guesses for each row, and for how many more steps.
+
+    Attributes:
+        usual: seconds of a step of the kind that seemed best, where others are tried to learn.
+    """
+
+    guesses: int
+    steps: int
+    usual: float | None = None
+
+
+class Pace:
+    """Decides, step by step, how many guesses rows get.
+
+    Args:
+        most: guesses of a row at most.
+        limit: guesses of a step at most.
+    """
+
+    def __init__(self, most: int, limit: int) -> None:
+        self._rungs = [k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if k < most] + [most]
+        self._limit = limit
+        self._costs = Costs()
+        self._kept = [_Mean() for _ in self._rungs]
+        self._rows: dict[str, _Row] = {}
+        self._decision = Decision(0, 0)
+        self._decided_for = 0
+        self._credit = 0.0
+        self._since_plain = self._since_more = 0
+        self._price = 0.0  # of one guess, in ids that must be kept for it
+
+    # -- what is told ------------------------------------------------------------------------------
+
+    def stepped(self, rows: int, guesses: int, seconds: float) -> None:
+        """A step of decoding rows alone is over, `seconds` after the one before."""
+        self._costs.add(rows, guesses, seconds)
+        self._credit = min(self._credit + TRIED * seconds, 20.0 * seconds)
+        self._since_plain = self._since_plain + 1 if guesses else 0
+        self._since_more += 1
+        if guesses and self._decision.usual is not None:
+            self._credit -= max(0.0, seconds - self._decision.usual)
+
+    def checked(self, name: str, asked: int, path: Sequence[int], proposed: int) -> None:
+        """Of `proposed` guesses for a sequence, of the `asked` that there could be, those of
+        `path` (indices) were kept."""
+        row = self._row(name)
+        for place, k in enumerate(self._rungs):
+            if k > asked and proposed == asked:
+                break
+            kept = float(sum(node < k for node in path))
+            row.kept[place].add(kept, _FADE)
+            self._kept[place].add(kept, 0.99)
+        if self._gain(row, self._rung_of(asked)) < max(POOR, self._price * asked):
+            row.cool, row.patience = row.patience, min(2 * row.patience, COOL[1])
+        elif path:
+            row.patience = COOL[0]
+
+    def finished(self, name: str) -> None:
+        """The sequence has ended."""
+        self._rows.pop(name, None)
+
+    # -- what is decided ---------------------------------------------------------------------------
+
+    def guesses(self, names: Sequence[str], rows: int) -> list[int]:
+        """For the next step of `rows` rows: guesses for each of some of them, 0 = none."""
+        known = [self._row(name) for name in names]
+        for row in known:
+            row.cool = max(0, row.cool - 1)
+        self._decide(known, rows)
+        wanted = self._decision.guesses
+        if wanted == 0:
+            return [0] * len(names)
+        trying = self._decision.usual is not None
+        return [0 if row.cool and not trying else wanted for row in known]
+
+    def _decide(self, known: list[_Row], rows: int) -> None:
+        decision = self._decision
+        if decision.steps > 0 and bucket(rows) == self._decided_for:
+            decision.steps -= 1
+            return
+        self._decided_for = bucket(rows)
+        plain = self._costs.plain(rows)
+        if plain is None or self._since_plain >= PLAIN_EVERY or not known:
+            self._decision = Decision(0, 1)
+            return
+        willing = [row for row in known if row.cool == 0]
+        best = self._best(willing, rows, plain) if willing else 0
+        if best:
+            self._go_on(best, len(willing), rows, plain)
+        else:
+            self._decision = Decision(0, HELD)
+            self._try_a_few(len(known), rows, plain)
+
+    def _best(self, willing: list[_Row], rows: int, plain: float) -> int:
+        """The number of guesses that promises most; 0 where none promises enough."""
+        best, promise = 0, GAIN
+        if self._untried(rows):
+            return best
+        for place, k in enumerate(self._rungs):
+            if k * len(willing) > self._limit:
+                break
+            extra = self._costs.extra(rows, k * len(willing)) or 0.0
+            kept = sum(self._gain(row, place) for row in willing)
+            speed = (1.0 + kept / rows) / (1.0 + extra / plain)
+            if speed > promise:
+                best, promise = k, speed
+        return best
+
+    def _go_on(self, best: int, count: int, rows: int, plain: float) -> None:
+        """Do what is best, and now and then somewhat more."""
+        extra = self._costs.extra(rows, best * count) or 0.0
+        self._price = extra / (best * count) * rows / plain
+        self._decision = Decision(best, HELD)
+        place = self._rungs.index(best) + 2
+        more = self._rungs[min(place, len(self._rungs) - 1)]
+        due = self._since_more >= MORE_EVERY and self._credit >= 0.0
+        if due and more > best and more * count <= self._limit:
+            self._since_more = 0
+            self._decision = Decision(more, 2, usual=plain + extra)
+
+    def _try_a_few(self, count: int, rows: int, plain: float) -> None:
+        """Try guesses where none seem to pay, if little enough is lost by it."""
+        few = 1 if rows > 8 else min(4, self._rungs[-1])
+        if few * count > self._limit:
+            return
+        cost = self._costs.extra(rows, few * count)
+        if self._untried(rows) or (cost is not None and self._credit >= cost):
+            self._decision = Decision(few, 0, usual=plain)
+
+    def _untried(self, rows: int) -> bool:
+        return self._costs.tries(rows) < 0.9 * FIRST_TRIES
+
+    def _row(self, name: str) -> _Row:
+        row = self._rows.get(name)
+        if row is None:
+            row = self._rows[name] = _Row([_Mean() for _ in self._rungs])
+        return row
+
+    def _rung_of(self, asked: int) -> int:
+        return max((i for i, k in enumerate(self._rungs) if k <= asked), default=0)
+
+    def _gain(self, row: _Row, place: int) -> float:
+        """Guesses of the rung that are likely kept: the row's own, and at first everybody's."""
+        own, usual = row.kept[place], self._usual(place)
+        return (own.total + _PRIOR * usual) / (own.weight + _PRIOR)
+
+    def _usual(self, place: int) -> float:
+        """The same for a sequence of which nothing is known; beyond the largest rung that was
+        tried, somewhat fewer of the further ones are thought to be kept."""
+        if self._kept[place].weight >= 1.0:
+            return self._kept[place].value
+        k = self._rungs[place]
+        if place == 0:
+            return 0.5
+        before, less = self._usual(place - 1), self._rungs[place - 1]
+        earlier = self._usual(place - 2) if place > 1 else 0.0
+        step = less - (self._rungs[place - 2] if place > 1 else 0)
+        return before + 0.7 * (before - earlier) / step * (k - less)
