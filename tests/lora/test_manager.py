@@ -246,7 +246,7 @@ def test_files_that_are_sent_are_kept_until_nobody_needs_them(scene: Scene) -> N
     scene.manager.load("sent", files, scene.answers.append)
     scene.turn()
     assert scene.answer().path == ""
-    kept = scene.manager._names["sent"].folder.path
+    kept = scene.manager._names["sent"].volume.folder.path
     assert kept != path and kept.is_dir()
     assert kept.parent.stat().st_mode & 0o777 == 0o700
     scene.manager.unload("sent", scene.answers.append)
