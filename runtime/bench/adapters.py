@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 import msgspec
 import numpy as np
+import torch
 
 from branchline.runtime.bench.environment import header
 from branchline.runtime.bench.measure import json_line, share
@@ -35,6 +36,7 @@ from branchline.runtime.engine import Engine
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.launch.text_parts import open_model
 from branchline.runtime.loading.weight_map import expected_tensors
+from branchline.runtime.lora.layout import RANK_STEP
 
 OUT_TOKENS = 128
 PROMPT_TOKENS = 16
@@ -95,6 +97,18 @@ def write_adapter(folder: Path, spec: ModelSpec, rank: int) -> Path:
     return folder
 
 
+def _host_mb(spec: ModelSpec, rank: int, count: int, settings: dict[str, Any]) -> int:
+    """Host memory for so many adapters: those of a batch and those that are brought in, so that
+    the start does not read all that are registered."""
+    shapes = [shape for shape in expected_tensors(spec).values() if len(shape) == 2]
+    shapes.append((spec.vocab_size, spec.hidden))  # a tied head's own
+    device = settings.get("device", "auto")
+    wide = 2 if torch.cuda.is_available() and device != "cpu" else 4
+    padded = -(-rank // RANK_STEP) * RANK_STEP
+    one = padded * wide * sum(rows + columns for rows, columns in shapes)
+    return 64 + int(1.05 * count * one) // (1 << 20)
+
+
 def adapters(
     settings: dict[str, Any],
     *,
@@ -131,7 +145,7 @@ def adapters(
         own = {
             "adapter_slots": distinct,
             "max_adapter_rank": rank,
-            "adapter_host_mb": 16384,
+            "adapter_host_mb": _host_mb(spec, rank, distinct + 2 * LOADS, settings),
             **settings,
             "adapters": dict.fromkeys(names, path),
         }
