@@ -1,1 +1,1 @@
-"""Files that are trained rather than written; data alone. `runtime.loading.adapters` finds them."""
+"""Files that are trained rather than written; data alone. `runtime.loading.assets` finds them."""

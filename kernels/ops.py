@@ -68,9 +68,11 @@ class Ops(LoraOps, ABC):
 
     Attributes:
         deterministic: the invariant above holds, so nothing else of a step may break it.
+        dtype: of activations.
     """
 
     deterministic: bool = True
+    dtype: torch.dtype = torch.float32
 
     @abstractmethod
     def prepare(self, weight: Weight) -> Weight:
@@ -325,6 +327,13 @@ class Ops(LoraOps, ABC):
         """x[index]. x [t, H], index [n] int32 in [0, t) -> [n, H]."""
 
     @abstractmethod
+    def scatter_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        """out[index] = x, in out's dtype. x [t, H], index [t] int32 in [0, n), out [n, H] changed.
+
+        Where an index is named twice, any one of its rows is kept.
+        """
+
+    @abstractmethod
     def apply_bitmask(
         self, logits: torch.Tensor, bitmask: torch.Tensor, need: torch.Tensor
     ) -> None:
@@ -339,6 +348,11 @@ class Ops(LoraOps, ABC):
     @abstractmethod
     def argmax_rows(self, logits: torch.Tensor) -> torch.Tensor:
         """Index of the largest logit of each row, the first of equals. [n, V] -> [n] int32."""
+
+    @abstractmethod
+    def top_rows(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k largest logits of each row, largest first. [n, V] -> values [n, k] float32 and
+        their indices [n, k] int32; of equal ones any. No NaN; k in [1, V], small."""
 
     @abstractmethod
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:

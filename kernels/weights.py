@@ -29,6 +29,8 @@ __all__ = [
     "Q8_0Weight",
     "Weight",
     "concat",
+    "pick_rows",
+    "quantize_q8_0",
 ]
 
 BLOCK = 32
@@ -193,6 +195,31 @@ class _PackedWeight(Weight):
         """Bytes held."""
         return self.packed.nbytes
 
+    def picked(self, index: torch.Tensor) -> "_PackedWeight":
+        """The rows `index` (int64 [n]) alone, bit for bit."""
+        nb = self.columns // BLOCK
+        codes, scales = nb * LANES * self.code_bytes, nb * LANES * self.scale_bytes
+        group, lane = index // LANES, index % LANES
+        short = -len(index) % LANES
+        if short:  # rows past the end are never read as results
+            group = torch.cat([group, group.new_zeros(short)])
+            lane = torch.cat([lane, lane.new_zeros(short)])
+        count = len(group) // LANES
+        out = torch.zeros(count, self.group_bytes(self.columns), dtype=torch.uint8)
+        # of one lane: [nb, quads, 4] bytes of codes, [nb, numbers] two-byte scales
+        four = self.packed[:, :codes].view(-1, nb, self.code_bytes // 4, LANES, 4)
+        two = self.packed[:, codes : codes + scales]
+        two = two.reshape(-1, nb, self.scale_bytes // 2, LANES, 2)
+        for first in range(0, count, 1 << 12):
+            part = slice(first * LANES, min(first + (1 << 12), count) * LANES)
+            g, x = group[part], lane[part]
+            view = out[first : first + (1 << 12)]
+            taken = four[g, :, :, x].view(-1, LANES, nb, self.code_bytes // 4, 4)
+            view[:, :codes] = taken.permute(0, 2, 3, 1, 4).reshape(-1, codes)
+            taken = two[g, :, :, x].view(-1, LANES, nb, self.scale_bytes // 2, 2)
+            view[:, codes : codes + scales] = taken.permute(0, 2, 3, 1, 4).reshape(-1, scales)
+        return type(self).from_packed(out, len(index), self.columns)
+
     @classmethod
     def from_packed(cls, packed: torch.Tensor, rows: int, columns: int) -> "_PackedWeight":
         """Wrap bytes that are in the packed layout already."""
@@ -336,3 +363,34 @@ def concat(weights: Sequence[Weight]) -> Weight:
         )
     packed = torch.cat([w.packed for w in parts])
     return type(parts[0]).from_packed(packed, sum(w.rows for w in parts), parts[0].columns)
+
+
+def pick_rows(weight: Weight, index: torch.Tensor) -> Weight:
+    """The rows `index` (int64 [n], in host memory) of a weight, in that order, bit for bit.
+
+    A dense weight gives a dense one, which is a view where the rows follow each other; a weight in
+    panels gives a dense one, to be prepared again.
+    """
+    if isinstance(weight, _PackedWeight):
+        return weight.picked(index)
+    if isinstance(weight, PanelWeight):
+        return DenseWeight(weight.dequantize()[index].to(weight.panels.dtype))
+    if not isinstance(weight, DenseWeight):
+        raise KernelInputError(f"rows of a {type(weight).__name__} cannot be picked")
+    first, count = (int(index[0]), len(index)) if len(index) else (0, 0)
+    if torch.equal(index, torch.arange(first, first + count)):
+        return DenseWeight(weight.tensor[first : first + count])
+    return DenseWeight(weight.tensor[index.to(weight.tensor.device)])
+
+
+def quantize_q8_0(tensor: torch.Tensor) -> Q8_0Weight:
+    """A dense matrix [N, K] rounded to blocks of 8-bit codes, K a multiple of 32: a scale is the
+    largest of a block / 127."""
+    n, k = tensor.shape
+    blocks = tensor.float().reshape(n, k // BLOCK, BLOCK)
+    scale = (blocks.abs().amax(-1, keepdim=True) / 127.0).to(torch.float16)
+    wide = scale.float()
+    codes = torch.where(wide > 0, blocks / wide.clamp(min=1e-30), torch.zeros_like(blocks))
+    codes = codes.round().clamp(-127, 127).to(torch.int8)
+    raw = torch.cat([scale.view(torch.uint8), codes.view(torch.uint8)], dim=-1)
+    return Q8_0Weight(raw, k)

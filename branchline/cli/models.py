@@ -19,6 +19,8 @@ def list_models(arguments: argparse.Namespace) -> int:
     for entry in listing():
         here = str(entry.path) if entry.path else "not fetched; " + ", then ".join(entry.sources)
         _show(entry.name, entry.description, here)
+        if entry.head:
+            print(f"{'':<16}draft head {entry.head}: speculative='eagle'")
     for adapter in list_adapters():
         _show(adapter.name, f"adapter of {adapter.base}: {adapter.description}", adapter.path)
     return 0

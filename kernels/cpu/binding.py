@@ -35,6 +35,8 @@ class Kind(IntEnum):
     ARGMAX = 11
     LOGSUMEXP = 12
     LORA = 13
+    SCATTER = 14
+    TOP = 15
 
 
 class Format(IntEnum):

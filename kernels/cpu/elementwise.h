@@ -70,6 +70,26 @@ static int32_t argmax_row(const float* x, int64_t v) {
     return 0;  // every logit is NaN
 }
 
+// The k largest, largest first, the lowest index first among equals.
+static void top_row(const float* x, int64_t v, int k, float* values, int32_t* ids) {
+    int held = 0;
+    for (int64_t i = 0; i < v; i += LANES) {
+        const int n = int(v - i < LANES ? v - i : LANES);
+        // most blocks hold nothing that is larger than the smallest kept
+        if (held == k && n == LANES && !(reduce_max(load(x + i)) > values[k - 1])) continue;
+        for (int64_t j = i; j < i + n; ++j) {
+            if (held == k && !(x[j] > values[k - 1])) continue;
+            int at = held < k ? held++ : k - 1;
+            for (; at > 0 && x[j] > values[at - 1]; --at) {
+                values[at] = values[at - 1];
+                ids[at] = ids[at - 1];
+            }
+            values[at] = x[j];
+            ids[at] = int32_t(j);
+        }
+    }
+}
+
 static float logsumexp_row(const float* x, int64_t v) {
     const float best = max_of_row(x, v);
     if (best == -std::numeric_limits<float>::infinity()) return best;

@@ -78,6 +78,7 @@ class GraphInputs:
         input_ids: [tokens] int32; -1 = read the token table (see `Ops.resolve_ids`).
         positions: [tokens] int64.
         out_slots: [tokens] int32.
+        previous: [tokens] int32, pool slot of the token before each one on its path.
         logit_index: [logit_rows] int32, which tokens need logits.
         meta: rows [rows], seq_lens, extend_lens, extend_start [rows + 1]; with limits.tree_words
             also tree_lens, tree_offsets [rows] and tree_words (set tree_lens to 0 for no tree).
@@ -89,6 +90,7 @@ class GraphInputs:
     input_ids: torch.Tensor
     positions: torch.Tensor
     out_slots: torch.Tensor
+    previous: torch.Tensor
     logit_index: torch.Tensor
     meta: AttentionMeta
     token_table: torch.Tensor
@@ -198,6 +200,7 @@ class CpuGraph:
             input_ids=torch.zeros(limits.tokens, dtype=ids),
             positions=torch.zeros(limits.tokens, dtype=torch.int64),
             out_slots=torch.zeros(limits.tokens, dtype=ids),
+            previous=torch.zeros(limits.tokens, dtype=ids),
             logit_index=torch.zeros(limits.logit_rows, dtype=ids),
             meta=meta,
             token_table=token_table,
@@ -231,6 +234,7 @@ class CpuGraph:
             input_ids=ids,
             positions=positions,
             out_slots=TracedTensor.wrap(plain.out_slots, _TOKENS),
+            previous=TracedTensor.wrap(plain.previous, _TOKENS),
             logit_index=TracedTensor.wrap(plain.logit_index, _LOGITS),
         )
         result = forward(ops, traced)

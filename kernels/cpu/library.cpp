@@ -13,7 +13,7 @@ namespace bl {
 
 enum Kind {
     RESOLVE, EMBED, RMS, ADD_RMS, LINEAR, ROPE, ATTENTION, SILU_MUL, ADD, GATHER, BITMASK, ARGMAX,
-    LOGSUMEXP, LORA
+    LOGSUMEXP, LORA, SCATTER, TOP
 };
 enum Phase { MAIN = 0, QUANTIZE = 1, ROUND = 2, THEN_QUANTIZE = 4, THEN_ROUND = 8 };
 
@@ -48,12 +48,21 @@ static void row_op(Context& c, const Stage& s, int64_t t) {
             memcpy((float*)op.p[2] + t * h, (const float*)op.p[0] + from * h, sizeof(float) * h);
             return;
         }
+        case SCATTER: {
+            const int64_t to = ((const int32_t*)op.p[1])[t];
+            memcpy((float*)op.p[2] + to * h, x, sizeof(float) * h);
+            return;
+        }
         case ROPE: return rope_token(op, t);
         case BITMASK:
             if (((const uint8_t*)op.p[2])[t])
                 mask_row((float*)x, (const uint32_t*)op.p[1] + t * ceil_div(h, 32), h);
             return;
         case ARGMAX: ((int32_t*)op.p[1])[t] = argmax_row(x, h); return;
+        case TOP: {
+            const int64_t k = op.i[1];
+            return top_row(x, h, int(k), (float*)op.p[1] + t * k, (int32_t*)op.p[2] + t * k);
+        }
         case LORA:
             if (op.i[4] == BF16) lora_row<uint16_t>(op, t);
             else lora_row<float>(op, t);

@@ -21,6 +21,7 @@ __all__ = ["NativeOps", "NativeOpsBase"]
 
 _MAX_HEAD = 1024
 _MAX_GROUP = 64
+_MAX_TOP = 64
 _MAX_RANK = 512
 _POOL_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -280,6 +281,13 @@ class NativeOpsBase(Ops):
         self._emit(Kind.GATHER, index, [x, index, out], (h,))
         return out
 
+    def scatter_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        t, h = x.shape
+        _check("x", x, torch.float32, t, h)
+        _check("index", index, torch.int32, t)
+        _check("out", out, torch.float32, None, h)
+        self._emit(Kind.SCATTER, x, [x, index, out], (h,))
+
     def apply_bitmask(
         self, logits: torch.Tensor, bitmask: torch.Tensor, need: torch.Tensor
     ) -> None:
@@ -294,6 +302,16 @@ class NativeOpsBase(Ops):
         out = self._new(logits, torch.int32)
         self._emit(Kind.ARGMAX, logits, [logits, out], (logits.shape[1],))
         return out
+
+    def top_rows(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        v = logits.shape[1]
+        _check("logits", logits, torch.float32, None, v)
+        if not 1 <= k <= min(v, _MAX_TOP):
+            raise KernelInputError(f"the top {k} of {v} logits: 1 to {_MAX_TOP} can be taken")
+        values = self._new(logits, torch.float32, k)
+        indices = self._new(logits, torch.int32, k)
+        self._emit(Kind.TOP, logits, [logits, values, indices], (v, k))
+        return values, indices
 
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         _check("logits", logits, torch.float32, None, None)

@@ -148,6 +148,9 @@ class ReferenceOps(Ops, SamplingOps):
     def gather_rows(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return x[index.long()]
 
+    def scatter_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        out[index.long()] = x.to(out.dtype)
+
     def apply_bitmask(
         self, logits: torch.Tensor, bitmask: torch.Tensor, need: torch.Tensor
     ) -> None:
@@ -159,6 +162,10 @@ class ReferenceOps(Ops, SamplingOps):
         top = logits.max(dim=-1, keepdim=True).values
         # torch.argmax does not promise the first of equal values.
         return (logits == top).to(torch.int8).argmax(dim=-1).to(torch.int32)
+
+    def top_rows(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = logits.float().topk(k, dim=-1)
+        return values, indices.int()
 
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         return torch.logsumexp(logits.float(), dim=-1)

@@ -31,6 +31,7 @@ from branchline.kernels.triton.row_kernels import (
     logsumexp_kernel,
     resolve_ids_kernel,
     rms_norm_kernel,
+    scatter_rows_kernel,
     silu_mul_kernel,
 )
 from branchline.kernels.triton.sampling import sample_rows
@@ -103,7 +104,7 @@ class TritonOps(AdaptedOps, SamplingOps):
         return out
 
     def embedding(self, ids: torch.Tensor, weight: Weight) -> torch.Tensor:
-        return self._gather(dense_of(weight), ids, self.dtype)
+        return _gathered(self._gpu, dense_of(weight), ids, self.dtype)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return self._norm(x, x, weight, eps, add=False)
@@ -248,7 +249,14 @@ class TritonOps(AdaptedOps, SamplingOps):
         return out
 
     def gather_rows(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return self._gather(x, index, x.dtype)
+        return _gathered(self._gpu, x, index, x.dtype)
+
+    def scatter_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        n, width = x.shape
+        block = min(power_of_two(width), 1024)
+        scatter_rows_kernel[(n, triton.cdiv(width, block))](
+            x, index, out, width, BLOCK=block, **self._gpu.launch(4)
+        )
 
     def apply_bitmask(
         self, logits: torch.Tensor, bitmask: torch.Tensor, need: torch.Tensor
@@ -277,6 +285,10 @@ class TritonOps(AdaptedOps, SamplingOps):
             best, where, out, parts, BLOCK=power_of_two(parts), **self._gpu.launch(1)
         )
         return out
+
+    def top_rows(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = logits.float().topk(k, dim=-1)
+        return values, indices.int()
 
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         out = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
@@ -338,11 +350,14 @@ class TritonOps(AdaptedOps, SamplingOps):
         )
         return out
 
-    def _gather(self, x: torch.Tensor, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        n, width = index.shape[0], x.shape[1]
-        out = torch.empty(n, width, dtype=dtype, device=x.device)
-        block = min(power_of_two(width), 1024)
-        gather_rows_kernel[(n, triton.cdiv(width, block))](
-            x, index, out, width, BLOCK=block, **self._gpu.launch(4)
-        )
-        return out
+
+def _gathered(
+    gpu: Device, x: torch.Tensor, index: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    n, width = index.shape[0], x.shape[1]
+    out = torch.empty(n, width, dtype=dtype, device=x.device)
+    block = min(power_of_two(width), 1024)
+    gather_rows_kernel[(n, triton.cdiv(width, block))](
+        x, index, out, width, BLOCK=block, **gpu.launch(4)
+    )
+    return out

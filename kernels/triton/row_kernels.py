@@ -75,6 +75,18 @@ def gather_rows_kernel(x, index, out, width, BLOCK: tl.constexpr, PDL: tl.conste
 
 
 @triton.jit
+def scatter_rows_kernel(x, index, out, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """out[index[row]] = x[row], converted to out's dtype."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = i < width
+    take_turn(PDL)
+    target = tl.load(index + row).to(tl.int64)
+    value = tl.load(x + row * width + i, mask=live)
+    tl.store(out + target * width + i, value.to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit
 def resolve_ids_kernel(
     ids,
     positions,

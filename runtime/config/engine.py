@@ -30,7 +30,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "policy": ("lpm", "fcfs", "priority"),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),
-    "speculative": (None, "ngram"),
+    "speculative": (None, "ngram", "eagle", "draft"),
     "grammar_backend": ("auto", "llguidance", "xgrammar", "outlines"),
 }
 _NOT_NEGATIVE = ("drain_timeout_s", "max_restarts")

@@ -96,8 +96,14 @@ class SpeculativeSection:
 
     speculative: str | None = setting(
         None,
-        'who guesses: None (nobody) or "ngram" (looks up what followed the last tokens before, in '
-        "prompt and output and in other lanes of a program)",
+        'who guesses: None (nobody), "ngram" (looks up what followed the last tokens before, in '
+        'prompt and output and in other lanes of a program), "eagle" (a draft head that reads the '
+        'model\'s own states) or "draft" (a smaller model with the same tokenizer)',
+    )
+    speculative_draft: str | None = setting(
+        None,
+        "draft head: a directory, None = the one of the catalog for the model; draft model: "
+        "catalog name, directory or .gguf file",
     )
     speculative_tokens: int | None = setting(
         None,

@@ -119,7 +119,6 @@ class ScheduleBatch:
         rows: int32 [b], rows of the token and slot tables.
         seq_lens: int32 [b], tokens of each row including this step's.
         extend_lens: int32 [b], this step's tokens of each row (1 for a decode row).
-        extend_start: int32 [b + 1], indptr of `extend_lens`.
         input_ids: int32 [t]; -1 = read token_table[row, position] on the device, where the step
             before has written the id that it sampled.
         positions: int64 [t].
@@ -137,6 +136,8 @@ class ScheduleBatch:
         slot_writes: entries of the slot table that changed since the last plan, to be written to
             copies of it before the forward; None where the table itself is read.
         copies: (src, dst) key-value slots to copy before the forward.
+        previous: int32 [t], slot of the token before each one on its path (the parent's for a
+            candidate), 0 for a row's first token; None where nobody reads it.
         adapter_slots: int32 [b], slot of each row's adapter, -1 = the base model; None where no row
             has one.
         trunks: rows next to each other may share their first `SHORTEST_TRUNK` slots; False says
@@ -147,7 +148,6 @@ class ScheduleBatch:
     rows: Int32Array
     seq_lens: Int32Array
     extend_lens: Int32Array
-    extend_start: Int32Array
     input_ids: Int32Array
     positions: Int64Array
     out_slots: Int32Array
@@ -161,8 +161,16 @@ class ScheduleBatch:
     inits: list[RowInit] = field(default_factory=list)
     slot_writes: SlotWrites | None = None
     copies: tuple[Int32Array, Int32Array] | None = None
+    previous: Int32Array | None = None
     adapter_slots: Int32Array | None = None
     trunks: bool = True
+
+    @property
+    def extend_start(self) -> Int32Array:
+        """int32 [b + 1], where each row's tokens begin among the t, then t."""
+        starts: Int32Array = np.zeros(len(self.extend_lens) + 1, dtype=np.int32)
+        np.cumsum(self.extend_lens, out=starts[1:])
+        return starts
 
     @property
     def num_tokens(self) -> int:

@@ -26,6 +26,8 @@ class ForwardBatch:
         logit_idx: int32 [l], increasing indices into t.
         backend: computes the attention of every layer.
         plan: the backend's own view of the step, made once for all layers.
+        previous: int32 [t], slot of the token before each one on its path; None where no drafter
+            reads the model's states.
         lora: slots of the t tokens' adapters; None where every token is the base model's.
         logit_lora: slots of the l logit rows; there where `lora` is.
     """
@@ -36,5 +38,6 @@ class ForwardBatch:
     logit_idx: torch.Tensor
     backend: AttentionBackend
     plan: AttentionPlan
+    previous: torch.Tensor | None = None
     lora: LoraBatch | None = None
     logit_lora: LoraBatch | None = None

@@ -6,6 +6,7 @@ here, by a typed error, before the first request.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -21,16 +22,19 @@ from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.executor.cpu_graph import ModelGraph
+from branchline.runtime.executor.draft_step import Draft
 from branchline.runtime.executor.model_runner import Graphs, ModelRunner
 from branchline.runtime.executor.step import StepExecutor
 from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.executor.worker import CpuWorker, SyncWorker
-from branchline.runtime.layers.parameter import WeightDtype
-from branchline.runtime.loading.checkpoint import Checkpoint, DummyCheckpoint
+from branchline.runtime.layers.parameter import Slot, WeightDtype
+from branchline.runtime.loading.checkpoint import Checkpoint, DummyCheckpoint, TensorSource
 from branchline.runtime.loading.load import load_into
 from branchline.runtime.loading.on_device import OnDevice
+from branchline.runtime.memory.draft_pool import DraftPool
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
+from branchline.runtime.models.draft import DraftModel
 from branchline.runtime.models.registry import make_model
 from branchline.runtime.sampling.sampler import Sampler
 
@@ -51,6 +55,7 @@ class RunnerSettings:
         kv_dtype: of the pool, see `kv_dtype_of`.
         attention: name of the backend, or "auto".
         graph: replay a recorded forward where ops and attention can.
+        draft_scratch: slots that guesses of a draft model lie in, on top of the pool's.
         adapter_slots: that the model's layers were given.
     """
 
@@ -61,6 +66,7 @@ class RunnerSettings:
     kv_dtype: torch.dtype = torch.bfloat16
     attention: str = "auto"
     graph: bool = True
+    draft_scratch: int = 0
     adapter_slots: int = 0
 
 
@@ -80,7 +86,16 @@ def load_weights(model: Model, checkpoint: Checkpoint, device: torch.device = _C
     """
     if isinstance(checkpoint, DummyCheckpoint):
         checkpoint.make_on(device)
-    slots = {slot.name: slot for slot in model.slots()}
+    fill_slots(model.slots(), checkpoint, device)
+
+
+def fill_slots(slots_of: Iterable[Slot], checkpoint: TensorSource, device: torch.device) -> None:
+    """Fill these slots with all that a checkpoint holds, one tensor at a time, on the device.
+
+    Raises:
+        ModelLoadError: see `load_weights`.
+    """
+    slots = {slot.name: slot for slot in slots_of}
     expected = {name: slot.shape for name, slot in slots.items()}
     for name, tensor in load_into(expected, checkpoint):
         slots[name].put(tensor if device.type == "cpu" else OnDevice(tensor, device))
@@ -124,6 +139,7 @@ def build_runner(
     ops: Ops,
     settings: RunnerSettings,
     slot_table: np.ndarray[tuple[int, int], np.dtype[np.int32]],
+    draft_model: DraftModel | None = None,
 ) -> ModelRunner:
     """A runner on the CPU, with a pool and a token table of its own.
 
@@ -132,6 +148,7 @@ def build_runner(
         ops: the same as there.
         settings: sizes.
         slot_table: int32 [max_rows, >= model.max_context], the cache manager's own array; shared.
+        draft_model: keeps something of every token that is computed.
 
     Raises:
         InvalidRequest: no attention backend can run it.
@@ -154,12 +171,22 @@ def build_runner(
         dtype=settings.kv_dtype,
         device=device,
     )
+    draft = None
+    if draft_model is not None:
+        draft = draft_beside(pool, draft_model, settings.draft_scratch, torch.float32)
     slots = torch.from_numpy(slot_table)
     tokens = token_table(slot_table.shape[0], model.max_context)
     recordable = attention.supports(replace(needs, graph=True)).ok
     if not (settings.graph and recordable and isinstance(ops, NativeOps)):
         return ModelRunner(
-            model, ops, attention, pool, slots, tokens, adapter_slots=settings.adapter_slots
+            model,
+            ops,
+            attention,
+            pool,
+            slots,
+            tokens,
+            draft=draft,
+            adapter_slots=settings.adapter_slots,
         )
 
     def record(*, adapted: bool) -> Graphs:
@@ -170,6 +197,7 @@ def build_runner(
                 pool,
                 slots,
                 tokens,
+                draft=draft,
                 runner=ops.runner,
                 max_tokens=settings.max_step_tokens,
                 max_rows=settings.max_step_rows,
@@ -188,10 +216,31 @@ def build_runner(
         pool,
         slots,
         tokens,
+        draft=draft,
         graphs=graphs,
         adapter_slots=settings.adapter_slots,
         record=partial(record, adapted=True) if settings.adapter_slots else None,
     )
+
+
+def draft_beside(
+    pool: KVPool, model: DraftModel, scratch: int, feature_dtype: torch.dtype
+) -> Draft:
+    """A draft model with a pool of the same slots as the target's, and `scratch` more."""
+    sizes = model.sizes
+    entries = DraftPool(
+        sizes.num_layers,
+        sizes.kv_heads,
+        sizes.head_dim,
+        sizes.feature_width,
+        num_pages=pool.num_pages,
+        page_size=pool.page_size,
+        scratch=scratch,
+        dtype=pool.buffer.dtype,
+        feature_dtype=feature_dtype,
+        device=pool.buffer.device,
+    )
+    return Draft(model, entries)
 
 
 def build_worker(runner: ModelRunner, *, overlap: bool = True) -> Worker:

@@ -13,6 +13,7 @@ from branchline.kernels.ops import Ops
 from branchline.runtime.attention.base import AttentionBackend
 from branchline.runtime.core.batch import ScheduleBatch
 from branchline.runtime.core.forward import ForwardBatch
+from branchline.runtime.executor.draft_step import Draft, forward_step
 from branchline.runtime.executor.lora_inputs import token_slots
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
@@ -29,6 +30,7 @@ class ModelGraph:
         token_table: int32 [max_rows, width], likewise.
         runner: native threads.
         max_tokens, max_rows: of a step.
+        draft: a draft model that keeps something of every token, if there is one.
         head: record the output head too, for steps with at most `max_rows` logit rows.
         adapted: for steps with adapters, and for those alone.
     """
@@ -41,6 +43,7 @@ class ModelGraph:
         slot_table: torch.Tensor,
         token_table: torch.Tensor,
         *,
+        draft: Draft | None = None,
         runner: Runner,
         max_tokens: int,
         max_rows: int,
@@ -61,6 +64,7 @@ class ModelGraph:
         self._ids = inputs.input_ids.numpy()
         self._positions = inputs.positions.numpy()
         self._slots = inputs.out_slots.numpy()
+        self._previous = inputs.previous.numpy()
         self._logit_index = inputs.logit_index.numpy()
         meta = inputs.meta
         self._rows = meta.rows.numpy()
@@ -83,10 +87,11 @@ class ModelGraph:
                 logit_idx=traced.logit_index,
                 backend=attention,
                 plan=self._plan,
+                previous=traced.previous,
                 lora=traced.lora if adapted else None,
                 logit_lora=traced.logit_lora if adapted else None,
             )
-            hidden = model.forward(batch, ops, kv_pool)
+            hidden = forward_step(model, draft, batch, ops, kv_pool)
             return model.logits(hidden, ops, batch.logit_lora) if head else hidden
 
         self._graph.capture(forward)
@@ -117,6 +122,8 @@ class ModelGraph:
         self._ids[:t] = plan.input_ids
         self._positions[:t] = plan.positions
         self._slots[:t] = plan.out_slots
+        if plan.previous is not None:
+            self._previous[:t] = plan.previous
         self._logit_index[:n] = plan.logit_idx
         self._rows[:b] = plan.rows
         self._seq_lens[:b] = plan.seq_lens

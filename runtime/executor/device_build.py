@@ -19,6 +19,9 @@ from branchline.runtime.attention.base import AttentionBackend, AttentionNeeds
 from branchline.runtime.attention.registry import make_attention
 from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.errors import OutOfMemory
+from branchline.runtime.executor.build import draft_beside
+from branchline.runtime.executor.device_draft import DeviceDraft
 from branchline.runtime.executor.device_graphs import (
     ADAPTED_TOKENS,
     TOKEN_STEP,
@@ -34,10 +37,12 @@ from branchline.runtime.executor.device_runner import DeviceRunner
 from branchline.runtime.executor.device_stream import DeviceStream, to_device
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.device_worker import DeviceWorker
+from branchline.runtime.executor.draft_step import Draft
 from branchline.runtime.executor.plan_buffers import StepShape
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.memory.sizing import free_memory
 from branchline.runtime.models.base import Model
+from branchline.runtime.models.draft import DraftModel
 from branchline.runtime.sampling.device_sampler import DeviceSampler
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
 
@@ -58,6 +63,7 @@ class DeviceSettings:
         kv_dtype: of the key-value pool.
         attention: name of the backend, or "auto".
         graphs: record forwards.
+        draft_scratch: slots that guesses of a draft model lie in, on top of the pool's.
         guesses: some steps will check guesses.
         adapter_slots: that the model's layers were given.
     """
@@ -69,6 +75,7 @@ class DeviceSettings:
     kv_dtype: torch.dtype
     attention: str = "auto"
     graphs: bool = True
+    draft_scratch: int = 0
     guesses: bool = False
     adapter_slots: int = 0
 
@@ -80,6 +87,7 @@ class DeviceBuilder:
         model: with its weights on the device.
         ops: what it runs with.
         device: where.
+        draft_model: keeps something of every token that is computed.
 
     Attributes:
         attention: the backend that was chosen.
@@ -87,9 +95,15 @@ class DeviceBuilder:
     """
 
     def __init__(
-        self, model: Model, ops: Ops, settings: DeviceSettings, device: torch.device
+        self,
+        model: Model,
+        ops: Ops,
+        settings: DeviceSettings,
+        device: torch.device,
+        draft_model: DraftModel | None = None,
     ) -> None:
         spec = model.spec
+        self._draft_model = draft_model
         self._model, self._ops, self._settings, self._device = model, ops, settings, device
         self.notes: list[tuple[str, str, str]] = []
         needs = AttentionNeeds(
@@ -102,17 +116,19 @@ class DeviceBuilder:
             deterministic=ops.deterministic,
         )
         self.attention: AttentionBackend = make_attention(settings.attention, needs)
+        pool = self._pool(1)
         tables = DeviceTables(settings.max_rows, settings.slot_width, model.max_context, device)
         self._runner = DeviceRunner(
             model,
             ops,
             self.attention,
-            self._pool(1),
+            pool,
             tables,
             DeviceStream(device),
             max_tokens=settings.max_step_tokens,
             max_rows=settings.max_rows,
             graph_tokens=self._graph_tokens(),
+            draft=self._draft(pool),
             adapter_slots=settings.adapter_slots,
         )
 
@@ -145,6 +161,7 @@ class DeviceBuilder:
     def worker(self, num_pages: int, *, overlap: bool) -> DeviceWorker:
         """Allocate the cache, record and compile."""
         self._runner.kv_pool = self._pool(num_pages)
+        self._runner.draft = self._draft(self._runner.kv_pool)
         if self._settings.graphs:
             self._record()
         self._warm_eager()
@@ -163,6 +180,42 @@ class DeviceBuilder:
             dtype=self._settings.kv_dtype,
             device=self._device,
         )
+
+    def guesser(self, *, width: int, max_depth: int) -> DeviceDraft:
+        """What runs the draft model, recorded; after `worker`.
+
+        Raises:
+            OutOfMemory: there is no memory left for the recordings.
+        """
+        runner = self._runner
+        assert runner.draft is not None, "there is a draft model"
+        made = DeviceDraft(
+            runner.draft,
+            self._ops,
+            runner.stream,
+            max_context=self._model.max_context,
+            width=width,
+            max_depth=max_depth,
+            vocab_size=runner.vocab_size,
+        )
+        started = time.monotonic()
+        try:
+            count = made.record()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                "There is no memory left to record the draft model.",
+                hint="Lower memory_fraction or kv_tokens.",
+            ) from error
+        runner.stream.drain()
+        took = time.monotonic() - started
+        self.notes.append(("draft_graphs", str(count), f"sizes recorded, in {took:.1f} s"))
+        return made
+
+    def _draft(self, pool: KVPool) -> Draft | None:
+        if self._draft_model is None:
+            return None
+        scratch = self._settings.draft_scratch
+        return draft_beside(pool, self._draft_model, scratch, self._ops.dtype)
 
     def _largest_step(self) -> None:
         """All tokens there can be, in padding rows, and logits of all rows and guesses."""

@@ -148,13 +148,13 @@ def idle_step(shape: StepShape) -> ScheduleBatch:
         rows=none,
         seq_lens=none,
         extend_lens=none,
-        extend_start=np.zeros(1, dtype=np.int32),
         input_ids=none,
         positions=np.empty(0, dtype=np.int64),
         out_slots=none,
         logit_idx=none,
         sample_idx=none,
         sample_rows=none,
+        previous=none,
     )
 
 

@@ -31,6 +31,7 @@ from branchline.runtime.executor.device_graphs import (
 )
 from branchline.runtime.executor.device_stream import DeviceStream
 from branchline.runtime.executor.device_tables import DeviceTables
+from branchline.runtime.executor.draft_step import Draft, forward_step
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape, StepTensors
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
@@ -71,6 +72,7 @@ class DeviceRunner:
         max_tokens, max_rows: of a step.
         graph_tokens: of the largest step that is recorded.
         tree_words: words of tree masks in a step at most.
+        draft: a draft model that keeps something of every token, if there is one.
         adapter_slots: that the model's layers were given.
     """
 
@@ -87,6 +89,7 @@ class DeviceRunner:
         max_rows: int,
         graph_tokens: int = 512,
         tree_words: int = 1 << 18,
+        draft: Draft | None = None,
         adapter_slots: int = 0,
     ) -> None:
         if not isinstance(ops, SamplingOps):
@@ -96,6 +99,7 @@ class DeviceRunner:
         self.model, self.ops, self.stream = model, ops, stream
         self.sampling: SamplingOps = ops
         self.kv_pool, self.tables = kv_pool, tables
+        self.draft = draft
         self.attention = attention
         self._max_rows = max_rows
         self._adapter_slots = adapter_slots
@@ -131,6 +135,8 @@ class DeviceRunner:
         """Queue slot copies, table changes, the forward, and logits of the sampled rows."""
         if plan.copies is not None:
             self.kv_pool.copy_slots(*plan.copies)
+            if self.draft is not None:
+                self.draft.pool.copy_slots(*plan.copies)
         sampled = len(plan.sample_rows)
         graph = self.graphs.find(plan)
         if graph is None:
@@ -181,10 +187,11 @@ class DeviceRunner:
             logit_idx=tensors.logit_idx,
             backend=self.attention,
             plan=plan,
+            previous=tensors.previous,
             lora=lora,
             logit_lora=lora if same else self.lora(tensors.logit_lora_slots),
         )
-        return self.model.forward(batch, self.ops, self.kv_pool)
+        return forward_step(self.model, self.draft, batch, self.ops, self.kv_pool)
 
     def _recorded(self, shape: StepShape, tensors: StepTensors, plan: AttentionPlan) -> Outputs:
         """What a graph holds: in decoding and verifying, the choice of the likeliest ids too."""

@@ -17,6 +17,7 @@ from branchline.runtime.core.batch import Int32Array, ScheduleBatch
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.executor.batch_inputs import attention_meta, token_tensors
 from branchline.runtime.executor.cpu_graph import ModelGraph
+from branchline.runtime.executor.draft_step import Draft, forward_step
 from branchline.runtime.executor.lora_inputs import logit_slots, sample_slots, token_slots
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
@@ -36,6 +37,7 @@ class ModelRunner:
         slot_table: int32 [max_rows, >= max_context], written by the cache manager; never copied.
         token_table: int32 [max_rows, max_context], ids of each row; rows are filled by
             `RowInit`s and by sampling. Owned by the runner's caller, written here.
+        draft: a draft model that keeps something of every token, if there is one.
         graphs: they replay steps that fit. Others, or all if it is None, run eagerly.
         adapter_slots: that there are.
         record: makes such graphs for steps with adapters, when the first one comes; None = those
@@ -51,6 +53,7 @@ class ModelRunner:
         slot_table: torch.Tensor,
         token_table: torch.Tensor,
         *,
+        draft: Draft | None = None,
         graphs: Graphs | None = None,
         adapter_slots: int = 0,
         record: Callable[[], Graphs] | None = None,
@@ -61,6 +64,7 @@ class ModelRunner:
         self.token_table = token_table
         self._attention = attention
         self._slot_table = slot_table
+        self.draft = draft
         self.graphs = graphs
         self._adapter_slots = adapter_slots
         self._record = record
@@ -120,6 +124,8 @@ class ModelRunner:
             self.token_table[init.row, init.start : end] = torch.from_numpy(init.ids)
         if plan.copies is not None:
             self.kv_pool.copy_slots(*plan.copies)
+            if self.draft is not None:
+                self.draft.pool.copy_slots(*plan.copies)
 
     def _eager(self, plan: ScheduleBatch) -> torch.Tensor:
         meta = attention_meta(plan, self._slot_table)
@@ -133,7 +139,8 @@ class ModelRunner:
             logit_idx=torch.from_numpy(plan.logit_idx),
             backend=self._attention,
             plan=self._attention.plan(meta),
+            previous=None if plan.previous is None else torch.from_numpy(plan.previous),
             lora=self._lora(token_slots(plan)),
             logit_lora=self._lora(logit_slots(plan)),
         )
-        return self.model.forward(batch, self.ops, self.kv_pool)
+        return forward_step(self.model, self.draft, batch, self.ops, self.kv_pool)

@@ -71,6 +71,7 @@ class StepTensors:
         input_ids: int32 [t], -1 still in it.
         positions: int64 [t].
         out_slots: int32 [t].
+        previous: int32 [t], slot of the token before each; what it was, where the plan has none.
         logit_idx: int32 [l].
         sample_idx: int32 [most samples], logit rows that are sampled, then 0.
         sample_places: int64 [most samples], where their ids go in the flat token table, then a
@@ -87,6 +88,7 @@ class StepTensors:
     input_ids: torch.Tensor
     positions: torch.Tensor
     out_slots: torch.Tensor
+    previous: torch.Tensor
     logit_idx: torch.Tensor
     sample_idx: torch.Tensor
     sample_places: torch.Tensor
@@ -141,6 +143,7 @@ class PlanBuffers:
             ("token_values", TABLE_WRITES, False),
             ("input_ids", tokens, False),
             ("out_slots", tokens, False),
+            ("previous", tokens, False),
             ("logit_idx", tokens, False),
             ("positions", tokens, True),
             ("lora_slots", tokens if adapters else 0, False),
@@ -194,6 +197,7 @@ class PlanBuffers:
             input_ids=v["input_ids"][:tokens],
             positions=v["positions"][:tokens],
             out_slots=v["out_slots"][:tokens],
+            previous=v["previous"][:tokens],
             logit_idx=v["logit_idx"][: shape.logits],
             sample_idx=v["sample_idx"],
             sample_places=v["sample_places"],
@@ -242,6 +246,8 @@ class PlanBuffers:
             a[name][:b] = getattr(plan, name)
         for name in ("input_ids", "out_slots", "positions"):
             a[name][:t] = getattr(plan, name)
+        if plan.previous is not None:
+            a["previous"][:t] = plan.previous
         logits = len(plan.logit_idx)
         a["logit_idx"][:logits] = plan.logit_idx
         a["logit_idx"][logits : shape.logits] = np.arange(
@@ -298,6 +304,7 @@ class PlanBuffers:
         a["extend_lens"][b : shape.rows] = lens
         a["input_ids"][t : shape.tokens] = 0
         a["out_slots"][t : shape.tokens] = 0
+        a["previous"][t : shape.tokens] = 0
         a["positions"][t : shape.tokens] = np.arange(spare_tokens) % piece
 
 

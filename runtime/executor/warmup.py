@@ -21,13 +21,13 @@ def idle_plan(num_tokens: int) -> ScheduleBatch:
         rows=np.zeros(1, dtype=np.int32),
         seq_lens=one,
         extend_lens=one,
-        extend_start=np.array([0, num_tokens], dtype=np.int32),
         input_ids=np.zeros(num_tokens, dtype=np.int32),
         positions=np.arange(num_tokens, dtype=np.int64),
         out_slots=np.zeros(num_tokens, dtype=np.int32),
         logit_idx=one - np.int32(1),
         sample_idx=np.empty(0, dtype=np.int32),
         sample_rows=np.empty(0, dtype=np.int32),
+        previous=np.zeros(num_tokens, dtype=np.int32),
     )
 
 

@@ -23,7 +23,14 @@ from branchline.runtime.grammar.service import GrammarService
 from branchline.runtime.launch.adapters import load_adapters, make_slots
 from branchline.runtime.launch.decisions import Decision
 from branchline.runtime.launch.text_parts import AnyTokenizer, TextParts
-from branchline.runtime.launch.workers import choose_device, load, on_device, on_host
+from branchline.runtime.launch.workers import (
+    Backend,
+    Loaded,
+    choose_device,
+    load,
+    on_device,
+    on_host,
+)
 from branchline.runtime.loading.checkpoint import Checkpoint
 from branchline.runtime.lora.manager import AdapterManager
 from branchline.runtime.memory.sizing import SizingDecision
@@ -33,7 +40,7 @@ from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.pace import Pace
 from branchline.runtime.scheduler.scheduler import Scheduler
-from branchline.runtime.speculative.build import make_drafting
+from branchline.runtime.speculative.build import Drafting, make_drafting, model_drafting
 
 MAX_TREE = 2048
 """Choices are scored in trees of at most this many tokens."""
@@ -128,7 +135,8 @@ def build_scheduler(
     slots = make_slots(config.lora, loaded, decisions)
     adapters = None if slots is None else load_adapters(config.lora, slots, call_soon)
     loaded.adapter_slots = 0 if slots is None else slots.count
-    cache, worker, sizing = (on_host if host else on_device)(config, loaded, decisions)
+    backend = (on_host if host else on_device)(config, loaded, decisions)
+    cache, worker, sizing = backend.cache, backend.worker, backend.sizing
     model = loaded.model
     vocab_size = model.spec.vocab_size
     grammars = GrammarService(
@@ -153,7 +161,7 @@ def build_scheduler(
         call_soon=call_soon,
         grow_ahead=1 if host else GROW_AHEAD,
         masks_beside=not host,
-        drafts=_drafts(config, vocab_size, tokenizer.eos_ids, decisions),
+        drafts=_drafts(config, loaded, backend, tokenizer.eos_ids, decisions),
         adapters=adapters,
     )
     facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
@@ -163,9 +171,24 @@ def build_scheduler(
 
 
 def _drafts(
-    config: EngineConfig, vocab_size: int, eos_ids: frozenset[int], decisions: list[Decision]
+    config: EngineConfig,
+    loaded: Loaded,
+    backend: Backend,
+    eos_ids: frozenset[int],
+    decisions: list[Decision],
 ) -> Drafts | None:
-    chosen = make_drafting(config.speculative)
+    vocab_size = loaded.model.spec.vocab_size
+    draft = loaded.draft
+    if draft is not None and backend.guesses is not None:
+        chosen: Drafting | None = model_drafting(
+            config.speculative,
+            backend.guesses,
+            vocab_size,
+            max_nodes=draft.nodes,
+            max_depth=draft.depth,
+        )
+    else:
+        chosen = make_drafting(config.speculative)
     if chosen is None:
         return None
     decisions.append(Decision("speculative", str(config.speculative.speculative), chosen.why))

@@ -24,8 +24,11 @@ from branchline.runtime.executor.build import (
     load_model,
 )
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
+from branchline.runtime.executor.drafting import DraftExecutor
+from branchline.runtime.executor.host_draft import HostDraft
 from branchline.runtime.executor.warmup import warm_up
 from branchline.runtime.launch.decisions import Decision
+from branchline.runtime.launch.drafting import DraftChoice, load_draft
 from branchline.runtime.layers.parameter import WeightDtype
 from branchline.runtime.loading.checkpoint import Checkpoint
 from branchline.runtime.memory.cache_manager import CacheManager
@@ -44,6 +47,7 @@ class Loaded:
     Attributes:
         dtype: of what is not quantized: activations on a device, matrices of adapters.
         adapter_slots: that its layers were given.
+        draft: a draft model, if one was chosen.
     """
 
     model: Model
@@ -53,6 +57,21 @@ class Loaded:
     max_step_tokens: int
     max_running: int
     adapter_slots: int = 0
+    draft: DraftChoice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What a scheduler runs on.
+
+    Attributes:
+        guesses: runs the draft model, if there is one.
+    """
+
+    cache: CacheManager
+    worker: Worker
+    sizing: SizingDecision
+    guesses: DraftExecutor | None = None
 
 
 def choose_device(setting: str, decisions: list[Decision]) -> torch.device:
@@ -104,15 +123,17 @@ def load(
     decisions.append(
         Decision("dtype", dtype, f"weights take {model.memory_report().total / 1e6:.0f} MB")
     )
+    draft = load_draft(
+        config, checkpoint, model, ops, dtype=dtype, device=device, decisions=decisions
+    )
     usual = CPU_STEP_TOKENS if device.type == "cpu" else CUDA_STEP_TOKENS
     max_step_tokens = config.scheduler.max_step_tokens or usual
     max_running = min(config.scheduler.max_running_requests, max(1, max_step_tokens // 2))
-    return Loaded(model, ops, device, wide, max_step_tokens, max_running)
+    return Loaded(model, ops, device, wide, max_step_tokens, max_running, draft=draft)
 
 
-def on_host(
-    config: EngineConfig, loaded: Loaded, decisions: list[Decision]
-) -> tuple[CacheManager, Worker, SizingDecision]:
+def on_host(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -> Backend:
+    draft = loaded.draft
     sizing = _size(config, loaded, free_memory(loaded.device), 0.3, decisions)
     cache = _cache(config, loaded, sizing.num_pages)
     runner = build_runner(
@@ -125,17 +146,27 @@ def on_host(
             max_step_rows=loaded.max_running,
             kv_dtype=_kv_dtype(config, loaded),
             adapter_slots=loaded.adapter_slots,
+            draft_scratch=0 if draft is None else draft.scratch,
         ),
         cache.slot_table.array,
+        None if draft is None else draft.model,
     )
     warm_up(runner)
-    return cache, build_worker(runner, overlap=config.scheduler.overlap), sizing
+    guesses = None
+    if draft is not None and runner.draft is not None:
+        guesses = HostDraft(
+            runner.draft,
+            loaded.ops,
+            max_context=loaded.model.max_context,
+            width=draft.width,
+            max_depth=draft.levels,
+        )
+    return Backend(cache, build_worker(runner, overlap=config.scheduler.overlap), sizing, guesses)
 
 
-def on_device(
-    config: EngineConfig, loaded: Loaded, decisions: list[Decision]
-) -> tuple[CacheManager, Worker, SizingDecision]:
+def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -> Backend:
     page_size, context = config.memory.page_size, loaded.model.max_context
+    draft = loaded.draft
     builder = DeviceBuilder(
         loaded.model,
         loaded.ops,
@@ -148,15 +179,20 @@ def on_device(
             attention=config.device.attention_backend,
             guesses=config.speculative.speculative is not None,
             adapter_slots=loaded.adapter_slots,
+            draft_scratch=0 if draft is None else draft.scratch,
         ),
         loaded.device,
+        None if draft is None else draft.model,
     )
     sizing = _size(config, loaded, builder.free_bytes(), 0.9, decisions)
     cache = _cache(config, loaded, sizing.num_pages)
     cache.slot_table.record_changes()
     worker = builder.worker(sizing.num_pages, overlap=config.scheduler.overlap)
+    guesses = None
+    if draft is not None:
+        guesses = builder.guesser(width=draft.width, max_depth=draft.levels)
     decisions.extend(Decision(*note) for note in builder.notes)
-    return cache, worker, sizing
+    return Backend(cache, worker, sizing, guesses)
 
 
 def _cache(config: EngineConfig, loaded: Loaded, num_pages: int) -> CacheManager:
@@ -177,11 +213,14 @@ def _size(
     usual_fraction: float,
     decisions: list[Decision],
 ) -> SizingDecision:
-    spec = loaded.model.spec
+    spec, kv_dtype, draft = loaded.model.spec, _kv_dtype(config, loaded), loaded.draft
+    per_token = KVPool.bytes_per_token(spec.num_layers, spec.kv_heads, spec.head_dim, kv_dtype)
+    if draft is not None:
+        kept = draft.bytes_per_token(kv_dtype, loaded.ops.dtype)
+        per_token += kept
+        free_bytes = max(0, free_bytes - kept * draft.scratch)
     sizing = decide_pages(
-        bytes_per_token=KVPool.bytes_per_token(
-            spec.num_layers, spec.kv_heads, spec.head_dim, _kv_dtype(config, loaded)
-        ),
+        bytes_per_token=per_token,
         page_size=config.memory.page_size,
         max_context=loaded.model.max_context,
         free_bytes=free_bytes,

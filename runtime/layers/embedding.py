@@ -91,7 +91,7 @@ class LMHead(Embedding):
 
     def __call__(self, x: torch.Tensor, ops: Ops, lora: LoraBatch | None = None) -> torch.Tensor:
         """Logits, in float32 if the backend sums in it, adapters included."""
-        y = ops.head(x, self.weight if self._tied is None else self._tied.weight)
+        y = ops.head(x, self.matrix)
         if lora is not None and self.lora is not None:
             ops.lora_add(y, x, self.lora, lora)
         return y
@@ -100,6 +100,11 @@ class LMHead(Embedding):
         """Where adapters add to it."""
         rows, columns = self._shape
         return LoraSite("head", columns, ((self._name, rows),), self._put_lora)
+
+    @property
+    def matrix(self) -> Weight:
+        """What it multiplies by, its own or the embedding's."""
+        return self.weight if self._tied is None else self._tied.weight
 
     def prepare(self, ops: Ops) -> None:
         """Its own matrix, if it is not tied."""

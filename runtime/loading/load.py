@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from branchline.runtime.config.model_spec import from_hf_config
 from branchline.runtime.errors import ModelLoadError
-from branchline.runtime.loading.checkpoint import Checkpoint, DummyCheckpoint
+from branchline.runtime.loading.checkpoint import Checkpoint, DummyCheckpoint, TensorSource
 from branchline.runtime.loading.gguf import GgufCheckpoint
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint, read_json
 
@@ -74,7 +74,7 @@ def _config_alone(path: Path, load_format: LoadFormat, seed: int) -> Checkpoint:
 
 
 def load_into(
-    expected: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint
+    expected: Mapping[str, tuple[int, ...]], checkpoint: TensorSource
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Yield (canonical name, tensor) for every expected tensor, in the file's order.
 

@@ -7,17 +7,25 @@ private mappings of the shards. Pickled weights are never opened.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from branchline.runtime.config.model_spec import from_hf_config
 from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.loading.checkpoint import TokenizerSource
 from branchline.runtime.loading.hf_tokenizer import tokenizer_from_directory
 from branchline.runtime.loading.raw_tensor import RawTensor
-from branchline.runtime.loading.tensor_file import DTYPES, TensorEntry, parse_head, tensor_at
+from branchline.runtime.loading.tensor_file import (
+    DTYPES,
+    TensorEntry,
+    integers_at,
+    parse_head,
+    tensor_at,
+)
 from branchline.runtime.loading.weight_map import canonical_from_hf
 
 
@@ -29,27 +37,23 @@ class _Located(NamedTuple):
     base: int
 
 
-class SafetensorsCheckpoint:
-    """A `Checkpoint` over a Hugging Face directory with one or several safetensors files.
+class SafetensorsFiles:
+    """The tensors of a directory with one or several safetensors files.
 
     Args:
-        directory: holds config.json and the rest.
-        weights: false reads the facts and the tokenizer alone; there are no tensors then.
+        directory: holds them.
+        canonical: the name a tensor is known by, from the file's; None = it is left out.
+        weights: false opens nothing; there are no tensors then.
 
     Raises:
-        ModelLoadError: a file is missing, damaged, cut short, or says something unsupported.
+        ModelLoadError: a file is missing, damaged or cut short.
     """
 
-    def __init__(self, directory: Path, *, weights: bool = True) -> None:
+    def __init__(
+        self, directory: Path, canonical: Callable[[str], str | None], *, weights: bool = True
+    ) -> None:
         self.location = str(directory)
-        config = read_json(directory / "config.json")
-        generation = directory / "generation_config.json"
-        self.tokenizer_source: TokenizerSource | None = tokenizer_from_directory(directory, config)
-        self.spec = from_hf_config(
-            config,
-            read_json(generation) if generation.exists() else None,
-            extra_eos=self.tokenizer_source.eos_ids if self.tokenizer_source else (),
-        )
+        self._canonical = canonical
         self._maps: dict[str, mmap.mmap] = {}
         self._entries: dict[str, _Located] = {}
         for shard in _shards(directory) if weights else ():
@@ -71,13 +75,21 @@ class SafetensorsCheckpoint:
                 f"{name} of {self.location} is stored as {entry.dtype}.",
                 hint=f"Supported: {', '.join(DTYPES)}.",
             )
-        if shard not in self._maps:
-            raise ModelLoadError(f"{self.location} is closed.")
-        return tensor_at(self._maps[shard], base, entry)
+        return tensor_at(self._data(shard), base, entry)
+
+    def integers(self, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """A tensor of whole numbers, a copy."""
+        entry, shard, base = self._entry(name)
+        return integers_at(self._data(shard), base, entry, f"{name} of {self.location}")
 
     def close(self) -> None:
         """Let go of the mappings; each goes away with the last tensor that views it."""
         self._maps.clear()
+
+    def _data(self, shard: str) -> mmap.mmap:
+        if shard not in self._maps:
+            raise ModelLoadError(f"{self.location} is closed.")
+        return self._maps[shard]
 
     def _entry(self, name: str) -> _Located:
         try:
@@ -91,13 +103,38 @@ class SafetensorsCheckpoint:
         self._maps[path.name] = data
         located = []
         for raw_name, entry in header.items():
-            name = canonical_from_hf(raw_name, self.spec)
+            name = self._canonical(raw_name)
             if name is None:
                 continue
             if name in self._entries:
                 raise ModelLoadError(f"{self.location} has two tensors {name!r}.")
             located.append((name, _Located(entry, path.name, base)))
         self._entries.update(sorted(located, key=lambda item: item[1].entry.data_offsets))
+
+
+class SafetensorsCheckpoint(SafetensorsFiles):
+    """A `Checkpoint` over a Hugging Face directory with one or several safetensors files.
+
+    Args:
+        directory: holds config.json and the rest.
+        weights: false reads the facts and the tokenizer alone; there are no tensors then.
+
+    Raises:
+        ModelLoadError: a file is missing, damaged, cut short, or says something unsupported.
+    """
+
+    def __init__(self, directory: Path, *, weights: bool = True) -> None:
+        config = read_json(directory / "config.json")
+        generation = directory / "generation_config.json"
+        self.tokenizer_source: TokenizerSource | None = tokenizer_from_directory(directory, config)
+        self.spec = from_hf_config(
+            config,
+            read_json(generation) if generation.exists() else None,
+            extra_eos=self.tokenizer_source.eos_ids if self.tokenizer_source else (),
+        )
+        super().__init__(
+            directory, lambda name: canonical_from_hf(name, self.spec), weights=weights
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -23,6 +23,9 @@ DTYPES: dict[str, tuple[Kind, Any]] = {
 }
 """Types that can be read: how their values are stored, and the numpy type that holds them."""
 
+INTEGERS: dict[str, Any] = {"I64": np.int64, "I32": np.int32}
+"""Types of whole numbers, which are no weights."""
+
 _MAX_HEADER = 100 << 20
 
 
@@ -96,12 +99,29 @@ def tensor_at(data: Any, base: int, entry: TensorEntry) -> RawTensor:
         entry: of a type in `DTYPES`.
     """
     kind, dtype = DTYPES[entry.dtype]
+    return RawTensor(kind, tuple(entry.shape), _values(data, base, entry, dtype))
+
+
+def integers_at(
+    data: Any, base: int, entry: TensorEntry, name: str
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A tensor of whole numbers, a copy.
+
+    Raises:
+        ModelLoadError: it holds others; `name` says which it is.
+    """
+    if entry.dtype not in INTEGERS:
+        raise ModelLoadError(f"{name} is stored as {entry.dtype}, not as whole numbers.")
+    return _values(data, base, entry, INTEGERS[entry.dtype]).astype(np.int64)
+
+
+def _values(data: Any, base: int, entry: TensorEntry, dtype: Any) -> np.ndarray[Any, Any]:
     start, end = (base + offset for offset in entry.data_offsets)
     raw = np.frombuffer(data, np.uint8, end - start, start)
     if start % np.dtype(dtype).itemsize:
         raw = raw.copy()
-    shape = tuple(entry.shape)
-    return RawTensor(kind, shape, raw.view(dtype).reshape(shape))
+    values: np.ndarray[Any, Any] = raw.view(dtype).reshape(entry.shape)
+    return values
 
 
 def unreadable(entries: Mapping[str, TensorEntry]) -> tuple[str, str] | None:
@@ -118,8 +138,9 @@ def _check_range(path: object, name: str, entry: TensorEntry, available: int) ->
             f"{path} is cut short: tensor {name!r} ends {end - available} bytes past its end.",
             hint="The download is incomplete; delete the file and fetch it again.",
         )
-    if entry.dtype in DTYPES:
-        need = int(np.prod(entry.shape, dtype=np.int64)) * np.dtype(DTYPES[entry.dtype][1]).itemsize
+    kinds = {name: kind for name, (_, kind) in DTYPES.items()} | INTEGERS
+    if entry.dtype in kinds:
+        need = int(np.prod(entry.shape, dtype=np.int64)) * np.dtype(kinds[entry.dtype]).itemsize
         if need != end - start:
             raise ModelLoadError(
                 f"{path} is damaged: tensor {name!r} of {entry.dtype} {entry.shape} "

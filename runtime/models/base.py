@@ -55,6 +55,24 @@ class MemoryReport:
         return parts + self.norms + self.tables
 
 
+class Tap(Protocol):
+    """Listens to one forward: is shown hidden states of all tokens as they come about.
+
+    Attributes:
+        final: the states after the last layer are wanted too, for all tokens. Else only tokens
+            whose logits are wanted pass the end of it.
+    """
+
+    final: bool
+
+    def layer(self, index: int, residual: torch.Tensor, ops: Ops) -> None:
+        """The residual stream [t, hidden] after layer `index`. It is changed afterwards: what is
+        wanted of it must be computed or copied at once."""
+
+    def end(self, hidden: torch.Tensor) -> None:
+        """Final normed states [t, hidden]; called only where `final`."""
+
+
 class Model(Protocol):
     """A decoder-only language model."""
 
@@ -75,8 +93,10 @@ class Model(Protocol):
     def prepare(self, ops: Ops) -> None:
         """Fit the weights to the ops that it will run with; once, after all slots are filled."""
 
-    def forward(self, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
-        """Run one step: the step's keys and values enter the pool.
+    def forward(
+        self, batch: ForwardBatch, ops: Ops, kv: KVLayers, tap: Tap | None = None
+    ) -> torch.Tensor:
+        """Run one step: the step's keys and values enter the pool, `tap` is shown the states.
 
         Returns:
             Final normed hidden states of the tokens `batch.logit_idx`: [l, hidden].

@@ -94,10 +94,13 @@ class Attention:
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x))."""
+    """down(silu(gate(x)) * up(x)).
 
-    def __init__(self, spec: ModelSpec, index: int, dtype: WeightDtype) -> None:
-        name = f"model.layers.{index}.mlp"
+    Args:
+        name: of its tensors, without the projection.
+    """
+
+    def __init__(self, spec: ModelSpec, name: str, dtype: WeightDtype) -> None:
         self.gate_up = Linear(
             spec.hidden,
             [(f"{name}.gate_proj", spec.ffn), (f"{name}.up_proj", spec.ffn)],
@@ -128,7 +131,7 @@ class DecoderLayer:
         self.input_norm = RMSNorm(f"{name}.input_layernorm", spec.hidden, spec.rms_eps)
         self.attention = Attention(spec, index, rotary, dtype)
         self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", spec.hidden, spec.rms_eps)
-        self.mlp = GatedMLP(spec, index, dtype)
+        self.mlp = GatedMLP(spec, f"{name}.mlp", dtype)
 
     def begin(self, residual: torch.Tensor, ops: Ops, lora: LoraBatch | None) -> torch.Tensor:
         """Heads of the first layer: [t, q_size + 2 kv_size]."""

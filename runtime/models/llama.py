@@ -1,6 +1,7 @@
 """Llama (Touvron et al., 2023) and everything shaped like it: SmolLM, Mistral, Qwen.
 
-Invariant: only tokens whose logits are wanted pass the last MLP, the final norm and the head.
+Invariant: only tokens whose logits are wanted pass the last MLP, the final norm and the head,
+unless a tap wants the final states of all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from branchline.runtime.layers.lora_site import LoraSite
 from branchline.runtime.layers.norm import RMSNorm
 from branchline.runtime.layers.parameter import Slot, WeightDtype, stored_as
 from branchline.runtime.layers.rotary import rotary_table
-from branchline.runtime.models.base import KVLayers, MemoryReport
+from branchline.runtime.models.base import KVLayers, MemoryReport, Tap
 from branchline.runtime.models.blocks import DecoderLayer
 
 
@@ -48,17 +49,27 @@ class Llama:
         tied = self.embed if spec.tie_embeddings else None
         self.head = LMHead("lm_head", spec.vocab_size, spec.hidden, dtype, tied=tied)
 
-    def forward(self, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
+    def forward(
+        self, batch: ForwardBatch, ops: Ops, kv: KVLayers, tap: Tap | None = None
+    ) -> torch.Tensor:
         """[l, hidden], normed."""
         lora = batch.lora
         residual = self.embed(batch.input_ids, ops, lora)
         qkv = self.layers[0].begin(residual, ops, lora)
-        for layer, following in pairwise(self.layers):
+        for index, (layer, following) in enumerate(pairwise(self.layers)):
             attended = layer.attention.forward(qkv, batch, ops, kv)
             gated = layer.gated(attended, residual, ops, lora)
             qkv = layer.then(gated, residual, following, ops, lora)
+            if tap is not None:
+                tap.layer(index, residual, ops)
         last = self.layers[-1]
         attended = last.attention.forward(qkv, batch, ops, kv)
+        if tap is not None and tap.final:
+            gated = last.gated(attended, residual, ops, lora)
+            hidden = last.end(gated, residual, self.norm, ops, lora)
+            tap.layer(len(self.layers) - 1, residual, ops)
+            tap.end(hidden)
+            return ops.gather_rows(hidden, batch.logit_idx)
         residual = ops.gather_rows(residual, batch.logit_idx)
         attended = ops.gather_rows(attended, batch.logit_idx)
         lora = batch.logit_lora

@@ -123,7 +123,9 @@ class Scheduler:
             adapters=self.adapters,
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
-        self._builder = PlanBuilder(cache.slot_table, _suppress_ids(eos_ids))
+        self._builder = PlanBuilder(
+            cache.slot_table, _suppress_ids(eos_ids), linked=drafts is not None
+        )
         self._drafts = drafts
         self._committed: float | None = None  # when the last step of a busy stretch was
         self._inflight: deque[tuple[StepPlan, Pending]] = deque()

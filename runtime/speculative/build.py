@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from branchline.runtime.config.sections import SpeculativeSection
 from branchline.runtime.core.drafting import Drafter
+from branchline.runtime.executor.drafting import DraftExecutor
+from branchline.runtime.speculative.model_drafter import ModelDrafter
 
 NGRAM_TOKENS = 16
 """Guesses along a quotation: more would be right, too, but a wrong end costs as much."""
@@ -31,16 +33,38 @@ class Drafting:
     why: str
 
 
+def model_drafting(
+    section: SpeculativeSection,
+    executor: DraftExecutor,
+    vocab_size: int,
+    *,
+    max_nodes: int,
+    max_depth: int,
+) -> Drafting:
+    """A draft model as drafter.
+
+    Args:
+        executor: runs it.
+        vocab_size: of the target.
+        max_nodes, max_depth: what it was made for.
+    """
+    drafter = ModelDrafter(executor, vocab_size)
+    return _drafting(section, drafter, max_nodes, max_depth)
+
+
 def make_drafting(section: SpeculativeSection) -> Drafting | None:
-    """The drafter that was chosen; None where nobody is to guess."""
+    """The drafter that was chosen, if it needs no model; None where nobody is to guess."""
     if section.speculative is None:
         return None
     # Imported here: an engine without it does not load it.
     from branchline.runtime.speculative.ngram import NgramDrafter
 
     nodes = section.speculative_tokens or NGRAM_TOKENS
-    depth = min(section.speculative_steps or nodes, nodes)
+    return _drafting(section, NgramDrafter(), nodes, min(section.speculative_steps or nodes, nodes))
+
+
+def _drafting(section: SpeculativeSection, drafter: Drafter, nodes: int, depth: int) -> Drafting:
     adapts = section.speculative_tokens is None
     as_measured = ", as many as pay" if adapts else ""
     why = f"up to {nodes} tokens a step, {depth} in a row{as_measured}"
-    return Drafting(NgramDrafter(), nodes, depth, adapts, why)
+    return Drafting(drafter, nodes, depth, adapts, why)

@@ -131,6 +131,7 @@ def test_padding_leaves_a_plan_as_it_is_and_stays_in_its_own_row(data: st.DataOb
     plan.seq_lens = plan.extend_lens + np.int32(3)
     plan.input_ids = np.arange(1, tokens + 1, dtype=np.int32)
     plan.out_slots = plan.input_ids + np.int32(100)
+    plan.previous = plan.out_slots - np.int32(50)
     plan.positions = plan.input_ids.astype(np.int64) % 60
     plan.logit_idx = (np.cumsum(lens) - 1).astype(np.int32)
     plan.sample_idx = plan.sample_rows = np.arange(len(lens), dtype=np.int32)
@@ -148,6 +149,7 @@ def test_padding_leaves_a_plan_as_it_is_and_stays_in_its_own_row(data: st.DataOb
     assert views.out_slots[:tokens].tolist() == plan.out_slots.tolist()
     assert views.logit_idx[:b].tolist() == plan.logit_idx.tolist()
     assert views.meta.seq_lens[:b].tolist() == plan.seq_lens.tolist()
+    assert views.previous.tolist() == [*plan.previous.tolist(), *[0] * (total - tokens)]
     assert views.input_ids[tokens:].tolist() == [0] * (total - tokens)
     assert views.out_slots[tokens:].tolist() == [0] * (total - tokens)
     assert views.meta.rows[b:].tolist() == [tables.padding_row] * (rows - b)

@@ -188,7 +188,6 @@ def test_an_empty_step_only_writes_tables(models: dict[str, Model], native: Ops)
         rows=plan.rows[:0],
         seq_lens=plan.seq_lens[:0],
         extend_lens=plan.extend_lens[:0],
-        extend_start=plan.extend_start[:1],
         input_ids=plan.input_ids[:0],
         logit_idx=plan.logit_idx[:0],
         inits=[RowInit(4, 2, np.array([9, 8], dtype=np.int32))],

@@ -33,8 +33,18 @@ def test_row_ops_equal_reference(native: NativeOps, t: int, h: int) -> None:
     assert torch.equal(native.add(x, y), x + y)
     index = torch.randint(0, t, (5,), dtype=torch.int32)
     assert torch.equal(native.gather_rows(x, index), x[index.long()])
+    plane, places = torch.randn(t + 4, h), torch.randperm(t + 4)[:t].to(torch.int32)
+    wanted = plane.clone()
+    _REF.scatter_rows(x, places, wanted)
+    native.scatter_rows(x, places, plane)
+    assert torch.equal(plane, wanted) and torch.equal(plane[places.long()], x)
     torch.testing.assert_close(native.logsumexp_rows(both), torch.logsumexp(both, -1))
     assert native.argmax_rows(both).tolist() == both.argmax(-1).tolist()
+    for k in (1, 4, 7):
+        best = torch.sort(both, dim=-1, descending=True, stable=True)
+        values, indices = native.top_rows(both, k)
+        assert torch.equal(values, best.values[:, :k])
+        assert torch.equal(indices.long(), best.indices[:, :k])
 
 
 @pytest.mark.parametrize("kind", [Q4_1Weight, Q8_0Weight])
@@ -107,7 +117,7 @@ def test_negative_ids_come_from_the_token_table(native: NativeOps) -> None:
 
 @pytest.mark.parametrize("pool", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize(("hq", "hkv", "d"), [(9, 3, 64), (4, 1, 16), (2, 2, 22)])
+@pytest.mark.parametrize(("hq", "hkv", "d"), [(9, 3, 64), (4, 1, 16), (2, 2, 22), (0, 2, 16)])
 def test_rope_write_equals_reference(
     native: NativeOps, pool: torch.dtype, norm: bool, hq: int, hkv: int, d: int
 ) -> None:

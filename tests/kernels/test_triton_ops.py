@@ -63,6 +63,13 @@ def test_activations_and_lookups(ops: TritonOps, reference: ReferenceOps, dtype:
     assert close(ops.add(x, y), x.double() + y.double(), BOUNDS[dtype])
     index = torch.tensor([6, 0, 0, 3], dtype=torch.int32, device=ops.device)
     assert torch.equal(ops.gather_rows(x, index), x[index.long()])
+    plane = randn(ops, 9, 192)
+    want = plane.clone()
+    want[index[1:].long()] = x[2:5]
+    ops.scatter_rows(x[2:5].contiguous(), index[1:], plane)
+    assert torch.equal(plane[[3, 5]], want[[3, 5]]) and any(
+        torch.equal(plane[0], x[i]) for i in (2, 3)
+    )
     table = DenseWeight(randn(ops, 11, 48))
     assert torch.equal(ops.embedding(index, table), table.tensor[index.long()])
 
@@ -111,7 +118,7 @@ def test_residual_step(
         assert close(residual, stream, 2 * BOUNDS[dtype])
 
 
-@pytest.mark.parametrize("heads", [(4, 2, 32), (9, 3, 64), (2, 1, 80)], ids=str)
+@pytest.mark.parametrize("heads", [(4, 2, 32), (9, 3, 64), (2, 1, 80), (0, 2, 32)], ids=str)
 @pytest.mark.parametrize("norms", ["none", "both", "q"])
 def test_rope_and_write(
     ops: TritonOps, reference: ReferenceOps, dtype: Dtype, heads: tuple[int, int, int], norms: str
@@ -157,6 +164,9 @@ def test_rows_of_logits(ops: TritonOps, reference: ReferenceOps, vocabulary: int
     reference.apply_bitmask(want, bitmask, need)
     ops.apply_bitmask(logits, bitmask, need)
     assert torch.equal(logits, want)
+    values, indices = ops.top_rows(logits, 5)
+    assert torch.equal(values, reference.top_rows(logits, 5)[0])
+    assert torch.equal(logits.gather(1, indices.long()), values)
     logits[3] = -torch.inf
     assert torch.equal(ops.argmax_rows(logits), reference.argmax_rows(logits))
     got, want = ops.logsumexp_rows(logits), reference.logsumexp_rows(logits)

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from branchline.kernels.errors import KernelInputError
-from branchline.kernels.weights import DenseWeight, PanelWeight, Q4_1Weight, Q8_0Weight, concat
+from branchline.kernels.testing import random_quantized
+from branchline.kernels.weights import (
+    DenseWeight,
+    PanelWeight,
+    Q4_1Weight,
+    Q8_0Weight,
+    concat,
+    pick_rows,
+    quantize_q8_0,
+)
 
 _KINDS = [
     (Q4_1Weight, gguf.GGMLQuantizationType.Q4_1),
@@ -50,6 +59,34 @@ def test_concat_stacks_rows(
 def test_panels_hold_the_matrix(dtype: torch.dtype, n: int, k: int) -> None:
     x = torch.randn(n, k).to(dtype)
     assert torch.equal(PanelWeight(x).dequantize(), x.float())
+
+
+@pytest.mark.parametrize("count", [1, 16, 37])
+def test_picked_rows_are_the_rows(count: int) -> None:
+    index = torch.randint(0, 50, (count,))
+    tensor = torch.randn(50, 96)
+    for weight in (
+        random_quantized(Q4_1Weight, 50, 96, 1),
+        random_quantized(Q8_0Weight, 50, 96, 2),
+        DenseWeight(tensor),
+        PanelWeight(tensor.bfloat16()),
+        PanelWeight(tensor),
+    ):
+        picked = pick_rows(weight, index)
+        assert picked.shape == (count, 96)
+        assert torch.equal(picked.dequantize(), weight.dequantize()[index])
+    following = pick_rows(DenseWeight(tensor), torch.arange(7, 20))
+    assert isinstance(following, DenseWeight)
+    assert following.tensor.data_ptr() == tensor[7:].data_ptr()
+
+
+def test_rounding_to_8_bits_stays_within_half_a_step() -> None:
+    tensor = torch.randn(19, 64) * 3
+    tensor[4, :32] = 0
+    blocks = tensor.view(19, 2, 32)
+    step = blocks.abs().amax(-1, keepdim=True) / 127
+    error = (quantize_q8_0(tensor.bfloat16()).dequantize().view_as(blocks) - blocks).abs()
+    assert (error <= 0.51 * step + 2**-8 * blocks.abs()).all()
 
 
 def test_cut_file_is_refused() -> None:

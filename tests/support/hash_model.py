@@ -249,6 +249,9 @@ class HashWorker:
             assert (self.depth[slots] == np.arange(len(slots))).all(), "a stale or foreign entry"
             assert len(slots) == position, "a token does not see exactly the tokens before it"
             previous = int(self.hash[slots[-1]]) if len(slots) else 0
+            if plan.previous is not None:
+                before = int(slots[-1]) if len(slots) else 0
+                assert int(plan.previous[lo + k]) == before, "not the slot of the token before"
             slot = int(plan.out_slots[lo + k])
             assert slot > 0 and int(self.slots[row, index]) == slot, "slot table and plan disagree"
             self.depth[slot], self.hash[slot] = position, entry(previous, token, salt)

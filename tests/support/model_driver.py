@@ -19,6 +19,7 @@ from branchline.runtime.executor.model_runner import ModelRunner
 from branchline.runtime.layers.parameter import WeightDtype
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.models.base import Model
+from branchline.runtime.models.draft import DraftModel
 
 CONTEXT = 96
 
@@ -102,6 +103,8 @@ class Driver:
         kv_dtype: torch.dtype = torch.float32,
         max_step_tokens: int = 256,
         seed: int = 0,
+        draft_model: DraftModel | None = None,
+        draft_scratch: int = 0,
         adapter_slots: int = 0,
     ) -> None:
         pages_each = -(-model.max_context // page_size)
@@ -120,9 +123,11 @@ class Driver:
                 kv_dtype=kv_dtype,
                 attention=attention,
                 graph=graph,
+                draft_scratch=draft_scratch,
                 adapter_slots=adapter_slots,
             ),
             self.slots,
+            draft_model,
         )
 
     def plan(self, parts: Sequence[Part]) -> ScheduleBatch:
@@ -133,6 +138,7 @@ class Driver:
         wanted: list[int] = []
         sampled: list[int] = []
         lens: list[int] = []
+        previous: list[np.ndarray[Any, Any]] = []
         for part in parts:
             start, count = self.lengths[part.row], len(part.ids)
             nodes = 0 if part.tree is None else len(part.tree)
@@ -142,7 +148,13 @@ class Driver:
             if part.tree is not None:
                 ids += part.tree.token_ids.tolist()
                 positions += (part.tree.depths + start + count).tolist()
-            slots.append(self.slots[part.row, start : start + count + nodes])
+            mine = self.slots[part.row]
+            slots.append(mine[start : start + count + nodes])
+            before = np.arange(start - 1, start + count - 1)
+            if part.tree is not None:
+                parents = part.tree.parents.astype(np.int64)
+                before = np.concatenate([before, start + count + parents])
+            previous.append(np.where(before < 0, 0, mine[before]))
             if part.every or part.tree is not None:
                 wanted += range(base, base + count + nodes)
             else:
@@ -150,7 +162,6 @@ class Driver:
             if part.sample:
                 sampled.append(len(wanted) - 1 - nodes)
             lens.append(count + nodes)
-        starts = np.concatenate([[0], np.cumsum(lens)]).astype(np.int32)
         plan = ScheduleBatch(
             mode=ForwardMode.EXTEND,
             rows=np.array([part.row for part in parts], dtype=np.int32),
@@ -159,7 +170,6 @@ class Driver:
                 dtype=np.int32,
             ),
             extend_lens=np.array(lens, dtype=np.int32),
-            extend_start=starts,
             input_ids=np.array(ids, dtype=np.int32),
             positions=np.array(positions, dtype=np.int64),
             out_slots=np.concatenate(slots),
@@ -169,6 +179,7 @@ class Driver:
                 [i for i, part in enumerate(parts) if part.sample], dtype=np.int32
             ),
             tree=_tree_mask(parts),
+            previous=np.concatenate(previous).astype(np.int32),
         )
         for part in parts:
             self.lengths[part.row] += len(part.ids)

@@ -132,6 +132,7 @@ def rows(made: TritonOps) -> None:
     made.silu_mul(x)
     made.add(x, x)
     made.gather_rows(x, ids)
+    made.scatter_rows(x, ids, x)
     made.resolve_ids(ids, empty("i8", 8), step(8, 1), empty("i4", 9, CONTEXT))
     made.copy_slots(empty("b2", 4, 2, SLOTS, HKV, D), empty("i8", 3), empty("i8", 3))
 

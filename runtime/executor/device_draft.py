@@ -1,0 +1,313 @@
+"""Guessing on a device: all levels of several rows recorded as one graph, one copy there and back.
+
+The same beam as `host_draft`, with fixed sizes: every row has `width` guesses at every level, dead
+ones score -inf. Invariant: nothing outside the scratch slots is written; what a replay gives for a
+row does not depend on the rows beside it, beyond what its kernels promise. On a CPU a "recording"
+is the function itself, run again. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from branchline.kernels.ops import AttentionMeta, Ops
+from branchline.runtime.core.forward import ForwardBatch
+from branchline.runtime.executor.device_stream import DeviceStream, host_buffer
+from branchline.runtime.executor.draft_step import Draft
+from branchline.runtime.executor.drafting import DraftSeed, Guesses
+from branchline.runtime.models.draft import EntryAttention
+
+ROW_SIZES = (1, 2, 4, 8, 16)
+"""Rows for which guessing is recorded; more take several turns."""
+
+
+def recorded_depths(most: int) -> list[int]:
+    """Levels for which guessing is recorded, ascending."""
+    return [depth for depth in range(1, most + 1) if depth <= 4 or depth % 2 == 0 or depth == most]
+
+
+@dataclass(slots=True)
+class _Beam:
+    """What is looked into at a level: R rows, w guesses each (one at the first level).
+
+    Attributes:
+        ids: int32 [R, w].
+        scores: float32 [R, w].
+        nodes: int32 [R, w], indices of the guesses; -1 = a pending id.
+        paths: int32 [R, w, level + 1], scratch slots of their paths, their own last.
+        previous: int32 [R, w], slots of their parents.
+    """
+
+    ids: torch.Tensor
+    scores: torch.Tensor
+    nodes: torch.Tensor
+    paths: torch.Tensor
+    previous: torch.Tensor
+
+
+class DeviceDraft:
+    """Runs a draft model's levels on a device's queue; used by the thread that queues steps.
+
+    Args:
+        draft: the model and its pool, with `scratch_slots(width, max_depth)` of scratch.
+        ops: what it runs with.
+        stream: where steps are queued too.
+        max_context: of a row.
+        width: guesses looked into at each level.
+        max_depth: levels at most.
+        vocab_size: of the target.
+    """
+
+    def __init__(
+        self,
+        draft: Draft,
+        ops: Ops,
+        stream: DeviceStream,
+        *,
+        max_context: int,
+        width: int,
+        max_depth: int,
+        vocab_size: int,
+    ) -> None:
+        self.max_depth = max_depth
+        self._draft, self._ops, self._stream = draft, ops, stream
+        self._width, self._context, self._vocab_size = width, max_context, vocab_size
+        self._first = draft.model.sizes.first
+        self._attention = EntryAttention()
+        device, rows = stream.device, ROW_SIZES[-1]
+        # lengths, last slot, whether masked, pending ids: what every row needs, in one copy
+        self._host = host_buffer((rows, 3 + max_depth), torch.int32, device)
+        self._inputs = torch.zeros_like(self._host, device=device)
+        self._host_slots = host_buffer((rows, max_context), torch.int32, device)
+        self._slots = torch.zeros((rows, max_context), dtype=torch.int32, device=device)
+        words = -(-vocab_size // 32)
+        self._host_masks = host_buffer((rows, words), torch.int32, device)
+        self._masks = torch.zeros((rows, words), dtype=torch.int32, device=device)
+        self._table = torch.zeros(
+            (rows * width, max_context + max_depth), dtype=torch.int32, device=device
+        )
+        scratch = torch.arange(rows * max_depth * width, dtype=torch.int32, device=device)
+        self._scratch = (scratch + draft.pool.first_scratch).view(rows, max_depth, width)
+        self._levels = torch.arange(max_depth, device=device)
+        most = width + (max_depth - 1) * width * width
+        self._back = host_buffer((3, rows, most), torch.int32, device)
+        self._graphs: dict[tuple[int, int], Callable[[], torch.Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def record(self) -> int:
+        """Record all sizes, the largest first; how many.
+
+        Raises:
+            torch.OutOfMemoryError: no memory for it.
+        """
+        for rows in reversed(ROW_SIZES):
+            for depth in reversed(recorded_depths(self.max_depth)):
+                self._graph(rows, depth)
+        return len(self._graphs)
+
+    def guess(self, seeds: Sequence[DraftSeed]) -> list[Guesses]:
+        """See `DraftExecutor.guess`."""
+        found: list[Guesses] = []
+        for first in range(0, len(seeds), ROW_SIZES[-1]):
+            found += self._guess(seeds[first : first + ROW_SIZES[-1]])
+        return found
+
+    def _guess(self, seeds: Sequence[DraftSeed]) -> list[Guesses]:
+        levels = [self._levels_of(seed) for seed in seeds]
+        if max(levels) < 1:
+            none = np.empty(0, dtype=np.int32)
+            return [Guesses(none, none, none.astype(np.float32))] * len(seeds)
+        rows = next(size for size in ROW_SIZES if size >= len(seeds))
+        depth = next(d for d in recorded_depths(self.max_depth) if d >= max(levels))
+        self._stream.adopt()
+        replay = self._graph(rows, depth)
+        with self._stream:
+            self._load(seeds, rows)
+            result = replay()
+            back = self._back.view(-1)[: result.numel()].view(result.shape)
+            back.copy_(result, non_blocking=True)
+            mark = self._stream.mark()
+        mark.wait()
+        arrays = back.numpy()
+        return [self._read(arrays[:, row], max(0, count)) for row, count in enumerate(levels)]
+
+    def _levels_of(self, seed: DraftSeed) -> int:
+        """Levels wanted, pending ids among them; rotations end with the context."""
+        wanted = seed.depth + len(seed.pending) - 1
+        return min(wanted, self.max_depth, self._context - len(seed.slots))
+
+    def _read(
+        self, arrays: np.ndarray[tuple[int, int], np.dtype[np.int32]], levels: int
+    ) -> Guesses:
+        w = self._width
+        count = w + (levels - 1) * w * w if levels else 0
+        ids, parents, scores = arrays[:, :count]
+        return Guesses(ids.copy(), parents.copy(), scores.copy().view(np.float32))
+
+    def _load(self, seeds: Sequence[DraftSeed], rows: int) -> None:
+        host, slots = self._host.numpy(), self._host_slots.numpy()
+        host[:rows] = 0
+        host[:rows, 3:] = -1
+        host[len(seeds) : rows, 3] = 0
+        for row, seed in enumerate(seeds):
+            n = len(seed.slots)
+            host[row, :3] = n, seed.slots[-1], seed.allowed is not None
+            host[row, 3 : 3 + len(seed.pending)] = seed.pending
+            slots[row, : n - self._first] = seed.slots[self._first :]
+            part = slice(0, n - self._first)
+            self._slots[row, part].copy_(self._host_slots[row, part], non_blocking=True)
+            if seed.allowed is not None:
+                self._host_masks.numpy()[row] = seed.allowed
+                self._masks[row].copy_(self._host_masks[row], non_blocking=True)
+        self._inputs[:rows].copy_(self._host[:rows], non_blocking=True)
+
+    # -- what is recorded --------------------------------------------------------------------------
+
+    def _graph(self, rows: int, depth: int) -> Callable[[], torch.Tensor]:
+        found = self._graphs.get((rows, depth))
+        if found is None:
+            with self._stream:
+                found = self._capture(lambda: self._run(rows, depth))
+            self._graphs[rows, depth] = found
+        return found
+
+    def _capture(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        if self._pool is None:
+            return run
+        run()  # compiles kernels and makes libraries' handles, which cannot be recorded
+        self._stream.drain()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            result = run()
+        finally:
+            graph.capture_end()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+    def _run(self, rows: int, depth: int) -> torch.Tensor:
+        """int32 [3, rows, guesses]: ids, parents, bits of the scores."""
+        w, width = self._width, self._table.shape[1]
+        lens, last, pending = (
+            self._inputs[:rows, 0],
+            self._inputs[:rows, 1],
+            self._inputs[:rows, 3:],
+        )
+        table = self._table[: rows * w].view(rows, w, width)
+        table[:, :, : self._context] = self._slots[:rows, None]
+        beam = _Beam(
+            pending[:, :1],
+            torch.zeros((rows, 1), device=lens.device),
+            torch.full((rows, 1), -1, dtype=torch.int32, device=lens.device),
+            self._scratch[:rows, 0, :1, None],
+            last[:, None],
+        )
+        ids, parents, scores = [], [], []
+        count = 0
+        for level in range(depth):
+            logprobs, found = self._level(level, beam, lens, table)
+            total = (beam.scores[:, :, None] + logprobs).flatten(1)
+            found = found.flatten(1)
+            nodes = beam.nodes[:, :, None].expand(-1, -1, w).flatten(1)
+            known = pending[:, level + 1 : level + 2] if level + 1 < self.max_depth else None
+            given = None if known is None else known >= 0
+            ids.append(found)
+            parents.append(nodes)
+            scores.append(total if given is None else total.masked_fill(given, float("-inf")))
+            if level + 1 < depth:
+                beam = self._next(level, beam, found, total, count, known)
+            count += total.shape[1]
+        bits = torch.cat(scores, dim=1).view(torch.int32)
+        return torch.stack([torch.cat(ids, dim=1), torch.cat(parents, dim=1), bits])
+
+    def _level(
+        self, level: int, beam: _Beam, lens: torch.Tensor, table: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probabilities float32, ids int32) [R, beam, w] of what follows each."""
+        rows, size = beam.ids.shape
+        device = lens.device
+        context = lens - self._first
+        columns = context.clamp(min=0)[:, None, None] + self._levels[: level + 1]
+        table[:, :size].scatter_(2, columns.expand(-1, size, -1), beam.paths)
+        tokens = rows * size
+        places = torch.arange(rows, dtype=torch.int32, device=device)[:, None] * self._width
+        places = places + torch.arange(size, dtype=torch.int32, device=device)
+        each = lens[:, None].expand(-1, size).reshape(-1)
+        meta = AttentionMeta(
+            rows=places.reshape(-1),
+            slot_table=self._table,
+            seq_lens=(each - self._first).clamp(min=0) + (level + 1),
+            extend_lens=torch.ones(tokens, dtype=torch.int32, device=device),
+            extend_start=torch.arange(tokens + 1, dtype=torch.int32, device=device),
+            host_extend_lens=torch.ones(tokens, dtype=torch.int32),
+        )
+        batch = ForwardBatch(
+            input_ids=beam.ids.reshape(-1).contiguous(),
+            positions=(each + level).clamp(max=self._context - 1).long(),
+            out_slots=beam.paths[:, :, -1].reshape(-1).contiguous(),
+            logit_idx=torch.arange(tokens, dtype=torch.int32, device=device),
+            backend=self._attention,
+            plan=self._attention.init_graph(meta),
+            previous=beam.previous.reshape(-1).contiguous(),
+        )
+        logits = self._draft.model.level(batch, self._ops, self._draft.pool).float()
+        if level == 0:
+            logits = logits.masked_fill(self._refused(rows, logits.shape[1]), float("-inf"))
+        values, found = self._ops.top_rows(logits, self._width)
+        logprobs = values - self._ops.logsumexp_rows(logits)[:, None]
+        # where nothing is allowed there is no sum either
+        logprobs = torch.where(values == float("-inf"), values, logprobs)
+        vocabulary = self._draft.model.vocabulary
+        ids = found if vocabulary is None else vocabulary[found]
+        return logprobs.view(rows, size, -1), ids.view(rows, size, -1)
+
+    def _refused(self, rows: int, vocab: int) -> torch.Tensor:
+        """bool [rows, v], what the masks forbid: those of rows with one pending id, the others'
+        guesses are dropped later where they do not fit."""
+        vocabulary = self._draft.model.vocabulary
+        if vocabulary is None:
+            vocabulary = torch.arange(vocab, dtype=torch.int32, device=self._masks.device)
+        bits = self._masks[:rows][:, vocabulary >> 5] >> (vocabulary & 31)
+        masked = self._inputs[:rows, 2:3] > 0
+        if self.max_depth > 1:
+            masked = masked & (self._inputs[:rows, 4:5] < 0)
+        return ((bits & 1) == 0) & masked
+
+    def _next(
+        self,
+        level: int,
+        beam: _Beam,
+        found: torch.Tensor,
+        total: torch.Tensor,
+        count: int,
+        known: torch.Tensor | None,
+    ) -> _Beam:
+        """The best w guesses of each row, or its next pending id."""
+        rows, w = total.shape[0], self._width
+        if total.shape[1] == w:
+            scores = total
+            best = torch.arange(w, device=total.device).expand(rows, w)
+        else:
+            scores, best = total.topk(w, dim=-1)
+        parents = best // w
+        ids, nodes = found.gather(1, best), (best + count).int()
+        if known is not None:
+            given = known >= 0
+            first = torch.arange(w, device=total.device) == 0
+            forced = torch.zeros((), device=total.device).masked_fill(~first, float("-inf"))
+            ids = torch.where(given, known, ids)
+            scores = torch.where(given, forced, scores)
+            nodes = nodes.masked_fill(given, -1)
+            parents = parents.masked_fill(given, 0)
+        length = beam.paths.shape[2]
+        paths = beam.paths.gather(1, parents[:, :, None].expand(-1, -1, length))
+        own = self._scratch[:rows, level + 1, :, None]
+        return _Beam(ids, scores, nodes, torch.cat([paths, own], dim=2), paths[:, :, -1])

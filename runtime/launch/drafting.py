@@ -1,0 +1,178 @@
+"""The draft model that an operator chose, loaded beside its target.
+
+Invariant: what was left open about it is decided here, once, with a reason; what it keeps of each
+token is known before the cache is sized.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from branchline.kernels.ops import Ops
+from branchline.runtime.config.engine import EngineConfig
+from branchline.runtime.errors import InvalidRequest, ModelLoadError
+from branchline.runtime.executor.draft_load import load_head, load_standalone
+from branchline.runtime.executor.host_draft import scratch_slots
+from branchline.runtime.launch.decisions import Decision
+from branchline.runtime.layers.parameter import WeightDtype
+from branchline.runtime.loading.catalog import resolve_model
+from branchline.runtime.loading.checkpoint import Checkpoint, TokenizerSource
+from branchline.runtime.loading.eagle_checkpoint import EagleCheckpoint
+from branchline.runtime.loading.heads import head_path
+from branchline.runtime.loading.load import open_checkpoint
+from branchline.runtime.memory.kv_pool import KVPool
+from branchline.runtime.models.base import Model
+from branchline.runtime.models.draft import DraftModel
+
+WIDTH = {"cpu": 4, "cuda": 8}
+"""Guesses looked into at each level: on a CPU each costs time, on a GPU hardly any."""
+
+NODES = {"cpu": 12, "cuda": 63}
+DEPTH = {"cpu": 4, "cuda": 6}
+"""Guesses of a row, and one behind the other, unless the operator says otherwise."""
+
+PENDING = 4
+"""Levels on top: ids that a constraint forces come before guesses, a level each."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftChoice:
+    """A draft model and how it is used.
+
+    Attributes:
+        width: guesses looked into at each level.
+        levels: of one turn, pending ids included.
+        nodes, depth: guesses of a row, and one behind the other, at most.
+    """
+
+    model: DraftModel
+    width: int
+    levels: int
+    nodes: int
+    depth: int
+
+    @property
+    def scratch(self) -> int:
+        """Slots of the draft's pool that guesses lie in."""
+        return scratch_slots(self.width, self.levels)
+
+    def bytes_per_token(self, kv_dtype: torch.dtype, dtype: torch.dtype) -> int:
+        """Bytes that it keeps of each token."""
+        sizes = self.model.sizes
+        entries = KVPool.bytes_per_token(sizes.num_layers, sizes.kv_heads, sizes.head_dim, kv_dtype)
+        return entries + sizes.feature_width * dtype.itemsize
+
+
+def load_draft(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    target: Model,
+    ops: Ops,
+    *,
+    dtype: WeightDtype,
+    device: torch.device,
+    decisions: list[Decision],
+) -> DraftChoice | None:
+    """The draft model, if the operator chose one.
+
+    Args:
+        checkpoint: the target's files, still open.
+        target: with its weights.
+        dtype: how the target's matrices are kept.
+
+    Raises:
+        InvalidRequest: settings that contradict each other.
+        CatalogError, ModelLoadError: there is none, or it is another model's.
+    """
+    section = config.speculative
+    if section.speculative not in ("eagle", "draft"):
+        if section.speculative_draft is not None:
+            raise InvalidRequest(
+                "speculative_draft names a draft model, but none is used",
+                value=section.speculative_draft,
+                hint='Set speculative="eagle" for a head, "draft" for a whole model.',
+            )
+        return None
+    if section.speculative == "eagle":
+        path = head_path(config.model.model, section.speculative_draft)
+        head = EagleCheckpoint(path)
+        model = load_head(head, target, ops, dtype=dtype, device=device)
+        head.close()
+    else:
+        path, model = _standalone(config, checkpoint, target, ops, dtype=dtype, device=device)
+    kind = device.type
+    nodes = section.speculative_tokens or NODES[kind]
+    depth = min(section.speculative_steps or DEPTH[kind], nodes)
+    width = min(WIDTH[kind], nodes)
+    decisions.append(
+        Decision("speculative_draft", str(path), f"takes {model.memory() / 1e6:.0f} MB")
+    )
+    return DraftChoice(model, width, depth + PENDING, nodes, depth)
+
+
+def _standalone(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    target: Model,
+    ops: Ops,
+    *,
+    dtype: WeightDtype,
+    device: torch.device,
+) -> tuple[Path, DraftModel]:
+    name = config.speculative.speculative_draft
+    if name is None:
+        raise InvalidRequest(
+            'speculative="draft" needs a draft model',
+            hint="Name it: speculative_draft= catalog name, directory or .gguf file.",
+        )
+    path = resolve_model(name)
+    dummy = config.model.load_format == "dummy"
+    draft = open_checkpoint(path, "dummy" if dummy else "auto", seed=1)
+    _check_same_ids(checkpoint.tokenizer_source, draft.tokenizer_source)
+    model = load_standalone(draft, target, ops, dtype=dtype, device=device)
+    draft.close()
+    return path, model
+
+
+def _check_same_ids(ours: TokenizerSource | None, theirs: TokenizerSource | None) -> None:
+    """Raise `ModelLoadError` unless every id is the same piece of text in both."""
+    if ours is None or theirs is None or ours.json_text == theirs.json_text:
+        return
+    mine, other = vocabulary(ours), vocabulary(theirs)
+    if mine != other:
+        differing = sum(other.get(piece) != token for piece, token in mine.items())
+        raise ModelLoadError(
+            "The draft model has another tokenizer than the model.",
+            value=f"{differing} of {len(mine)} tokens differ",
+            hint="Use a smaller model of the same family.",
+        )
+
+
+def vocabulary(source: TokenizerSource) -> dict[str, int]:
+    """Piece of text -> id, added tokens included."""
+    try:
+        told = msgspec.json.decode(source.json_text, type=_TokenizerFile)
+    except msgspec.MsgspecError as error:
+        raise ModelLoadError(f"A tokenizer cannot be read: {error}.") from error
+    pieces = told.model.vocab
+    if not isinstance(pieces, dict):  # unigram models list (piece, score) in the order of ids
+        pieces = {piece: index for index, (piece, _) in enumerate(pieces)}
+    return pieces | {token.content: token.id for token in told.added_tokens}
+
+
+class _Added(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Pieces(msgspec.Struct):
+    vocab: dict[str, int] | list[tuple[str, float]]
+
+
+class _TokenizerFile(msgspec.Struct):
+    model: _Pieces
+    added_tokens: list[_Added] = []
