@@ -154,7 +154,7 @@ def adapters(
             start_s = time.perf_counter() - start
             print(header(engine.info()), file=stream)
             decoded = _decoding(engine, names[:distinct], at_once, repeats)
-            loads = _loading(engine, names)
+            loads = _loading(engine)
             info = engine.info()["adapters"]
     lines = _report(decoded, loads, info, stream)
     lines.append({"work": "start", "s": start_s, "registered": registered, **info})
@@ -242,19 +242,18 @@ def _first_token_s(engine: Engine, name: str) -> float:
     return time.perf_counter() - start
 
 
-def _loading(engine: Engine, names: list[str]) -> dict[str, list[float]]:
+def _loading(engine: Engine) -> dict[str, list[float]]:
     """Milliseconds: requests whose adapter is in a slot, and in host memory alone; the other row's
     gaps between tokens while nothing is loaded, and while something is."""
-    there = {info.name for info in engine.adapters() if info.state == "host"}
-    wanted = [name for name in names if name in there][:LOADS]
-    if len(wanted) < LOADS:  # fewer adapters than slots: have them put out by each other
-        wanted = (names * LOADS)[:LOADS]
     room = int(engine.info()["max_context"]) - 8
     watched = _Watched(engine, room)
     found: dict[str, list[float]] = {"in slot": [], "in host": [], "quiet": [], "loading": []}
     before = engine.info()["adapters"]
     _until(lambda: len(watched.times) > 8)
-    for name in wanted:
+    for _ in range(LOADS):
+        name = next((i.name for i in engine.adapters() if i.state == "host"), None)
+        if name is None:  # every adapter has a slot
+            break
         start = time.perf_counter()
         found["in host"].append(1000.0 * _first_token_s(engine, name))
         middle = time.perf_counter()
