@@ -313,9 +313,9 @@ class PlanBuilder:
 
 
 def _adapter_slots(segments: list[Segment]) -> Int32Array | None:
-    if all(s.request.adapter is None for s in segments):
-        return None
     versions = [s.request.adapter for s in segments]
+    if not any(versions):
+        return None
     return np.array([-1 if v is None else v.slot for v in versions], dtype=np.int32)
 
 
