@@ -14,9 +14,7 @@ COPY lang lang
 COPY runtime runtime
 COPY kernels kernels
 COPY examples examples
-COPY assets/__init__.py assets/
-COPY assets/adapters assets/adapters
-COPY assets/speculative assets/speculative
+COPY assets assets
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.11,<2.14" \
     && pip install --no-cache-dir ".[runtime,grpc,tracing]"
 

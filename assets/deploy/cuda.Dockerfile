@@ -16,9 +16,7 @@ COPY lang lang
 COPY runtime runtime
 COPY kernels kernels
 COPY examples examples
-COPY assets/__init__.py assets/
-COPY assets/adapters assets/adapters
-COPY assets/speculative assets/speculative
+COPY assets assets
 RUN pip install --no-cache-dir ".[runtime,cuda,grammars,grpc,tracing]"
 
 RUN useradd --create-home --uid 1001 branchline && mkdir /cache && chown branchline /cache

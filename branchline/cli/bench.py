@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from branchline.cli.options import engine_settings
 from branchline.runtime.errors import InvalidRequest
@@ -113,6 +114,23 @@ def adapters(arguments: argparse.Namespace) -> int:
         distinct=arguments.distinct,
         at_once=arguments.at_once,
         rank=arguments.rank,
+        repeats=arguments.repeats,
+    )
+    return 0
+
+
+def speculative(arguments: argparse.Namespace) -> int:
+    """Guessing ahead."""
+    from branchline.runtime.bench.speculative import speculative as run
+
+    run(
+        engine_settings(arguments),
+        drafters=arguments.drafters,
+        tasks=arguments.tasks,
+        batches=arguments.batches,
+        temperatures=arguments.temperatures,
+        tokens=arguments.tokens,
+        prompts=None if arguments.prompts is None else Path(arguments.prompts),
         repeats=arguments.repeats,
     )
     return 0

@@ -109,6 +109,52 @@ BENCHES: dict[str, tuple[str, tuple[Flag, ...]]] = {
             _number("--rank", "of the adapters", 16),
         ),
     ),
+    "speculative": (
+        "guessing ahead beside plain decoding: speed and accept length by task",
+        (
+            Flag(
+                "--drafters",
+                {
+                    "nargs": "+",
+                    "default": ["ngram"],
+                    "metavar": "NAME",
+                    "help": "values of --speculative to measure (default ngram)",
+                },
+            ),
+            Flag(
+                "--tasks",
+                {"nargs": "+", "metavar": "TASK", "help": "of the prompts; default: all"},
+            ),
+            Flag(
+                "--batches",
+                {
+                    "type": int,
+                    "nargs": "+",
+                    "default": [1, 4, 16, 64],
+                    "metavar": "N",
+                    "help": "outputs at once (default 1 4 16 64)",
+                },
+            ),
+            Flag(
+                "--temperatures",
+                {
+                    "type": float,
+                    "nargs": "+",
+                    "default": [0.0, 0.8],
+                    "metavar": "T",
+                    "help": "of sampling (default 0 0.8)",
+                },
+            ),
+            _number("--tokens", "of an output at most", 128),
+            Flag(
+                "--prompts",
+                {
+                    "metavar": "FILE.jsonl",
+                    "help": 'lines of "task" and "text"; default: assets/speculative/heldout.jsonl',
+                },
+            ),
+        ),
+    ),
     "start": ("process start to first token, and peak memory", ()),
     "scheduler": (
         "overhead of a step, cost per queued request",

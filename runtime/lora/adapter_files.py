@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import torch
 
@@ -61,9 +61,8 @@ class AdapterFolder:
         rank: the largest of its modules'.
         targets: kinds of its modules, such as "q_proj", sorted.
         base: model that it says it was made for.
+        modules: how many it changes.
         nbytes: of its matrices as a slot holds them, without padding.
-        sources: its tensors, by module.
-        base_at: where the data of its tensor file begins.
         signature: of the files as they were.
     """
 
@@ -71,10 +70,22 @@ class AdapterFolder:
     rank: int
     targets: tuple[str, ...]
     base: str
+    modules: int
     nbytes: int
-    sources: Mapping[str, _Source]
-    base_at: int
     signature: Signature
+
+
+class _Looked(NamedTuple):
+    """What a folder holds, and where: too much to keep for each of thousands.
+
+    Attributes:
+        sources: the tensors, by module.
+        base_at: where the data of the tensor file begins.
+    """
+
+    folder: AdapterFolder
+    sources: dict[str, _Source]
+    base_at: int
 
 
 def inspect(path: Path, layout: SlotLayout) -> AdapterFolder:
@@ -90,6 +101,10 @@ def inspect(path: Path, layout: SlotLayout) -> AdapterFolder:
         AdapterMismatch: its modules or shapes are not those of the model.
         AdapterTooLarge: a rank is larger than the slots are made for.
     """
+    return _look(path, layout).folder
+
+
+def _look(path: Path, layout: SlotLayout) -> _Looked:
     signature = _signature(path)
     config = config_of(path)
     base_at, entries = _head(path)
@@ -109,16 +124,16 @@ def inspect(path: Path, layout: SlotLayout) -> AdapterFolder:
         rank = max(rank, own)
         elements += own * (module.rows + module.columns)
     _check_complete(path, config, {name: key for key, (name, _) in found.items()}, layout)
-    return AdapterFolder(
+    folder = AdapterFolder(
         path,
         rank,
         tuple(sorted({name.rpartition(".")[2] for name in sources})),
         config.base,
+        len(sources),
         elements * layout.dtype.itemsize,
-        sources,
-        base_at,
         signature,
     )
+    return _Looked(folder, sources, base_at)
 
 
 def config_of(path: Path) -> PeftConfig:
@@ -137,13 +152,14 @@ def read(folder: AdapterFolder, layout: SlotLayout) -> dict[str, LowRank]:
         AdapterDamaged: the files have changed since, cannot be read, or hold values that are no
             finite numbers.
     """
+    _check_unchanged(folder)
+    looked = _look(folder.path, layout)
     matrices: dict[str, LowRank] = {}
     try:
         with (folder.path / WEIGHTS).open("rb") as file:
-            _check_unchanged(folder)
-            for name, source in folder.sources.items():
+            for name, source in looked.sources.items():
                 a, b = (
-                    _tensor(file, folder, name, entry, layout.dtype)
+                    _tensor(file, looked, name, entry, layout.dtype)
                     for entry in (source.a, source.b)
                 )
                 matrices[name] = LowRank(a, b, source.scale)
@@ -154,17 +170,17 @@ def read(folder: AdapterFolder, layout: SlotLayout) -> dict[str, LowRank]:
 
 
 def _tensor(
-    file: BinaryIO, folder: AdapterFolder, module: str, entry: TensorEntry, dtype: torch.dtype
+    file: BinaryIO, looked: _Looked, module: str, entry: TensorEntry, dtype: torch.dtype
 ) -> torch.Tensor:
-    start, end = entry.data_offsets
+    path, (start, end) = looked.folder.path, entry.data_offsets
     data = bytearray(end - start)
-    file.seek(folder.base_at + start)
+    file.seek(looked.base_at + start)
     if file.readinto(data) != len(data):  # type: ignore[attr-defined]
-        raise AdapterDamaged(f"{folder.path / WEIGHTS} is cut short", hint="Fetch it again.")
+        raise AdapterDamaged(f"{path / WEIGHTS} is cut short", hint="Fetch it again.")
     found = tensor_at(data, -start, entry).to_torch(dtype)
     if not bool(torch.isfinite(found).all()):
         raise AdapterDamaged(
-            f"{folder.path}: a matrix of {module} holds values that are no finite numbers",
+            f"{path}: a matrix of {module} holds values that are no finite numbers",
             hint="Train or save the adapter again.",
         )
     return found

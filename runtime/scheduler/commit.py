@@ -129,6 +129,7 @@ class Committer:
         self._planner.keep(request, base, path)
         assert self._planner.drafts is not None, "somebody has guessed"
         self._planner.drafts.checked(request, draft, path)
+        self._stats.drafts += 1
         self._stats.drafted_tokens += draft.guesses
         taken = 0  # guesses along the path that are output
         while request.finish is None and request.length == base + taken:

@@ -13,6 +13,7 @@ class SchedulerStats:
         steps: steps given to the worker.
         step_tokens: tokens of those steps.
         sampled_tokens: ids kept as output.
+        drafts: times a row's guesses were checked.
         drafted_tokens, accepted_tokens: guesses that were run, and of them those kept as output.
         finished, aborted, failed: requests by how they ended.
         retractions: times a running request gave its memory back.
@@ -25,6 +26,7 @@ class SchedulerStats:
     steps: int = 0
     step_tokens: int = 0
     sampled_tokens: int = 0
+    drafts: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     submitted: int = 0

@@ -50,9 +50,8 @@ def _config(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def engine(folders: Path) -> Iterator[bl.Engine]:
-    made = bl.Engine(
+def make_engine(folders: Path, **settings: Any) -> bl.Engine:
+    return bl.Engine(
         str(folders / "model"),
         load_format="dummy",
         kv_tokens=8192,
@@ -60,7 +59,13 @@ def engine(folders: Path) -> Iterator[bl.Engine]:
         dtype="float32",
         max_adapter_rank=16,
         adapters={name: str(folders / name) for name in NAMES[1:]},
+        **settings,
     )
+
+
+@pytest.fixture(scope="module")
+def engine(folders: Path) -> Iterator[bl.Engine]:
+    made = make_engine(folders)
     yield made
     made.close()
 
@@ -175,6 +180,22 @@ def test_only_its_own_prefixes_are_found_in_the_cache(engine: bl.Engine) -> None
     for name in NAMES:
         assert program.run(backend=engine, adapter=name).result == 0
         assert program.run(backend=engine, adapter=name).result > 40
+
+
+def test_guesses_change_nothing_of_what_adapters_write(engine: bl.Engine, folders: Path) -> None:
+    @bl.function(temperature=0.0, max_tokens=120, ignore_eos=True)
+    def program(s: bl.State) -> Any:
+        s += "round and round and round and round and "
+        with s.fork(3) as branches:
+            for branch, name in zip(branches, NAMES, strict=True):
+                branch += bl.gen("x", adapter=name)
+        return s["x"]
+
+    guessing = make_engine(folders, speculative="ngram")
+    state = program.run(backend=guessing)
+    guessing.close()
+    assert state.result == program.run(backend=engine).result
+    assert state.usage.accepted_tokens > 0
 
 
 # ---- the server

@@ -82,10 +82,10 @@ def test_names_of_a_bare_decoder_and_of_an_adapters_own_are_understood(
         n.replace("base_model.model.model.", "base_model.model."): t for n, t in tensors.items()
     }
     save_file(bare, folder / WEIGHTS)
-    assert len(inspect(folder, layout).sources) == 7 * model.spec.num_layers
+    assert inspect(folder, layout).modules == 7 * model.spec.num_layers
     named = {n.replace(".weight", ".default.weight"): t for n, t in tensors.items()}
     save_file(named, folder / WEIGHTS)
-    assert len(inspect(folder, layout).sources) == 7 * model.spec.num_layers
+    assert inspect(folder, layout).modules == 7 * model.spec.num_layers
 
 
 def test_the_embedding_that_peft_saves_along_is_passed_by(
@@ -101,7 +101,7 @@ def test_the_embedding_that_peft_saves_along_is_passed_by(
         return edit
 
     change(folder, add(spec.vocab_size))
-    assert len(inspect(folder, layout).sources) == len(layout.modules)
+    assert inspect(folder, layout).modules == len(layout.modules)
     change(folder, add(spec.vocab_size + 1))
     with pytest.raises(AdapterMismatch, match="vocabulary of another size"):
         inspect(folder, layout)
@@ -196,7 +196,7 @@ def test_a_module_that_the_settings_name_is_not_forgotten(folder: Path, layout: 
     with pytest.raises(AdapterDamaged, match=r"lacks the matrices of 1 modules .*q_proj"):
         inspect(folder, layout)
     configure(folder, exclude_modules=["0.self_attn.q_proj"])
-    assert len(inspect(folder, layout).sources) == len(layout.modules) - 1
+    assert inspect(folder, layout).modules == len(layout.modules) - 1
 
 
 def test_a_rank_above_the_slots_says_what_to_set(

@@ -195,7 +195,7 @@ def test_what_cannot_be_loaded_changes_nothing(scene: Scene) -> None:
     for name in ("sql", "broken"):
         with pytest.raises(AdapterDamaged):
             scene.load(name, str(broken))
-    with pytest.raises(AdapterDamaged, match="no such folder"):
+    with pytest.raises(AdapterDamaged, match="no folder of an adapter"):
         scene.load("sql", "/nowhere/at/all")
     with pytest.raises(InvalidRequest, match="cannot be called so"):
         scene.load("a b", str(broken))

@@ -23,14 +23,12 @@ SETTINGS = TrainSettings(steps=24, unroll=3, batch_tokens=128, warmup=4, rate=3e
 def greedy(target: Target, count: int, length: int) -> Corpus:
     """Conversations in which the target says what it finds most likely."""
     chooser = np.random.default_rng(0)
-    made = []
-    for _ in range(count):
-        ids = chooser.integers(0, 101, 3).astype(np.int32)
-        while len(ids) < length:
-            logits = target.run([ids], (0, 1, 2)).final[-1] @ target.head.T
-            ids = np.append(ids, np.int32(int(logits.argmax())))
-        made.append(Conversation(ids, 3))
-    return Corpus.of(made)
+    ids = chooser.integers(0, 101, (count, 3)).astype(np.int32)
+    while ids.shape[1] < length:
+        final = target.run(list(ids), (0, 1, 2)).final.view(count, ids.shape[1], -1)
+        said = (final[:, -1] @ target.head.T).argmax(-1, keepdim=True)
+        ids = np.concatenate([ids, said.numpy().astype(np.int32)], axis=1)
+    return Corpus.of([Conversation(row, 3) for row in ids])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,269 @@
+"""`branchline bench speculative`: the same outputs with and without guessing ahead.
+
+For each task, temperature and number of outputs at once: tokens a second of plain decoding and of
+each drafter, how many guesses were kept in a step that checked some (accept length), and how many
+outputs were the same ids. Seeds are fixed, so they are all the same where a row's logits do not
+depend on the step's shape (CPU; deterministic mode elsewhere). Two tasks are made of the others'
+prompts: "quote" repeats a text before it is summed up, "schema" is "json" under a JSON Schema.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+
+from branchline.runtime.bench.environment import header
+from branchline.runtime.bench.measure import json_line
+from branchline.runtime.bench.report import Column, table
+from branchline.runtime.core.outputs import GenerateResult
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.engine import Engine
+from branchline.runtime.errors import InvalidRequest
+
+HELD_OUT = Path(__file__).resolve().parents[2] / "assets" / "speculative" / "heldout.jsonl"
+ALONE = 4
+"""Outputs, one after the other, where one at a time is measured."""
+
+Key = tuple[str, float, int]
+"""Task, temperature, outputs at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request.
+
+    Attributes:
+        ids: by the chat template.
+        constraint: on the answer.
+    """
+
+    ids: list[int]
+    constraint: Constraint | None = None
+
+
+@dataclass(slots=True)
+class Cell:
+    """What one engine did with one kind of work.
+
+    Attributes:
+        rates: tokens a second of each run.
+        outputs: ids of the last one.
+        accept: guesses kept in a step of a row that checked some; None = there was none.
+    """
+
+    rates: list[float] = field(default_factory=list)
+    outputs: list[list[int]] = field(default_factory=list)
+    accept: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """The median."""
+        return statistics.median(self.rates)
+
+
+class _Line(msgspec.Struct):
+    task: str
+    text: str
+
+
+def read_texts(path: Path | None) -> dict[str, list[str]]:
+    """Texts by task, the two made ones included.
+
+    Raises:
+        InvalidRequest: no such file, or a line of it has no task or no text.
+    """
+    path = HELD_OUT if path is None else path
+    try:
+        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+        read = [msgspec.json.decode(line, type=_Line) for line in lines]
+    except (OSError, msgspec.MsgspecError) as error:
+        raise InvalidRequest(
+            f"the prompts cannot be read: {error}",
+            value=str(path),
+            hint='Give --prompts a file of lines such as {"task": "chat", "text": "Hello"}.',
+        ) from error
+    texts: dict[str, list[str]] = {}
+    for one in read:
+        texts.setdefault(one.task, []).append(one.text)
+    if "summarise" in texts:
+        bodies = [text.partition("\n\n")[2] or text for text in texts["summarise"]]
+        ask = "Repeat the text below word for word, then sum it up in one sentence.\n\n"
+        texts["quote"] = [ask + body for body in bodies]
+    if "json" in texts:
+        texts["schema"] = texts["json"]
+    return texts
+
+
+def constraint_of(text: str) -> Constraint:
+    """An object with the keys that a prompt names, or two others; values are texts or numbers."""
+    named = re.search(r"the keys ([^.:\n]*)", text)
+    keys = re.findall(r"\w+", named.group(1)) if named else []
+    names = [key for key in dict.fromkeys(keys) if key != "and"]
+    names = names if len(names) > 1 else ["subject", "details"]
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": ["string", "number"]} for name in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+    return Constraint(kind="json_schema", text=msgspec.json.encode(schema).decode())
+
+
+def prompts_of(engine: Engine, task: str, texts: Sequence[str]) -> list[Prompt]:
+    """The texts as the first turn of a chat."""
+    turns, tokenizer = engine.core.turns, engine.core.tokenizer
+    made = []
+    for text in texts:
+        asked = [("user", text)]
+        whole = turns.begin([], "user") + text + turns.end([], "user")
+        whole += turns.begin(asked, "assistant")
+        constraint = constraint_of(text) if task == "schema" else None
+        made.append(Prompt(tokenizer.encode(whole, special=True), constraint))
+    return made
+
+
+def measure(engine: Engine, prompts: Sequence[Prompt], key: Key, tokens: int, repeats: int) -> Cell:
+    """Time one kind of work: `repeats` runs after one that warms up."""
+    _, temperature, at_once = key
+    chosen = list(islice(cycle(prompts), max(at_once, ALONE)))
+    cell = Cell()
+    before = (0, 0)
+    for round_ in range(repeats + 1):
+        engine.flush_cache()
+        before = _counts(engine) if round_ <= 1 else before
+        start, outputs = time.perf_counter(), []
+        for first in range(0, len(chosen), at_once):
+            outputs += _run(engine, chosen[first : first + at_once], temperature, tokens)
+        took = time.perf_counter() - start
+        if round_:
+            cell.rates.append(sum(map(len, outputs)) / took)
+            cell.outputs = outputs
+    drafts, accepted = _counts(engine)
+    if drafts > before[0]:
+        cell.accept = (accepted - before[1]) / (drafts - before[0])
+    return cell
+
+
+def _run(
+    engine: Engine, prompts: Sequence[Prompt], temperature: float, tokens: int
+) -> list[list[int]]:
+    sampling = [
+        SamplingParams(
+            temperature=temperature, seed=seed, max_tokens=tokens, constraint=prompt.constraint
+        )
+        for seed, prompt in enumerate(prompts)
+    ]
+    results: list[GenerateResult] = engine.generate([prompt.ids for prompt in prompts], sampling)
+    return [result.token_ids for result in results]
+
+
+def _counts(engine: Engine) -> tuple[int, int]:
+    stats = engine.info()["scheduler"]
+    return stats["drafts"], stats["accepted_tokens"]
+
+
+def speculative(
+    settings: dict[str, Any],
+    *,
+    drafters: Sequence[str],
+    tasks: Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 4, 16, 64),
+    temperatures: Sequence[float] = (0.0, 0.8),
+    tokens: int = 128,
+    prompts: Path | None = None,
+    repeats: int = 3,
+    stream: TextIO = sys.stdout,
+) -> dict[str, dict[Key, Cell]]:
+    """Measure plain decoding ("") and each drafter; print a table, a JSON line for each cell, and
+    one that sums up.
+
+    Args:
+        settings: the engine's; `speculative` is set here.
+        drafters: values of `speculative`.
+        tasks: None = all.
+
+    Raises:
+        InvalidRequest: a task that no prompt has, or what the engine refuses.
+    """
+    texts = read_texts(prompts)
+    chosen = list(texts) if tasks is None else list(tasks)
+    for task in chosen:
+        if task not in texts:
+            known = ", ".join(texts)
+            raise InvalidRequest("no prompt is of this task", value=task, hint=f"Known: {known}.")
+    keys = [(task, t, n) for task in chosen for t in temperatures for n in batches]
+    found: dict[str, dict[Key, Cell]] = {}
+    for name in ("", *drafters):
+        with Engine(**settings | {"speculative": name or None}) as engine:
+            if not name:
+                print(header(engine.info()), file=stream)
+            made = {task: prompts_of(engine, task, texts[task]) for task in chosen}
+            found[name] = {}
+            for key in keys:
+                found[name][key] = measure(engine, made[key[0]], key, tokens, repeats)
+            print(f"  {name or 'plain'} done", file=sys.stderr)
+    _report(found, keys, repeats, stream)
+    return found
+
+
+def _report(
+    found: dict[str, dict[Key, Cell]], keys: Sequence[Key], repeats: int, stream: TextIO
+) -> None:
+    columns = [Column("task"), Column("T", right=True), Column("at once", right=True)]
+    columns.append(Column("plain tok/s", right=True))
+    names = [name for name in found if name]
+    for name in names:
+        columns += [Column(f"{name} tok/s", right=True), Column("× plain", right=True)]
+        columns += [Column("accept", right=True), Column("same", right=True)]
+    rows = []
+    for key in keys:
+        plain = found[""][key]
+        row = [key[0], f"{key[1]:g}", str(key[2]), f"{plain.rate:.0f}"]
+        for name in names:
+            cell = found[name][key]
+            accept = "-" if cell.accept is None else f"{cell.accept:.2f}"
+            row += [f"{cell.rate:.0f}", f"{cell.rate / plain.rate:.2f}", accept]
+            row.append(f"{_same(cell, plain):.0%}")
+        rows.append(row)
+    table(f"guessing ahead, median of {repeats}", columns, rows, stream)
+    for name in found:
+        for key in keys:
+            cell = found[name][key]
+            fields = {"task": key[0], "temperature": key[1], "at_once": key[2]}
+            rates = {"tok_s": cell.rate, "all_tok_s": cell.rates, "accept": cell.accept}
+            print(json_line(drafter=name or "plain", **fields, **rates), file=stream)
+    print(json_line(bench="speculative", **_sums(found, keys)), file=stream)
+
+
+def _sums(found: dict[str, dict[Key, Cell]], keys: Sequence[Key]) -> dict[str, Any]:
+    """For each drafter: the mean greedy accept length one at a time, the speed against plain
+    decoding (geometric mean) one at a time, and the worst of the largest batch."""
+    sums: dict[str, Any] = {}
+    least, most = min(key[2] for key in keys), max(key[2] for key in keys)
+    for name in found:
+        if not name:
+            continue
+        cells = found[name]
+        gains = {key: cells[key].rate / found[""][key].rate for key in keys}
+        accepts = [cells[k].accept or 0.0 for k in keys if k[1] == 0.0 and k[2] == least]
+        alone = [gains[k] for k in keys if k[2] == least]
+        sums[name] = {
+            "accept": round(statistics.fmean(accepts), 3) if accepts else None,
+            "gain": round(statistics.geometric_mean(alone), 3),
+            "worst_gain_of_largest": round(min(gains[k] for k in keys if k[2] == most), 3),
+        }
+    return sums
+
+
+def _same(cell: Cell, plain: Cell) -> float:
+    pairs = zip(cell.outputs, plain.outputs, strict=True)
+    return sum(one == other for one, other in pairs) / len(plain.outputs)
