@@ -3,8 +3,9 @@
 For each task, temperature and number of outputs at once: tokens a second of plain decoding and of
 each drafter, how many guesses were kept in a step that checked some (accept length), and how many
 outputs were the same ids. Seeds are fixed, so they are all the same where a row's logits do not
-depend on the step's shape (CPU; deterministic mode elsewhere). Two tasks are made of the others'
-prompts: "quote" repeats a text before it is summed up, "schema" is "json" under a JSON Schema.
+depend on the step's shape (CPU; deterministic mode elsewhere). Prompts are in the cache from the
+run that warms up, so that decoding alone is timed. Two tasks are made of the others' prompts:
+"quote" repeats a text before it is summed up, "schema" is "json" under a JSON Schema.
 """
 
 from __future__ import annotations
@@ -137,8 +138,8 @@ def measure(engine: Engine, prompts: Sequence[Prompt], key: Key, tokens: int, re
     chosen = list(islice(cycle(prompts), max(at_once, ALONE)))
     cell = Cell()
     before = (0, 0)
+    engine.flush_cache()
     for round_ in range(repeats + 1):
-        engine.flush_cache()
         before = _counts(engine) if round_ <= 1 else before
         start, outputs = time.perf_counter(), []
         for first in range(0, len(chosen), at_once):

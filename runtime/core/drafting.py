@@ -25,7 +25,7 @@ MAX_GUESSES = 256
 """Candidates of one step at most that are sampled: each needs a row of logits."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that takes several times as long to make
 class DraftRow:
     """One row that wants candidates. Views are valid during the call alone, and read-only.
 
@@ -72,7 +72,8 @@ class Drafter(Protocol):
 
     def propose(self, rows: Sequence[DraftRow]) -> list[DraftTree | None]:
         """One tree for each row, of at most `max_nodes` candidates and `max_depth` levels; None
-        where nothing is worth trying.
+        where nothing is worth trying. Likely candidates come first, as far as parents allow: how
+        many pay is judged by what is kept of the first few.
 
         Every step before has been committed and none is in flight, so a drafter may read and use
         the device and the key-value pool. A proposal is a function of what the row holds (and, for

@@ -23,7 +23,9 @@ from branchline.runtime.errors import OutOfMemory
 from branchline.runtime.executor.build import draft_beside
 from branchline.runtime.executor.device_draft import DeviceDraft
 from branchline.runtime.executor.device_graphs import (
+    ADAPTED_TOKENS,
     TOKEN_STEP,
+    adapted_sizes,
     decode_sizes,
     extend_shapes,
     padded,
@@ -239,11 +241,12 @@ class DeviceBuilder:
         if self.attention.finds_trunks:
             shapes += [StepShape(n, n, n, decode=True, trunks=True) for n in trunk_sizes(most_rows)]
         for adapted in self._kinds():
-            for n in decode_sizes(most_rows):
+            most = min(self._graph_tokens(), ADAPTED_TOKENS) if adapted else self._graph_tokens()
+            for n in (adapted_sizes if adapted else decode_sizes)(most_rows):
                 shapes.append(StepShape(n, n, n, decode=True, adapted=adapted))
-            shapes += extend_shapes(self._graph_tokens(), most_rows, adapted=adapted)
+            shapes += extend_shapes(most, most_rows, adapted=adapted)
             if self._settings.guesses:
-                shapes += verify_shapes(self._graph_tokens(), most_rows, adapted=adapted)
+                shapes += verify_shapes(most, most_rows, adapted=adapted)
         # of the same size those without adapters first, should memory end
         shapes.sort(key=lambda shape: (-shape.tokens, shape.adapted))
         why = "sizes recorded"

@@ -28,6 +28,10 @@ EXTEND_TOKENS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 TREE_TOKENS = (32, 128, 512, 1024)
 """Tokens of recorded steps that are not pure decoding, without and with tree masks."""
 
+ADAPTED_TOKENS = 512
+"""Steps with adapters are recorded once more up to so many tokens; longer ones keep a device busy
+for longer than the host needs to launch them."""
+
 VERIFY_TOKENS = (8, 16, 32, 64, 128)
 VERIFY_ROWS = (2, 5, 9, 17)
 """Tokens and rows (one of them padding) of recorded steps that check guesses."""
@@ -86,6 +90,11 @@ def trunk_sizes(most: int) -> list[int]:
     while sizes[-1] < largest:
         sizes.append(2 * sizes[-2])
     return sorted({min(size, largest) for size in sizes if largest > FEWEST_TRUNK_ROWS})
+
+
+def adapted_sizes(most: int) -> list[int]:
+    """Rows for which decoding with adapters is recorded once more: as `trunk_sizes`, and few."""
+    return [*(size for size in decode_sizes(most) if size < DECODE_STEP), *trunk_sizes(most)]
 
 
 def row_sizes(tokens: int, most_rows: int) -> list[int]:

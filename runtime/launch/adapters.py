@@ -21,6 +21,7 @@ from branchline.runtime.loading.adapters import adapter_folder
 from branchline.runtime.lora.adapter_files import config_of
 from branchline.runtime.lora.layout import SlotLayout
 from branchline.runtime.lora.manager import AdapterManager
+from branchline.runtime.lora.peft_config import MAX_RANK
 from branchline.runtime.lora.slots import Slots
 from branchline.runtime.memory.sizing import free_memory
 
@@ -42,6 +43,12 @@ def make_slots(settings: LoraSection, loaded: Loaded, decisions: list[Decision])
         AdapterError: the settings of one that is named cannot be read.
     """
     named = settings.adapters or {}
+    if settings.max_adapter_rank is not None and settings.max_adapter_rank > MAX_RANK:
+        raise InvalidRequest(
+            "max_adapter_rank is larger than any adapter's",
+            value=settings.max_adapter_rank,
+            hint=f"Use at most {MAX_RANK}.",
+        )
     count = settings.adapter_slots
     if count == 0 and named:
         raise InvalidRequest(

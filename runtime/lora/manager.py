@@ -15,9 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from branchline.runtime.core.adapter_spool import AdapterSpool, remove_sent
 from branchline.runtime.core.adapters import (
-    AdapterFiles,
     AdapterInfo,
     AdapterSource,
     AdapterState,
@@ -25,13 +23,15 @@ from branchline.runtime.core.adapters import (
     adapter_not_found,
     check_adapter_name,
 )
-from branchline.runtime.errors import AdapterInUse, AdapterTooLarge, BranchlineError
-from branchline.runtime.loading.adapters import adapter_folder
-from branchline.runtime.lora.adapter_files import AdapterFolder, inspect, read
-from branchline.runtime.lora.host_tier import HostTier
-from branchline.runtime.lora.layout import Packed
+from branchline.runtime.errors import (
+    AdapterInUse,
+    AdapterTooLarge,
+    BackendError,
+    BranchlineError,
+)
 from branchline.runtime.lora.loader import Loader, Start, nothing, start_thread
 from branchline.runtime.lora.residency import Residency
+from branchline.runtime.lora.shelf import Shelf, Volume
 from branchline.runtime.lora.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -41,19 +41,17 @@ OnInfo = Callable[[AdapterInfo | BranchlineError], None]
 
 @dataclass(slots=True, eq=False)
 class _Adapter:
-    """One version that is not forgotten; the key of its weights in the host tier.
+    """One version that is not forgotten.
 
     Attributes:
-        sent: its folder is the spool's.
         retired: no request gets it any more.
         waiting: who is told once it is forgotten.
     """
 
     version: AdapterVersion
-    folder: AdapterFolder
-    sent: bool
+    volume: Volume
     retired: bool = False
-    waiting: list[Callable[[AdapterInfo], None]] = field(default_factory=list)
+    waiting: list[OnInfo] = field(default_factory=list)
 
 
 class AdapterManager:
@@ -76,13 +74,13 @@ class AdapterManager:
         self._slots = slots
         self._layout = slots.layout
         self._residency = Residency(slots.count)
-        self._tier = HostTier(host_bytes)
-        self._spool = AdapterSpool()
+        self._shelf = Shelf(slots.layout, host_bytes)
         self._loader = Loader(call_soon, start)
         self._names: dict[str, _Adapter] = {}
         self._known: dict[AdapterVersion, _Adapter] = {}
         self._numbers: dict[str, int] = {}
         self._failed: Callable[[AdapterVersion, BranchlineError], None] = _nobody
+        self._asked: dict[object, OnInfo] = {}
         self._loads = 0
         self._load_s = 0.0
 
@@ -148,19 +146,23 @@ class AdapterManager:
             on_done(error)
             return
 
-        def done(made: _Adapter | BranchlineError) -> None:
-            if isinstance(made, BranchlineError):
-                on_done(made)
+        ticket = object()
+
+        def done(found: Volume | BranchlineError) -> None:
+            del self._asked[ticket]
+            if isinstance(found, BranchlineError):
+                on_done(found)
                 return
             try:
-                self._install(made, pin=pin)
+                info = self._install(name, found, pin=pin)
             except BranchlineError as error:
-                self._discard(made)
+                self._discard(found)
                 on_done(error)
             else:
-                on_done(self._info(made))
+                on_done(info)
 
-        self._loader.put(lambda: self._open_source(name, source, sent), done)
+        self._asked[ticket] = on_done
+        self._loader.put(lambda: self._shelf.add(source, sent=sent), done)
 
     def load_now(
         self,
@@ -182,14 +184,10 @@ class AdapterManager:
             AdapterError, InvalidRequest: it cannot be loaded.
         """
         check_adapter_name(name)
-        folder = inspect(adapter_folder(path), self._layout)
-        made = _Adapter(AdapterVersion(name, 0), folder, sent)
-        if self._tier.has_room(self._layout.slot_bytes):
-            self._fetch(made)
+        volume = self._shelf.add(path, sent=sent, if_room=True)
         if number is not None:
             self._numbers[name] = number - 1
-        self._install(made, pin=pin)
-        return self._info(made)
+        return self._install(name, volume, pin=pin)
 
     def unload(self, name: str, on_done: OnInfo, *, drain: bool = False) -> None:
         """See `AdapterPort.unload_adapter`."""
@@ -223,7 +221,7 @@ class AdapterManager:
             "slots_used": self._residency.used,
             "slot_bytes": self._layout.slot_bytes,
             "device_bytes": self._slots.nbytes,
-            "host_bytes": self._tier.nbytes,
+            "host_bytes": self._shelf.nbytes,
             "max_rank": self._layout.max_rank,
             "loads": self._loads,
             "load_s": self._load_s,
@@ -231,31 +229,36 @@ class AdapterManager:
         }
 
     def shut(self) -> None:
-        """End the loader, once the loop has ended."""
+        """End the loader, once the loop has ended; who still waits for an answer gets it."""
         self._loader.close()
+        waiting = [told for adapter in self._known.values() for told in adapter.waiting]
+        for told in [*self._asked.values(), *waiting]:
+            told(BackendError("the engine was closed", retryable=True, hint="Make a new Engine."))
+        self._asked.clear()
         self._layout.detach()
-        self._spool.close()
+        self._shelf.close()
 
     # -- names and versions ----------------------------------------------------------------------
 
-    def _install(self, made: _Adapter, *, pin: bool) -> None:
-        """Requests get this version from now on."""
-        version, old = made.version, self._names.get(made.version.name)
+    def _install(self, name: str, volume: Volume, *, pin: bool) -> AdapterInfo:
+        """Requests get this version of a name from now on."""
+        made, old = _Adapter(AdapterVersion(name, 0), volume), self._names.get(name)
+        version = made.version
         if pin and not self._residency.can_pin(None if old is None else old.version):
             raise AdapterTooLarge(
                 "no more adapters can be pinned: one slot must stay for the others",
-                value=version.name,
+                value=name,
                 hint=f"There are {self._slots.count} slots; raise adapter_slots.",
             )
-        version.number = self._numbers.get(version.name, 0) + 1
-        self._numbers[version.name] = version.number
-        self._names[version.name] = made
+        version.number = self._numbers[name] = self._numbers.get(name, 0) + 1
+        self._names[name] = made
         self._known[version] = made
         if old is not None:
             self._retire(old)
         if pin:
             self._residency.pin(version)
             self._bring_pinned()
+        return self._info(made)
 
     def _retire(self, adapter: _Adapter) -> None:
         adapter.retired = True
@@ -268,26 +271,20 @@ class AdapterManager:
             info = self._info(adapter)
             self._residency.remove(version)
             del self._known[version]
-            self._discard(adapter)
+            self._discard(adapter.volume)
             for told in adapter.waiting:
                 told(info)
 
-    def _discard(self, adapter: _Adapter) -> None:
+    def _discard(self, volume: Volume) -> None:
         """Drop what the loader's thread keeps of it."""
-
-        def drop() -> None:
-            self._tier.drop(adapter)
-            if adapter.sent:
-                remove_sent(adapter.folder.path)
-
-        self._loader.put(drop, nothing)
+        self._loader.put(lambda: self._shelf.drop(volume), nothing)
 
     def _info(self, adapter: _Adapter) -> AdapterInfo:
-        version, folder = adapter.version, adapter.folder
+        version, folder = adapter.version, adapter.volume.folder
         return AdapterInfo(
             name=version.name,
             version=version.number,
-            path="" if adapter.sent else str(folder.path),
+            path="" if adapter.volume.sent else str(folder.path),
             rank=folder.rank,
             targets=folder.targets,
             base=folder.base,
@@ -302,7 +299,7 @@ class AdapterManager:
             return "device"
         if self._residency.is_loading(adapter.version):
             return "loading"
-        return "host" if adapter in self._tier else "disk"
+        return "host" if self._shelf.holds(adapter.volume) else "disk"
 
     # -- into a slot -----------------------------------------------------------------------------
 
@@ -319,7 +316,7 @@ class AdapterManager:
 
         def bring() -> float:
             start = time.perf_counter()
-            self._slots.write(slot, self._fetch(adapter))
+            self._slots.write(slot, self._shelf.fetch(adapter.volume))
             return time.perf_counter() - start
 
         self._loader.put(bring, lambda result: self._brought(adapter, result))
@@ -337,30 +334,6 @@ class AdapterManager:
             self._residency.arrived(version)
             self._settle(adapter)
         self._bring_pinned()
-
-    # -- on the loader's thread ------------------------------------------------------------------
-
-    def _open_source(self, name: str, source: AdapterSource, sent: bool) -> _Adapter:
-        if isinstance(source, AdapterFiles):
-            path, sent = self._spool.put(source), True
-        else:
-            path = adapter_folder(source)
-        try:
-            made = _Adapter(AdapterVersion(name, 0), inspect(path, self._layout), sent)
-            self._fetch(made)
-        except BaseException:
-            if sent:
-                remove_sent(path)
-            raise
-        return made
-
-    def _fetch(self, adapter: _Adapter) -> Packed:
-        """The weights as a slot holds them, from host memory or from the files."""
-        found = self._tier.get(adapter)
-        if found is None:
-            found = self._layout.pack(read(adapter.folder, self._layout))
-            self._tier.put(adapter, found)
-        return found
 
 
 def _nobody(version: AdapterVersion, error: BranchlineError) -> None:

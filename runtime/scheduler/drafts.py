@@ -234,17 +234,19 @@ class Drafts:
 
 def check_tree(tree: DraftTree, max_nodes: int, vocab_size: int) -> None:
     """Raise `ValueError` where a drafter broke its promise."""
-    n, parents = len(tree), tree.parents
-    if not n == len(parents) == len(tree.depths) or n > max_nodes:
+    tokens, parents, depths = (
+        part.tolist() for part in (tree.token_ids, tree.parents, tree.depths)
+    )
+    n = len(tokens)
+    if not n == len(parents) == len(depths) or n > max_nodes:
         raise ValueError(f"a tree of {n} candidates, {max_nodes} were asked for")
-    if n == 0:
-        return
-    if (parents < -1).any() or (parents >= np.arange(n)).any():
-        raise ValueError("a candidate stands before its parent")
-    if (tree.depths != np.where(parents < 0, 0, tree.depths[parents] + 1)).any():
-        raise ValueError("the depth of a candidate is not its parent's plus one")
-    if int(tree.token_ids.min()) < 0 or int(tree.token_ids.max()) >= vocab_size:
-        raise ValueError("a candidate is no token of the model")
+    for node, (token, parent, depth) in enumerate(zip(tokens, parents, depths, strict=True)):
+        if not -1 <= parent < node:
+            raise ValueError("a candidate stands before its parent")
+        if depth != (0 if parent < 0 else depths[parent] + 1):
+            raise ValueError("the depth of a candidate is not its parent's plus one")
+        if not 0 <= token < vocab_size:
+            raise ValueError("a candidate is no token of the model")
 
 
 def pruned(tree: DraftTree, ends: frozenset[int], max_depth: int) -> DraftTree:

@@ -25,7 +25,7 @@ TRIED = 0.01
 FIRST_TRIES = 3
 """Steps with few guesses that are run before anything is known of their time."""
 
-GAIN = 1.02
+GAIN = 1.05
 """Guesses must promise to be so much faster than none."""
 
 HELD = 8

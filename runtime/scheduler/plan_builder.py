@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import is_
 
 import numpy as np
@@ -12,6 +13,7 @@ from branchline.runtime.core.batch import (
     SHORTEST_TRUNK,
     ForwardMode,
     Int32Array,
+    Int64Array,
     RowInit,
     ScheduleBatch,
     ScoreRead,
@@ -223,7 +225,20 @@ class PlanBuilder:
         np.cumsum(lens, out=start[1:])
         seq_lens = np.fromiter((s.start + s.num_tokens for s in segments), np.int32, len(segments))
         num_logits = num_reads = num_hidden = 0
-        for index, segment in enumerate(segments):
+        index = 0
+        while index < len(segments):
+            if (n := _decoding_run(segments, index)) > 0:
+                known, at, taken = self._decoding(segments[index : index + n])
+                ids.append(known)
+                positions.append(at)
+                slots.append(taken)
+                logits.append(start[index : index + n])
+                sample_idx.extend(range(num_logits, num_logits + n))
+                sample_rows.extend(range(index, index + n))
+                num_logits += n
+                index += n
+                continue
+            segment = segments[index]
             ids.append(_segment_ids(segment))
             positions.append(_segment_positions(segment))
             row, end = segment.request.row, segment.start + segment.num_tokens
@@ -241,19 +256,15 @@ class PlanBuilder:
                 num_hidden += segment.hidden
             if segment.sample:
                 places = 1 if segment.draft is None else len(wanted)
-                sample_idx.extend(
-                    range(num_logits + len(wanted) - places, num_logits + len(wanted))
-                )
+                last = num_logits + len(wanted)
+                sample_idx.extend(range(last - places, last))
                 sample_rows.extend([index] * places)
             logits.append(wanted + start[index])
             num_logits += len(wanted)
+            index += 1
         sampled = [segments[i].request for i in sample_rows]
         batch = ScheduleBatch(
-            mode=(
-                ForwardMode.VERIFY
-                if any(s.tree is not None for s in segments)
-                else ForwardMode.EXTEND
-            ),
+            mode=_mode(segments),
             rows=np.fromiter((s.request.row for s in segments), np.int32, len(segments)),
             seq_lens=seq_lens,
             extend_lens=lens,
@@ -279,6 +290,14 @@ class PlanBuilder:
         steady = all(s.sample and s.start >= s.request.prompt_len for s in segments)
         return StepPlan(batch, segments, spans, hidden_spans, guesses, steady)
 
+    def _decoding(self, segments: list[Segment]) -> tuple[Int32Array, Int64Array, Int32Array]:
+        """(ids, positions, slots) of segments of one token, all at once."""
+        n = len(segments)
+        rows = np.fromiter((s.request.row for s in segments), np.int32, n)
+        starts = np.fromiter((s.start for s in segments), np.int64, n)
+        ids = np.fromiter((_known_id(s.request, s.start) for s in segments), np.int32, n)
+        return ids, starts, self._slots[rows, starts]
+
     def _sampling_batch(self, requests: list[Request]) -> SamplingBatch:
         # The requests themselves are kept: the address of one that is gone may be another's.
         same = len(requests) == len(self._sampled) and all(map(is_, requests, self._sampled))
@@ -294,10 +313,26 @@ class PlanBuilder:
 
 
 def _adapter_slots(segments: list[Segment]) -> Int32Array | None:
-    if all(s.request.adapter is None for s in segments):
-        return None
     versions = [s.request.adapter for s in segments]
+    if not any(versions):
+        return None
     return np.array([-1 if v is None else v.slot for v in versions], dtype=np.int32)
+
+
+def _mode(segments: list[Segment]) -> ForwardMode:
+    tree = any(s.tree is not None for s in segments)
+    return ForwardMode.VERIFY if tree else ForwardMode.EXTEND
+
+
+def _decoding_run(segments: list[Segment], first: int) -> int:
+    """How many segments from `first` on are one token whose next is sampled, and nothing else."""
+    index = first
+    for segment in islice(segments, first, None):
+        plain = segment.count == 1 and segment.sample and segment.tree is None
+        if not plain or segment.score_prompt or segment.hidden:
+            break
+        index += 1
+    return index - first
 
 
 def _known_id(request: Request, position: int) -> int:

@@ -2,7 +2,8 @@
 
 A row's last ids are looked for in its own prompt and output, and in what other lanes of its program
 have put out: forks repeat each other. The longest match wins. A match is followed id by id as long
-as it goes on, so most ids cost one comparison; looking up costs a few hash lookups.
+as it goes on, so most ids cost one comparison; looking up costs a few hash lookups. Where a long
+match breaks off, the next guess is that one id alone was another: texts are quoted with changes.
 
 Law: memory is bounded whatever is generated: outputs are kept up to `MAX_TOKENS` ids in all, the
 programs used longest ago go first; an index of a prompt goes with its sequence. Knows no model.
@@ -31,6 +32,9 @@ COMPARED = 8
 
 MATCH = 32
 """Ids beyond which a longer match is no better."""
+
+LONG = 8
+"""A match of so many ids is gone on with behind an id that differs."""
 
 BRANCH = 3
 """Guesses along another continuation than the best."""
@@ -188,11 +192,14 @@ class NgramDrafter:
         outputs = self._outputs_of(row)
         for token in new:
             lane.text.append(token)
+            broken = _behind_a_change(lane)
             going_on = (Place(p.text, p.end + 1) for p in lane.best if p.text[p.end] == token)
             lane.best = [place for place in going_on if place.end < len(place.text)]
             lane.matched = min(lane.matched + 1, MATCH) if lane.best else 0
             if not lane.best:
                 self._look_up(lane, outputs)
+            if lane.matched < LEVELS[1] and broken is not None:
+                lane.best, lane.matched = [broken], ENTER
             outputs.add(lane.text)
         self._tokens += len(new)
         self._forget()
@@ -239,6 +246,16 @@ class NgramDrafter:
             length = depth if index == 0 else min(depth, BRANCH)
             tree.merge(_continuation(place, lane.text, length), row.max_nodes)
         return tree.build() if len(tree) else None
+
+
+def _behind_a_change(lane: Lane) -> Place | None:
+    """Where a long match goes on if the id that has just come is put for another."""
+    if lane.matched < LONG:
+        return None
+    text, end = lane.best[0]
+    if text[end] == lane.text[-1] or end + 1 >= len(text):
+        return None
+    return Place(text, end + 1)
 
 
 def _continuation(place: Place, own: list[int], length: int) -> list[int]:

@@ -113,6 +113,7 @@ def test_adapters_are_compared_with_the_base_model(tmp_path: Path) -> None:
     ]
     assert all(line["tok_s"] > 0 for line in lines[:4])
     assert lines[4]["first_token_ms"] > 0 and lines[4]["gap_ms"] > 0
-    assert lines[5]["loaded"] == 9 and lines[5]["evictions"] > 0
+    assert lines[4]["copy_ms"] > 0
+    assert lines[5]["loaded"] == 9 and lines[5]["evictions"] >= 8
     with pytest.raises(InvalidRequest, match="do not fit into the batch"):
         adapters(settings, registered=2, distinct=3, at_once=4)

@@ -124,6 +124,22 @@ def test_together_each_request_says_what_it_says_alone(
     assert all(info.running == 0 for info in engine.adapters())
 
 
+def test_guesses_are_checked_by_the_adapted_model(
+    base: Path, folders: dict[str, str], alone: list[list[list[int]]]
+) -> None:
+    options: dict[str, Any] = {"adapter_slots": 2, "adapters": folders, "threads": 1}
+    with Engine(str(base), kv_tokens=9000, speculative="ngram", **options) as engine:
+
+        async def everything() -> list[Any]:
+            jobs = [engine.agenerate(**({"ignore_eos": True} | request)) for request in requests()]
+            return await asyncio.gather(*jobs)
+
+        results = asyncio.run(everything())
+    assert [ids_of(found) for found in results] == alone
+    metas = [found.meta for found in results if not isinstance(found, list)]
+    assert any(meta.adapter and meta.drafted_tokens for meta in metas)
+
+
 def test_what_a_request_of_one_adapter_cached_is_no_use_to_another(engine: Engine) -> None:
     engine.flush_cache()
     prompt, options = "A prompt of its own, long enough", {"temperature": 0.0, "max_tokens": 2}
@@ -255,6 +271,8 @@ def test_errors_say_what_is_wrong_and_disturb_nobody(
 def test_an_engine_without_slots_says_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="adapter_slots is 0"):
         tiny_engine(tmp_path / "m", adapter_slots=0, adapters={"a": "somewhere"})
+    with pytest.raises(InvalidRequest, match="at most 256"):
+        tiny_engine(tmp_path / "m", max_adapter_rank=257)
     with pytest.raises(AdapterDamaged, match="somewhere"):
         tiny_engine(tmp_path / "m", adapters={"a": "somewhere"})
     with tiny_engine(tmp_path / "m", adapter_slots=0) as engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 
 import branchline as bl
 from branchline.lang.view.terminal import nodes_table
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.engine import Engine
 from branchline.runtime.errors import InvalidRequest
 from tests.support.tiny_engine import tiny_engine, write_tiny_model
@@ -45,6 +47,46 @@ def test_outputs_are_the_same_and_the_ends_tell_of_guesses(plain: Engine, guessi
         if seed is None:  # a random model goes round in circles
             assert sum(one.meta.accepted_tokens for one in found) > 20
             assert all(one.meta.forwards < 60 for one in found)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "kinds": {"type": "array", "items": {"enum": ["red", "green"]}, "maxItems": 6},
+        "count": {"type": "integer"},
+    },
+    "required": ["name", "kinds", "count"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_constrained_outputs_are_the_same(
+    plain: Engine, guessing: Engine, temperature: float, logprobs: int | None
+) -> None:
+    constraint = Constraint(kind="json_schema", text=json.dumps(SCHEMA))
+    other = Constraint(kind="regex", text="(one|two|three)( (one|two|three)){3,20}")
+    shown = '{"name": "ab", "kinds": ["red", "red", "green", "red"], "count": 1}'
+    work = [(shown * 2, constraint), (shown, constraint), ("one two one two one two ", other)]
+    accepted = 0
+    for seed in range(4):
+        for prompt, one in work:
+            params = SamplingParams(
+                temperature=temperature,
+                seed=seed,
+                max_tokens=120,
+                constraint=one,
+                logprobs=logprobs,
+            )
+            wanted, found = plain.generate(prompt, params), guessing.generate(prompt, params)
+            assert (found.text, found.token_ids) == (wanted.text, wanted.token_ids)
+            assert (found.forced, found.logprobs) == (wanted.forced, wanted.logprobs)
+            assert found.meta.finish_reason == wanted.meta.finish_reason
+            assert found.meta.forced_tokens == wanted.meta.forced_tokens
+            accepted += found.meta.accepted_tokens
+    assert accepted > 10
 
 
 def test_a_call_turns_it_off(plain: Engine, guessing: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import build_groups
 from branchline.runtime.executor.build import build_worker
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
+from branchline.runtime.executor.device_graphs import adapted_sizes, decode_sizes
 from branchline.runtime.executor.device_worker import DeviceWorker
 from branchline.runtime.executor.lora_inputs import logit_slots
 from branchline.runtime.lora.layout import LowRank, SlotLayout
@@ -195,6 +197,14 @@ def test_the_device_path_gives_what_the_cpu_path_gives(
         scores = [output.scores for output in outputs]
         if scores[0] is not None and scores[1] is not None:
             np.testing.assert_allclose(scores[0].chosen, scores[1].chosen, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 8, 9, 31, 64, 100, 256])
+def test_recorded_sizes_with_adapters_hold_every_step_and_are_fewer(most: int) -> None:
+    sizes = adapted_sizes(most)
+    assert sizes == sorted(set(sizes)) and sizes[0] == 1
+    assert sizes[-1] >= most and len(sizes) <= len(decode_sizes(most))
+    assert all(size <= 2 * before for before, size in pairwise(sizes))
 
 
 def test_scores_read_logits_of_the_rows_own_adapter(model: Model, ops: Ops) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,14 @@ from branchline.runtime.core.outputs import TokenLogprob
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import DraftTree
-from branchline.runtime.executor.build import RunnerSettings, build_runner, build_worker
+from branchline.runtime.executor.build import (
+    RunnerSettings,
+    build_runner,
+    build_worker,
+    load_model,
+)
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
+from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.drafts import Drafts
@@ -42,6 +49,7 @@ VOCAB = 101
 ROWS = 6
 STEP_TOKENS = 64
 EOS = frozenset({2})
+CPU = torch.device("cpu")
 
 Kind = str
 """Which path a step takes: "reference", "native" or "device"."""
@@ -64,6 +72,7 @@ def scheduler_for(
     tokens: int = 960,
     drafter: Drafter | None = None,
     nodes: tuple[int, int] = (8, 5),
+    device: torch.device = CPU,
 ) -> tuple[Scheduler, Outbox]:
     cache = CacheManager(tokens // page_size, page_size, ROWS, CONTEXT)
     if kind == "device":
@@ -76,7 +85,7 @@ def scheduler_for(
             kv_dtype=torch.float32,
             guesses=drafter is not None,
         )
-        builder = DeviceBuilder(model, ops, settings, torch.device("cpu"))
+        builder = DeviceBuilder(model, ops, settings, device)
         worker = builder.worker(tokens // page_size, overlap=True)
     else:
         runner = build_runner(
@@ -196,6 +205,28 @@ def test_outputs_are_those_of_plain_decoding(
             assert right == 1.0 or (
                 scheduler.stats.accepted_tokens < scheduler.stats.drafted_tokens
             )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_outputs_on_cuda_are_those_of_plain_decoding(
+    tmp_path: Path, page_size: int, deterministic: bool
+) -> None:
+    device = torch.device("cuda")
+    ops = make_ops(dtype=torch.float32, device=device, deterministic=deterministic)
+    checkpoint = SafetensorsCheckpoint(tiny_llama(tmp_path))
+    model = load_model(checkpoint, ops, dtype="float32", device=device)
+    for seed in range(4):
+        requests = work(random.Random(seed))
+        wanted = outcomes(*scheduler_for(model, ops, "device", device=device), requests)
+        scripts = {name: [*value[0], 2] for name, value in wanted.items()}
+        drafter = OracleDrafter(scripts, VOCAB, right=0.7, seed=seed)
+        scheduler, out = scheduler_for(
+            model, ops, "device", page_size=page_size, drafter=drafter, device=device
+        )
+        assert_alike(outcomes(scheduler, out, requests), wanted, bitwise=False)
+        assert scheduler.stats.accepted_tokens > 0
 
 
 class Likely:

@@ -16,6 +16,7 @@ from branchline.runtime.errors import (
     AdapterInUse,
     AdapterNotFound,
     AdapterTooLarge,
+    BackendError,
     BranchlineError,
     InvalidRequest,
 )
@@ -245,7 +246,7 @@ def test_files_that_are_sent_are_kept_until_nobody_needs_them(scene: Scene) -> N
     scene.manager.load("sent", files, scene.answers.append)
     scene.turn()
     assert scene.answer().path == ""
-    kept = scene.manager._names["sent"].folder.path
+    kept = scene.manager._names["sent"].volume.folder.path
     assert kept != path and kept.is_dir()
     assert kept.parent.stat().st_mode & 0o777 == 0o700
     scene.manager.unload("sent", scene.answers.append)
@@ -275,3 +276,16 @@ def test_many_more_adapters_than_slots_take_turns(scene: Scene) -> None:
     assert counters["loaded"] == 6 and counters["slots_used"] == 2
     assert counters["evictions"] == counters["loads"] - 2 > 0
     assert counters["host_bytes"] <= 2 * scene.layout.slot_bytes
+
+
+def test_whoever_waits_when_the_engine_closes_hears_of_it(model: Model, tmp_path: Path) -> None:
+    scene = Scene(model, tmp_path)
+    scene.load("used")
+    scene.use("used")
+    scene.manager.unload("used", scene.answers.append, drain=True)
+    for index in range(3):
+        scene.manager.load(f"late{index}", scene.write("late"), scene.answers.append)
+    scene.manager.shut()
+    assert len(scene.answers) == 4
+    for answer in scene.answers:
+        assert isinstance(answer, BackendError) and answer.retryable

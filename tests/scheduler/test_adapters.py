@@ -14,7 +14,8 @@ from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import AdapterDamaged, AdapterNotFound, BranchlineError
 from branchline.runtime.lora.residency import Residency
 from tests.scheduler.harness import Bench
-from tests.support.hash_model import expected_output, expected_scores
+from tests.support.hash_model import VOCAB, expected_output, expected_scores
+from tests.support.oracle_drafter import OracleDrafter
 
 
 class SaltedAdapters:
@@ -277,8 +278,10 @@ def test_whatever_the_load_every_output_is_its_own_versions(
     mirror: bool,
     data: st.DataObject,
 ) -> None:
-    """Few slots, little memory, chunks, retraction, aborts, new versions: all together."""
+    """Few slots, little memory, chunks, retraction, aborts, new versions, guesses: all together."""
     adapters = SaltedAdapters(slots, delay)
+    scripts: dict[str, list[int]] = {}
+    drafter = OracleDrafter(scripts, VOCAB) if data.draw(st.booleans()) else None
     made = bench(
         adapters,
         tokens=tokens,
@@ -288,6 +291,7 @@ def test_whatever_the_load_every_output_is_its_own_versions(
         rows=6,
         lazy=lazy,
         mirror=mirror,
+        drafter=drafter,
         max_skips=data.draw(st.sampled_from([0, 3, 50])),
     )
     for name in "abcd":
@@ -299,6 +303,7 @@ def test_whatever_the_load_every_output_is_its_own_versions(
         salt = adapters.salts[adapters.names[adapter]] if adapter else 0
         output = expected_output(request["prompt"], request["count"], salt=salt)
         extra: dict[str, Any] = {"n": request["n"]}
+        scripts[name] = scripts[f"{name}#1"] = output
         if request["constrained"]:
             rows = [[token] if i % 2 else None for i, token in enumerate(output)]
             extra["constraint"] = Constraint(kind="regex", text=str(rows).replace("None", "null"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -337,6 +338,22 @@ def test_an_abort_frees_the_guesses_within_a_step() -> None:
     bench.scheduler.step()
     assert bench.cache.running_tokens == 0
     bench.run()
+
+
+def test_a_deadline_ends_a_row_with_guesses_and_leaves_the_others() -> None:
+    prompt = [1, 2, 3]
+    scripts = {"a": expected_output(prompt, 400), "b": expected_output(prompt, 60)}
+    bench = Bench(drafter=Chains(scripts), max_depth=3)
+    bench.submit("a", prompt, 400, deadline=time.monotonic() + 0.05)
+    bench.submit("b", prompt, 60)
+    while "a" not in bench.out.done:
+        bench.scheduler.step()
+        time.sleep(0.002)
+    assert bench.out.done["a"].finish == "deadline"
+    bench.run()
+    said = bench.output("a")
+    assert said == expected_output(prompt, 400)[: len(said)]
+    assert bench.output("b") == expected_output(prompt, 60)
 
 
 def test_a_tree_is_cut_where_nothing_of_it_can_be_output() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from branchline.kernels.triton.attention import SHORTEST_TRUNK as SHORTEST_FOUND
 from branchline.runtime.core.batch import SHORTEST_TRUNK
@@ -78,3 +80,61 @@ def test_a_decoding_step_says_whether_neighbours_share_a_trunk(
     ]
     assert builder.build(segments, []).batch.trunks is told
     assert builder.build(segments[:1], []).batch.trunks is False
+
+
+KINDS = ("decoding", "decoding ahead", "chunk", "last chunk", "scored prompt", "read states")
+
+
+def segment_of(kind: str, row: int, start: int, count: int) -> Segment:
+    """Over a row of 9 tokens; `ahead` is behind what is known."""
+    one = request(0.5, row, 9)
+    if kind == "decoding":
+        return Segment(one, start, 1, True)
+    if kind == "decoding ahead":
+        return Segment(one, 9, 1, True)
+    if kind == "scored prompt":
+        ends = start % 2 == 0  # only a prompt's end is sampled
+        return Segment(one, 9 - count if ends else start, count, ends, score_prompt=True)
+    hidden = count if kind == "read states" else 0
+    return Segment(one, start, count, kind == "last chunk", hidden=hidden)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    parts=st.lists(
+        st.tuples(st.sampled_from(KINDS), st.integers(0, 5), st.integers(1, 3)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_mixed_step_is_its_segments_one_after_the_other(
+    parts: list[tuple[str, int, int]],
+) -> None:
+    """Whatever stands beside a segment, its tokens, reads and samples are those it has alone."""
+    table = SlotTable(8, 16, 1)
+    for row in range(8):
+        table.write(row, 0, np.arange(16, dtype=np.int32) + np.int32(100 * row))
+    builder = PlanBuilder(table, lambda request: ())
+    segments = [segment_of(kind, row, *at) for row, (kind, *at) in enumerate(parts)]
+    whole = builder.build(segments, []).batch
+    alone = [builder.build([segment], []).batch for segment in segments]
+    tokens = np.cumsum([0] + [one.num_tokens for one in alone])
+    logits = np.cumsum([0] + [len(one.logit_idx) for one in alone])
+
+    def joined(name: str, offsets: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int]:
+        pieces = [getattr(one, name) + offsets[i] for i, one in enumerate(alone)]
+        return [int(x) for piece in pieces for x in piece]
+
+    nothing = np.zeros(len(alone), dtype=np.int64)
+    for name in ("rows", "seq_lens", "extend_lens", "input_ids", "positions", "out_slots"):
+        assert getattr(whole, name).tolist() == joined(name, nothing)
+    assert whole.extend_start.tolist() == tokens.tolist()
+    assert whole.logit_idx.tolist() == joined("logit_idx", tokens)
+    assert whole.sample_idx.tolist() == joined("sample_idx", logits)
+    assert whole.sample_rows.tolist() == [i for i, s in enumerate(segments) if s.sample]
+    reads = [(one.score, i) for i, one in enumerate(alone) if one.score is not None]
+    found = [] if whole.score is None else whole.score.logit_rows.tolist()
+    assert found == [int(x + logits[i]) for score, i in reads for x in score.logit_rows]
+    states = [(one.hidden_rows, i) for i, one in enumerate(alone) if one.hidden_rows is not None]
+    found = [] if whole.hidden_rows is None else whole.hidden_rows.tolist()
+    assert found == [int(x + logits[i]) for rows, i in states for x in rows]

@@ -118,10 +118,26 @@ def test_every_guess_followed_the_same_ids_before(
             places = [
                 at
                 for at in range(2, len(now))
-                if now[at - 2 : at] == now[-2:] and (now[at:] + path)[: len(path)] == path
+                if (now[at - 2 : at] == now[-2:] or near(now[:at], now))
+                and (now[at:] + path)[: len(path)] == path
             ]
             assert places, f"{path} never followed {now[-2:]}"
         shown += r.randint(1, 4)
+
+
+def near(ids: list[int], others: list[int]) -> bool:
+    """Whether both end with the same ids but for the last one."""
+    return ids[-1 - ngram.LONG : -1] == others[-1 - ngram.LONG : -1]
+
+
+def test_a_quotation_with_a_change_goes_on_behind_it() -> None:
+    prompt = list(range(100, 160))
+    drafter = NgramDrafter()
+    ids = [*prompt, *range(110, 125), 7]
+    assert guess(drafter, row(ids, 60)) == [[126, 127, 128, 129]]
+    assert drafter.promising(row(ids, 60))
+    assert guess(drafter, row([*ids, 126], 60)) == [list(range(127, 133))]
+    assert guess(drafter, row([*ids, 126, 8, 9], 60)) == []
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
