@@ -116,7 +116,8 @@ def test_on_a_device_a_failed_recording_leaves_the_others_usable() -> None:
     with pytest.raises(torch.OutOfMemoryError, match="no more"):
         made.record(StepShape(1, 1, 1, decode=True))
     before = source[0].item()
-    graph = made._decode[2]
+    graph = made.find(decoding(2, trunks=False))
+    assert graph is not None
     graph.replay()
     torch.cuda.synchronize()
     assert source[0].item() == before + 1.0
