@@ -315,6 +315,19 @@ def test_an_engine_without_slots_says_so(tmp_path: Path) -> None:
         assert engine.adapters() == []
 
 
+def test_matrices_are_float32_beside_float32_weights_alone(base: Path, default_model: Path) -> None:
+    """Where the base is rounded, so are they: half the memory, and half of it to read."""
+
+    def slot_bytes(model: Path, **settings: Any) -> int:
+        options = {"kv_tokens": 2000, "context_length": 512, "threads": 1} | settings
+        with Engine(str(model), **options) as engine:
+            return int(engine.info()["adapters"]["slot_bytes"])
+
+    for model, share in ((base, 1.0), (default_model, 0.5)):
+        exact = slot_bytes(model, dtype="float32")
+        assert slot_bytes(model) == pytest.approx(share * exact, rel=0.02)
+
+
 def test_the_default_models_base_rows_keep_their_ids_beside_an_adapter(
     default_model: Path, tmp_path: Path
 ) -> None:
