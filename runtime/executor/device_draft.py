@@ -2,14 +2,15 @@
 
 The same beam as `host_draft`, with fixed sizes: every row has `width` guesses at every level, dead
 ones score -inf. Invariant: nothing outside the scratch slots is written; what a replay gives for a
-row does not depend on the rows beside it, beyond what its kernels promise. On a CPU a "recording"
-is the function itself, run again. Knows nothing of requests.
+row does not depend on the rows beside it, beyond what its kernels promise. Knows nothing of
+requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.executor.device_stream import DeviceStream, host_buffer
 from branchline.runtime.executor.draft_step import Draft
 from branchline.runtime.executor.drafting import DraftSeed, Guesses
+from branchline.runtime.executor.recorder import Recorder
 from branchline.runtime.models.draft import EntryAttention
 
 ROW_SIZES = (1, 2, 4, 8, 16)
@@ -28,6 +30,23 @@ ROW_SIZES = (1, 2, 4, 8, 16)
 def recorded_depths(most: int) -> list[int]:
     """Levels for which guessing is recorded, ascending."""
     return [depth for depth in range(1, most + 1) if depth <= 4 or depth % 2 == 0 or depth == most]
+
+
+def draft_sizes(max_depth: int) -> list[tuple[int, int]]:
+    """(rows, levels) that are recorded, those that are used most first, should memory end."""
+    return list(product(ROW_SIZES, reversed(recorded_depths(max_depth))))
+
+
+def recordings_bytes(own: int, each: int, depths: Sequence[int]) -> int:
+    """Memory of all recordings, at most.
+
+    Args:
+        own: bytes of tensors in the largest one; those of other numbers of rows fit in as much
+            again.
+        each: bytes that the driver keeps of it, which grow with the levels.
+        depths: levels of them all.
+    """
+    return 2 * own + each * -(-sum(depths) // max(depths))
 
 
 @dataclass(slots=True)
@@ -56,6 +75,7 @@ class DeviceDraft:
         draft: the model and its pool, with `scratch_slots(width, max_depth)` of scratch.
         ops: what it runs with.
         stream: where steps are queued too.
+        recorder: of the levels.
         max_context: of a row.
         width: guesses looked into at each level.
         max_depth: levels at most.
@@ -67,6 +87,7 @@ class DeviceDraft:
         draft: Draft,
         ops: Ops,
         stream: DeviceStream,
+        recorder: Recorder,
         *,
         max_context: int,
         width: int,
@@ -74,7 +95,7 @@ class DeviceDraft:
         vocab_size: int,
     ) -> None:
         self.max_depth = max_depth
-        self._draft, self._ops, self._stream = draft, ops, stream
+        self._draft, self._ops, self._stream, self._recorder = draft, ops, stream, recorder
         self._width, self._context, self._vocab_size = width, max_context, vocab_size
         self._first = draft.model.sizes.first
         self._attention = EntryAttention()
@@ -96,18 +117,15 @@ class DeviceDraft:
         most = width + (max_depth - 1) * width * width
         self._back = host_buffer((3, rows, most), torch.int32, device)
         self._graphs: dict[tuple[int, int], Callable[[], torch.Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
-    def record(self) -> int:
-        """Record all sizes, the largest first; how many.
+    def record(self, rows: int, depth: int) -> None:
+        """Record a size, which is run op by op as long as it is not.
 
         Raises:
-            torch.OutOfMemoryError: no memory for it.
+            torch.OutOfMemoryError: no memory for it; what was recorded before stays usable.
         """
-        for rows in reversed(ROW_SIZES):
-            for depth in reversed(recorded_depths(self.max_depth)):
-                self._graph(rows, depth)
-        return len(self._graphs)
+        with self._stream:
+            self._graphs[rows, depth] = self._recorder.record(lambda: self._run(rows, depth))
 
     def guess(self, seeds: Sequence[DraftSeed]) -> list[Guesses]:
         """See `DraftExecutor.guess`."""
@@ -123,11 +141,11 @@ class DeviceDraft:
             return [Guesses(none, none, none.astype(np.float32))] * len(seeds)
         rows = next(size for size in ROW_SIZES if size >= len(seeds))
         depth = next(d for d in recorded_depths(self.max_depth) if d >= max(levels))
+        replay = self._graphs.get((rows, depth))
         self._stream.adopt()
-        replay = self._graph(rows, depth)
         with self._stream:
             self._load(seeds, rows)
-            result = replay()
+            result = self._run(rows, depth) if replay is None else replay()
             back = self._back.view(-1)[: result.numel()].view(result.shape)
             back.copy_(result, non_blocking=True)
             mark = self._stream.mark()
@@ -166,32 +184,6 @@ class DeviceDraft:
         self._inputs[:rows].copy_(self._host[:rows], non_blocking=True)
 
     # -- what is recorded --------------------------------------------------------------------------
-
-    def _graph(self, rows: int, depth: int) -> Callable[[], torch.Tensor]:
-        found = self._graphs.get((rows, depth))
-        if found is None:
-            with self._stream:
-                found = self._capture(lambda: self._run(rows, depth))
-            self._graphs[rows, depth] = found
-        return found
-
-    def _capture(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        if self._pool is None:
-            return run
-        run()  # compiles kernels and makes libraries' handles, which cannot be recorded
-        self._stream.drain()
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            result = run()
-        finally:
-            graph.capture_end()
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return result
-
-        return replay
 
     def _run(self, rows: int, depth: int) -> torch.Tensor:
         """int32 [3, rows, guesses]: ids, parents, bits of the scores."""
