@@ -28,6 +28,7 @@ from branchline.runtime.models.base import Model
 from branchline.runtime.models.draft import DraftModel
 from tests.support.eagle_oracle import write_head
 from tests.support.model_driver import CONTEXT, Driver, Part, load_tiny, tiny_llama
+from tests.support.queued import Queued
 
 WIDTH, DEPTH, VOCAB = 3, 5, 101
 IDS = [1, 17, 5, 99, 42, 42, 8, 63, 12, 30, 3, 55, 20, 7]
@@ -134,6 +135,28 @@ def test_at_the_end_of_the_context_fewer_levels_are_tried(
     (device,) = made(draft, ops).guess(seeds)
     assert len(host.ids) == len(device.ids) == WIDTH + WIDTH**2
     check(device, host)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_recorded_round_is_one_launch_between_copies(
+    model: Model, head: DraftModel, ops: Ops, rows: int, masked: bool
+) -> None:
+    """There: what the rows are, and masks where there are some. Back: all guesses."""
+    driver = Driver(model, ops, draft_model=head, draft_scratch=SCRATCH)
+    draft = driver.runner.draft
+    assert draft is not None
+    device = made(draft, ops)
+    queued = Queued()
+    for size in draft_sizes(DEPTH):
+        device.record(*size)
+        device._graphs[size] = queued.one_launch(device._graphs[size])
+    ids = np.array([3], dtype=np.int32)
+    allowed = np.full(4, -1, dtype=np.int32) if masked else None
+    seeds = [DraftSeed(np.array([1, 2], dtype=np.int32), ids, 2, allowed)] * rows
+    with queued:
+        device.guess(seeds)
+    assert queued.names == [*["copy_"] * (1 + masked), "replay", "copy_"]
 
 
 def built(model: Model, head: DraftModel, ops: Ops, *, graphs: bool) -> DeviceBuilder:
