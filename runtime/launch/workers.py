@@ -161,6 +161,7 @@ def on_host(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -> 
             width=draft.width,
             max_depth=draft.levels,
         )
+        guesses.warm_up()
     return Backend(cache, build_worker(runner, overlap=config.scheduler.overlap), sizing, guesses)
 
 
