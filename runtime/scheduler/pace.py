@@ -245,7 +245,8 @@ class Pace:
         return [wanted if (i - first) % len(known) < tried else 0 for i in range(len(known))]
 
     def _stands(self, rows: int) -> bool:
-        return self._decision.steps > 0 and bucket(rows) == self._decided_for
+        near = 4 * abs(rows - self._decided_for) <= self._decided_for  # rows come and go
+        return self._decision.steps > 0 and near
 
     def _begin_step(self) -> None:
         self._step += 1
@@ -255,7 +256,7 @@ class Pace:
         return row.cool <= self._step
 
     def _decide(self, known: list[_Row], rows: int) -> None:
-        self._decided_for = bucket(rows)
+        self._decided_for = rows
         plain = self._costs.plain(rows)
         if plain is None or self._since_plain >= PLAIN_EVERY or not known:
             self._decision = Decision(0, 2)

@@ -100,6 +100,17 @@ def test_where_none_pay_rows_are_hardly_looked_at_and_little_is_tried(rows: int)
     assert (world.looks - looks) < 0.05 * (world.steps - steps)
 
 
+def test_a_row_that_comes_or_goes_is_no_reason_to_look_again() -> None:
+    pace, looks = Pace(16, 256), 0
+    for step in range(400):
+        rows = 64 + step % 2
+        count = 0
+        if not pace.rests(rows):
+            count, looks = sum(pace.guesses([str(i) for i in range(rows)], rows)), looks + 1
+        pace.stepped(rows, count, dear(rows, count))
+    assert looks < 40
+
+
 def test_the_first_tries_are_of_a_few_of_many_rows() -> None:
     pace, names, most = Pace(16, 256), [str(i) for i in range(64)], 0
     for _ in range(60):
