@@ -182,7 +182,8 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
             attention=config.device.attention_backend,
             guesses=config.speculative.speculative is not None,
             adapter_slots=loaded.adapter_slots,
-            draft_scratch=0 if draft is None else draft.scratch,
+            draft_width=0 if draft is None else draft.width,
+            draft_levels=0 if draft is None else draft.levels,
         ),
         loaded.device,
         None if draft is None else draft.model,
@@ -191,9 +192,7 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
     cache = _cache(config, loaded, sizing.num_pages)
     cache.slot_table.record_changes()
     worker = builder.worker(sizing.num_pages, overlap=config.scheduler.overlap)
-    guesses = None
-    if draft is not None:
-        guesses = builder.guesser(width=draft.width, max_depth=draft.levels)
+    guesses = None if draft is None else builder.guesser()
     decisions.extend(Decision(*note) for note in builder.notes)
     return Backend(cache, worker, sizing, guesses)
 
