@@ -25,6 +25,7 @@ import msgspec
 from branchline.runtime.bench.environment import header
 from branchline.runtime.bench.measure import json_line
 from branchline.runtime.bench.report import Column, table
+from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.core.outputs import GenerateResult
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.engine import Engine
@@ -180,6 +181,14 @@ def _counts(engine: Engine) -> tuple[int, int]:
     return stats["drafts"], stats["accepted_tokens"]
 
 
+def settings_with(settings: dict[str, Any], drafter: str) -> dict[str, Any]:
+    """The engine's settings with a drafter; a draft model is named to those that have one."""
+    made = settings | {"speculative": drafter or None}
+    if drafter not in ("eagle", "draft"):
+        made.pop("speculative_draft", None)
+    return made
+
+
 def speculative(
     settings: dict[str, Any],
     *,
@@ -211,10 +220,17 @@ def speculative(
         if task not in texts:
             known = ", ".join(texts)
             raise InvalidRequest("no prompt is of this task", value=task, hint=f"Known: {known}.")
+    if min(tokens, repeats, *batches) < 1:
+        raise InvalidRequest(
+            "a benchmark needs outputs", value=[*batches], hint="Use 1 or more for every number."
+        )
+    engines = {name: settings_with(settings, name) for name in ("", *drafters)}
+    for one in engines.values():  # wrong settings of the last shall not be found out at the end
+        EngineConfig.from_settings(one)
     keys = [(task, t, n) for task in chosen for t in temperatures for n in batches]
     found: dict[str, dict[Key, Cell]] = {}
-    for name in ("", *drafters):
-        with Engine(**settings | {"speculative": name or None}) as engine:
+    for name, one in engines.items():
+        with Engine(**one) as engine:
             if not name:
                 print(header(engine.info()), file=stream)
             made = {task: prompts_of(engine, task, texts[task]) for task in chosen}
