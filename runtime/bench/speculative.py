@@ -32,8 +32,8 @@ from branchline.runtime.engine import Engine
 from branchline.runtime.errors import InvalidRequest
 
 HELD_OUT = Path(__file__).resolve().parents[2] / "assets" / "speculative" / "heldout.jsonl"
-ALONE = 4
-"""Outputs, one after the other, where one at a time is measured."""
+OUTPUTS = 4
+"""Outputs of a run at least, one after the other where fewer are made at once."""
 
 Key = tuple[str, float, int]
 """Task, temperature, outputs at once."""
@@ -133,10 +133,18 @@ def prompts_of(engine: Engine, task: str, texts: Sequence[str]) -> list[Prompt]:
     return made
 
 
-def measure(engine: Engine, prompts: Sequence[Prompt], key: Key, tokens: int, repeats: int) -> Cell:
+def measure(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    key: Key,
+    tokens: int,
+    repeats: int,
+    *,
+    outputs_at_least: int = OUTPUTS,
+) -> Cell:
     """Time one kind of work: `repeats` runs after one that warms up."""
     _, temperature, at_once = key
-    chosen = list(islice(cycle(prompts), max(at_once, ALONE)))
+    chosen = list(islice(cycle(prompts), max(at_once, outputs_at_least)))
     cell = Cell()
     before = (0, 0)
     engine.flush_cache()
@@ -189,6 +197,7 @@ def speculative(
     batches: Sequence[int] = (1, 4, 16, 64),
     temperatures: Sequence[float] = (0.0, 0.8),
     tokens: int = 128,
+    outputs: int = OUTPUTS,
     prompts: Path | None = None,
     repeats: int = 3,
     stream: TextIO = sys.stdout,
@@ -200,6 +209,7 @@ def speculative(
         settings: the engine's; `speculative` is set here.
         drafters: values of `speculative`.
         tasks: None = all.
+        outputs: of a run at least.
 
     Raises:
         InvalidRequest: a task that no prompt has, or what the engine refuses.
@@ -226,7 +236,9 @@ def speculative(
             made = {task: prompts_of(engine, task, texts[task]) for task in chosen}
             found[name] = {}
             for key in keys:
-                found[name][key] = measure(engine, made[key[0]], key, tokens, repeats)
+                found[name][key] = measure(
+                    engine, made[key[0]], key, tokens, repeats, outputs_at_least=outputs
+                )
             print(f"  {name or 'plain'} done", file=sys.stderr)
     _report(found, keys, repeats, stream)
     return found

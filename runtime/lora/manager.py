@@ -184,7 +184,8 @@ class AdapterManager:
             AdapterError, InvalidRequest: it cannot be loaded.
         """
         check_adapter_name(name)
-        volume = self._shelf.add(path, sent=sent, if_room=True)
+        # a pinned one that was loaded before may be on its way to a slot already
+        volume = self._loader.wait_for(lambda: self._shelf.add(path, sent=sent, if_room=True))
         if number is not None:
             self._numbers[name] = number - 1
         return self._install(name, volume, pin=pin)
