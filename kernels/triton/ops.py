@@ -33,17 +33,15 @@ from branchline.kernels.triton.row_kernels import (
     rms_norm_kernel,
     scatter_rows_kernel,
     silu_mul_kernel,
-    top_join_kernel,
-    top_part_kernel,
 )
 from branchline.kernels.triton.sampling import sample_rows
+from branchline.kernels.triton.top import top_rows
 from branchline.kernels.triton.tuning import Device, power_of_two
 from branchline.kernels.weights import DenseWeight, Weight
 
 __all__ = ["TritonOps"]
 
 _COPIED_AT_ONCE = 256
-_TOP_AT_ONCE = 16
 
 
 class TritonOps(AdaptedOps, SamplingOps):
@@ -290,28 +288,7 @@ class TritonOps(AdaptedOps, SamplingOps):
         return out
 
     def top_rows(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        n, vocabulary = logits.shape
-        if k > _TOP_AT_ONCE:
-            largest = logits.float().topk(k, dim=-1)
-            return largest.values, largest.indices.int()
-        parts = triton.cdiv(vocabulary, 2048)
-        values = torch.empty(n, parts, k, dtype=torch.float32, device=logits.device)
-        indices = torch.empty(n, parts, k, dtype=torch.int32, device=logits.device)
-        top_part_kernel[(n, parts)](
-            logits, values, indices, vocabulary, K=k, BLOCK=2048, **self._gpu.launch(8)
-        )
-        out_values, out_indices = torch.empty_like(values[:, 0]), torch.empty_like(indices[:, 0])
-        top_join_kernel[(n,)](
-            values,
-            indices,
-            out_values,
-            out_indices,
-            parts * k,
-            K=k,
-            BLOCK=power_of_two(parts * k),
-            **self._gpu.launch(4),
-        )
-        return out_values, out_indices
+        return top_rows(self._gpu, logits, k)
 
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         out = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
