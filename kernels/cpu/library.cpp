@@ -77,7 +77,9 @@ static void run_chunk(Context& c, const Stage& s, uint32_t chunk, int worker) {
         const bool quantized = op.i[0] == Q4_1 || op.i[0] == Q8_0;
         const int64_t groups = ceil_div(op.i[1], quantized ? LANES : PANEL);
         const int64_t tiles = quantized ? ceil_div(s.rows, tile_rows(s.rows)) : s.rows;
-        const int64_t rb = chunk / s.grain[1], cb = chunk % s.grain[1];
+        // Chunks are handed out from the last one; weights are asked for ahead, so start in front.
+        const int64_t at = s.chunks - 1 - chunk;
+        const int64_t rb = at / s.grain[1], cb = at % s.grain[1];
         const int64_t t0 = tiles * rb / s.grain[0], t1 = tiles * (rb + 1) / s.grain[0];
         const int64_t g0 = groups * cb / s.grain[1], g1 = groups * (cb + 1) / s.grain[1];
         if (quantized) quant_gemm(c, op, s.rows, t0, t1, g0, g1);
