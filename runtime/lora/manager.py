@@ -200,7 +200,7 @@ class AdapterManager:
         if not version.idle and not drain:
             on_done(
                 AdapterInUse(
-                    f"{version.sequences} sequences use the adapter {name!r}",
+                    f"the adapter {name!r} is in use by {version.sequences} of the sequences",
                     value=name,
                     hint="Wait for them, abort them, or unload with drain=True.",
                 )

@@ -160,7 +160,7 @@ def test_unloading_what_is_used_is_refused_or_waits_as_asked(scene: Scene) -> No
     scene.load("sql")
     version = scene.use("sql")
     scene.manager.unload("sql", scene.answers.append)
-    with pytest.raises(AdapterInUse, match=r"1 sequences use the adapter 'sql'.*drain=True"):
+    with pytest.raises(AdapterInUse, match=r"adapter 'sql' is in use by 1 of.*drain=True"):
         scene.answer()
     assert scene.manager.find("sql") is version, "nothing has changed"
     scene.manager.unload("sql", scene.answers.append, drain=True)
