@@ -12,12 +12,17 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
-from branchline.runtime.core.adapters import AdapterInfo, AdapterSource
+from branchline.runtime.core.adapters import (
+    AdapterInfo,
+    AdapterSource,
+    check_adapter_source,
+)
 from branchline.runtime.core.messages import (
     EmbedRequest,
     EngineRequest,
@@ -213,7 +218,9 @@ class Engine:
         """The adapters that requests may name."""
         return self.core.adapters()
 
-    def load_adapter(self, name: str, source: AdapterSource, *, pin: bool = False) -> AdapterInfo:
+    def load_adapter(
+        self, name: str, source: AdapterSource | PathLike[str], *, pin: bool = False
+    ) -> AdapterInfo:
         """Load an adapter while others are served; waits until requests can name it.
 
         Under a name that is taken it becomes the next version: requests that come from now on get
@@ -227,7 +234,8 @@ class Engine:
         Raises:
             AdapterError, InvalidRequest: it cannot be loaded; nothing has changed.
         """
-        return self._answer(lambda done: self.core.load_adapter(name, source, done, pin=pin))
+        found = check_adapter_source(source)
+        return self._answer(lambda done: self.core.load_adapter(name, found, done, pin=pin))
 
     def unload_adapter(self, name: str, *, drain: bool = False) -> AdapterInfo:
         """Forget an adapter; waits until nothing uses it.

@@ -129,6 +129,7 @@ def speculative(arguments: argparse.Namespace) -> int:
         tasks=arguments.tasks,
         batches=arguments.batches,
         temperatures=arguments.temperatures,
+        outputs=arguments.outputs,
         tokens=arguments.tokens,
         prompts=None if arguments.prompts is None else Path(arguments.prompts),
         repeats=arguments.repeats,

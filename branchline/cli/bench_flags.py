@@ -145,6 +145,7 @@ BENCHES: dict[str, tuple[str, tuple[Flag, ...]]] = {
                     "help": "of sampling (default 0 0.8)",
                 },
             ),
+            _number("--outputs", "of a run at least, where fewer are made at once", 4),
             _number("--tokens", "of an output at most", 128),
             Flag(
                 "--prompts",

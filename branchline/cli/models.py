@@ -12,6 +12,9 @@ from branchline.runtime.loading.catalog import list_models as listing
 from branchline.runtime.loading.catalog import model_path
 from branchline.runtime.loading.catalog import pull as fetch
 
+_WIDTH = 22
+"""Of the column of names."""
+
 
 def list_models(arguments: argparse.Namespace) -> int:
     """Every name, of models and adapters, what it is, and where it lies or could be had."""
@@ -20,14 +23,19 @@ def list_models(arguments: argparse.Namespace) -> int:
         here = str(entry.path) if entry.path else "not fetched; " + ", then ".join(entry.sources)
         _show(entry.name, entry.description, here)
         if entry.head:
-            print(f"{'':<16}draft head {entry.head}: speculative='eagle'")
+            _more(f"draft head {entry.head}: speculative='eagle'")
     for adapter in list_adapters():
         _show(adapter.name, f"adapter of {adapter.base}: {adapter.description}", adapter.path)
     return 0
 
 
 def _show(name: str, description: str, where: object) -> None:
-    print(f"{name:<22}{description}\n{'':<22}{where}")
+    print(f"{name:<{_WIDTH}}{description}")
+    _more(where)
+
+
+def _more(said: object) -> None:
+    print(f"{'':<{_WIDTH}}{said}")
 
 
 def pull(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,10 @@ from branchline.runtime.training.corpus import CorpusSettings
 from branchline.runtime.training.recipe import Recipe, RecipeSettings
 from branchline.runtime.training.trainer import TrainSettings
 
+_COUNTS = (
+    *("tokens", "max_answer", "draft_vocab", "ffn", "unroll", "epochs", "steps", "batch_tokens"),
+    "save_every",
+)
 LINE_S = 15.0
 """Seconds between two lines where the output is no terminal."""
 
@@ -48,10 +52,15 @@ def train_eagle(arguments: argparse.Namespace) -> int:
 
 def recipe_settings(arguments: argparse.Namespace) -> RecipeSettings:
     """What the flags ask for. Raises InvalidRequest: a value out of range."""
-    for name in ("tokens", "max_answer", "draft_vocab", "unroll", "epochs", "batch_tokens"):
-        if getattr(arguments, name) < 1:
+    for name in _COUNTS:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
             flag = "--" + name.replace("_", "-")
-            raise InvalidRequest(f"{flag} is at least 1", value=getattr(arguments, name))
+            raise InvalidRequest(f"{flag} is at least 1", value=value, hint=f"Raise {flag}.")
+    for name in ("minutes", "rate"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise InvalidRequest(f"--{name} is above 0", value=value, hint=f"Raise --{name}.")
     engine = engine_settings(arguments)
     return RecipeSettings(
         model=engine.pop("model", DEFAULT_MODEL),
@@ -66,7 +75,7 @@ def recipe_settings(arguments: argparse.Namespace) -> RecipeSettings:
             shard=_shard(arguments.shard),
         ),
         train=TrainSettings(
-            steps=arguments.steps,
+            steps=arguments.steps or 0,
             unroll=arguments.unroll,
             batch_tokens=arguments.batch_tokens,
             rate=arguments.rate,

@@ -25,7 +25,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, metavar="X", help="of training")
     length.add_argument("--epochs", type=int, default=6, metavar="N", help="of training (default)")
-    length.add_argument("--steps", type=int, default=0, metavar="N", help="of training")
+    length.add_argument("--steps", type=int, metavar="N", help="of training")
     add("--batch-tokens", type=int, default=8192, metavar="N", help="of a step (default 8192)")
     add("--rate", type=float, default=1.5e-3, metavar="X", help="peak learning rate (0.0015)")
     add("--save-every", type=int, default=500, metavar="N", help="steps (default 500)")

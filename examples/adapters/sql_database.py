@@ -21,6 +21,8 @@ VARIANTS = 3
 MAX_STEPS = 200_000
 """Virtual machine instructions of SQLite that a query may take."""
 MAX_RESULT_ROWS = 1_000
+MAX_BYTES = 100_000
+"""Of a value that a query makes."""
 
 Value = int | str
 Row = tuple[Value, ...]
@@ -105,6 +107,7 @@ def connect(tables: tuple[Table, ...], seed: str, variant: int) -> sqlite3.Conne
         rows = table.rows(seed, variant)
         database.executemany(f"INSERT INTO {table.name} VALUES ({marks})", rows)
     database.commit()
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
     database.set_authorizer(_authorize)
     return database
 

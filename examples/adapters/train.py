@@ -21,7 +21,7 @@ from branchline.examples.adapters.base import HUB_NAME, Encoder, load_base
 from branchline.examples.adapters.base import Sequence as TokenSequence
 from branchline.examples.adapters.task import Task
 from branchline.examples.adapters.words import Split
-from branchline.runtime.errors import UnsupportedFeature
+from branchline.runtime.errors import InvalidRequest, UnsupportedFeature
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -95,6 +95,7 @@ def train(
 
     Raises:
         UnsupportedFeature: PEFT is not installed.
+        InvalidRequest: there is not one batch of items.
         ModelLoadError: the base model cannot be trained on, or not read.
     """
     try:
@@ -106,6 +107,12 @@ def train(
         ) from error
 
     recipe = recipe or Recipe()
+    if recipe.steps < 1:
+        raise InvalidRequest(
+            "there is not one batch to learn from",
+            value=f"{recipe.items} items in batches of {recipe.batch}, {recipe.epochs} epochs",
+            hint="Raise items and epochs, or lower batch.",
+        )
     where = torch.device(device)
     dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
     base, checkpoint = load_base(model_path, dtype, where)
@@ -191,7 +198,8 @@ def _schedule(step: int, recipe: Recipe) -> float:
 
 
 def _batches(data: Sequence[TokenSequence], recipe: Recipe) -> Iterator[list[TokenSequence]]:
-    """Every sequence once an epoch, beside others of about its length, in a drawn order."""
+    """Every sequence once an epoch, beside others of about its length, in a drawn order; the
+    longest, where they fill no batch, are left out."""
     rng = random.Random(recipe.seed)
     for _ in range(recipe.epochs):
         order = sorted(data, key=lambda one: len(one.ids) + rng.random() * 32)

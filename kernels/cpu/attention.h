@@ -48,15 +48,29 @@ struct Attention {
     int tree(int row) const { return tree_lens ? tree_lens[row] : 0; }
     // Tokens of the step that come before the row's candidates.
     int plain(int row) const { return extend_lens[row] - tree(row); }
+    // Tokens of the step that are no part of a tree. Its last plain token is: it sees what all
+    // candidates see, and is one with an empty path.
+    int causal(int row) const { return tree(row) ? std::max(0, plain(row) - 1) : plain(row); }
     // Number of leading keys that some query before `last` of the row may see; of candidates, the
     // keys that all of them see.
     int reach(int row, int last) const {
         return seq_lens[row] - extend_lens[row] + std::min(last, plain(row));
     }
+    // Whether candidate y of the row is on the path of its token x, which may be x itself.
+    bool on_path(int row, int x, int y) const {
+        if (x < plain(row)) return false;
+        const int words = (tree(row) + 63) / 64;
+        const uint64_t* path = tree_words + tree_offsets[row] + (x - plain(row)) * words;
+        return path[y / 64] >> (y % 64) & 1;
+    }
+    // Whether a tree and what the blocks of keys leave of its prefix are one block more.
+    bool one_block(int row) const {
+        return reach(row, plain(row)) % KEYS + tree(row) <= KEYS;
+    }
     const int32_t* slots(int row) const { return slot_table + int64_t(rows[row]) * ctx; }
     // Few query rows read values where they lie; for more, a copy in order pays.
     bool values_in_place(int query_rows) const {
-        return !bf16 && d % LANES == 0 && query_rows <= 2 * MAX_STRIP;
+        return !bf16 && d % LANES == 0 && query_rows <= 4 * MAX_STRIP;
     }
     size_t partial_floats() const { return size_t(tile_rows()) * (d + 2); }
 };
@@ -90,17 +104,18 @@ static int count_mates(const Attention& a, int rows, int row, int& blocks) {
 
 // Units of queries [first, first + count) of one row.
 static void plan_tile(Plan& plan, const Attention& a, int r, int first, int count, bool split) {
-    const bool tree = first >= a.plain(r);
+    const bool tree = first >= a.causal(r);
     const int reach = a.reach(r, first + count);
-    const int blocks = tree ? reach / KEYS : ceil_div(reach, KEYS);
+    const int blocks = tree ? reach / KEYS : ceil_div(reach, KEYS), parts = blocks + tree;
     for (int h = 0; h < a.hkv; ++h) {
-        if (!split || blocks < 2 || tree) {
-            plan.units.push_back({r, h, first, count, -1, blocks, 0, 0});
+        if (!split || parts < 2 || (tree && !a.one_block(r))) {
+            plan.units.push_back({r, h, first, count, -1, blocks, 0, 0, 0});
             continue;
         }
-        for (int b = 0; b < blocks; ++b)
-            plan.units.push_back({r, h, first, count, b, blocks, plan.partials, plan.joins_used});
-        plan.partials += blocks;
+        for (int b = 0; b < parts; ++b)
+            plan.units.push_back(
+                {r, h, first, count, b, blocks, parts, plan.partials, plan.joins_used});
+        plan.partials += parts;
         ++plan.joins_used;
     }
 }
@@ -124,13 +139,13 @@ static void plan_attention(Context& c, const Op& op) {
         if (mates == 1) plan_tile(plan, a, r, 0, a.extend_lens[r], split);
         else
             for (int h = 0; h < a.hkv; ++h)
-                plan.units.push_back({r, h, 0, mates, -1, blocks, 0, 0, true});
+                plan.units.push_back({r, h, 0, mates, -1, blocks, 0, 0, 0, true});
     }
     for (int r = 0; r < rows; ++r) {
         if (a.extend_lens[r] <= 1) continue;
         for (int first = 0, count = 0; first < a.extend_lens[r]; first += count) {
-            const bool tree = first >= a.plain(r);  // no tile holds both kinds of tokens
-            count = std::min(tokens, (tree ? a.extend_lens[r] : a.plain(r)) - first);
+            const bool tree = first >= a.causal(r);  // no tile holds both kinds of tokens
+            count = std::min(tokens, (tree ? a.extend_lens[r] : a.causal(r)) - first);
             plan_tile(plan, a, r, first, count, split);
         }
     }
@@ -199,9 +214,9 @@ static void load_queries(const Attention& a, const Unit& u, Tile& t) {
     }
 }
 
-// Keys [first, first + count) transposed into panels of 64 keys, values in rows; zeros after them.
+// Keys of the slots transposed into panels of 64 keys, zeros after them.
 static void load_keys(const Attention& a, const Unit& u, const int32_t* slots, int count, Tile& t) {
-    const int words = a.bf16 ? a.d / 2 : a.d, wide = a.padded();
+    const int words = a.bf16 ? a.d / 2 : a.d;
     const int32_t* k = (const int32_t*)a.k_pool + u.head * words;
     const int32_t* v = (const int32_t*)a.v_pool + u.head * words;
     const int64_t stride = int64_t(a.hkv) * words;
@@ -218,11 +233,19 @@ static void load_keys(const Attention& a, const Unit& u, const int32_t* slots, i
         for (int w = 0; w < words; w += LANES)
             transpose16(from, w, std::min(LANES, words - w), to + int64_t(w) * PANEL, PANEL);
     }
+}
+
+// Values of the slots in rows, as `fold_block` reads them where it cannot read the pool.
+static void load_values(const Attention& a, const Unit& u, const int32_t* slots, int count,
+                        Tile& t) {
+    const int words = a.bf16 ? a.d / 2 : a.d, wide = a.padded();
+    const int32_t* v = (const int32_t*)a.v_pool + u.head * words;
+    const int64_t stride = int64_t(a.hkv) * words;
     if (a.bf16) {
         for (int j = 0; j < count; j += 2)
             interleave(v + slots[j] * stride, j + 1 < count ? v + slots[j + 1] * stride : nullptr,
                        a.d, (int32_t*)t.values + int64_t(j / 2) * wide);
-    } else if (!a.values_in_place(u.count * a.group())) {
+    } else {
         for (int j = 0; j < count; ++j)
             memcpy(t.values + int64_t(j) * wide, v + slots[j] * stride, sizeof(float) * a.d);
     }
@@ -306,6 +329,8 @@ static void fold_block(const Attention& a, const Unit& u, const int32_t* slots, 
         values = (const float*)a.v_pool + u.head * a.d;
         s.ldb = int64_t(a.hkv) * a.d;
         s.slots = slots;
+    } else {
+        load_values(a, u, slots, count, t);
     }
     for (int i = 0; i < a.d; i += PANEL) {
         s.b = values + i;
@@ -334,9 +359,7 @@ static void attend_block(const Attention& a, const Unit& u, int block, Tile& t) 
 // if the path's tokens followed the prefix. A candidate's result is thus bitwise that of its path
 // run alone.
 static void attend_path(const Attention& a, const Unit& u, int x, Tile& whole) {
-    const int base = a.reach(u.row, u.first), tree = a.tree(u.row), group = a.group();
-    const int node = u.first + x - a.plain(u.row);
-    const uint64_t* words = a.tree_words + a.tree_offsets[u.row] + node * ((tree + 63) / 64);
+    const int base = a.reach(u.row, u.first + 1), tree = a.tree(u.row), group = a.group();
     const int32_t* table = a.slots(u.row);
     Unit one = u;
     one.first = u.first + x;
@@ -354,11 +377,44 @@ static void attend_path(const Attention& a, const Unit& u, int x, Tile& whole) {
     };
     for (; next < base; ++next) slots[count++] = table[next];
     for (int y = 0; y < tree; ++y) {
-        if (!(words[y / 64] >> (y % 64) & 1)) continue;
+        if (!a.on_path(u.row, u.first + x, y)) continue;
         slots[count++] = table[base + y];
         if (count == KEYS) flush();
     }
     if (count) flush();
+}
+
+// The same for all candidates of the unit. What is left of the prefix and the whole tree are scored
+// once; then each candidate's scores move together, so that the keys of its path follow the prefix.
+static void attend_paths(const Attention& a, const Unit& u, Tile& whole) {
+    const int tree = a.tree(u.row), group = a.group(), from = u.blocks * KEYS;
+    const int rest = a.reach(u.row, u.first + 1) - from;
+    if (!a.one_block(u.row)) {
+        for (int x = 0; x < u.count; ++x) attend_path(a, u, x, whole);
+        return;
+    }
+    const int32_t* table = a.slots(u.row) + from;
+    score_block(a, u, table, rest + tree, whole);
+    int32_t slots[KEYS];
+    std::copy(table, table + rest, slots);
+    Unit one = u;
+    one.count = 1;
+    for (int x = 0; x < u.count; ++x) {
+        Tile t = whole.from_query(a, x);
+        t.scores += x * group * KEYS;
+        int count = rest;
+        for (int y = 0; y < tree; ++y) {
+            if (!a.on_path(u.row, u.first + x, y)) continue;
+            for (float* s = t.scores; s < t.scores + group * KEYS; s += KEYS)
+                s[count] = s[rest + y];
+            slots[count++] = table[rest + y];
+        }
+        if (!count) continue;
+        const int padded = (count + LANES - 1) / LANES * LANES;
+        for (int g = 0; g < group; ++g)
+            std::fill(t.scores + g * KEYS + count, t.scores + g * KEYS + padded, MINUS_INF);
+        fold_block(a, one, slots, count, t);
+    }
 }
 
 // The keys that a row of a trunk has to itself.
@@ -392,11 +448,11 @@ static void store_output(const Attention& a, const Unit& u, const Tile& t) {
     }
 }
 
-// Folds the partial results of a split tile in block order, as one unit would have.
+// Folds the partial results of a split tile in the order of its keys, as one unit would have.
 static void merge_blocks(const Context& c, const Attention& a, const Unit& u, Tile& t) {
     const int rows = u.count * a.group(), wide = a.padded();
     clear_state(rows, wide, t);
-    for (int b = 0; b < u.blocks; ++b) {
+    for (int b = 0; b < u.parts; ++b) {
         const float* part = c.partials.get<float>() + size_t(u.partial + b) * a.partial_floats();
         const float *mc = part, *lc = part + a.tile_rows(), *o = part + 2 * a.tile_rows();
         fold(rows, mc, lc, t.m, t.l, t.alpha, t.beta);
@@ -419,19 +475,19 @@ static void attention_unit(Context& c, const Op& op, const Unit& u, int worker) 
     clear_state(rows, wide, t);
     if (u.block < 0) {
         for (int b = 0; b < u.blocks; ++b) attend_block(a, u, b, t);
-        for (int x = 0; x < u.count; ++x) {
-            if (u.mates) attend_own(a, u, x, t);
-            else if (u.first >= a.plain(u.row)) attend_path(a, u, x, t);
-        }
+        if (u.mates)
+            for (int x = 0; x < u.count; ++x) attend_own(a, u, x, t);
+        else if (u.first >= a.causal(u.row)) attend_paths(a, u, t);
         return store_output(a, u, t);
     }
-    attend_block(a, u, u.block, t);
+    if (u.block < u.blocks) attend_block(a, u, u.block, t);
+    else attend_paths(a, u, t);
     float* part = c.partials.get<float>() + size_t(u.partial + u.block) * a.partial_floats();
     memcpy(part, t.m, sizeof(float) * rows);
     memcpy(part + a.tile_rows(), t.l, sizeof(float) * rows);
     for (int r = 0; r < rows; ++r)
         memcpy(part + 2 * a.tile_rows() + r * a.d, t.state + r * wide, sizeof(float) * a.d);
-    if (c.plan.joins[u.join].fetch_add(1, std::memory_order_acq_rel) + 1 == u.blocks) {
+    if (c.plan.joins[u.join].fetch_add(1, std::memory_order_acq_rel) + 1 == u.parts) {
         c.plan.joins[u.join].store(0, std::memory_order_relaxed);  // ready for the next layer
         merge_blocks(c, a, u, t);
         store_output(a, u, t);

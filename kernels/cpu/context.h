@@ -37,11 +37,12 @@ class Buffer {
 };
 
 // One tile of attention work: queries [first, first + count) of a row, one KV head, and either all
-// key blocks (block < 0) or a single one whose partial result is merged by the last to finish.
+// keys (block < 0) or one of the tile's parts, whose partial result is merged by the last to finish:
+// a block of keys, or behind them what the candidates of a tree do not share.
 // With mates, the queries are those of `count` rows of one token each, from `row` on, whose first
 // `blocks` blocks of keys are the same slots; the rest of its keys each row has to itself.
 struct Unit {
-    int32_t row, head, first, count, block, blocks, partial, join;
+    int32_t row, head, first, count, block, blocks, parts, partial, join;
     bool mates = false;
 };
 

@@ -63,10 +63,6 @@ static void row_op(Context& c, const Stage& s, int64_t t) {
             const int64_t k = op.i[1];
             return top_row(x, h, int(k), (float*)op.p[1] + t * k, (int32_t*)op.p[2] + t * k);
         }
-        case LORA:
-            if (op.i[4] == BF16) lora_row<uint16_t>(op, t);
-            else lora_row<float>(op, t);
-            return;
         case LOGSUMEXP: ((float*)op.p[1])[t] = logsumexp_row(x, h); return;
     }
     if (s.phase & THEN_QUANTIZE) quantize_row(out, h, TileRow(t, s.rows, tile_rows(s.rows)), c);
@@ -81,7 +77,9 @@ static void run_chunk(Context& c, const Stage& s, uint32_t chunk, int worker) {
         const bool quantized = op.i[0] == Q4_1 || op.i[0] == Q8_0;
         const int64_t groups = ceil_div(op.i[1], quantized ? LANES : PANEL);
         const int64_t tiles = quantized ? ceil_div(s.rows, tile_rows(s.rows)) : s.rows;
-        const int64_t rb = chunk / s.grain[1], cb = chunk % s.grain[1];
+        // Chunks are handed out from the last one; weights are asked for ahead, so start in front.
+        const int64_t at = s.chunks - 1 - chunk;
+        const int64_t rb = at / s.grain[1], cb = at % s.grain[1];
         const int64_t t0 = tiles * rb / s.grain[0], t1 = tiles * (rb + 1) / s.grain[0];
         const int64_t g0 = groups * cb / s.grain[1], g1 = groups * (cb + 1) / s.grain[1];
         if (quantized) quant_gemm(c, op, s.rows, t0, t1, g0, g1);
@@ -90,6 +88,8 @@ static void run_chunk(Context& c, const Stage& s, uint32_t chunk, int worker) {
     }
     const int64_t row0 = int64_t(s.rows) * chunk / s.chunks;
     const int64_t row1 = int64_t(s.rows) * (chunk + 1) / s.chunks;
+    if (op.kind == LORA)
+        return op.i[4] == BF16 ? lora_rows<uint16_t>(op, row0, row1) : lora_rows<float>(op, row0, row1);
     for (int64_t t = row0; t < row1; ++t) {
         const int64_t k = op.i[2];
         const float* x = (const float*)op.p[0] + t * k;
@@ -129,6 +129,8 @@ class Runner {
         const int64_t work = row_count * work_per_row;
         const int64_t parts = std::min<int64_t>(4 * context_.threads, work / 4096 + 1);
         s.chunks = uint32_t(std::min<int64_t>(row_count, context_.threads > 1 ? parts : 1));
+        if (op.kind == LORA)  // neighbours of one slot stay together
+            s.chunks = std::min(s.chunks, uint32_t(std::max(context_.threads, row_count / TOGETHER)));
         stages_.push_back(s);
     }
 

@@ -279,6 +279,8 @@ BL_INLINE f32x16 dot2(f32x16 acc, i32x16 w, int32_t a) {
 }
 
 BL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+// Into the second-level cache: for what comes so late that the first has better to hold.
+BL_INLINE void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 2); }
 BL_INLINE void relax() {
 #if defined(__x86_64__)
     _mm_pause();

@@ -35,6 +35,7 @@ from branchline.kernels.triton.row_kernels import (
     silu_mul_kernel,
 )
 from branchline.kernels.triton.sampling import sample_rows
+from branchline.kernels.triton.top import top_rows
 from branchline.kernels.triton.tuning import Device, power_of_two
 from branchline.kernels.weights import DenseWeight, Weight
 
@@ -287,8 +288,7 @@ class TritonOps(AdaptedOps, SamplingOps):
         return out
 
     def top_rows(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        values, indices = logits.float().topk(k, dim=-1)
-        return values, indices.int()
+        return top_rows(self._gpu, logits, k)
 
     def logsumexp_rows(self, logits: torch.Tensor) -> torch.Tensor:
         out = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)

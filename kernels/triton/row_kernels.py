@@ -170,6 +170,55 @@ def argmax_join_kernel(best, where, out, parts, BLOCK: tl.constexpr, PDL: tl.con
 
 
 @triton.jit
+def _take_largest(x, i, live, values, indices, K: tl.constexpr):
+    """Store the K largest of x and their i, largest first, the lowest i among equals."""
+    for j in range(K):
+        largest = tl.max(tl.where(live, x, float("-inf")), axis=0)
+        at = tl.min(tl.where(live & (x == largest), i, INT32_MAX), axis=0)
+        tl.store(values + j, largest)
+        tl.store(indices + j, at)
+        live = live & (i != at)
+
+
+@triton.jit
+def top_part_kernel(
+    logits, values, indices, vocabulary, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    """The K largest of BLOCK logits of a row: values, indices [n, programs, K]. Places beyond the
+    row, where it has fewer, are -inf and INT32_MAX."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    take_turn(PDL)
+    i = part * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(logits + row * vocabulary + i, mask=i < vocabulary, other=float("-inf"))
+    x = x.to(tl.float32)
+    x = tl.where(x == x, x, float("-inf"))  # indices are valid, whatever the model gave
+    slot = (row * tl.num_programs(1) + part) * K
+    _take_largest(x, i, i < vocabulary, values + slot, indices + slot, K)
+
+
+@triton.jit
+def top_join_kernel(
+    values,
+    indices,
+    out_values,
+    out_indices,
+    found,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The K largest of a row's `found` in parts, as `_take_largest` orders them."""
+    row = tl.program_id(0).to(tl.int64)
+    take_turn(PDL)
+    i = tl.arange(0, BLOCK)
+    x = tl.load(values + row * found + i, mask=i < found, other=float("-inf"))
+    at = tl.load(indices + row * found + i, mask=i < found, other=INT32_MAX)
+    slot = row * K
+    _take_largest(x, at, at < INT32_MAX, out_values + slot, out_indices + slot, K)
+
+
+@triton.jit
 def logsumexp_kernel(logits, out, vocabulary, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """log(sum(exp(row))) by a running maximum; -inf for a row of -inf."""
     row = tl.program_id(0).to(tl.int64)

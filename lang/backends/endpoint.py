@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -114,13 +115,16 @@ class Endpoint(Backend):
         found = self._ask("GET", "/get_server_info").get("loaded_adapters", [])
         return msgspec.convert(found, list[AdapterInfo])
 
-    def load_adapter(self, name: str, source: str, *, pin: bool = False) -> AdapterInfo:
+    def load_adapter(
+        self, name: str, source: str | PathLike[str], *, pin: bool = False
+    ) -> AdapterInfo:
         """Send an adapter to the server; waits until programs can name it.
 
         Under a name that is taken it becomes the next version.
 
         Args:
-            source: a folder of this machine, in PEFT's format.
+            source: a folder of this machine, in PEFT's format, or the name of one that comes with
+                the package.
             pin: keep it on the server's device.
 
         Raises:

@@ -5,6 +5,7 @@ heavy half, and only when an `Engine` is made.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from branchline.lang.backends.base import Backend
@@ -103,7 +104,9 @@ class Engine(Backend):
         """The adapters that programs and requests may name."""
         return self._engine.adapters()
 
-    def load_adapter(self, name: str, source: AdapterSource, *, pin: bool = False) -> AdapterInfo:
+    def load_adapter(
+        self, name: str, source: AdapterSource | PathLike[str], *, pin: bool = False
+    ) -> AdapterInfo:
         """Load an adapter while others are served; see `runtime.engine.Engine.load_adapter`."""
         return self._engine.load_adapter(name, source, pin=pin)
 

@@ -249,7 +249,7 @@ def _loading(engine: Engine) -> dict[str, list[float]]:
     watched = _Watched(engine, room)
     found: dict[str, list[float]] = {"in slot": [], "in host": [], "quiet": [], "loading": []}
     before = engine.info()["adapters"]
-    _until(lambda: len(watched.times) > 8)
+    _until(lambda: len(watched.times) > 8 or watched.ended.is_set())
     for _ in range(LOADS):
         name = next((i.name for i in engine.adapters() if i.state == "host"), None)
         if name is None:  # every adapter has a slot

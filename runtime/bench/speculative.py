@@ -25,14 +25,15 @@ import msgspec
 from branchline.runtime.bench.environment import header
 from branchline.runtime.bench.measure import json_line
 from branchline.runtime.bench.report import Column, table
+from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.core.outputs import GenerateResult
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.engine import Engine
 from branchline.runtime.errors import InvalidRequest
 
 HELD_OUT = Path(__file__).resolve().parents[2] / "assets" / "speculative" / "heldout.jsonl"
-ALONE = 4
-"""Outputs, one after the other, where one at a time is measured."""
+OUTPUTS = 4
+"""Outputs of a run at least, one after the other where fewer are made at once."""
 
 Key = tuple[str, float, int]
 """Task, temperature, outputs at once."""
@@ -132,10 +133,18 @@ def prompts_of(engine: Engine, task: str, texts: Sequence[str]) -> list[Prompt]:
     return made
 
 
-def measure(engine: Engine, prompts: Sequence[Prompt], key: Key, tokens: int, repeats: int) -> Cell:
+def measure(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    key: Key,
+    tokens: int,
+    repeats: int,
+    *,
+    outputs_at_least: int = OUTPUTS,
+) -> Cell:
     """Time one kind of work: `repeats` runs after one that warms up."""
     _, temperature, at_once = key
-    chosen = list(islice(cycle(prompts), max(at_once, ALONE)))
+    chosen = list(islice(cycle(prompts), max(at_once, outputs_at_least)))
     cell = Cell()
     before = (0, 0)
     engine.flush_cache()
@@ -172,6 +181,14 @@ def _counts(engine: Engine) -> tuple[int, int]:
     return stats["drafts"], stats["accepted_tokens"]
 
 
+def settings_with(settings: dict[str, Any], drafter: str) -> dict[str, Any]:
+    """The engine's settings with a drafter; a draft model is named to those that have one."""
+    made = settings | {"speculative": drafter or None}
+    if drafter not in ("eagle", "draft"):
+        made.pop("speculative_draft", None)
+    return made
+
+
 def speculative(
     settings: dict[str, Any],
     *,
@@ -180,6 +197,7 @@ def speculative(
     batches: Sequence[int] = (1, 4, 16, 64),
     temperatures: Sequence[float] = (0.0, 0.8),
     tokens: int = 128,
+    outputs: int = OUTPUTS,
     prompts: Path | None = None,
     repeats: int = 3,
     stream: TextIO = sys.stdout,
@@ -191,6 +209,7 @@ def speculative(
         settings: the engine's; `speculative` is set here.
         drafters: values of `speculative`.
         tasks: None = all.
+        outputs: of a run at least.
 
     Raises:
         InvalidRequest: a task that no prompt has, or what the engine refuses.
@@ -201,16 +220,25 @@ def speculative(
         if task not in texts:
             known = ", ".join(texts)
             raise InvalidRequest("no prompt is of this task", value=task, hint=f"Known: {known}.")
+    if min(tokens, repeats, *batches) < 1:
+        raise InvalidRequest(
+            "a benchmark needs outputs", value=[*batches], hint="Use 1 or more for every number."
+        )
+    engines = {name: settings_with(settings, name) for name in ("", *drafters)}
+    for one in engines.values():  # wrong settings of the last shall not be found out at the end
+        EngineConfig.from_settings(one)
     keys = [(task, t, n) for task in chosen for t in temperatures for n in batches]
     found: dict[str, dict[Key, Cell]] = {}
-    for name in ("", *drafters):
-        with Engine(**settings | {"speculative": name or None}) as engine:
+    for name, one in engines.items():
+        with Engine(**one) as engine:
             if not name:
                 print(header(engine.info()), file=stream)
             made = {task: prompts_of(engine, task, texts[task]) for task in chosen}
             found[name] = {}
             for key in keys:
-                found[name][key] = measure(engine, made[key[0]], key, tokens, repeats)
+                found[name][key] = measure(
+                    engine, made[key[0]], key, tokens, repeats, outputs_at_least=outputs
+                )
             print(f"  {name or 'plain'} done", file=sys.stderr)
     _report(found, keys, repeats, stream)
     return found

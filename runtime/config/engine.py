@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -95,8 +96,9 @@ def sort_settings(
     for name, value in settings.items():
         if name not in known:
             raise unknown_name("setting", name, known, value)
-        _check(name, value)
-        parts[known[name][0]][name] = value
+        plain = _plain(value)
+        _check(name, plain)
+        parts[known[name][0]][name] = plain
     return parts
 
 
@@ -105,6 +107,15 @@ def unknown_name(what: str, name: str, known: Iterable[str], value: Any = None) 
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
     return InvalidRequest(f"unknown {what} {name!r}", value=value, hint=hint)
+
+
+def _plain(value: Any) -> Any:
+    """`value` with paths as text, which settings are."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return value
 
 
 def _check(name: str, value: Any) -> None:

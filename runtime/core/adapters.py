@@ -7,6 +7,7 @@ whatever is loaded under the name meanwhile. Needs neither numpy nor torch.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def check_adapter_name(name: str) -> str:
     Raises:
         InvalidRequest: it is empty, too long, or has characters that do not belong in a name.
     """
-    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise InvalidRequest(
             "an adapter cannot be called so",
             value=name,
@@ -82,6 +83,23 @@ def check_adapter_name(name: str) -> str:
     return name
 
 
+def check_adapter_source(source: AdapterSource | os.PathLike[str]) -> AdapterSource:
+    """`source` if an adapter can come from it, a path as text.
+
+    Raises:
+        InvalidRequest: it is no path, no name and no files.
+    """
+    if isinstance(source, os.PathLike):
+        return os.fspath(source)
+    if not isinstance(source, str | AdapterFiles):
+        raise InvalidRequest(
+            "an adapter cannot be loaded from this",
+            value=source,
+            hint="Give a folder in PEFT's format, or the name of one that comes with the package.",
+        )
+    return source
+
+
 def adapter_not_found(name: str, known: Iterable[str]) -> AdapterNotFound:
     """The error for a name that no adapter has."""
     names = sorted(known)
@@ -89,7 +107,9 @@ def adapter_not_found(name: str, known: Iterable[str]) -> AdapterNotFound:
     return AdapterNotFound(
         "no adapter of this name is loaded",
         value=name,
-        hint=f"Loaded: {shown}." if names else "None is; load it first.",
+        hint=f"Loaded: {shown}."
+        if names
+        else "None is: name it at the start (adapters=, --adapter), or load it with load_adapter.",
     )
 
 

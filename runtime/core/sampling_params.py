@@ -134,6 +134,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise InvalidRequest(
                     f"{name} is out of range", value=getattr(self, name), hint=f"Use {rule}."
                 )
+        if self.speculative not in (None, True, False):
+            raise InvalidRequest(
+                "speculative is not a choice",
+                value=self.speculative,
+                hint="Who guesses is a setting of the engine; a call can only say False.",
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 "min_tokens is larger than max_tokens",

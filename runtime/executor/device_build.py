@@ -8,7 +8,9 @@ files or requests.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -19,9 +21,13 @@ from branchline.runtime.attention.base import AttentionBackend, AttentionNeeds
 from branchline.runtime.attention.registry import make_attention
 from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.sampling_params import SamplingParams
-from branchline.runtime.errors import OutOfMemory
 from branchline.runtime.executor.build import draft_beside
-from branchline.runtime.executor.device_draft import DeviceDraft
+from branchline.runtime.executor.device_draft import (
+    ROW_SIZES,
+    DeviceDraft,
+    draft_sizes,
+    recordings_bytes,
+)
 from branchline.runtime.executor.device_graphs import (
     ADAPTED_TOKENS,
     TOKEN_STEP,
@@ -38,7 +44,9 @@ from branchline.runtime.executor.device_stream import DeviceStream, to_device
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.device_worker import DeviceWorker
 from branchline.runtime.executor.draft_step import Draft
+from branchline.runtime.executor.host_draft import scratch_slots
 from branchline.runtime.executor.plan_buffers import StepShape
+from branchline.runtime.executor.recorder import Recorder
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.memory.sizing import free_memory
 from branchline.runtime.models.base import Model
@@ -63,7 +71,8 @@ class DeviceSettings:
         kv_dtype: of the key-value pool.
         attention: name of the backend, or "auto".
         graphs: record forwards.
-        draft_scratch: slots that guesses of a draft model lie in, on top of the pool's.
+        draft_width, draft_levels: guesses of a row that a draft model looks into at each level, and
+            levels at most.
         guesses: some steps will check guesses.
         adapter_slots: that the model's layers were given.
     """
@@ -75,7 +84,8 @@ class DeviceSettings:
     kv_dtype: torch.dtype
     attention: str = "auto"
     graphs: bool = True
-    draft_scratch: int = 0
+    draft_width: int = 0
+    draft_levels: int = 0
     guesses: bool = False
     adapter_slots: int = 0
 
@@ -152,11 +162,33 @@ class DeviceBuilder:
         self._largest_step()
         needed = torch.cuda.max_memory_allocated(device) - before
         torch.cuda.empty_cache()
+        needed += self._draft_bytes()
         free = free_memory(device)
         self.notes.append(
             ("step_memory", f"{needed / 1e6:.0f} MB", "measured in a step of the largest size")
         )
         return max(0, free - needed)
+
+    def _draft_bytes(self) -> int:
+        """Memory for the draft model's recordings, which are made when the cache has its own:
+        measured with the largest one, made twice, since only the first one loads kernels."""
+        if self._draft_model is None:
+            return 0
+        device, made = self._device, self._guesser(Recorder(self._runner.stream))
+        seen = []
+        for _ in range(3):
+            torch.cuda.synchronize(device)
+            seen.append((free_memory(device), torch.cuda.memory_reserved(device)))
+            if len(seen) < 3:
+                made.record(ROW_SIZES[-1], made.max_depth)
+        (_, before), (free, held), (free_after, held_after) = seen
+        del made
+        torch.cuda.empty_cache()
+        return recordings_bytes(
+            held - before,
+            max(0, free - free_after - (held_after - held)),
+            [depth for _, depth in draft_sizes(self._settings.draft_levels)],
+        )
 
     def worker(self, num_pages: int, *, overlap: bool) -> DeviceWorker:
         """Allocate the cache, record and compile."""
@@ -181,40 +213,44 @@ class DeviceBuilder:
             device=self._device,
         )
 
-    def guesser(self, *, width: int, max_depth: int) -> DeviceDraft:
-        """What runs the draft model, recorded; after `worker`.
+    def guesser(self) -> DeviceDraft:
+        """What runs the draft model, recorded as far as memory goes; after `worker`."""
+        made = self._guesser(self._runner.recorder)
+        sizes = [partial(made.record, *size) for size in draft_sizes(made.max_depth)]
+        self._record_all("draft_graphs", sizes)
+        self._runner.stream.drain()
+        return made
 
-        Raises:
-            OutOfMemory: there is no memory left for the recordings.
-        """
+    def _guesser(self, recorder: Recorder) -> DeviceDraft:
         runner = self._runner
         assert runner.draft is not None, "there is a draft model"
-        made = DeviceDraft(
+        return DeviceDraft(
             runner.draft,
             self._ops,
             runner.stream,
+            recorder,
             max_context=self._model.max_context,
-            width=width,
-            max_depth=max_depth,
+            width=self._settings.draft_width,
+            max_depth=self._settings.draft_levels,
             vocab_size=runner.vocab_size,
         )
-        started = time.monotonic()
+
+    def _record_all(self, name: str, sizes: Sequence[Callable[[], None]]) -> None:
+        """Record one size after the other until memory ends, and note how many."""
+        started, done, why = time.monotonic(), 0, "sizes recorded"
         try:
-            count = made.record()
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                "There is no memory left to record the draft model.",
-                hint="Lower memory_fraction or kv_tokens.",
-            ) from error
-        runner.stream.drain()
+            for record in sizes:
+                record()
+                done += 1
+        except torch.OutOfMemoryError:
+            why = f"of {len(sizes)} sizes: no memory for more; lower memory_fraction"
         took = time.monotonic() - started
-        self.notes.append(("draft_graphs", str(count), f"sizes recorded, in {took:.1f} s"))
-        return made
+        self.notes.append((name, str(done), f"{why}, in {took:.1f} s"))
 
     def _draft(self, pool: KVPool) -> Draft | None:
         if self._draft_model is None:
             return None
-        scratch = self._settings.draft_scratch
+        scratch = scratch_slots(self._settings.draft_width, self._settings.draft_levels)
         return draft_beside(pool, self._draft_model, scratch, self._ops.dtype)
 
     def _largest_step(self) -> None:
@@ -234,8 +270,6 @@ class DeviceBuilder:
 
     def _record(self) -> None:
         """Largest sizes first; stops where memory ends."""
-        started = time.monotonic()
-        graphs = self._runner.graphs
         most_rows = self._settings.max_rows
         shapes: list[StepShape] = []
         if self.attention.finds_trunks:
@@ -249,15 +283,7 @@ class DeviceBuilder:
                 shapes += verify_shapes(most, most_rows, adapted=adapted)
         # of the same size those without adapters first, should memory end
         shapes.sort(key=lambda shape: (-shape.tokens, shape.adapted))
-        why = "sizes recorded"
-        for shape in shapes:
-            try:
-                graphs.record(shape)
-            except torch.OutOfMemoryError:
-                why = f"of {len(shapes)} sizes: no memory for more; lower memory_fraction"
-                break
-        took = time.monotonic() - started
-        self.notes.append(("cuda_graphs", str(graphs.count), f"{why}, in {took:.1f} s"))
+        self._record_all("cuda_graphs", [partial(self._runner.graphs.record, s) for s in shapes])
 
     def _warm_eager(self) -> None:
         """Every kind of size that a step which is not recorded can have."""

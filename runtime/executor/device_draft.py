@@ -2,14 +2,16 @@
 
 The same beam as `host_draft`, with fixed sizes: every row has `width` guesses at every level, dead
 ones score -inf. Invariant: nothing outside the scratch slots is written; what a replay gives for a
-row does not depend on the rows beside it, beyond what its kernels promise. On a CPU a "recording"
-is the function itself, run again. Knows nothing of requests.
+row does not depend on the rows beside it, beyond what its kernels promise. Knows nothing of
+requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.executor.device_stream import DeviceStream, host_buffer
 from branchline.runtime.executor.draft_step import Draft
 from branchline.runtime.executor.drafting import DraftSeed, Guesses
+from branchline.runtime.executor.recorder import Recorder
 from branchline.runtime.models.draft import EntryAttention
 
 ROW_SIZES = (1, 2, 4, 8, 16)
@@ -28,6 +31,23 @@ ROW_SIZES = (1, 2, 4, 8, 16)
 def recorded_depths(most: int) -> list[int]:
     """Levels for which guessing is recorded, ascending."""
     return [depth for depth in range(1, most + 1) if depth <= 4 or depth % 2 == 0 or depth == most]
+
+
+def draft_sizes(max_depth: int) -> list[tuple[int, int]]:
+    """(rows, levels) that are recorded, those that are used most first, should memory end."""
+    return list(product(ROW_SIZES, reversed(recorded_depths(max_depth))))
+
+
+def recordings_bytes(own: int, each: int, depths: Sequence[int]) -> int:
+    """Memory of all recordings, at most.
+
+    Args:
+        own: bytes of tensors in the largest one; those of other numbers of rows fit in as much
+            again.
+        each: bytes that the driver keeps of it, which grow with the levels.
+        depths: levels of them all.
+    """
+    return 2 * own + each * -(-sum(depths) // max(depths))
 
 
 @dataclass(slots=True)
@@ -49,6 +69,20 @@ class _Beam:
     previous: torch.Tensor
 
 
+class _Where(NamedTuple):
+    """Where guesses stand: R rows, w guesses each, at each of L levels.
+
+    Attributes:
+        positions: int64 [L, R, w], in their rows.
+        ends: int32 [L, R, w], lengths of their paths in the table, themselves included.
+        columns: int64 [R, 1, L], of the levels in the table.
+    """
+
+    positions: torch.Tensor
+    ends: torch.Tensor
+    columns: torch.Tensor
+
+
 class DeviceDraft:
     """Runs a draft model's levels on a device's queue; used by the thread that queues steps.
 
@@ -56,6 +90,7 @@ class DeviceDraft:
         draft: the model and its pool, with `scratch_slots(width, max_depth)` of scratch.
         ops: what it runs with.
         stream: where steps are queued too.
+        recorder: of the levels.
         max_context: of a row.
         width: guesses looked into at each level.
         max_depth: levels at most.
@@ -67,6 +102,7 @@ class DeviceDraft:
         draft: Draft,
         ops: Ops,
         stream: DeviceStream,
+        recorder: Recorder,
         *,
         max_context: int,
         width: int,
@@ -74,40 +110,44 @@ class DeviceDraft:
         vocab_size: int,
     ) -> None:
         self.max_depth = max_depth
-        self._draft, self._ops, self._stream = draft, ops, stream
+        self._draft, self._ops, self._stream, self._recorder = draft, ops, stream, recorder
         self._width, self._context, self._vocab_size = width, max_context, vocab_size
         self._first = draft.model.sizes.first
         self._attention = EntryAttention()
         device, rows = stream.device, ROW_SIZES[-1]
-        # lengths, last slot, whether masked, pending ids: what every row needs, in one copy
-        self._host = host_buffer((rows, 3 + max_depth), torch.int32, device)
+        # length, last slot, whether masked, pending ids, slots: what every row needs, in one copy
+        self._host = host_buffer((rows, 3 + max_depth + max_context), torch.int32, device)
         self._inputs = torch.zeros_like(self._host, device=device)
-        self._host_slots = host_buffer((rows, max_context), torch.int32, device)
-        self._slots = torch.zeros((rows, max_context), dtype=torch.int32, device=device)
         words = -(-vocab_size // 32)
         self._host_masks = host_buffer((rows, words), torch.int32, device)
         self._masks = torch.zeros((rows, words), dtype=torch.int32, device=device)
         self._table = torch.zeros(
             (rows * width, max_context + max_depth), dtype=torch.int32, device=device
         )
-        scratch = torch.arange(rows * max_depth * width, dtype=torch.int32, device=device)
-        self._scratch = (scratch + draft.pool.first_scratch).view(rows, max_depth, width)
-        self._levels = torch.arange(max_depth, device=device)
         most = width + (max_depth - 1) * width * width
         self._back = host_buffer((3, rows, most), torch.int32, device)
         self._graphs: dict[tuple[int, int], Callable[[], torch.Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        # What never changes is made once: in a recording each would be a kernel at every level.
+        ints = torch.arange(rows * max_depth * width + 1, dtype=torch.int32, device=device)
+        self._ints, self._ones = ints, torch.ones(rows * width, dtype=torch.int32, device=device)
+        self._scratch = (ints[:-1] + draft.pool.first_scratch).view(max_depth, rows, width)
+        self._places = ints[: rows * width].view(rows, width)
+        self._levels = torch.arange(max_depth, device=device)
+        self._nowhere = torch.full((rows, 1), -1, dtype=torch.int32, device=device)
+        self._no_score = torch.zeros((rows, 1), device=device)
+        self._forced = torch.where(ints[:width] == 0, 0.0, float("-inf"))
+        named = draft.model.vocabulary
+        named = torch.arange(vocab_size, device=device) if named is None else named.long()
+        self._mask_words, self._mask_bits = named >> 5, (named & 31).int()
 
-    def record(self) -> int:
-        """Record all sizes, the largest first; how many.
+    def record(self, rows: int, depth: int) -> None:
+        """Record a size, which is run op by op as long as it is not.
 
         Raises:
-            torch.OutOfMemoryError: no memory for it.
+            torch.OutOfMemoryError: no memory for it; what was recorded before stays usable.
         """
-        for rows in reversed(ROW_SIZES):
-            for depth in reversed(recorded_depths(self.max_depth)):
-                self._graph(rows, depth)
-        return len(self._graphs)
+        with self._stream:
+            self._graphs[rows, depth] = self._recorder.record(lambda: self._run(rows, depth))
 
     def guess(self, seeds: Sequence[DraftSeed]) -> list[Guesses]:
         """See `DraftExecutor.guess`."""
@@ -123,11 +163,11 @@ class DeviceDraft:
             return [Guesses(none, none, none.astype(np.float32))] * len(seeds)
         rows = next(size for size in ROW_SIZES if size >= len(seeds))
         depth = next(d for d in recorded_depths(self.max_depth) if d >= max(levels))
+        replay = self._graphs.get((rows, depth))
         self._stream.adopt()
-        replay = self._graph(rows, depth)
         with self._stream:
             self._load(seeds, rows)
-            result = replay()
+            result = self._run(rows, depth) if replay is None else replay()
             back = self._back.view(-1)[: result.numel()].view(result.shape)
             back.copy_(result, non_blocking=True)
             mark = self._stream.mark()
@@ -149,133 +189,114 @@ class DeviceDraft:
         return Guesses(ids.copy(), parents.copy(), scores.copy().view(np.float32))
 
     def _load(self, seeds: Sequence[DraftSeed], rows: int) -> None:
-        host, slots = self._host.numpy(), self._host_slots.numpy()
-        host[:rows] = 0
-        host[:rows, 3:] = -1
+        host, first = self._host.numpy(), 3 + self.max_depth
+        host[:rows, :3] = 0
+        host[:rows, 3:first] = -1
         host[len(seeds) : rows, 3] = 0
+        masked = False
         for row, seed in enumerate(seeds):
             n = len(seed.slots)
             host[row, :3] = n, seed.slots[-1], seed.allowed is not None
             host[row, 3 : 3 + len(seed.pending)] = seed.pending
-            slots[row, : n - self._first] = seed.slots[self._first :]
-            part = slice(0, n - self._first)
-            self._slots[row, part].copy_(self._host_slots[row, part], non_blocking=True)
+            host[row, first : first + n - self._first] = seed.slots[self._first :]
             if seed.allowed is not None:
+                masked = True
                 self._host_masks.numpy()[row] = seed.allowed
-                self._masks[row].copy_(self._host_masks[row], non_blocking=True)
-        self._inputs[:rows].copy_(self._host[:rows], non_blocking=True)
+        # of one row, what it has; of several, rows as they lie: a copy costs more than its bytes
+        size = first + len(seeds[0].slots) if rows == 1 else rows * host.shape[1]
+        self._inputs.view(-1)[:size].copy_(self._host.view(-1)[:size], non_blocking=True)
+        if masked:
+            self._masks[:rows].copy_(self._host_masks[:rows], non_blocking=True)
 
     # -- what is recorded --------------------------------------------------------------------------
 
-    def _graph(self, rows: int, depth: int) -> Callable[[], torch.Tensor]:
-        found = self._graphs.get((rows, depth))
-        if found is None:
-            with self._stream:
-                found = self._capture(lambda: self._run(rows, depth))
-            self._graphs[rows, depth] = found
-        return found
-
-    def _capture(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        if self._pool is None:
-            return run
-        run()  # compiles kernels and makes libraries' handles, which cannot be recorded
-        self._stream.drain()
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            result = run()
-        finally:
-            graph.capture_end()
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return result
-
-        return replay
-
     def _run(self, rows: int, depth: int) -> torch.Tensor:
         """int32 [3, rows, guesses]: ids, parents, bits of the scores."""
-        w, width = self._width, self._table.shape[1]
-        lens, last, pending = (
-            self._inputs[:rows, 0],
-            self._inputs[:rows, 1],
-            self._inputs[:rows, 3:],
-        )
-        table = self._table[: rows * w].view(rows, w, width)
-        table[:, :, : self._context] = self._slots[:rows, None]
+        w = self._width
+        inputs = self._inputs[:rows]
+        pending = inputs[:, 3 : 3 + self.max_depth]
+        table = self._table[: rows * w].view(rows, w, -1)
+        table[:, :, : self._context] = inputs[:, None, 3 + self.max_depth :]
+        lens = inputs[:, 0].long()
+        where = self._where(lens, depth)
+        given = pending >= 0
         beam = _Beam(
             pending[:, :1],
-            torch.zeros((rows, 1), device=lens.device),
-            torch.full((rows, 1), -1, dtype=torch.int32, device=lens.device),
-            self._scratch[:rows, 0, :1, None],
-            last[:, None],
+            self._no_score[:rows],
+            self._nowhere[:rows],
+            self._scratch[0, :rows, :1, None],
+            inputs[:, 1:2],
         )
         ids, parents, scores = [], [], []
         count = 0
         for level in range(depth):
-            logprobs, found = self._level(level, beam, lens, table)
-            total = (beam.scores[:, :, None] + logprobs).flatten(1)
-            found = found.flatten(1)
-            nodes = beam.nodes[:, :, None].expand(-1, -1, w).flatten(1)
-            known = pending[:, level + 1 : level + 2] if level + 1 < self.max_depth else None
-            given = None if known is None else known >= 0
+            total, found = self._level(level, beam, where, table)
+            last = level + 1 == self.max_depth
             ids.append(found)
-            parents.append(nodes)
-            scores.append(total if given is None else total.masked_fill(given, float("-inf")))
+            parents.append(beam.nodes[:, :, None].expand(-1, -1, w).flatten(1))
+            known = None if last else (pending[:, level + 1, None], given[:, level + 1, None])
+            scores.append(total if known is None else total.masked_fill(known[1], float("-inf")))
             if level + 1 < depth:
-                beam = self._next(level, beam, found, total, count, known)
+                assert known is not None, "there is a level behind this one"
+                beam = self._next(level, beam, found, total, count, *known)
             count += total.shape[1]
         bits = torch.cat(scores, dim=1).view(torch.int32)
         return torch.stack([torch.cat(ids, dim=1), torch.cat(parents, dim=1), bits])
 
+    def _where(self, lens: torch.Tensor, depth: int) -> _Where:
+        """Where the guesses of each level stand, of rows of so many tokens."""
+        rows, levels = len(lens), self._levels[:depth]
+        entries = (lens - self._first).clamp(min=0)
+        positions = (lens[:, None] + levels[:, None, None]).clamp(max=self._context - 1)
+        ends = (entries[:, None] + (levels[:, None, None] + 1)).int()
+        return _Where(
+            positions.expand(-1, rows, self._width).contiguous(),
+            ends.expand(-1, rows, self._width).contiguous(),
+            entries[:, None, None] + levels,
+        )
+
     def _level(
-        self, level: int, beam: _Beam, lens: torch.Tensor, table: torch.Tensor
+        self, level: int, beam: _Beam, where: _Where, table: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log-probabilities float32, ids int32) [R, beam, w] of what follows each."""
+        """(scores float32, ids int32) [R, beam * w] of the paths that go on from each."""
         rows, size = beam.ids.shape
-        device = lens.device
-        context = lens - self._first
-        columns = context.clamp(min=0)[:, None, None] + self._levels[: level + 1]
-        table[:, :size].scatter_(2, columns.expand(-1, size, -1), beam.paths)
+        columns = where.columns[:, :, : level + 1].expand(-1, size, -1)
+        table[:, :size].scatter_(2, columns, beam.paths)
         tokens = rows * size
-        places = torch.arange(rows, dtype=torch.int32, device=device)[:, None] * self._width
-        places = places + torch.arange(size, dtype=torch.int32, device=device)
-        each = lens[:, None].expand(-1, size).reshape(-1)
         meta = AttentionMeta(
-            rows=places.reshape(-1),
+            rows=self._places[:rows, :size].reshape(-1),
             slot_table=self._table,
-            seq_lens=(each - self._first).clamp(min=0) + (level + 1),
-            extend_lens=torch.ones(tokens, dtype=torch.int32, device=device),
-            extend_start=torch.arange(tokens + 1, dtype=torch.int32, device=device),
+            seq_lens=where.ends[level, :, :size].reshape(-1),
+            extend_lens=self._ones[:tokens],
+            extend_start=self._ints[: tokens + 1],
             host_extend_lens=torch.ones(tokens, dtype=torch.int32),
         )
         batch = ForwardBatch(
             input_ids=beam.ids.reshape(-1).contiguous(),
-            positions=(each + level).clamp(max=self._context - 1).long(),
-            out_slots=beam.paths[:, :, -1].reshape(-1).contiguous(),
-            logit_idx=torch.arange(tokens, dtype=torch.int32, device=device),
+            positions=where.positions[level, :, :size].reshape(-1),
+            out_slots=self._scratch[level, :rows, :size].reshape(-1),
+            logit_idx=self._ints[:tokens],
             backend=self._attention,
             plan=self._attention.init_graph(meta),
             previous=beam.previous.reshape(-1).contiguous(),
         )
-        logits = self._draft.model.level(batch, self._ops, self._draft.pool).float()
+        logits = self._draft.model.level(batch, self._ops, self._draft.pool)
         if level == 0:
-            logits = logits.masked_fill(self._refused(rows, logits.shape[1]), float("-inf"))
+            logits = logits.masked_fill(self._refused(rows), float("-inf"))
         values, found = self._ops.top_rows(logits, self._width)
-        logprobs = values - self._ops.logsumexp_rows(logits)[:, None]
+        base = beam.scores - self._ops.logsumexp_rows(logits).view(rows, size)
         # where nothing is allowed there is no sum either
-        logprobs = torch.where(values == float("-inf"), values, logprobs)
+        infinite = float("-inf")
+        scores = values.view(rows, size, -1) + base[:, :, None]
+        scores = scores.nan_to_num(nan=infinite, neginf=infinite).flatten(1)
         vocabulary = self._draft.model.vocabulary
         ids = found if vocabulary is None else vocabulary[found]
-        return logprobs.view(rows, size, -1), ids.view(rows, size, -1)
+        return scores, ids.view(rows, -1)
 
-    def _refused(self, rows: int, vocab: int) -> torch.Tensor:
+    def _refused(self, rows: int) -> torch.Tensor:
         """bool [rows, v], what the masks forbid: those of rows with one pending id, the others'
         guesses are dropped later where they do not fit."""
-        vocabulary = self._draft.model.vocabulary
-        if vocabulary is None:
-            vocabulary = torch.arange(vocab, dtype=torch.int32, device=self._masks.device)
-        bits = self._masks[:rows][:, vocabulary >> 5] >> (vocabulary & 31)
+        bits = self._masks[:rows][:, self._mask_words] >> self._mask_bits
         masked = self._inputs[:rows, 2:3] > 0
         if self.max_depth > 1:
             masked = masked & (self._inputs[:rows, 4:5] < 0)
@@ -288,26 +309,22 @@ class DeviceDraft:
         found: torch.Tensor,
         total: torch.Tensor,
         count: int,
-        known: torch.Tensor | None,
+        known: torch.Tensor,
+        given: torch.Tensor,
     ) -> _Beam:
-        """The best w guesses of each row, or its next pending id."""
+        """The best w guesses of each row, or its next pending id where one is given."""
         rows, w = total.shape[0], self._width
         if total.shape[1] == w:
-            scores = total
-            best = torch.arange(w, device=total.device).expand(rows, w)
+            scores, best = total, self._places[0].long().expand(rows, -1)
         else:
             scores, best = total.topk(w, dim=-1)
-        parents = best // w
-        ids, nodes = found.gather(1, best), (best + count).int()
-        if known is not None:
-            given = known >= 0
-            first = torch.arange(w, device=total.device) == 0
-            forced = torch.zeros((), device=total.device).masked_fill(~first, float("-inf"))
-            ids = torch.where(given, known, ids)
-            scores = torch.where(given, forced, scores)
-            nodes = nodes.masked_fill(given, -1)
-            parents = parents.masked_fill(given, 0)
-        length = beam.paths.shape[2]
-        paths = beam.paths.gather(1, parents[:, :, None].expand(-1, -1, length))
-        own = self._scratch[:rows, level + 1, :, None]
-        return _Beam(ids, scores, nodes, torch.cat([paths, own], dim=2), paths[:, :, -1])
+        parents = (best // w).masked_fill(given, 0)
+        paths = beam.paths.gather(1, parents[:, :, None].expand(-1, -1, beam.paths.shape[2]))
+        own = self._scratch[level + 1, :rows, :, None]
+        return _Beam(
+            torch.where(given, known, found.gather(1, best)),
+            torch.where(given, self._forced, scores),
+            (best + count).int().masked_fill(given, -1),
+            torch.cat([paths, own], dim=2),
+            paths[:, :, -1],
+        )

@@ -1,8 +1,8 @@
 """Forwards recorded once for a set of sizes; a step is filled up to the smallest that holds it.
 
 Invariant: what a replay gives for the step's own rows is what the same ops give eagerly; padding
-changes nothing they read. On a CPU a "recording" is the function itself, run again: the same
-buffers, sizes and padding without a device. Knows nothing of requests.
+changes nothing they read. On a CPU the same buffers, sizes and padding are used without recordings.
+Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from branchline.runtime.attention.base import AttentionBackend, AttentionPlan
 from branchline.runtime.core.batch import ForwardMode, ScheduleBatch
 from branchline.runtime.executor.device_stream import DeviceStream
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape, StepTensors
+from branchline.runtime.executor.recorder import Recorder
 
 DECODE_STEP = 8
 """Distance of the larger decode sizes."""
@@ -159,13 +160,14 @@ def idle_step(shape: StepShape) -> ScheduleBatch:
 
 
 class DeviceGraphs:
-    """All recorded sizes; they share one pool of memory, since only one runs at a time.
+    """All recorded sizes.
 
     Args:
         buffers: what the recordings read.
         attention: must support `AttentionNeeds.graph`.
         forward: runs the model on views of the buffers.
         stream: where they run.
+        recorder: makes them.
     """
 
     def __init__(
@@ -174,12 +176,13 @@ class DeviceGraphs:
         attention: AttentionBackend,
         forward: Forward,
         stream: DeviceStream,
+        recorder: Recorder,
     ) -> None:
         self._buffers = buffers
         self._attention = attention
         self._forward = forward
         self._stream = stream
-        self._pool = torch.cuda.graph_pool_handle() if stream.device.type == "cuda" else None
+        self._recorder = recorder
         self._decode: dict[tuple[bool, int], _Graph] = {}  # by (adapted, rows)
         self._trunks: dict[int, _Graph] = {}
         self._extend: dict[StepShape, _Graph] = {}
@@ -202,7 +205,7 @@ class DeviceGraphs:
             meta = self._buffers.load(idle_step(shape), tensors)
             plan = self._attention.init_graph(meta, trunks=shape.trunks)
             self._attention.plan_replay(plan, meta)
-            replay = self._capture(lambda: self._forward(shape, tensors, plan))
+            replay = self._recorder.record(lambda: self._forward(shape, tensors, plan))
         graph = _Graph(tensors, plan, replay)
         if shape.decode and shape.trunks:
             self._trunks = dict(sorted([*self._trunks.items(), (shape.rows, graph)]))
@@ -240,29 +243,6 @@ class DeviceGraphs:
         self._attention.plan_replay(graph.plan, meta)
         return graph.tensors, graph.replay()
 
-    def _capture(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
-        run()  # compiles kernels and makes libraries' handles, which cannot be recorded
-        if self._pool is None:
-            return run
-        self._stream.drain()
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            outputs = run()
-        except BaseException as error:
-            try:
-                graph.capture_end()
-            except RuntimeError as another:  # a recording that was broken off may not end well
-                error.add_note(f"Ending the recording failed, too: {another}")
-            raise
-        _end_capture(graph)
-
-        def replay() -> Outputs:
-            graph.replay()
-            return outputs
-
-        return replay
-
 
 def _in_order(graphs: dict[StepShape, _Graph]) -> dict[StepShape, _Graph]:
     return {shape: graphs[shape] for shape in sorted(graphs, key=lambda s: (s.tokens, s.rows))}
@@ -286,19 +266,3 @@ def _checks_guesses(plan: ScheduleBatch) -> bool:
         and plan.hidden_rows is None
         and (plan.score is None and 2 * count >= plan.num_tokens)
     )
-
-
-def _end_capture(graph: torch.cuda.CUDAGraph) -> None:
-    """Make the recording ready to be replayed, which takes memory of the driver's own.
-
-    Raises:
-        torch.OutOfMemoryError: there is none left.
-    """
-    try:
-        graph.capture_end()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
-            raise
-        raise torch.OutOfMemoryError(f"no memory to make a recording ready: {error}") from error

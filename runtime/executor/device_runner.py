@@ -33,6 +33,7 @@ from branchline.runtime.executor.device_stream import DeviceStream
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.draft_step import Draft, forward_step
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape, StepTensors
+from branchline.runtime.executor.recorder import Recorder
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
 
@@ -122,7 +123,8 @@ class DeviceRunner:
             stream=stream,
             adapters=adapter_slots > 0,
         )
-        self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream)
+        self.recorder = Recorder(stream)
+        self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream, self.recorder)
         # Made once: in a recording each of its tensors would be made anew in every step.
         self._greedy = Draws.greedy(max(most, VERIFY_TOKENS[-1]), stream.device)
 

@@ -30,12 +30,15 @@ class DraftSeed:
         depth: levels of guesses wanted, at least 1.
         allowed: int32 [ceil(V / 32)], which of the target's ids may follow the pending ones, bit
             set = allowed; None = all.
+        nodes: how many of the likeliest guesses will be taken; what cannot be among them need not
+            be found. None = all.
     """
 
     slots: Int32Array
     pending: Int32Array
     depth: int
     allowed: Words | None = None
+    nodes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,14 @@ class _Grown:
     parents: list[Int32Array] = field(default_factory=list)
     scores: list[Float32Array] = field(default_factory=list)
 
+    def least(self) -> float:
+        """Score that a guess must exceed to be looked into: what follows it never scores more."""
+        wanted = self.seed.nodes
+        found = np.concatenate(self.scores)
+        if wanted is None or len(found) < wanted:
+            return -np.inf
+        return float(np.partition(found, -wanted)[-wanted])
+
     def guesses(self) -> Guesses:
         if not self.ids:
             none = np.empty(0, dtype=np.int32)
@@ -144,6 +152,11 @@ class HostDraft:
             for first in range(0, len(seeds), MAX_ROWS):
                 found += self._guess(seeds[first : first + MAX_ROWS])
         return found
+
+    def warm_up(self) -> None:
+        """A first draft that nobody waits for, behind the padding slot: pages in the weights."""
+        zero = np.zeros(1, dtype=np.int32)
+        self.guess([DraftSeed(zero, zero, min(2, self.max_depth))])
 
     def _guess(self, seeds: Sequence[DraftSeed]) -> list[Guesses]:
         rows = [self._begin(index, seed) for index, seed in enumerate(seeds)]
@@ -220,7 +233,7 @@ class HostDraft:
         row.parents.append(np.repeat(row.beam_nodes, width))
         row.scores.append(scores)
         best = np.sort(np.argsort(-scores, kind="stable")[: self._width])
-        best = best[np.isfinite(scores[best])]
+        best = best[scores[best] > row.least()]
         row.beam_ids, row.beam_scores = ids[best], scores[best]
         row.beam_nodes = (row.count + best).astype(np.int32)
         row.paths = row.paths[best // width]

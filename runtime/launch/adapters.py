@@ -68,7 +68,7 @@ def make_slots(settings: LoraSection, loaded: Loaded, decisions: list[Decision])
         (config_of(adapter_folder(path)).largest_rank for path in named.values()),
         default=USUAL_RANK,
     )
-    layout = SlotLayout(loaded.model.lora_sites(), max(rank, USUAL_RANK), loaded.dtype)
+    layout = SlotLayout(loaded.model.lora_sites(), max(rank, USUAL_RANK), loaded.adapter_dtype)
     size = count * layout.slot_bytes
     # on a CPU memory is taken as slots are filled
     if not host and size > free_memory(loaded.device):

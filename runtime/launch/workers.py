@@ -45,7 +45,7 @@ class Loaded:
     """A model, what it runs with and where.
 
     Attributes:
-        dtype: of what is not quantized: activations on a device, matrices of adapters.
+        adapter_dtype: of adapters' matrices: float32 beside float32 weights, else bfloat16.
         adapter_slots: that its layers were given.
         draft: a draft model, if one was chosen.
     """
@@ -53,7 +53,7 @@ class Loaded:
     model: Model
     ops: Ops
     device: torch.device
-    dtype: torch.dtype
+    adapter_dtype: torch.dtype
     max_step_tokens: int
     max_running: int
     adapter_slots: int = 0
@@ -129,7 +129,9 @@ def load(
     usual = CPU_STEP_TOKENS if device.type == "cpu" else CUDA_STEP_TOKENS
     max_step_tokens = config.scheduler.max_step_tokens or usual
     max_running = min(config.scheduler.max_running_requests, max(1, max_step_tokens // 2))
-    return Loaded(model, ops, device, wide, max_step_tokens, max_running, draft=draft)
+    # beside weights that were rounded, and activations that are, adapters may be as keys are
+    adapter_dtype = kv_dtype_of(checkpoint.spec, dtype)
+    return Loaded(model, ops, device, adapter_dtype, max_step_tokens, max_running, draft=draft)
 
 
 def on_host(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -> Backend:
@@ -161,6 +163,7 @@ def on_host(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -> 
             width=draft.width,
             max_depth=draft.levels,
         )
+        guesses.warm_up()
     return Backend(cache, build_worker(runner, overlap=config.scheduler.overlap), sizing, guesses)
 
 
@@ -179,7 +182,8 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
             attention=config.device.attention_backend,
             guesses=config.speculative.speculative is not None,
             adapter_slots=loaded.adapter_slots,
-            draft_scratch=0 if draft is None else draft.scratch,
+            draft_width=0 if draft is None else draft.width,
+            draft_levels=0 if draft is None else draft.levels,
         ),
         loaded.device,
         None if draft is None else draft.model,
@@ -188,9 +192,7 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
     cache = _cache(config, loaded, sizing.num_pages)
     cache.slot_table.record_changes()
     worker = builder.worker(sizing.num_pages, overlap=config.scheduler.overlap)
-    guesses = None
-    if draft is not None:
-        guesses = builder.guesser(width=draft.width, max_depth=draft.levels)
+    guesses = None if draft is None else builder.guesser()
     decisions.extend(Decision(*note) for note in builder.notes)
     return Backend(cache, worker, sizing, guesses)
 

@@ -7,6 +7,7 @@ exists is that folder, whatever it is called. Reads no adapter: the runtime does
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 
 from branchline.runtime.errors import AdapterDamaged
@@ -67,20 +68,21 @@ def list_adapters() -> tuple[AdapterEntry, ...]:
     return ADAPTERS
 
 
-def adapter_folder(name_or_path: str) -> Path:
+def adapter_folder(name_or_path: str | PathLike[str]) -> Path:
     """The folder of an adapter: an existing path, or a name of `ADAPTERS`.
 
     Raises:
         AdapterDamaged: neither; names those there are.
     """
-    local = Path(name_or_path)
-    if name_or_path.strip() and local.exists():
+    text = fspath(name_or_path)
+    local = Path(text).expanduser()
+    if text.strip() and local.exists():
         return local
     for entry in ADAPTERS:
-        if entry.name == name_or_path.strip().lower():
+        if entry.name == text.strip().lower():
             return entry.path
     known = ", ".join(entry.name for entry in ADAPTERS)
     raise AdapterDamaged(
-        f"{name_or_path!r} is no folder of an adapter, and no name of one",
+        f"{text!r} is no folder of an adapter, and no name of one",
         hint=f"Pass a folder in PEFT's format, or one of these names: {known}.",
     )

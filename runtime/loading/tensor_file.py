@@ -6,6 +6,7 @@ and shape say, whatever the file claims. Knows nothing of what the tensors are f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ DTYPES: dict[str, tuple[Kind, Any]] = {
 
 INTEGERS: dict[str, Any] = {"I64": np.int64, "I32": np.int32}
 """Types of whole numbers, which are no weights."""
+
+_SIZES = {name: np.dtype(kind).itemsize for name, (_, kind) in DTYPES.items()} | {
+    name: np.dtype(kind).itemsize for name, kind in INTEGERS.items()
+}
+"""Bytes of a value."""
 
 _MAX_HEADER = 100 << 20
 
@@ -138,9 +144,8 @@ def _check_range(path: object, name: str, entry: TensorEntry, available: int) ->
             f"{path} is cut short: tensor {name!r} ends {end - available} bytes past its end.",
             hint="The download is incomplete; delete the file and fetch it again.",
         )
-    kinds = {name: kind for name, (_, kind) in DTYPES.items()} | INTEGERS
-    if entry.dtype in kinds:
-        need = int(np.prod(entry.shape, dtype=np.int64)) * np.dtype(kinds[entry.dtype]).itemsize
+    if entry.dtype in _SIZES:
+        need = math.prod(entry.shape) * _SIZES[entry.dtype]
         if need != end - start:
             raise ModelLoadError(
                 f"{path} is damaged: tensor {name!r} of {entry.dtype} {entry.shape} "

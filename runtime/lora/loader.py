@@ -1,7 +1,8 @@
 """The thread that reads adapters and brings them to the device, so that the loop never waits.
 
-Invariant: jobs run in order, one at a time; each ends with one call of its `done`, posted to the
-loop thread, with what the job returned or raised. Once the engine is closed nobody is told.
+Invariant: jobs run in order, one at a time; what `put` was given ends with one call of its `done`,
+posted to the loop thread, with what the job returned or raised. Once the engine is closed nobody is
+told.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from branchline.runtime.errors import BackendError, BranchlineError, wrap
@@ -61,6 +63,22 @@ class Loader:
             self._tell(lambda: done(result))
 
         self._jobs.put(run)
+
+    def wait_for(self, job: Callable[[], T]) -> T:
+        """What `job` returns or raises, for a caller that may wait. It runs here as long as there
+        is no thread, else on that one in its turn: what jobs use is one thread's at a time."""
+        if self._thread is None:
+            return job()
+        found: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                found.set_result(job())
+            except Exception as error:  # raised where it is waited for
+                found.set_exception(error)
+
+        self._jobs.put(run)
+        return found.result()
 
     def _tell(self, fn: Callable[[], None]) -> None:
         try:

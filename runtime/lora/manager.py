@@ -184,7 +184,8 @@ class AdapterManager:
             AdapterError, InvalidRequest: it cannot be loaded.
         """
         check_adapter_name(name)
-        volume = self._shelf.add(path, sent=sent, if_room=True)
+        # a pinned one that was loaded before may be on its way to a slot already
+        volume = self._loader.wait_for(lambda: self._shelf.add(path, sent=sent, if_room=True))
         if number is not None:
             self._numbers[name] = number - 1
         return self._install(name, volume, pin=pin)
@@ -199,7 +200,7 @@ class AdapterManager:
         if not version.idle and not drain:
             on_done(
                 AdapterInUse(
-                    f"{version.sequences} sequences use the adapter {name!r}",
+                    f"the adapter {name!r} is in use by {version.sequences} of the sequences",
                     value=name,
                     hint="Wait for them, abort them, or unload with drain=True.",
                 )

@@ -115,11 +115,12 @@ class Drafts:
         Args:
             requests: all decoding rows.
         """
-        likely = (r for r in requests if self.depth(r) > 0 and self._promising(r))
         if self._pace is None:
-            return any(True for _ in likely)
-        names = [request.id for request in likely]
+            return any(self.depth(r) > 0 and self._promising(r) for r in requests)
         self._wanted = {}
+        if self._pace.rests(len(requests)):
+            return False
+        names = [r.id for r in requests if self.depth(r) > 0 and self._promising(r)]
         if names:
             counts = self._pace.guesses(names, len(requests))
             self._wanted = dict(zip(names, counts, strict=True))

@@ -25,11 +25,20 @@ TRIED = 0.01
 FIRST_TRIES = 3
 """Steps with few guesses that are run before anything is known of their time."""
 
+FIRST_ROWS = 16
+"""Rows that have guesses in those; a drafter may need several turns for more."""
+
 GAIN = 1.05
 """Guesses must promise to be so much faster than none."""
 
+BEYOND = 3
+"""So many times the guesses of a step that have been timed, more are not decided on unseen."""
+
 HELD = 8
 """Steps that a decision stands."""
+
+RESTED = 64
+"""Steps that pass at most before rows are looked at again, where no guesses pay."""
 
 MORE_EVERY = 24
 """While guesses pay, after so many steps some with more of them are tried."""
@@ -108,6 +117,10 @@ class Costs:
         slope = max(0.0, (high - low) / (m - n), high / m)
         return high + slope * (guesses - m)
 
+    def most(self, rows: int) -> int:
+        """The most guesses that a step of such a number of rows has been timed with."""
+        return max(_nearest(self._extra, rows) or (0,))
+
     def tries(self, rows: int) -> float:
         """About how many steps with guesses of such a number of rows have been timed lately."""
         known = _nearest(self._extra, rows)
@@ -128,7 +141,12 @@ def _nearest(known: dict[int, T], rows: int) -> T | None:
 
 @dataclass(slots=True)
 class _Row:
-    """What guesses have brought a sequence."""
+    """What guesses have brought a sequence.
+
+    Attributes:
+        cool: the step up to which it is left alone.
+        patience: steps that it is left alone for next.
+    """
 
     kept: list[_Mean]
     cool: int = 0
@@ -137,15 +155,17 @@ class _Row:
 
 @dataclass(slots=True)
 class Decision:
-    """Guesses for each row, and for how many more steps.
+    """Guesses for each row, and for how many steps still.
 
     Attributes:
         usual: seconds of a step of the kind that seemed best, where others are tried to learn.
+        rows: that are tried, whatever they have brought; 0 = all that seem to be worth it.
     """
 
     guesses: int
     steps: int
     usual: float | None = None
+    rows: int = 0
 
 
 class Pace:
@@ -164,6 +184,7 @@ class Pace:
         self._rows: dict[str, _Row] = {}
         self._decision = Decision(0, 0)
         self._decided_for = 0
+        self._step = 0
         self._credit = 0.0
         self._since_plain = self._since_more = 0
         self._price = 0.0  # of one guess, in ids that must be kept for it
@@ -190,7 +211,7 @@ class Pace:
             row.kept[place].add(kept, _FADE)
             self._kept[place].add(kept, 0.99)
         if self._gain(row, self._rung_of(asked)) < max(POOR, self._price * asked):
-            row.cool, row.patience = row.patience, min(2 * row.patience, COOL[1])
+            row.cool, row.patience = self._step + row.patience, min(2 * row.patience, COOL[1])
         elif path:
             row.patience = COOL[0]
 
@@ -200,34 +221,51 @@ class Pace:
 
     # -- what is decided ---------------------------------------------------------------------------
 
+    def rests(self, rows: int) -> bool:
+        """Whether the next step, of `rows` rows, has no guesses, whatever the rows are; then
+        nothing else is to be asked for it. So a step costs next to nothing where none pay."""
+        if not self._stands(rows) or self._decision.guesses:
+            return False
+        self._begin_step()
+        return True
+
     def guesses(self, names: Sequence[str], rows: int) -> list[int]:
         """For the next step of `rows` rows: guesses for each of some of them, 0 = none."""
         known = [self._row(name) for name in names]
-        for row in known:
-            row.cool = max(0, row.cool - 1)
-        self._decide(known, rows)
+        if not self._stands(rows):
+            self._decide(known, rows)
+        self._begin_step()
         wanted = self._decision.guesses
         if wanted == 0:
             return [0] * len(names)
-        trying = self._decision.usual is not None
-        return [0 if row.cool and not trying else wanted for row in known]
+        tried = self._decision.rows
+        if tried == 0:
+            return [wanted if self._willing(row) else 0 for row in known]
+        first = self._step % len(known)  # not always the same ones
+        return [wanted if (i - first) % len(known) < tried else 0 for i in range(len(known))]
+
+    def _stands(self, rows: int) -> bool:
+        near = 4 * abs(rows - self._decided_for) <= self._decided_for  # rows come and go
+        return self._decision.steps > 0 and near
+
+    def _begin_step(self) -> None:
+        self._step += 1
+        self._decision.steps -= 1
+
+    def _willing(self, row: _Row) -> bool:
+        return row.cool <= self._step
 
     def _decide(self, known: list[_Row], rows: int) -> None:
-        decision = self._decision
-        if decision.steps > 0 and bucket(rows) == self._decided_for:
-            decision.steps -= 1
-            return
-        self._decided_for = bucket(rows)
+        self._decided_for = rows
         plain = self._costs.plain(rows)
         if plain is None or self._since_plain >= PLAIN_EVERY or not known:
-            self._decision = Decision(0, 1)
+            self._decision = Decision(0, 2)
             return
-        willing = [row for row in known if row.cool == 0]
+        willing = [row for row in known if self._willing(row)]
         best = self._best(willing, rows, plain) if willing else 0
         if best:
             self._go_on(best, len(willing), rows, plain)
         else:
-            self._decision = Decision(0, HELD)
             self._try_a_few(len(known), rows, plain)
 
     def _best(self, willing: list[_Row], rows: int, plain: float) -> int:
@@ -235,8 +273,9 @@ class Pace:
         best, promise = 0, GAIN
         if self._untried(rows):
             return best
+        limit = min(self._limit, BEYOND * self._costs.most(rows))
         for place, k in enumerate(self._rungs):
-            if k * len(willing) > self._limit:
+            if k * len(willing) > limit:
                 break
             extra = self._costs.extra(rows, k * len(willing)) or 0.0
             kept = sum(self._gain(row, place) for row in willing)
@@ -255,16 +294,23 @@ class Pace:
         due = self._since_more >= MORE_EVERY and self._credit >= 0.0
         if due and more > best and more * count <= self._limit:
             self._since_more = 0
-            self._decision = Decision(more, 2, usual=plain + extra)
+            self._decision = Decision(more, 3, usual=plain + extra)
 
     def _try_a_few(self, count: int, rows: int, plain: float) -> None:
-        """Try guesses where none seem to pay, if little enough is lost by it."""
+        """Try guesses where none seem to pay, if little enough is lost by it; else none until it
+        may be."""
+        self._decision = Decision(0, HELD)
         few = 1 if rows > 8 else min(4, self._rungs[-1])
+        untried = self._untried(rows)
+        count = min(count, FIRST_ROWS) if untried else count
         if few * count > self._limit:
             return
         cost = self._costs.extra(rows, few * count)
-        if self._untried(rows) or (cost is not None and self._credit >= cost):
-            self._decision = Decision(few, 0, usual=plain)
+        if untried or (cost is not None and self._credit >= cost):
+            self._decision = Decision(few, 1, usual=plain, rows=count)
+        elif cost is not None:
+            steps = int((cost - self._credit) / (TRIED * plain)) + 1
+            self._decision.steps = min(max(steps, HELD), RESTED)
 
     def _untried(self, rows: int) -> bool:
         return self._costs.tries(rows) < 0.9 * FIRST_TRIES

@@ -219,8 +219,7 @@ class Adapters:
             )
         try:
             inside = [found for folder in self._folders if (found := _below(folder, path))]
-            # One that is there, or else one that the engine will not find.
-            best = next((found for found in inside if found.is_dir()), next(iter(inside), None))
+            best = next((found for found in inside if found.is_dir()), None)
         except (OSError, ValueError) as error:  # too long, a loop of links, a null character
             raise Refused(
                 400,
@@ -229,6 +228,14 @@ class Adapters:
                 param="lora_path",
                 hint="Check it.",
             ) from error
+        if inside and best is None:
+            raise Refused(
+                400,
+                "no folder of this name may be loaded from",
+                value=path,
+                param="lora_path",
+                hint="Put it into a folder of --adapter-dirs, or send its files.",
+            )
         if best is None:
             raise Refused(
                 403,

@@ -39,7 +39,8 @@ class ModelDrafter:
             if row.computed_len > 0 and len(pending) <= self._executor.max_depth:
                 slots = row.slots[: row.computed_len]
                 depth = min(row.max_depth, row.max_nodes)
-                seeds[index] = DraftSeed(slots, pending, depth, self._allowed(row))
+                allowed = self._allowed(row)
+                seeds[index] = DraftSeed(slots, pending, depth, allowed, row.max_nodes)
         trees: list[DraftTree | None] = [None] * len(rows)
         if seeds:
             found = self._executor.guess(list(seeds.values()))

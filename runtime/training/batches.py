@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.training.corpus import Conversation, Corpus
 
 Index = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -42,11 +43,21 @@ class Batches:
     Args:
         corpus: what is learned.
         settings: how it is cut.
+
+    Raises:
+        InvalidRequest: nothing of an answer is left to learn.
     """
 
     def __init__(self, corpus: Corpus, settings: BatchSettings) -> None:
         self._corpus, self._settings = corpus, settings
         self._lens = np.minimum(np.diff(corpus.starts), settings.longest)
+        self._usable = np.flatnonzero(corpus.answers - corpus.starts[:-1] < self._lens)
+        if not len(self._usable):
+            raise InvalidRequest(
+                "there is no conversation with an answer to learn",
+                value=f"{len(corpus)} conversations, cut after {settings.longest} tokens",
+                hint="Learn from more conversations, or cut them later (max_tokens).",
+            )
 
     def start(self, step: int) -> Iterator[list[Conversation]]:
         """From a step on, counted from 0 over all epochs; without end."""
@@ -66,9 +77,8 @@ class Batches:
         """Indices of each batch: near in length within one, in an order of the epoch's own."""
         settings, lens = self._settings, self._lens
         chooser = np.random.default_rng([settings.seed, epoch])
-        usable = np.flatnonzero(self._corpus.answers - self._corpus.starts[:-1] < lens)
-        order = chooser.permutation(usable)
-        mean = max(1.0, float(lens.mean())) if len(lens) else 1.0
+        order = chooser.permutation(self._usable)
+        mean = float(lens.mean())
         group = max(1, int(_GROUP * settings.tokens / mean))
         made: list[list[int]] = []
         for first in range(0, len(order), group):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from math import floor, isfinite, log10
 
 _WIDTH, _HEIGHT, _GAP = 430, 250, 56
 _COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bc4c00", "#0a7ea4")
@@ -15,7 +16,7 @@ _COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line of a panel: a point (x, y) after another."""
+    """A line of a panel: a point (x, y) after another; those without a finite y are left out."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -48,7 +49,8 @@ def draw(panels: Sequence[Panel]) -> str:
 
 
 def _panel(panel: Panel) -> list[str]:
-    points = [point for curve in panel.curves for point in curve.points]
+    drawn = [[point for point in curve.points if isfinite(point[1])] for curve in panel.curves]
+    points = [point for curve in drawn for point in curve]
     if not points:
         return [_text(0, -20, f"{panel.title}: nothing yet", bold=True)]
     x_ticks = _ticks(0.0, max(x for x, _ in points))
@@ -67,9 +69,9 @@ def _panel(panel: Panel) -> list[str]:
     for x in x_ticks:
         parts.append(_text(place(x, y_ticks[0])[0], _HEIGHT + 18, f"{x:g}", anchor="middle"))
     parts.append(_text(_WIDTH / 2, _HEIGHT + 38, panel.x_name, anchor="middle"))
-    for number, curve in enumerate(panel.curves):
+    for number, (curve, own) in enumerate(zip(panel.curves, drawn, strict=True)):
         colour = _COLOURS[number % len(_COLOURS)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in curve.points))
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in own))
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
         )
@@ -82,7 +84,7 @@ def _panel(panel: Panel) -> list[str]:
 def _ticks(low: float, high: float) -> list[float]:
     """About five round values that include the range."""
     span = max(high - low, 1e-9)
-    step = 10.0 ** _floor_log10(span / 4)
+    step = 10.0 ** floor(log10(span / 4))
     for factor in (1, 2, 5, 10):
         if span / (step * factor) <= 5:
             step *= factor
@@ -92,15 +94,6 @@ def _ticks(low: float, high: float) -> list[float]:
     while (first + count) * step < high:
         count += 1
     return [(first + i) * step for i in range(count + 1)]
-
-
-def _floor_log10(value: float) -> int:
-    exponent = 0
-    while value >= 10:
-        value, exponent = value / 10, exponent + 1
-    while value < 1:
-        value, exponent = value * 10, exponent - 1
-    return exponent
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", bold: bool = False) -> str:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from branchline.runtime.bench.speculative import HELD_OUT, constraint_of, read_texts, speculative
+from branchline.runtime.bench.speculative import (
+    HELD_OUT,
+    constraint_of,
+    read_texts,
+    settings_with,
+    speculative,
+)
 from branchline.runtime.errors import InvalidRequest
 from tests.support.tiny_engine import write_tiny_model
 
@@ -47,8 +54,34 @@ def test_it_measures_plain_decoding_and_each_drafter(tmp_path: Path) -> None:
     assert "100%" in shown and "× plain" in shown
     last = json.loads(shown.splitlines()[-1])
     assert last["bench"] == "speculative" and last["ngram"]["gain"] > 0
-    with pytest.raises(InvalidRequest, match="task"):
-        speculative(settings, drafters=[], tasks=["chess"], prompts=prompts)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"tasks": ["chess"]}, "task"),
+        ({"drafters": ["ngram", "nobody"]}, "speculative is not a choice"),
+        ({"batches": [1, 0]}, "1 or more"),
+        ({"tokens": 0}, "1 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is(
+    wrong: dict[str, Any], said: str
+) -> None:
+    stream = io.StringIO()
+    with pytest.raises(InvalidRequest, match=said):
+        speculative({}, **{"drafters": [], **wrong}, stream=stream)
+    assert not stream.getvalue()
+
+
+def test_a_draft_model_is_named_to_the_drafters_that_have_one() -> None:
+    settings = {"speculative_draft": "small", "speculative_tokens": 4}
+    assert settings_with(settings, "draft") == {**settings, "speculative": "draft"}
+    for name in ("", "ngram"):
+        assert settings_with(settings, name) == {
+            "speculative": name or None,
+            "speculative_tokens": 4,
+        }
 
 
 def test_the_held_out_prompts_have_all_tasks() -> None:

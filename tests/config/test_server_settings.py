@@ -20,6 +20,7 @@ from branchline.cli.server_settings import (
     Choices,
     choices_of,
 )
+from branchline.runtime.config.engine import EngineConfig
 from branchline.runtime.config.file import read_settings
 from branchline.runtime.config.sections import all_settings
 from branchline.runtime.config.server import ServerSection
@@ -190,6 +191,14 @@ def test_a_table_has_a_flag_for_each_entry_and_a_table_in_the_file(tmp_path: Pat
     for text in ('[shelf]\nbooks = "a"\n', "[shelf]\nbooks = {a = 1}\n"):
         with pytest.raises(InvalidRequest, match="books is a table of texts"):
             read_settings(Path(write(tmp_path, text)), [ShelfSection])
+
+
+def test_a_path_may_stand_wherever_its_text_may() -> None:
+    config = EngineConfig.from_settings(
+        {"model": Path("a.gguf"), "speculative_draft": Path("b"), "adapters": {"sql": Path("c")}}
+    )
+    assert (config.model.model, config.speculative.speculative_draft) == ("a.gguf", "b")
+    assert config.lora.adapters == {"sql": "c"}
 
 
 def test_adapters_are_named_one_by_one() -> None:

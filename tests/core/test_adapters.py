@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from branchline.runtime.core.adapters import adapter_namespace, check_adapter_name
+from branchline.runtime.core.adapters import (
+    AdapterFiles,
+    adapter_namespace,
+    check_adapter_name,
+    check_adapter_source,
+)
 from branchline.runtime.errors import InvalidRequest
 
 
@@ -33,3 +40,18 @@ def test_ordinary_names_are_taken(name: str) -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match="cannot be called so"):
         check_adapter_name(name)
+
+
+def test_a_source_is_a_path_a_name_or_files() -> None:
+    files = AdapterFiles(config=b"", weights=b"")
+    assert check_adapter_source(files) is files
+    assert check_adapter_source("sql") == "sql"
+    assert check_adapter_source(Path("a/b")) == "a/b"
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"sql", {"sql": "a"}])
+def test_what_is_no_source_or_name_is_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be loaded from this"):
+        check_adapter_source(wrong)
+    with pytest.raises(InvalidRequest, match="cannot be called so"):
+        check_adapter_name(wrong)

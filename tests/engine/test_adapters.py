@@ -26,6 +26,7 @@ from branchline.runtime.errors import (
 )
 from branchline.runtime.loading.load import open_checkpoint
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
+from tests.support.eagle_oracle import write_head
 from tests.support.peft_adapters import EVERYTHING, LINEARS, write_adapter
 from tests.support.tiny_engine import tiny_engine, write_tiny_weights
 
@@ -82,6 +83,13 @@ def requests() -> list[dict[str, Any]]:
             "temperature": 0.0,
             "constraint": Constraint(kind="regex", text="[a-c]{3} forced text [0-9]+"),
         },
+        {
+            "prompt": "The words are",
+            "max_tokens": 60,
+            "temperature": 0.6,
+            "seed": 2,
+            "constraint": Constraint(kind="regex", text="(one|two|three)(, (one|two|three)){9}"),
+        },
         {"prompt": "Once upon a time", "max_tokens": 6, "temperature": 0.7, "seed": 1, "n": 2},
         {"prompt": "Say", "max_tokens": 5, "temperature": 0.0, "logprobs": 2},
     ]
@@ -124,18 +132,42 @@ def test_together_each_request_says_what_it_says_alone(
     assert all(info.running == 0 for info in engine.adapters())
 
 
+@pytest.mark.parametrize("kv_tokens", [9000, 200])
+@pytest.mark.parametrize("speculative", ["ngram", "draft", "eagle"])
 def test_guesses_are_checked_by_the_adapted_model(
-    base: Path, folders: dict[str, str], alone: list[list[list[int]]]
+    base: Path,
+    folders: dict[str, str],
+    alone: list[list[list[int]]],
+    tmp_path: Path,
+    speculative: str,
+    kv_tokens: int,
 ) -> None:
-    options: dict[str, Any] = {"adapter_slots": 2, "adapters": folders, "threads": 1}
-    with Engine(str(base), kv_tokens=9000, speculative="ngram", **options) as engine:
+    """Trees of guesses beside grammars, more adapters than slots, and, with little memory, rows
+    that are retracted."""
+    drafts = {"draft": str(base), "eagle": str(tmp_path / "head")}
+    write_head(tmp_path / "head", 3, 260, hidden=64, draft_vocab=90, layers=[0, 0, 1])
+    options: dict[str, Any] = {
+        "adapter_slots": 2,
+        "adapters": folders,
+        "context_length": 160,
+        "max_step_tokens": 32,
+        "speculative_tokens": 8,
+        "speculative_draft": drafts.get(speculative),
+        "threads": 1,
+    }
+    with Engine(str(base), kv_tokens=kv_tokens, speculative=speculative, **options) as engine:
 
         async def everything() -> list[Any]:
             jobs = [engine.agenerate(**({"ignore_eos": True} | request)) for request in requests()]
             return await asyncio.gather(*jobs)
 
         results = asyncio.run(everything())
+        again = asyncio.run(everything())  # with what the cache has kept, guesses included
+        info = engine.info()
     assert [ids_of(found) for found in results] == alone
+    assert [ids_of(found) for found in again] == alone
+    assert info["adapters"]["evictions"] > 0
+    assert (info["scheduler"]["retractions"] > 0) == (kv_tokens == 200)
     metas = [found.meta for found in results if not isinstance(found, list)]
     assert any(meta.adapter and meta.drafted_tokens for meta in metas)
 
@@ -281,6 +313,19 @@ def test_an_engine_without_slots_says_so(tmp_path: Path) -> None:
         with pytest.raises(AdapterNotFound):
             engine.generate("x", adapter="a")
         assert engine.adapters() == []
+
+
+def test_matrices_are_float32_beside_float32_weights_alone(base: Path, default_model: Path) -> None:
+    """Where the base is rounded, so are they: half the memory, and half of it to read."""
+
+    def slot_bytes(model: Path, **settings: Any) -> int:
+        options = {"kv_tokens": 2000, "context_length": 512, "threads": 1} | settings
+        with Engine(str(model), **options) as engine:
+            return int(engine.info()["adapters"]["slot_bytes"])
+
+    for model, share in ((base, 1.0), (default_model, 0.5)):
+        exact = slot_bytes(model, dtype="float32")
+        assert slot_bytes(model) == pytest.approx(share * exact, rel=0.02)
 
 
 def test_the_default_models_base_rows_keep_their_ids_beside_an_adapter(

@@ -24,6 +24,7 @@ from branchline.runtime.executor.device_graphs import (
 from branchline.runtime.executor.device_stream import DeviceStream
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape
+from branchline.runtime.executor.recorder import Recorder
 
 SHAPE = StepShape(2, 2, 2, decode=True)
 
@@ -48,14 +49,15 @@ class Recording:
 
 
 class Forward:
-    """Fails in the call that `fails` says."""
+    """Fails from the call on that `fails` says, `times` times."""
 
-    def __init__(self, fails: int, error: Exception | None = None) -> None:
-        self.calls, self._fails, self._error = 0, fails, error
+    def __init__(self, fails: int, error: Exception | None = None, times: int = 9) -> None:
+        self.calls, self._error = 0, error
+        self._failing = range(fails, fails + times)
 
     def __call__(self, *operands: object) -> Outputs:
         self.calls += 1
-        if self.calls == self._fails and self._error is not None:
+        if self.calls in self._failing and self._error is not None:
             Recording.broken = True
             raise self._error
         return Outputs(logits=torch.full((2, 3), float(self.calls)))
@@ -65,7 +67,7 @@ def graphs(forward: Callable[..., Outputs], device: torch.device) -> DeviceGraph
     tables = DeviceTables(2, 8, 8, device)
     stream = DeviceStream(device)
     buffers = PlanBuffers(tables, tokens=8, rows=4, samples=4, tree_words=0, stream=stream)
-    return DeviceGraphs(buffers, CpuAttention(), forward, stream)
+    return DeviceGraphs(buffers, CpuAttention(), forward, stream, Recorder(stream))
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, ValueError])
 def test_a_forward_that_fails_while_it_is_recorded_says_why(kind: type[Exception]) -> None:
     made = graphs(Forward(4, kind("no more")), torch.device("cpu"))
-    made._pool = (0, 0)
+    made._recorder._pool = (0, 0)
     made.record(SHAPE)
     with pytest.raises(kind, match="no more") as raised:
         made.record(StepShape(1, 1, 1, decode=True))
@@ -91,14 +93,26 @@ def test_a_forward_that_fails_while_it_is_recorded_says_why(kind: type[Exception
 @pytest.mark.usefixtures("recorded")
 def test_a_recording_that_cannot_be_made_ready_for_want_of_memory_is_told_as_such() -> None:
     made = graphs(Forward(0), torch.device("cpu"))
-    made._pool = (0, 0)
+    made._recorder._pool = (0, 0)
     Recording.end_error = RuntimeError("CUDA error: out of memory")
-    with pytest.raises(torch.OutOfMemoryError, match="ready"):
+    with pytest.raises(torch.OutOfMemoryError, match="recording: CUDA error"):
         made.record(SHAPE)
     Recording.end_error = RuntimeError("CUDA error: something else")
     with pytest.raises(RuntimeError, match="something else"):
         made.record(SHAPE)
     assert made.count == 0
+
+
+@pytest.mark.usefixtures("recorded")
+def test_memory_that_torch_has_in_store_is_given_to_the_recording(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    freed = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(True))
+    made = graphs(Forward(2, torch.OutOfMemoryError("no more"), times=1), torch.device("cpu"))
+    made._recorder._pool = (0, 0)
+    made.record(SHAPE)
+    assert made.count == len(freed) == 1
 
 
 @pytest.mark.gpu
@@ -142,7 +156,7 @@ def test_rows_that_may_share_trunks_are_replayed_where_trunks_are_looked_for() -
             asked.append(trunks)
             return super().init_graph(meta, trunks=trunks)
 
-    made = DeviceGraphs(buffers, Asked(), forward, stream)
+    made = DeviceGraphs(buffers, Asked(), forward, stream, Recorder(stream))
     for rows, trunks in ((40, False), (24, True), (16, False), (8, True), (4, False)):
         made.record(StepShape(rows, rows, rows, decode=True, trunks=trunks))
     assert asked == [False, True, False, True, False] and made.count == 5
@@ -188,7 +202,7 @@ def test_steps_that_check_guesses_are_replayed_with_the_choice() -> None:
     stream = DeviceStream(torch.device("cpu"))
     sizes = {"tokens": 64, "rows": 24, "samples": 64, "tree_words": 64}
     buffers = PlanBuffers(tables, **sizes, stream=stream)
-    made = DeviceGraphs(buffers, CpuAttention(), Forward(0), stream)
+    made = DeviceGraphs(buffers, CpuAttention(), Forward(0), stream, Recorder(stream))
     for shape in (*verify_shapes(32, 16), StepShape(64, 17, 64, tree=True)):
         made.record(shape)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,20 @@ def test_guesses_equal_the_oracle_behind_chunks_and_batch_mates(case: Case) -> N
     check(case.oracle, found[1], other[:10], 9)
     assert len(found[0].ids) == WIDTH + (DEPTH - 1) * WIDTH**2
     assert len(found[1].ids) == WIDTH + WIDTH**2
+
+
+def test_guesses_that_will_not_be_taken_are_not_looked_into(case: Case) -> None:
+    driver = case.driver()
+    driver.run(Part(1, IDS[:9]))
+    drafts = host_draft(driver, case.ops)
+    whole = drafts.guess([seed(driver, 1, IDS[9:10])])[0]
+    for nodes in (1, 2, 5, 9):
+        (found,) = drafts.guess([replace(seed(driver, 1, IDS[9:10]), nodes=nodes)])
+        wanted, tree = best_tree(whole, nodes), best_tree(found, nodes)
+        assert wanted is not None and tree is not None
+        assert wanted.token_ids.tolist() == tree.token_ids.tolist()
+        assert wanted.parents.tolist() == tree.parents.tolist()
+        assert len(found.ids) < len(whole.ids) or nodes > 5
 
 
 def test_known_ids_come_before_guesses(case: Case) -> None:

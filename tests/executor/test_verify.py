@@ -15,9 +15,11 @@ import torch
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.sections import SchedulerSection
+from branchline.runtime.core.batch import ForwardMode, ScheduleBatch
 from branchline.runtime.core.drafting import Drafter, DraftRow
 from branchline.runtime.core.messages import GenerateRequest
 from branchline.runtime.core.outputs import TokenLogprob
+from branchline.runtime.core.protocols import Pending
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import DraftTree
@@ -28,6 +30,7 @@ from branchline.runtime.executor.build import (
     load_model,
 )
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
+from branchline.runtime.executor.device_worker import DevicePending, DeviceWorker
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.models.base import Model
@@ -44,6 +47,7 @@ from tests.support.model_driver import (
     tiny_llama,
 )
 from tests.support.oracle_drafter import OracleDrafter
+from tests.support.queued import Queued
 
 VOCAB = 101
 ROWS = 6
@@ -295,3 +299,40 @@ def test_drawn_outputs_have_the_models_own_distribution(
     assert freedom == 80 and statistic < 124.8
     assert scheduler.stats.accepted_tokens > draws / 2
     assert scheduler.stats.accepted_tokens < scheduler.stats.drafted_tokens / 2
+
+
+def test_a_recorded_check_of_guesses_is_one_launch_between_copies(
+    models: dict[Kind, tuple[Model, Ops]],
+) -> None:
+    """There: the whole plan. Back: the ids of all places, whose head and choice are recorded."""
+    model, ops = models["device"]
+    drafter = OracleDrafter({"a": list(range(3, 40))}, VOCAB, width=2, silent=0.0)
+    scheduler, _ = scheduler_for(model, ops, "device", drafter=drafter)
+    worker = scheduler._worker
+    assert isinstance(worker, DeviceWorker)
+    queued, steps = Queued(), []
+    for graph in worker.runner.graphs._verify.values():
+        graph.replay = queued.one_launch(graph.replay)
+
+    class Watched:
+        def forward(self, plan: ScheduleBatch) -> Pending:
+            queued.names.clear()
+            with queued:
+                return worker.forward(plan)
+
+        def sample(self, pending: Pending, bitmask: Any) -> None:
+            with queued:
+                worker.sample(pending, bitmask)
+            assert isinstance(pending, DevicePending)
+            if pending.plan.mode is ForwardMode.VERIFY:
+                steps.append(queued.names.copy())
+
+        def close(self) -> None:
+            worker.close()
+
+    scheduler._worker = Watched()
+    sampling = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    scheduler.submit(GenerateRequest(id="a", prompt_ids=[5, 6, 7], sampling=sampling))
+    finish(scheduler)
+    assert len(steps) > 5
+    assert all(names == ["copy_", "replay", "clone"] for names in steps), steps

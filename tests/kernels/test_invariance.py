@@ -24,7 +24,8 @@ def test_linear_row_ignores_other_rows(native: NativeOps, which: int) -> None:
     torch.manual_seed(0)
     weight, x = _weights(native)[which], torch.randn(333, 320)
     whole = native.linear(x, weight)
-    for first, last in [(0, 1), (5, 7), (40, 51), (100, 113), (0, 64), (17, 333)]:
+    few = [(count, 2 * count) for count in range(1, 18)]
+    for first, last in [*few, (0, 1), (40, 51), (100, 113), (0, 64), (17, 333)]:
         assert torch.equal(native.linear(x[first:last], weight), whole[first:last])
 
 
@@ -95,12 +96,14 @@ def test_tree_with_causal_mask_equals_no_tree(native: NativeOps) -> None:
 
 @pytest.mark.parametrize("pool", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("prefix", [3, 127, 300])
+@pytest.mark.parametrize("nodes", [12, 80, 82, 150])
 def test_a_tree_token_equals_its_path_run_alone(
-    native: NativeOps, pool: torch.dtype, prefix: int
+    native: NativeOps, pool: torch.dtype, prefix: int, nodes: int
 ) -> None:
-    """Same bits as if the tokens that it sees stood right behind the prefix, one after another."""
+    """Same bits as if the tokens that it sees stood right behind the prefix, one after another,
+    whether or not prefix and tree fit one block of keys (46 and 82 just do)."""
     torch.manual_seed(prefix)
-    plain, nodes = 2, 150
+    plain = 2
     length = prefix + plain + nodes
     step = random_step([(length, plain + nodes)], seed=prefix, trees=[nodes])
     meta = step.meta
@@ -108,9 +111,12 @@ def test_a_tree_token_equals_its_path_run_alone(
     q = torch.randn(plain + nodes, 6, 64)
     k, v = (torch.randn(step.num_slots, 2, 64).to(pool) for _ in range(2))
     whole = native.paged_attention(q, k, v, meta, 0.125)
+    one = NativeOps(Runner(load_library(), 1))
+    assert torch.equal(one.paged_attention(q, k, v, meta, 0.125), whole)
+    one.runner.close()
     base, row = prefix + plain, int(meta.rows[0])
     start, width = int(meta.tree_offsets[0]), (nodes + 63) // 64
-    for node in (0, 1, 63, 64, 149):
+    for node in {0, 1, 63, 64, nodes - 1} & set(range(nodes)):
         words = meta.tree_words[start + node * width : start + (node + 1) * width].tolist()
         seen = [y for y in range(nodes) if words[y // 64] >> (y % 64) & 1]
         table = meta.slot_table.clone()

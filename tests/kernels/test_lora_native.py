@@ -72,16 +72,17 @@ def test_nothing_to_do_is_nothing_done(native: NativeOps) -> None:
 @DTYPES
 @settings(deadline=None, derandomize=True, max_examples=20)
 @given(
-    slots=st.lists(st.integers(-1, 3), min_size=1, max_size=40),
-    pick=st.integers(0, 39),
+    runs=st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 6)), min_size=1, max_size=12),
+    pick=st.integers(0, 71),
     threads=st.integers(1, 3),
 )
 def test_a_row_ignores_its_mates(
-    dtype: torch.dtype, slots: list[int], pick: int, threads: int
+    dtype: torch.dtype, runs: list[tuple[int, int]], pick: int, threads: int
 ) -> None:
+    slots = [slot for slot, count in runs for _ in range(count)]
     torch.manual_seed(len(slots))
-    weight = random_lora([3, 16, 8, 9], 48, (32, 16), dtype)
-    x, y = torch.randn(len(slots), 48), torch.randn(len(slots), 48)
+    weight = random_lora([3, 16, 8, 9], 52, (90, 16), dtype)
+    x, y = torch.randn(len(slots), 52), torch.randn(len(slots), 106)
     ops = NativeOps(Runner(load_library(), threads))
     whole = y.clone()
     ops.lora_add(whole, x, weight, batch(*slots))

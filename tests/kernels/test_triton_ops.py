@@ -164,10 +164,13 @@ def test_rows_of_logits(ops: TritonOps, reference: ReferenceOps, vocabulary: int
     reference.apply_bitmask(want, bitmask, need)
     ops.apply_bitmask(logits, bitmask, need)
     assert torch.equal(logits, want)
-    values, indices = ops.top_rows(logits, 5)
-    assert torch.equal(values, reference.top_rows(logits, 5)[0])
-    assert torch.equal(logits.gather(1, indices.long()), values)
+    logits[2, 3:] = -torch.inf
     logits[3] = -torch.inf
+    for k in (1, 5, 20):
+        values, indices = ops.top_rows(logits.bfloat16(), k)
+        assert torch.equal(values, reference.top_rows(logits.bfloat16(), k)[0])
+        assert torch.equal(logits.bfloat16().gather(1, indices.long()).float(), values)
+        assert all(len(set(row)) == k for row in indices.tolist())
     assert torch.equal(ops.argmax_rows(logits), reference.argmax_rows(logits))
     got, want = ops.logsumexp_rows(logits), reference.logsumexp_rows(logits)
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)

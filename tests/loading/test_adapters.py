@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from branchline.runtime.errors import AdapterDamaged
-from branchline.runtime.loading import adapters
+from branchline.runtime.loading import assets
 from branchline.runtime.loading.adapters import AdapterEntry, adapter_folder, list_adapters
 from branchline.runtime.loading.load import open_checkpoint
 from branchline.runtime.loading.weight_map import expected_tensors
@@ -44,7 +44,7 @@ def test_what_is_neither_is_refused_with_the_names_there_are(name: str) -> None:
 
 
 def test_a_package_without_its_assets_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    monkeypatch.setattr(assets, "find_spec", lambda name: None)
     with pytest.raises(AdapterDamaged, match="not installed") as caught:
         adapter_folder(list_adapters()[0].name)
     assert "pip install" in caught.value.hint

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_unloading_what_is_used_is_refused_or_waits_as_asked(scene: Scene) -> No
     scene.load("sql")
     version = scene.use("sql")
     scene.manager.unload("sql", scene.answers.append)
-    with pytest.raises(AdapterInUse, match=r"1 sequences use the adapter 'sql'.*drain=True"):
+    with pytest.raises(AdapterInUse, match=r"adapter 'sql' is in use by 1 of.*drain=True"):
         scene.answer()
     assert scene.manager.find("sql") is version, "nothing has changed"
     scene.manager.unload("sql", scene.answers.append, drain=True)
@@ -238,6 +239,37 @@ def test_a_pinned_adapter_comes_by_itself_and_stays(scene: Scene) -> None:
         scene.load("d", pin=True)
     assert [i.name for i in scene.manager.infos()] == ["fixed", "a", "b", "c"]
     assert scene.load("fixed", pin=True).version == 2, "a new version takes the pin over"
+
+
+def test_adapters_that_are_loaded_at_once_take_turns_with_the_loader(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a scheduler is given back what one before it had: the first one is pinned and on its
+    way to its slot while the next is read."""
+    threads: list[int] = []
+
+    def watched(call: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(*args: Any, **options: Any) -> Any:
+            threads.append(threading.get_ident())
+            return call(*args, **options)
+
+        return watching
+
+    shelf = scene.manager._shelf
+    monkeypatch.setattr(shelf, "add", watched(shelf.add))
+    monkeypatch.setattr(shelf, "fetch", watched(shelf.fetch))
+    scene.manager.load_now("fixed", scene.write("fixed"), pin=True)
+    before = len(threads)
+    scene.manager.load_now("next", scene.write("next", seed=1), number=7)
+    scene.turn()
+    used = set(threads[before:])
+    assert len(used) == 1 and threading.get_ident() not in used
+    assert [(i.name, i.version, i.state) for i in scene.manager.infos()] == [
+        ("fixed", 1, "device"),
+        ("next", 7, "host"),
+    ]
+    with pytest.raises(AdapterDamaged, match="no folder of an adapter"):
+        scene.manager.load_now("lost", "/nowhere/at/all")
 
 
 def test_files_that_are_sent_are_kept_until_nobody_needs_them(scene: Scene) -> None:

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from branchline.runtime.core.batch import ScheduleBatch
 from branchline.runtime.core.drafting import DraftRow
+from branchline.runtime.core.protocols import Pending
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.core.tree import DraftTree
@@ -301,6 +303,39 @@ def test_rows_that_promise_nothing_are_not_waited_for() -> None:
     assert len(bench.scheduler._inflight) == 1
     bench.run()
     assert bench.output("a") == expected_output([1, 2], 9)
+
+
+def test_beside_a_drafter_that_does_not_pay_steps_overlap_and_rows_are_left_alone() -> None:
+    asked = 0
+
+    class Wrong(Chains):
+        def promising(self, row: DraftRow) -> bool:
+            nonlocal asked
+            asked += 1
+            return True
+
+    names = [str(i) for i in range(8)]
+    bench = Bench(drafter=Wrong({name: [0] * 400 for name in names}), pace=True, max_nodes=4)
+    scheduler, forward, overlapped = bench.scheduler, bench.worker.forward, []
+    drafts = scheduler._drafts
+    assert drafts is not None
+    stepped = drafts.stepped
+
+    def timed(rows: int, guesses: int, seconds: float) -> None:
+        stepped(rows, guesses, 5e-3 if guesses else 1e-3)
+
+    def watched(plan: ScheduleBatch) -> Pending:
+        overlapped.append(len(scheduler._inflight))
+        return forward(plan)
+
+    drafts.stepped = timed  # type: ignore[method-assign]
+    bench.worker.forward = watched  # type: ignore[method-assign]
+    for i, name in enumerate(names):
+        bench.submit(name, [1, 2, i], 400)
+    bench.run()
+    assert scheduler.stats.drafted_tokens > 0
+    assert sum(overlapped) > 0.95 * len(overlapped)
+    assert asked < 0.05 * len(overlapped) * len(names)
 
 
 def test_a_drafter_hears_of_every_end_once() -> None:

@@ -28,15 +28,19 @@ class World:
     def __post_init__(self) -> None:
         self.pace = Pace(self.most, 256)
         self.random = random.Random(self.seed)
-        self.steps = 0
+        self.steps = self.looks = 0
 
     def run(self, tokens: int, *, first: int = 0) -> tuple[float, float]:
-        """Ids of each row, seconds it took, and the guesses of a row in the last steps."""
+        """Ids of each row a second, and the guesses of a row in the last steps."""
         r, names = self.random, [f"{first}.{i}" for i in range(self.rows)]
         made, seconds = dict.fromkeys(names, 0), 0.0
         lately: list[int] = []
         while min(made.values()) < tokens:
-            guesses = self.pace.guesses(names, self.rows)
+            if self.pace.rests(self.rows):
+                guesses = [0] * self.rows
+            else:
+                guesses = self.pace.guesses(names, self.rows)
+                self.looks += 1
             for name, count in zip(names, guesses, strict=True):
                 kept = 0
                 while kept < count and r.random() < self.right:
@@ -79,6 +83,41 @@ def test_it_is_never_much_slower_than_plain_decoding(
     world = World(time, right, rows, seed=seed)
     speed, _ = world.run(400)
     assert speed > 0.97 * plain_speed(world)
+
+
+def dear(rows: int, guesses: int) -> float:
+    """A fast device, a drafter that takes turns of sixteen rows and steps that wait for it."""
+    return 1e-3 * (1.0 if guesses == 0 else 4.0 + 2.0 * (min(guesses, rows) // 16))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 64])
+def test_where_none_pay_rows_are_hardly_looked_at_and_little_is_tried(rows: int) -> None:
+    world = World(dear, 0.1, rows)
+    world.run(40)  # the few first steps
+    steps, looks = world.steps, world.looks
+    speed, _ = world.run(800, first=1)
+    assert speed > 0.98 * plain_speed(world)
+    assert (world.looks - looks) < 0.05 * (world.steps - steps)
+
+
+def test_a_row_that_comes_or_goes_is_no_reason_to_look_again() -> None:
+    pace, looks = Pace(16, 256), 0
+    for step in range(400):
+        rows = 64 + step % 2
+        count = 0
+        if not pace.rests(rows):
+            count, looks = sum(pace.guesses([str(i) for i in range(rows)], rows)), looks + 1
+        pace.stepped(rows, count, dear(rows, count))
+    assert looks < 40
+
+
+def test_the_first_tries_are_of_a_few_of_many_rows() -> None:
+    pace, names, most = Pace(16, 256), [str(i) for i in range(64)], 0
+    for _ in range(60):
+        count = 0 if pace.rests(64) else sum(pace.guesses(names, 64))
+        most = max(most, count)
+        pace.stepped(64, count, dear(64, count))
+    assert 0 < most <= 16
 
 
 @pytest.mark.parametrize("rows", [1, 4])

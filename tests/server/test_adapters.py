@@ -191,7 +191,8 @@ def test_an_adapter_is_loaded_used_replaced_and_unloaded(
     [
         ("two", 200),
         ("./one", 200),
-        ("missing", 200),  # which the engine finds out
+        ("missing", 400),
+        ("smollm2-135m-sql", 400),  # a name is for the operator
         ("../other/secret", 403),
         ("link", 403),
         ("../allowed-too/three", 403),

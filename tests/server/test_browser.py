@@ -12,8 +12,10 @@ from selenium.webdriver.common.keys import Keys
 
 from branchline.runtime.programs.executor import Executor
 from branchline.runtime.programs.protocol import AppendText, Fork, OpenProgram
+from branchline.runtime.server.context import make_context
 from branchline.runtime.server.keys import Keys as ApiKeys
 from tests.server.browser import Page, open_page
+from tests.support.adapter_port import AdaptedEngine
 from tests.support.http_server import RunningServer, serve
 
 pytestmark = pytest.mark.browser
@@ -204,3 +206,22 @@ def test_nothing_is_wider_than_a_phone(page: Page, theme: str) -> None:
         assert wide <= 390
     shown = page.driver.execute_script("return document.documentElement.dataset.theme")
     assert shown == theme
+
+
+def test_an_adapter_can_be_chosen_to_answer() -> None:
+    engine = AdaptedEngine("sql")
+    context = make_context(engine, engine.tokenizer, model_names=("m",))  # type: ignore[arg-type]
+    with serve(context) as server, open_page(server.url) as page:
+        page.wait(lambda: page.one("#writers").is_displayed())
+        assert page.texts("#writer option") == ["m", "sql (adapter)"]
+        page.ask("q")
+        assert "adapter" not in page.counts()
+        page.choose("#writer option", "sql (adapter)")
+        page.ask("q")
+        assert page.counts(1)["adapter"] == "sql"
+        assert [request.adapter for request in engine.requests] == ["", "sql"]
+        engine.unload_adapter("sql", lambda answer: None)
+        for tab in ("#tab-dashboard", "#tab-chat"):
+            page.one(tab).click()
+        page.wait(lambda: not page.one("#writers").is_displayed())
+        assert page.complaints() == []

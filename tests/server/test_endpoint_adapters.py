@@ -16,6 +16,7 @@ from branchline.lang.errors import (
     BackendError,
 )
 from branchline.runtime.core.adapters import AdapterFiles
+from branchline.runtime.loading.adapters import adapter_folder
 from branchline.runtime.server.context import make_context
 from branchline.runtime.server.keys import Keys
 from tests.support.adapter_port import AdaptedEngine
@@ -78,9 +79,21 @@ def test_what_is_wrong_with_it_is_the_engines_own_error(
     with pytest.raises(AdapterTooLarge, match=r"rank 512 is too much\. Raise it\.") as caught:
         endpoint.load_adapter("sql", folder)
     assert str(caught.value).count("Raise it.") == 1
-    with pytest.raises(AdapterDamaged, match=r"adapter_config\.json"):
+    with pytest.raises(AdapterDamaged, match=r"/none' is no folder.*smollm2-135m-sql"):
         endpoint.load_adapter("sql", folder + "/none")
+    (Path(folder) / "adapter_config.json").unlink()
+    with pytest.raises(AdapterDamaged, match=r"adapter_config\.json"):
+        endpoint.load_adapter("sql", folder)
     assert len(engine.sources) == 1
+
+
+def test_one_of_the_package_is_sent_by_its_name_and_a_path_may_be_a_path(
+    endpoint: bl.Endpoint, engine: AdaptedEngine, folder: str
+) -> None:
+    endpoint.load_adapter("sql", "smollm2-135m-sql")
+    endpoint.load_adapter("sql", adapter_folder("smollm2-135m-sql"))
+    first, second = engine.sources
+    assert isinstance(first, AdapterFiles) and first == second and len(first.weights) > 1 << 20
 
 
 def test_one_that_is_used_stays_unless_it_is_drained(

@@ -250,8 +250,10 @@ class HashWorker:
             assert len(slots) == position, "a token does not see exactly the tokens before it"
             previous = int(self.hash[slots[-1]]) if len(slots) else 0
             if plan.previous is not None:
-                before = int(slots[-1]) if len(slots) else 0
-                assert int(plan.previous[lo + k]) == before, "not the slot of the token before"
+                # Or a duplicate of it: the row may have been given the cache's own since the plan.
+                named = int(plan.previous[lo + k])
+                found = (int(self.depth[named]), int(self.hash[named])) if named else (-1, 0)
+                assert found == (len(slots) - 1, previous), "not an entry of the token before"
             slot = int(plan.out_slots[lo + k])
             assert slot > 0 and int(self.slots[row, index]) == slot, "slot table and plan disagree"
             self.depth[slot], self.hash[slot] = position, entry(previous, token, salt)

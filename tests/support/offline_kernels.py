@@ -169,6 +169,7 @@ def sampling(made: TritonOps) -> None:
     made.apply_bitmask(logits, mask, need)
     made.argmax_rows(logits)
     made.logsumexp_rows(logits)
+    made.top_rows(logits, 8)
     draw(made, 8)
     draw(made, PROCESSORS + 1)
 

@@ -139,6 +139,9 @@ def test_model_path_is_printed(default_model: Path, capsys: pytest.CaptureFixtur
     listed = capsys.readouterr().out
     assert str(default_model) in listed
     assert str(adapter_folder("smollm2-135m-sql")) in listed
+    head = next(line for line in listed.splitlines() if "draft head smollm2-135m-eagle3" in line)
+    columns = {len(line) - len(line.lstrip()) for line in listed.splitlines() if line[0] == " "}
+    assert columns == {len(head) - len(head.lstrip())}, "one column"
 
 
 @pytest.mark.parametrize(
@@ -156,6 +159,10 @@ def test_model_path_is_printed(default_model: Path, capsys: pytest.CaptureFixtur
         (["bench", "programs", "--workload", "nothing"], "nothing"),
         (["run", "{program}:whisper", "--thread", "2", "--modle", "x"], "Did you mean --model?"),
         (["bench", "start", "extra"], "extra"),
+        (["bench", "speculative", "--batches", "0"], "1 or more"),
+        (["train-eagle", "--out", "x", "--save-every", "0"], "--save-every"),
+        (["train-eagle", "--out", "x", "--rate", "0"], "--rate"),
+        (["train-eagle", "--out", "x", "--ffn", "0"], "--ffn"),
         (["run", "{program}:whisper", "--endpoint", "http://x", "--threads", "2"], "threads"),
     ],
 )

@@ -6,8 +6,10 @@ from collections import Counter
 from itertools import islice
 
 import numpy as np
+import pytest
 import torch
 
+from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.training.batches import Batches, BatchPlan, BatchSettings, spread
 from branchline.runtime.training.corpus import Conversation, Corpus
 
@@ -50,6 +52,12 @@ def test_starting_at_a_step_gives_what_follows_it() -> None:
     whole = ids(0, 2 * each + 3)
     for step in (1, each - 1, each, 2 * each + 1):
         assert ids(step, 2) == whole[step : step + 2]
+
+
+@pytest.mark.parametrize(("count", "longest"), [(0, 30), (60, 1)])
+def test_a_corpus_without_answers_is_refused(count: int, longest: int) -> None:
+    with pytest.raises(InvalidRequest, match="no conversation with an answer"):
+        Batches(corpus(count), BatchSettings(tokens=90, longest=longest, seed=1))
 
 
 def test_what_is_learned_is_the_words_of_answers() -> None:

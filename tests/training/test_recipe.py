@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,13 @@ def test_the_draft_vocabulary_is_the_most_frequent_tokens_and_the_ends() -> None
     assert vocabulary.members().tolist() == [True, False, True, False, True, True, False]
     assert vocabulary.coverage(counts) == pytest.approx(23 / 26)
     assert DraftVocabulary.most_frequent(counts, 99).ids.tolist() == list(range(7))
+
+
+def test_a_loss_that_is_no_number_does_not_cost_the_picture() -> None:
+    rows = [(0, 2.0), (1, math.inf), (2, math.nan), (3, 1.0)]
+    picture = draw([Panel("loss", "step", [Curve("a", rows)])])
+    assert picture == draw([Panel("loss", "step", [Curve("a", [rows[0], rows[3]])])])
+    assert "nothing yet" in draw([Panel("loss", "step", [Curve("a", rows[1:3])])])
 
 
 def test_curves_stay_within_their_axes() -> None:

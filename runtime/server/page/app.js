@@ -1,7 +1,7 @@
 // What holds for the whole page: tabs, theme, key, which model is served.
 
 import { Refusal, getJson, key } from "./api.js";
-import { startChat } from "./chat.js";
+import { showWriters, startChat } from "./chat.js";
 import { startDashboard } from "./dashboard.js";
 import { $, notice } from "./dom.js";
 import { startPrograms } from "./programs.js";
@@ -71,6 +71,7 @@ async function showModel() {
   try {
     const { data } = await getJson("/v1/models");
     $("model").textContent = `${data[0].id} · ${data[0].max_model_len} tokens of context`;
+    showWriters(data);
     notice("");
   } catch (error) {
     $("model").textContent = "";
@@ -86,3 +87,7 @@ startPrograms();
 startDashboard();
 startTabs();
 showModel();
+// Adapters come and go while the page is open.
+document.addEventListener("tab", (event) => {
+  if (event.detail === "chat") showModel();
+});

@@ -31,6 +31,15 @@ export function startChat() {
   if (matchMedia("(max-width: 760px)").matches) $("settings").open = false;
 }
 
+/** Offer the models and adapters that the server has, where there is a choice. */
+export function showWriters(models) {
+  const chosen = $("writer").value;
+  $("writer").replaceChildren(...models.map(({ id, parent }) =>
+    make("option", { value: id, text: parent ? `${id} (adapter)` : id })));
+  if (models.some(({ id }) => id === chosen)) $("writer").value = chosen;
+  $("writers").hidden = models.length < 2;
+}
+
 function showShape() {
   $("shape").hidden = !$("constraint").value;
 }
@@ -45,7 +54,7 @@ function choose(example) {
 
 /** Fields of the request that the settings stand for. Throws where the constraint is no JSON. */
 function settings() {
-  const found = {};
+  const found = $("writer").value ? { model: $("writer").value } : {};
   for (const name of NUMBERS) {
     if ($(name).value !== "") found[name] = Number($(name).value);
   }
@@ -171,10 +180,12 @@ class Turn {
       ["cached", meta.cached_tokens ?? 0],
       ["forced", forced],
       ["generated", made - forced],
+      ["accepted guesses", meta.drafted_tokens ? (meta.accepted_tokens ?? 0) : null],
       ["forwards", meta.forwards ?? 0],
       ["first token", seconds(ttft)],
       ["tokens/s", made > 1 && spent > 0 ? ((made - 1) / spent).toFixed(1) : null],
       ["ended by", this.#finish],
+      ["adapter", meta.adapter || null],
     ], "counts"));
     this.box.append(make("details", { class: "prompt" },
       make("summary", { text: "Prompt as the model read it" }),

@@ -83,11 +83,21 @@ def test_a_further_field_is_passed_by() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no JSON", "{", "[1, 2]", '{"customer": ', "{{", "null", "{" * 5_000]
+    "text",
+    ["", "no JSON", "{", "[1, 2]", '{"customer": ', "{{", "null", "{" * 5_000, '{"a":' * 200_000],
 )
 def test_a_text_without_an_object_has_nothing_right(text: str) -> None:
     assert first_object(text) == {}
     assert TASK.score(an_order(), text) == Score(0, 7)
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "1e999", "NaN", '{"a":' * 9 + "1" + "}" * 9])
+def test_no_number_is_too_large_to_be_wrong(value: str) -> None:
+    """Nor one that JSON does not have, nor anything else in a number's place."""
+    item = an_order()
+    right = json.dumps(json.loads(item.answer)["price"])
+    text = item.answer.replace(f'"price": {right}', f'"price": {value}')
+    assert TASK.score(item, text) == Score(6, 7)
 
 
 def test_words_around_the_object_do_not_matter() -> None:

@@ -159,9 +159,10 @@ def test_a_query_without_end_is_ended() -> None:
     )
     wide = "SELECT COUNT(*) FROM book a, book b, book c, book d, book e, book f, book g"
     many = "SELECT a.id FROM book a, book b, book c"
+    large = "SELECT zeroblob(900000000)"
     with closing(connect(shop(), "test", 0)) as database:
         begin = time.monotonic()
-        assert [run(database, query) for query in (endless, wide, many)] == [None] * 3
+        assert [run(database, query) for query in (endless, wide, many, large)] == [None] * 4
         assert time.monotonic() - begin < 30  # it would take years
         pairs = run(database, "SELECT 1 FROM book a, book b")
         assert pairs is not None and len(pairs) == ROWS * ROWS <= MAX_RESULT_ROWS

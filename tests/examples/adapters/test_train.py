@@ -15,7 +15,7 @@ from branchline.examples import train_adapters
 from branchline.examples.adapters.base import Encoder, load_base
 from branchline.examples.adapters.sql import Sql
 from branchline.examples.adapters.train import Recipe, exact_share, train
-from branchline.runtime.errors import ModelLoadError
+from branchline.runtime.errors import InvalidRequest, ModelLoadError
 from branchline.runtime.loading.load import open_checkpoint
 from branchline.runtime.tokenizer.chat import ChatTemplate, TurnRenderer
 from branchline.runtime.tokenizer.tokenizer import Tokenizer
@@ -82,6 +82,12 @@ def test_only_plain_llamas_are_trained_on(tmp_path: Path) -> None:
     tiny_llama(tmp_path, rope_parameters=scaled)
     with pytest.raises(ModelLoadError, match="plain rotary"):
         load_base(tmp_path, torch.float32, torch.device("cpu"))
+
+
+def test_less_than_a_batch_is_not_trained_on(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="not one batch"):
+        train(Sql(), tiny, tmp_path / "none", replace(RECIPE, items=3))
+    assert not (tmp_path / "none").exists()
 
 
 def train_loss(tiny: Path, adapter: Path | None) -> float:
