@@ -1,6 +1,8 @@
 """Grammars in Lark's notation, read by the `lark` package and written for the engine.
 
-Invariant: what the written grammar allows, the grammar as given allows. Imports, templates, aliases
+Invariant: the written grammar allows the texts that the grammar as given allows, and no others:
+terminals are read wherever they fit, as `lark`'s Earley parser does with all ways to divide a text
+(`lexer="dynamic_complete"`). Imports, templates, aliases
 and repetitions are expanded by `lark` itself; priorities only order the readings of one text, so
 they change nothing here; a terminal with lazy quantifiers ends where `lark` would end it, at its
 first match. What cannot be said is refused by name, with its line.
@@ -18,7 +20,13 @@ from branchline.lang.errors import (
     UnsupportedConstraint,
     UnsupportedFeature,
 )
-from branchline.runtime.grammar.regex_dialect import to_automaton_regex
+from branchline.runtime.grammar.lark_writer import (
+    LarkGrammar,
+    Terminal,
+    TooLong,
+    read_terminal,
+    written,
+)
 
 if TYPE_CHECKING:
     from lark import Lark
@@ -42,9 +50,11 @@ def translate(text: str, prefix: str = "") -> str:
         UnsupportedConstraint: it uses what the engine cannot do; names it and its line.
         UnsupportedFeature: the `lark` package is not installed.
     """
-    grammar = _read(text)
-    writer = _Writer(text, grammar, prefix)
-    return "\n".join(writer.lines()) + "\n"
+    reader = _Reader(text, _read(text), prefix)
+    try:
+        return "\n".join(written(reader.grammar(), prefix)) + "\n"
+    except TooLong as error:
+        raise reader.refused_terminal(error.terminal) from error
 
 
 def _read(text: str) -> Lark:
@@ -66,35 +76,41 @@ def _read(text: str) -> Lark:
         ) from error
 
 
-class _Writer:
-    """One grammar."""
+class _Reader:
+    """One grammar: its names become short ones that the engine cannot mistake."""
 
     def __init__(self, text: str, grammar: Lark, prefix: str) -> None:
         self._text = text
         self._grammar = grammar
         self._prefix = prefix
-        self._upper = prefix.upper()
         self._rules: dict[str, str] = {}
         self._terminals: dict[str, str] = {}
 
-    def lines(self) -> list[str]:
+    def grammar(self) -> LarkGrammar:
         """The rules, the terminals, what is ignored."""
         terminals = {terminal.name: terminal for terminal in self._grammar.terminals}
         for number, name in enumerate(terminals):
-            self._terminals[name] = f"{self._upper}T{number}"
-        lines = [f"{self._prefix}start: {self._rule('start')}"]
-        bodies: dict[str, list[str]] = {}
+            self._terminals[name] = f"{self._prefix.upper()}T{number}"
+        start = self._rule("start")
+        rules: dict[str, list[tuple[str, ...]]] = {}
         for rule in self._grammar.rules:
-            body = " ".join(map(self._symbol, rule.expansion)) or '""'
-            bodies.setdefault(self._rule(str(rule.origin.name)), []).append(body)
-        lines += [f"{name}: {' | '.join(found)}" for name, found in bodies.items()]
-        for name, terminal in terminals.items():
-            lines.append(f"{self._terminals[name]}: {self._terminal(terminal)}")
-        for name in self._grammar.ignore_tokens:
-            if self._prefix:
-                raise self._refused("%ignore in a part of a composition", "%ignore")
-            lines.append(f"%ignore {self._terminals[name]}")
-        return lines
+            body = tuple(map(self._symbol, rule.expansion))
+            rules.setdefault(self._rule(str(rule.origin.name)), []).append(body)
+        if self._grammar.ignore_tokens and self._prefix:
+            raise self._refused("%ignore in a part of a composition", "%ignore")
+        return LarkGrammar(
+            start,
+            rules,
+            {self._terminals[name]: self._terminal(one) for name, one in terminals.items()},
+            [self._terminals[name] for name in self._grammar.ignore_tokens],
+        )
+
+    def refused_terminal(self, name: str) -> UnsupportedConstraint:
+        """The error for a terminal, by its short name, that cannot be told from what follows."""
+        long = next(long for long, short in self._terminals.items() if short == name)
+        return self._refused(
+            f"the terminal {long}, which counts too far and may overlap what follows it,", long
+        )
 
     def _rule(self, name: str) -> str:
         return self._rules.setdefault(name, f"{self._prefix}r{len(self._rules)}")
@@ -107,11 +123,12 @@ class _Writer:
             raise self._refused(f"the terminal {name}, which has no pattern", name)
         return self._terminals[name]
 
-    def _terminal(self, terminal: Any) -> str:
+    def _terminal(self, terminal: Any) -> Terminal:
         pattern = terminal.pattern.to_regexp()
         known = _WITHOUT_LOOKBEHIND.get(pattern)
+        lazy = known is None and terminal.pattern.type == "re" and _LAZY.search(pattern)
         try:
-            body = f"/{to_automaton_regex(known or pattern)}/"
+            return read_terminal(known or pattern, first_match=bool(lazy))
         except UnsupportedConstraint as error:
             what = error.message.partition(" at position")[0].removeprefix("regex: ")
             raise self._refused(f"{what} in {pattern}", terminal.name, pattern) from error
@@ -120,9 +137,6 @@ class _Writer:
             raise InvalidRequest(
                 f"lark: {error.message} in {terminal.name}{where}", value=pattern, hint=error.hint
             ) from error
-        if known is None and terminal.pattern.type == "re" and _LAZY.search(pattern):
-            return f"({body} & ~({body} /(?s:.+)/))"
-        return body
 
     def _refused(self, what: str, *names: str) -> UnsupportedConstraint:
         """The error for something that is written as one of `names`."""

@@ -119,7 +119,11 @@ GRAMMARS = """
 ## Grammars
 
 `lark` is Lark's own notation with rules, terminals, templates, `%import common`, `%ignore` and
-priorities (which order the readings of a text and forbid none). `ebnf` is GBNF with the start rule
+priorities (which order the readings of a text and forbid none). Terminals are read wherever they
+fit, not by longest match; where they overlap what follows them, a grammar without nesting becomes
+one pattern, and in others those terminals are read by character, at about three times the work.
+Ignored text may stand before each terminal and at the end; if it may hold any character, as
+comments do, it ends where it must, not where it could. `ebnf` is GBNF with the start rule
 `root`. Rules without an end, undefined rules and unreadable lines are refused with their place.
 
 ```python

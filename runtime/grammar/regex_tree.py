@@ -19,24 +19,31 @@ from branchline.runtime.grammar.regex_dialect import to_automaton_regex
 _NO_NEWLINE = all_but(((10, 10),))
 
 
-def pattern_tree(pattern: str, limits: Limits = DEFAULT_LIMITS) -> Node:
+def pattern_tree(
+    pattern: str, limits: Limits = DEFAULT_LIMITS, *, both_cases: bool = False
+) -> Node:
     """Tree of a Python pattern.
+
+    Args:
+        both_cases: write out the characters of flag i instead of refusing it.
 
     Raises:
         InvalidRequest, UnsupportedConstraint: as `to_automaton_regex`, for a bound that is
             exceeded, and for ignored case.
     """
-    return _Parser(pattern, limits).run()
+    return _Parser(pattern, limits, both_cases).run()
 
 
 class _Parser:
-    def __init__(self, pattern: str, limits: Limits) -> None:
+    def __init__(self, pattern: str, limits: Limits, both_cases: bool) -> None:
         self._pattern = pattern
         self._text = to_automaton_regex(pattern)
         check_repeats("regex", self._text, limits)
         self._most_groups = limits.depth
         self._at = 0
         self._dots = [_NO_NEWLINE]
+        self._both_cases = both_cases
+        self._cases = [False]  # is case ignored, by group
 
     def run(self) -> Node:
         node = self._alternatives()
@@ -89,13 +96,15 @@ class _Parser:
             return Chars(self._class())
         if char == "\\":
             self._at += 2  # x{
-            return Text(chr(int(self._until("}"), 16)))
+            char = chr(int(self._until("}"), 16))
+        if self._cases[-1]:
+            return Chars(with_cases(((ord(char), ord(char)),)))
         return Text(char)
 
     def _group(self) -> Node:
         self._at += 1  # ?
         on, _, off = self._until(":").partition("-")
-        if "i" in on:
+        if "i" in on and not self._both_cases:
             raise UnsupportedConstraint(
                 "regex: flag 'i' cannot be enforced by this backend",
                 value=self._pattern,
@@ -103,11 +112,13 @@ class _Parser:
             )
         dot = ANY if "s" in on else _NO_NEWLINE if "s" in off else self._dots[-1]
         self._dots.append(dot)
+        self._cases.append("i" in on or ("i" not in off and self._cases[-1]))
         if len(self._dots) > self._most_groups + 1:
             found = f"more than {self._most_groups} levels"
             raise exceeded("regex", "depth", "groups", found, self._most_groups)
         node = self._alternatives()
         self._dots.pop()
+        self._cases.pop()
         self._at += 1  # )
         return node
 
@@ -132,7 +143,8 @@ class _Parser:
                     high = self._class_char()
                 found.append((low, high))
         self._at += 1
-        outside = all_but(tuple(found))
+        inside = tuple(found)
+        outside = all_but(with_cases(inside) if self._cases[-1] else inside)
         return outside if negated else all_but(outside)
 
     def _class_char(self) -> int:
@@ -141,6 +153,29 @@ class _Parser:
             return int(self._until("}"), 16)
         self._at += 1
         return ord(self._text[self._at - 1])
+
+
+def with_cases(ranges: Ranges) -> Ranges:
+    """Those characters and their other cases."""
+    alike = _cases()
+    extra = [
+        (other, other)
+        for code, others in alike.items()
+        if any(low <= code <= high for low, high in ranges)
+        for other in others
+    ]
+    return all_but(all_but((*ranges, *extra)))
+
+
+@functools.cache
+def _cases() -> dict[int, tuple[int, ...]]:
+    """Characters that differ in case only, of those that have cases."""
+    groups: dict[str, list[int]] = {}
+    for code in range(0x110000):
+        char = chr(code)
+        lower, folded = char.lower(), char.casefold()
+        groups.setdefault(folded if len(folded) == 1 else lower, []).append(code)
+    return {code: tuple(group) for group in groups.values() if len(group) > 1 for code in group}
 
 
 @functools.lru_cache(maxsize=16)
