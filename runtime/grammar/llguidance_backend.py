@@ -50,6 +50,11 @@ _GRAMMAR_BYTES = 256 * 1024
 
 _KEPT = 64
 """Grammars from workers that are kept as text."""
+_ENDLESS = re.compile(r"[+*%~]|\{\s*\d*\s*,")
+"""What terminals without an end are written with, in this text or in one that it takes in. The
+engine reads terminals by longest match: in `W W` with W = /a+/ nothing but another "a" may come,
+and another, for ever; asking what must come would not return."""
+
 _SCHEMA_RULE = re.compile(r"^(\w+): %json (\{.*\})$", re.MULTILINE)
 
 _LANES_S = 0.02
@@ -229,6 +234,7 @@ class LLGuidanceGrammar:
         memory_bytes: int,
     ) -> None:
         self.constraint = constraint
+        self._forces = constraint.kind != "lark" or not _ENDLESS.search(constraint.text)
         self.memory_bytes = memory_bytes
         self.choice = Choice(LLGuidanceBackend.name, "asked for")
         self._engines = itertools.cycle(engines)
@@ -237,7 +243,12 @@ class LLGuidanceGrammar:
 
     def matcher(self) -> LLGuidanceMatcher:
         """A matcher at the start."""
-        return LLGuidanceMatcher(next(self._engines).deep_copy(), self._eos_ids, self._only_empty)
+        matcher = LLGuidanceMatcher(
+            next(self._engines).deep_copy(), self._eos_ids, self._only_empty
+        )
+        if not self._forces:
+            matcher.force_nothing()
+        return matcher
 
 
 class LLGuidanceMatcher:
@@ -253,6 +264,7 @@ class LLGuidanceMatcher:
         "_forced",
         "_history",
         "_only_empty",
+        "_silent",
         "engine",
         "fault",
         "strikes",
@@ -267,6 +279,7 @@ class LLGuidanceMatcher:
         self._eos_ids = eos_ids
         self._only_empty = only_empty  # no text but the empty one matches
         self._ended = False
+        self._silent = False
         self._forced: tuple[int, ...] | None = None  # None = not asked yet at this place
         self._history: list[tuple[int, ...] | None] = []
 
@@ -341,9 +354,14 @@ class LLGuidanceMatcher:
         """See `TokenMatcher.forced_tokens`."""
         return [] if self._ended or self.fault else list(self._ahead())
 
+    def force_nothing(self) -> None:
+        """Never ask the engine what must follow."""
+        self._silent = True
+
     def fork(self) -> LLGuidanceMatcher:
         """An independent matcher at the same place."""
         twin = LLGuidanceMatcher(self.engine.deep_copy(), self._eos_ids, self._only_empty)
+        twin._silent = self._silent
         twin.fault = self.fault
         twin.strikes = self.strikes
         twin._ended = self._ended
@@ -353,7 +371,7 @@ class LLGuidanceMatcher:
 
     def _ahead(self) -> tuple[int, ...]:
         if self._forced is None:
-            stopped = self.engine.is_stopped()
+            stopped = self._silent or self.engine.is_stopped()
             self._forced = _NO_FORCED if stopped else tuple(self.engine.compute_ff_tokens())
         return self._forced
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from branchline.runtime.bench.hostile_constraints import Hostile, corpus
+from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.engine import Engine
 from branchline.runtime.errors import BackendError, ConstraintError, InvalidRequest
 from branchline.runtime.grammar.backends import GrammarBackends
@@ -115,3 +116,20 @@ def test_the_quick_run_leaves_out_what_is_there() -> None:
 def test_names_are_distinct() -> None:
     names = [hostile.name for hostile in corpus()]
     assert len(set(names)) == len(names) >= 50
+
+
+@pytest.mark.timeout(30)
+def test_a_terminal_that_can_only_go_on_is_not_followed_for_ever(backend: GrammarBackends) -> None:
+    """By longest match the second W never comes: another "a" must come, and another."""
+    text = 'start: W W | "[" start "]"\nW: /a+/\n'
+    matcher = backend.compile(Constraint(kind="lark", text=text)).matcher()
+    for place in (matcher, matcher.fork()):
+        for byte in b"aaaa":
+            assert place.accept(byte)
+        assert not place.is_accepting() and place.forced_tokens() == []
+
+
+def test_what_terminals_with_an_end_force_is_told(backend: GrammarBackends) -> None:
+    text = 'start: "yes, " NAME\nNAME: "Ann" | "Bob"\n'
+    matcher = backend.compile(Constraint(kind="lark", text=text)).matcher()
+    assert bytes(matcher.forced_tokens()) == b"yes, "
