@@ -95,11 +95,13 @@ class Servers:
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     engine = AdaptedEngine("one", "two")
+    folder = tmp_path_factory.mktemp("adapters")
+    (folder / "x").mkdir()
     context = make_context(
         engine,
         engine.tokenizer,  # type: ignore[arg-type]
         keys=Keys((), ("key",)),
-        adapter_dirs=[str(tmp_path_factory.mktemp("adapters"))],
+        adapter_dirs=[str(folder)],
     )
     with spelled_server(lambda prompt, index: "ok") as spelled, serve(context) as adapted:
         yield Servers(spelled.server, adapted)
