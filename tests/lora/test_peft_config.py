@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import warnings
@@ -15,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from branchline.runtime.errors import AdapterDamaged, AdapterUnsupported
-from branchline.runtime.lora.peft_config import _ends, read_config
+from branchline.runtime.lora.peft_config import MAX_RANK, _ends, read_config
 from tests.support.model_driver import reference_model, tiny_llama
 from tests.support.peft_adapters import LINEARS
 
@@ -143,5 +142,9 @@ def test_a_hostile_pattern_takes_no_time() -> None:
 
 @given(data=st.binary(max_size=64))
 def test_any_bytes_are_settings_or_a_typed_error(data: bytes) -> None:
-    with contextlib.suppress(AdapterDamaged, AdapterUnsupported):
-        read_config(data, "adapter")
+    try:
+        config = read_config(data, "adapter")
+    except (AdapterDamaged, AdapterUnsupported) as error:
+        assert error.hint
+    else:
+        assert 1 <= config.largest_rank <= MAX_RANK

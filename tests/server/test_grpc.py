@@ -245,8 +245,10 @@ def test_a_client_that_leaves_ends_its_request(engine: Engine) -> None:
         await call.read()
         call.cancel()
 
+    before = engine.info()["scheduler"]["aborted"]
     talk(context_of(engine), leave)
     wait_until_idle(engine)
+    assert engine.info()["scheduler"]["aborted"] == before + 1
 
 
 def test_abort_ends_a_request_of_the_same_key_alone(engine: Engine) -> None:

@@ -148,8 +148,10 @@ def test_a_client_that_leaves_frees_everything(engine: Engine, server: RunningSe
                 await asyncio.sleep(0.005)
             task.cancel()
 
+    before = engine.info()["scheduler"]["aborted"]
     asyncio.run(leave())
     wait_until_idle(engine, 5.0)
+    assert engine.info()["scheduler"]["aborted"] == before + 1
 
 
 def test_the_page_of_programs_names_every_limit_and_its_default() -> None:
