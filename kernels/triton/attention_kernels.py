@@ -114,36 +114,13 @@ def attend_keys(
 
 @triton.jit
 def decode_kernel(
-    q,
-    k_pool,
-    v_pool,
-    rows,
-    slot_table,
-    seq_lens,
-    extend_lens,
-    extend_start,
-    trunk_lens,
-    part_out,
-    part_lse,
-    arrived,
-    out,
-    scale_log2,
-    context,
-    hkv,
-    GROUP: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    TRUNK_BLOCK: tl.constexpr,
-    TRUNK_ROWS: tl.constexpr,
-    TRUNK_PARTS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    JOIN_G: tl.constexpr,
-    JOIN_S: tl.constexpr,
-    WIDE: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    q, k_pool, v_pool, rows, slot_table, seq_lens, extend_lens, extend_start, trunk_lens,
+    part_out, part_lse, arrived, out, scale_log2, context, hkv,
+    GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr, TRUNK_BLOCK: tl.constexpr, TRUNK_ROWS: tl.constexpr,
+    TRUNK_PARTS: tl.constexpr, SPLITS: tl.constexpr, JOIN_G: tl.constexpr, JOIN_S: tl.constexpr,
+    WIDE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Rows of at most one token. A program takes one row, one KV head and one of SPLITS parts.
 
     Where TRUNK_PARTS is not 0, the first keys of a row, as many as `trunk_lens` says for its

@@ -32,3 +32,22 @@ def dot(x, y, acc, WIDE: tl.constexpr):
     if WIDE:
         x, y = x.to(tl.float32), y.to(tl.float32)
     return tl.dot(x, y, acc, input_precision="ieee")
+
+
+@triton.jit
+def ask_for(lines, width, AT_ONCE: tl.constexpr):
+    """Ask for some rows of a matrix to come into the L2 cache, AT_ONCE cache lines of each at once.
+
+    lines [rows] are their starts; width counts elements of two bytes.
+    """
+    i = tl.arange(0, AT_ONCE) * 64  # elements in a cache line of 128 bytes
+    for first in range(0, width, AT_ONCE * 64):
+        place = lines[:, None] + tl.minimum(first + i, width - 1)[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [place.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )

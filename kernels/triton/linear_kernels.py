@@ -19,10 +19,12 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from branchline.kernels.triton.device_functions import dot, take_turn
+from branchline.kernels.triton.device_functions import ask_for, dot, take_turn
 from branchline.kernels.triton.lora_kernels import add_adapters
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
+# size: _adapted: operands of a launch
+# size: _adapters_of: operands of a launch
 # size: fixed_kernel: operands of a launch
 # size: gemv_kernel: operands of a launch
 # size: skinny_kernel: operands of a launch
@@ -40,33 +42,53 @@ def _part_of(base, PARTS: tl.constexpr, end0, end1):
 
 
 @triton.jit
+def _adapters_of(
+    ranks, slots, t, t_live, rank_stride, first, end0, end1,
+    GATED: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """(slot [T], part, rank [T], rank of the second half [T]) of rows t and the output `first`.
+
+    With GATED the halves are two parts; else the last one is the same rank again.
+    """
+    slot = tl.load(slots + t, mask=t_live, other=-1)
+    part = 0 if GATED else _part_of(first, PARTS, end0, end1)
+    rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
+    up_rank = rank
+    if GATED:
+        up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
+    return slot, part, rank, up_rank
+
+
+@triton.jit
+def _adapted(
+    acc, up_acc, b, inner, slot, part, rank, up_rank, t, n, n_live, n_rows, slot_stride,
+    GATED: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr, DOT: tl.constexpr,
+    WIDE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Both sums [T, N] with what the adapters add, once the kernel before has made `inner`."""
+    if PDL:
+        gdc_wait()
+    whole = 2 * n_rows if GATED else n_rows
+    acc = add_adapters(
+        acc, b, inner, slot, rank, part, t, n, n_live, whole, slot_stride,
+        PARTS, RANK, DOT, WIDE,
+    )  # fmt: skip
+    if GATED:
+        up_acc = add_adapters(
+            up_acc, b, inner, slot, up_rank, 1, t, n_rows + n, n_live, whole, slot_stride,
+            PARTS, RANK, DOT, WIDE,
+        )  # fmt: skip
+    return acc, up_acc
+
+
+@triton.jit
 def gemv_kernel(
-    x,
-    weight,
-    bias,
-    norm,
-    out,
-    b,
-    inner,
-    ranks,
-    slots,
-    slot_stride,
-    rank_stride,
-    end0,
-    end1,
-    n_rows,
-    width,
-    eps,
-    NORM: tl.constexpr,
-    GATED: tl.constexpr,
-    ADD: tl.constexpr,
-    BIAS: tl.constexpr,
-    PARTS: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    x, weight, bias, norm, out, b, inner, ranks, slots, slot_stride, rank_stride, end0, end1,
+    n_rows, width, eps,
+    NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr,
+    PARTS: tl.constexpr, RANK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
-):
+):  # fmt: skip
     """One row of x times the matrix: each program BLOCK_N of the n_rows outputs.
 
     The matrix is [n_rows, width], or with GATED [2 * n_rows, width].
@@ -85,11 +107,10 @@ def gemv_kernel(
         if PDL:
             gdc_launch_dependents()
         t = tl.arange(0, 1)
-        slot = tl.load(slots + t)
-        part = 0 if GATED else _part_of(tl.program_id(0) * BLOCK_N, PARTS, end0, end1)
-        rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
-        if GATED:
-            up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
+        slot, part, rank, up_rank = _adapters_of(
+            ranks, slots, t, t >= 0, rank_stride, tl.program_id(0) * BLOCK_N, end0, end1,
+            GATED, PARTS,
+        )  # fmt: skip
     else:
         take_turn(PDL)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -121,46 +142,11 @@ def gemv_kernel(
         if GATED:
             up += tl.load(bias + n_rows + n, mask=n < n_rows, other=0.0)
     if PARTS:
-        if PDL:
-            gdc_wait()
-        whole = 2 * n_rows if GATED else n_rows
-        total = add_adapters(
-            total[None, :],
-            b,
-            inner,
-            slot,
-            rank,
-            part,
-            t,
-            n,
-            n < n_rows,
-            whole,
-            slot_stride,
-            PARTS,
-            RANK,
-            False,
-            False,
-        )
-        total = tl.reshape(total, [BLOCK_N])
-        if GATED:
-            up = add_adapters(
-                up[None, :],
-                b,
-                inner,
-                slot,
-                up_rank,
-                1,
-                t,
-                n_rows + n,
-                n < n_rows,
-                whole,
-                slot_stride,
-                PARTS,
-                RANK,
-                False,
-                False,
-            )
-            up = tl.reshape(up, [BLOCK_N])
+        sums, up_sums = _adapted(
+            total[None, :], up[None, :], b, inner, slot, part, rank, up_rank, t, n, n < n_rows,
+            n_rows, slot_stride, GATED, PARTS, RANK, False, False, PDL,
+        )  # fmt: skip
+        total, up = tl.reshape(sums, [BLOCK_N]), tl.reshape(up_sums, [BLOCK_N])
     if GATED:
         total = total / (1.0 + tl.exp(-total)) * up
     if ADD:
@@ -169,50 +155,13 @@ def gemv_kernel(
 
 
 @triton.jit
-def _ask_for(lines, width):
-    """Ask for some rows of a matrix to come into the L2 cache. lines are their starts."""
-    i = tl.arange(0, 16) * 64  # elements in a cache line of 128 bytes
-    for first in range(0, width, 1024):
-        place = lines[:, None] + tl.minimum(first + i, width - 64)[None, :]
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [place.to(tl.int64)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@triton.jit
 def skinny_kernel(
-    x,
-    weight,
-    bias,
-    out,
-    b,
-    inner,
-    ranks,
-    slots,
-    slot_stride,
-    rank_stride,
-    end0,
-    end1,
-    tokens,
-    n_rows,
-    width,
-    GATED: tl.constexpr,
-    BIAS: tl.constexpr,
-    PARTS: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
-    AHEAD: tl.constexpr,
-    WIDE: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, weight, bias, out, b, inner, ranks, slots, slot_stride, rank_stride, end0, end1, tokens,
+    n_rows, width,
+    GATED: tl.constexpr, BIAS: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    AHEAD: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """At most BLOCK_T rows of x times the matrix, in the matrix units.
 
     The matrix is [n_rows, width], or with GATED [2 * n_rows, width]; AHEAD asks for it before the
@@ -228,17 +177,16 @@ def skinny_kernel(
         gdc_launch_dependents()
         if AHEAD:
             near = weight + tl.minimum(n, n_rows - 1).to(tl.int64) * width
-            _ask_for(near, width)
+            ask_for(near, width, 16)
             if GATED:
-                _ask_for(near + n_rows.to(tl.int64) * width, width)
+                ask_for(near + n_rows.to(tl.int64) * width, width, 16)
         if not PARTS:
             gdc_wait()
     if PARTS:
-        slot = tl.load(slots + t, mask=t_live, other=-1)
-        part = 0 if GATED else _part_of(tl.program_id(0) * BLOCK_N, PARTS, end0, end1)
-        rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
-        if GATED:
-            up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
+        slot, part, rank, up_rank = _adapters_of(
+            ranks, slots, t, t_live, rank_stride, tl.program_id(0) * BLOCK_N, end0, end1,
+            GATED, PARTS,
+        )  # fmt: skip
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     up_acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for first in tl.range(0, width, BLOCK_K, num_stages=STAGES):
@@ -260,44 +208,10 @@ def skinny_kernel(
         if GATED:
             up_acc += tl.load(bias + n_rows + n, mask=n_live, other=0.0)[None, :]
     if PARTS:
-        if PDL:
-            gdc_wait()
-        whole = 2 * n_rows if GATED else n_rows
-        acc = add_adapters(
-            acc,
-            b,
-            inner,
-            slot,
-            rank,
-            part,
-            t,
-            n,
-            n_live,
-            whole,
-            slot_stride,
-            PARTS,
-            RANK,
-            True,
-            WIDE,
-        )
-        if GATED:
-            up_acc = add_adapters(
-                up_acc,
-                b,
-                inner,
-                slot,
-                up_rank,
-                1,
-                t,
-                n_rows + n,
-                n_live,
-                whole,
-                slot_stride,
-                PARTS,
-                RANK,
-                True,
-                WIDE,
-            )
+        acc, up_acc = _adapted(
+            acc, up_acc, b, inner, slot, part, rank, up_rank, t, n, n_live, n_rows, slot_stride,
+            GATED, PARTS, RANK, True, WIDE, PDL,
+        )  # fmt: skip
     if GATED:
         acc = acc / (1.0 + tl.exp(-acc)) * up_acc
     place = t[:, None] * n_rows + n[None, :]

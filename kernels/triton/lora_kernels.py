@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from branchline.kernels.triton.device_functions import INT32_MAX, dot, take_turn
+from branchline.kernels.triton.device_functions import INT32_MAX, ask_for, dot, take_turn
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: add_adapters: operands of a launch
@@ -80,22 +80,6 @@ def _part_bounds(part, PARTS: tl.constexpr, n_rows, end0, end1):
 
 
 @triton.jit
-def _ask_for(lines, width):
-    """Ask for some rows of a matrix to come into the L2 cache. lines [rows] are their starts."""
-    i = tl.arange(0, 64) * 64  # elements in a cache line of 128 bytes
-    for first in range(0, width, 4096):
-        place = lines[:, None] + tl.minimum(first + i, width - 1)[None, :]
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [place.to(tl.int64)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@triton.jit
 def lora_shrink_kernel(
     x,
     a,
@@ -145,10 +129,10 @@ def lora_shrink_kernel(
     lines = a + slot.to(tl.int64) * slot_stride + (part * RANK + row) * width
     if PDL:
         if low < rank:
-            _ask_for(lines, width)
+            ask_for(lines, width, 64)
             if tiles <= FEW:
                 first, last = _part_bounds(part, PARTS, n_rows, end0, end1)
-                _ask_for(b + slot.to(tl.int64) * b_stride + row * n_rows + first, last - first)
+                ask_for(b + slot.to(tl.int64) * b_stride + row * n_rows + first, last - first, 64)
         gdc_wait()
         gdc_launch_dependents()
     if low < rank:

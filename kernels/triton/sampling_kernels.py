@@ -23,6 +23,7 @@ FANOUT = tl.constexpr(16)
 # size: _end_of_ties: operands of a launch
 # size: _largest_with: operands of a launch
 # size: _masses: operands of a launch
+# size: _top_of: operands of a launch
 # size: cut_kernel: operands of a launch
 # size: draw_kernel: operands of a launch
 
@@ -237,30 +238,30 @@ def _end_of_ties(
     return tl.max(_noted(later, blocks, True, BLOCK_P), axis=0).to(tl.int32)
 
 
+@triton.jit
+def _top_of(
+    logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks, arrived, met,
+    parts,
+    BLOCK: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_P: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The largest logit of the row."""
+    j = tl.arange(0, FANOUT)
+    notes = _notes(scratch, met, blocks)
+    for start in range(first, end, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        x = _masked(logits, bitmask, row, i, vocabulary, words, masked, MASKED)
+        tl.store(notes + start // BLOCK * FANOUT + j, tl.max(x, axis=0) + j * 0.0)
+    _meet(arrived, met, parts, TOGETHER)
+    return tl.max(_noted(notes, blocks, True, BLOCK_P), axis=0)
+
+
 @triton.jit(do_not_specialize=["parts"])
 def cut_kernel(
-    logits,
-    bitmask,
-    need,
-    inv_temperatures,
-    top_ks,
-    top_ps,
-    min_ps,
-    scratch,
-    arrived,
-    cuts,
-    limits,
-    floors,
-    vocabulary,
-    words,
-    span,
-    parts,
-    BLOCK: tl.constexpr,
-    TOGETHER: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    MASKED: tl.constexpr,
+    logits, bitmask, need, inv_temperatures, top_ks, top_ps, min_ps, scratch, arrived, cuts,
+    limits, floors, vocabulary, words, span, parts,
+    BLOCK: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_P: tl.constexpr, MASKED: tl.constexpr,
     PDL: tl.constexpr,
-):
+):  # fmt: skip
     """What a row keeps: tokens x >= floor of order > cut, and of order == cut with id < limit.
 
     A program reads `span` tokens of a row, whole blocks. With TOGETHER there are `parts` of them,
@@ -283,15 +284,11 @@ def cut_kernel(
     floor = -float("inf")
     last = False
     if (inv_temperature > 0) & ((top_k > 0) | (top_p < 1.0) | (min_p > 0)):
-        j = tl.arange(0, FANOUT)
         met = tl.full([], 1, tl.int32)
-        notes = _notes(scratch, met, blocks)
-        for start in range(first, end, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            x = _masked(logits, bitmask, row, i, vocabulary, words, masked, MASKED)
-            tl.store(notes + start // BLOCK * FANOUT + j, tl.max(x, axis=0) + j * 0.0)
-        _meet(arrived, met, parts, TOGETHER)
-        top = tl.max(_noted(notes, blocks, True, BLOCK_P), axis=0)
+        top = _top_of(
+            logits, bitmask, row, vocabulary, words, masked, first, end, scratch, blocks, arrived,
+            met, parts, BLOCK, TOGETHER, BLOCK_P, MASKED,
+        )  # fmt: skip
         if (top > -float("inf")) & (top < float("inf")):
             if min_p > 0:
                 floor = top + tl.log(min_p) / inv_temperature

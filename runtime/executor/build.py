@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from branchline.kernels.cpu.binding import Runner
 from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.ops import Ops
-from branchline.runtime.attention.base import AttentionNeeds
+from branchline.runtime.attention.base import AttentionBackend, AttentionNeeds
 from branchline.runtime.attention.registry import make_attention
 from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.core.protocols import Worker
@@ -176,39 +177,20 @@ def build_runner(
         draft = draft_beside(pool, draft_model, settings.draft_scratch, torch.float32)
     slots = torch.from_numpy(slot_table)
     tokens = token_table(slot_table.shape[0], model.max_context)
+    record = None
     recordable = attention.supports(replace(needs, graph=True)).ok
-    if not (settings.graph and recordable and isinstance(ops, NativeOps)):
-        return ModelRunner(
+    if settings.graph and recordable and isinstance(ops, NativeOps):
+        record = partial(
+            _record,
             model,
-            ops,
             attention,
             pool,
             slots,
             tokens,
             draft=draft,
-            adapter_slots=settings.adapter_slots,
+            native=ops.runner,
+            settings=settings,
         )
-
-    def record(*, adapted: bool) -> Graphs:
-        body, whole = (
-            ModelGraph(
-                model,
-                attention,
-                pool,
-                slots,
-                tokens,
-                draft=draft,
-                runner=ops.runner,
-                max_tokens=settings.max_step_tokens,
-                max_rows=settings.max_step_rows,
-                head=head,
-                adapted=adapted,
-            )
-            for head in (False, True)
-        )
-        return body, whole
-
-    graphs = record(adapted=False)
     return ModelRunner(
         model,
         ops,
@@ -217,10 +199,42 @@ def build_runner(
         slots,
         tokens,
         draft=draft,
-        graphs=graphs,
+        graphs=None if record is None else record(adapted=False),
         adapter_slots=settings.adapter_slots,
-        record=partial(record, adapted=True) if settings.adapter_slots else None,
+        record=partial(record, adapted=True) if record and settings.adapter_slots else None,
     )
+
+
+def _record(
+    model: Model,
+    attention: AttentionBackend,
+    pool: KVPool,
+    slots: torch.Tensor,
+    tokens: torch.Tensor,
+    *,
+    draft: Draft | None,
+    native: Runner,
+    settings: RunnerSettings,
+    adapted: bool,
+) -> Graphs:
+    """The forward alone, and with the head."""
+    body, whole = (
+        ModelGraph(
+            model,
+            attention,
+            pool,
+            slots,
+            tokens,
+            draft=draft,
+            runner=native,
+            max_tokens=settings.max_step_tokens,
+            max_rows=settings.max_step_rows,
+            head=head,
+            adapted=adapted,
+        )
+        for head in (False, True)
+    )
+    return body, whole
 
 
 def draft_beside(
