@@ -32,6 +32,7 @@ from branchline.runtime.grammar.base import (
     only,
 )
 from branchline.runtime.grammar.choices import read_choices
+from branchline.runtime.grammar.endless import may_force_for_ever
 from branchline.runtime.grammar.json_schema.compiler import compile_schema, layout_of
 from branchline.runtime.grammar.limits import (
     DEFAULT_LIMITS,
@@ -50,11 +51,6 @@ _GRAMMAR_BYTES = 256 * 1024
 
 _KEPT = 64
 """Grammars from workers that are kept as text."""
-_ENDLESS = re.compile(r"[+*%~]|\{\s*\d*\s*,")
-"""What terminals without an end are written with."""
-
-_PLAIN_RULE = re.compile(r"[a-z]\w*:[^/%]*")
-"""A rule of names and literals: what it repeats is counted against the engine's limits."""
 
 _SCHEMA_RULE = re.compile(r"^(\w+): %json (\{.*\})$", re.MULTILINE)
 
@@ -235,7 +231,7 @@ class LLGuidanceGrammar:
         memory_bytes: int,
     ) -> None:
         self.constraint = constraint
-        self._forces = constraint.kind != "lark" or not _may_be_endless(constraint.text)
+        self._forces = constraint.kind != "lark" or not may_force_for_ever(constraint.text)
         self.memory_bytes = memory_bytes
         self.choice = Choice(LLGuidanceBackend.name, "asked for")
         self._engines = itertools.cycle(engines)
@@ -478,21 +474,6 @@ def schema_to_grammar(text: str, whitespace: Whitespace, limits: Limits) -> str:
     check_document("json_schema", schema, limits)
     lark = compile_schema(text, layout=layout_of(whitespace, limits.whitespace_run))
     return str(llguidance.LLMatcher.grammar_from_lark(lark))
-
-
-def _may_be_endless(text: str) -> bool:
-    """Whether a grammar in Lark's notation may have a terminal without an end.
-
-    The engine reads terminals by longest match: in `W W` with W = /a+/ nothing but another "a" may
-    come, and another, for ever; asking what must come would not return.
-    """
-    lines = (
-        line
-        for line in text.splitlines()
-        if not _PLAIN_RULE.fullmatch(line)
-        and ('"x-guidance"' in line or not _SCHEMA_RULE.fullmatch(line))
-    )
-    return any(_ENDLESS.search(line) for line in lines)
 
 
 def _first_lines(message: str, limit: int = 300) -> str:
