@@ -24,8 +24,11 @@ from branchline.runtime.server.wire import CALLER, json_response
 WAIT_S = 1.0
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 COUNTERS = ("steps", "step_tokens", "sampled_tokens", "finished", "aborted", "failed")
+GUESSES = ("drafts", "drafted_tokens", "accepted_tokens")
+ADAPTERS = ("loaded", "slots", "slots_used", "loads", "evictions")
 """Of the scheduler, beside what runs and waits; a client takes differences for rates."""
 CACHE = ("hit_rate", "queried", "matched", "evicted", "capacity_tokens", "free_tokens")
+_REQUESTS = ("running", "waiting", *COUNTERS, *GUESSES)
 
 Json = dict[str, Any]
 
@@ -41,7 +44,7 @@ class _Overview:
         self._started = time.monotonic()
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Programs, requests, cache and times; `engine` is null where it did not answer in time."""
+        """What there is to show; `engine` is null where it did not answer in time."""
         context, caller = self._context, request[CALLER]
         facts = context.port.info()
         now = time.monotonic()
@@ -52,8 +55,9 @@ class _Overview:
                 "clock_s": now,
                 "uptime_s": now - self._started,
                 "restarts": facts.get("processes", {}).get("restarts", 0),
-                "requests": _chosen(facts.get("scheduler", {}), ("running", "waiting", *COUNTERS)),
+                "requests": _chosen(facts.get("scheduler", {}), _REQUESTS),
                 "cache": _chosen(facts.get("cache", {}), (*CACHE, "cached_tokens", "leases")),
+                "adapters": _chosen(facts.get("adapters", {}), ADAPTERS),
                 "programs": {
                     "open": context.executor.stats().programs_open,
                     "opened": context.executor.stats().programs_opened,

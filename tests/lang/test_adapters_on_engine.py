@@ -193,9 +193,18 @@ def test_guesses_change_nothing_of_what_adapters_write(engine: bl.Engine, folder
 
     guessing = make_engine(folders, speculative="ngram")
     state = program.run(backend=guessing)
+    shown = overview_of(guessing)
     guessing.close()
     assert state.result == program.run(backend=engine).result
-    assert state.usage.accepted_tokens > 0
+    assert 0 < state.usage.accepted_tokens <= shown["requests"]["accepted_tokens"]
+    assert shown["requests"]["drafted_tokens"] >= shown["requests"]["drafts"] > 0
+    assert (shown["adapters"]["loaded"], shown["adapters"]["slots_used"]) == (2, 2)
+
+
+def overview_of(engine: bl.Engine) -> Any:
+    """What a dashboard is told of an engine."""
+    with serve(make_context(engine._engine.core, engine._engine.tokenizer)) as server:
+        return server.get("/v1/overview").json
 
 
 # ---- the server

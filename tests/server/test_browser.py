@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from branchline.runtime.engine import Engine
 from branchline.runtime.programs.executor import Executor
 from branchline.runtime.programs.protocol import AppendText, Fork, OpenProgram
 from branchline.runtime.server.context import make_context
 from branchline.runtime.server.keys import Keys as ApiKeys
 from tests.server.browser import Page, open_page
 from tests.support.adapter_port import AdaptedEngine
-from tests.support.http_server import RunningServer, serve
+from tests.support.http_server import RunningServer, serve, serve_engine
 
 pytestmark = pytest.mark.browser
 
@@ -150,6 +152,25 @@ def test_the_numbers_of_the_dashboard_move(page: Page, model_server: RunningServ
     page.polls()
     time.sleep(1.5)
     assert page.polls() == 0, "nothing is asked while nobody looks"
+
+
+def test_guesses_and_adapters_have_tiles_where_there_are_some(
+    default_model: Path,
+) -> None:
+    folder = Path(__file__).parents[2] / "assets" / "adapters"
+    adapters = {name: str(folder / name) for name in ("extract", "sql")}
+    engine = Engine(str(default_model), kv_tokens=9000, speculative="ngram", adapters=adapters)
+    with engine, serve_engine(engine) as server, open_page(server.url) as page:
+        page.choose('[role="tab"]', "Dashboard")
+        page.wait(lambda: len(page.all(".tile .value")) == 7)
+        said = "Say the same again: one two three four five six seven eight. one two three"
+        body = {"prompt": said, "max_tokens": 40, "model": "extract", "ignore_eos": True}
+        for _ in range(2):
+            assert server.post("/v1/completions", body).status == 200
+        titles = page.wait(lambda: len(page.all(".tile h3")) == 8 and page.texts(".tile h3"))
+        assert titles[6:] == ["Guesses kept a check", f"Adapters ({len(adapters)})"]
+        page.wait(lambda: page.texts(".tile .value")[7] == "1")
+        assert page.complaints() == []
 
 
 def test_a_program_runs_with_its_branches_side_by_side(page: Page) -> None:

@@ -70,7 +70,7 @@ class Dashboard {
     const { ttft_s: first, itl_s: between } = now.latency;
     const rates = this.#rates((one) => one.requests.sampled_tokens ?? 0);
     const found = this.#hits();
-    return [
+    const tiles = [
       tile("Tokens/s", rates.at(-1)?.toFixed(rates.at(-1) < 10 ? 1 : 0) ?? "–", "generated", rates),
       tile("Running", count(now.requests.running), `${count(now.requests.waiting)} waiting`,
         this.#answers.map((one) => one.requests.running ?? 0)),
@@ -79,6 +79,26 @@ class Dashboard {
       tile("First token", time(first.p50), tail(first), this.#answers.map((one) => one.latency.ttft_s.p50 ?? 0)),
       tile("Between tokens", time(between.p50), tail(between), this.#answers.map((one) => one.latency.itl_s.p50 ?? 0)),
     ];
+    if (now.requests.drafted_tokens) tiles.push(this.#guesses(now.requests));
+    if (now.adapters.loaded) tiles.push(this.#adapters(now.adapters));
+    return tiles;
+  }
+
+  /** Guesses that were kept in a check: over a few answers, and where none was checked, none. */
+  #guesses({ drafted_tokens: drafted, accepted_tokens: accepted }) {
+    const kept = this.#answers.slice(1).map(({ requests }, i) => {
+      const before = this.#answers[Math.max(0, i + 1 - RATE_OVER)].requests;
+      const checks = requests.drafts - before.drafts;
+      return checks > 0 ? (requests.accepted_tokens - before.accepted_tokens) / checks : 0;
+    });
+    const share = `${percent(accepted / drafted)} of ${count(drafted)} guesses since the start`;
+    return tile("Guesses kept a check", kept.at(-1)?.toFixed(1) ?? "–", share, kept);
+  }
+
+  #adapters({ loaded, slots, slots_used: used, loads, evictions }) {
+    const note = `of ${count(slots)} slots in use · ${count(loads)} ${loads === 1 ? "load" : "loads"} · ${count(evictions)} put out`;
+    return tile(`Adapters (${count(loaded)})`, count(used), note,
+      this.#answers.map((one) => one.adapters.slots_used ?? 0));
   }
 
   /** Growth by second, each over a few answers. */
