@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from branchline.runtime.errors import InvalidRequest
+
 
 def setting(default: Any, text: str) -> Any:
     """A dataclass field with its help text."""
@@ -113,6 +115,20 @@ class SpeculativeSection:
     speculative_steps: int | None = setting(
         None, "guesses one behind the other at most; None = what suits the drafter"
     )
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself before anything is loaded. Raises InvalidRequest."""
+        if self.speculative == "draft" and self.speculative_draft is None:
+            raise InvalidRequest(
+                'speculative="draft" needs a draft model',
+                hint="Name it: speculative_draft= catalog name, directory or .gguf file.",
+            )
+        if self.speculative_draft is not None and self.speculative not in ("eagle", "draft"):
+            raise InvalidRequest(
+                "speculative_draft names a draft model, but none is used",
+                value=self.speculative_draft,
+                hint='Set speculative="eagle" for a head, "draft" for a whole model.',
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.engine import EngineConfig
-from branchline.runtime.errors import InvalidRequest, ModelLoadError
+from branchline.runtime.errors import ModelLoadError
 from branchline.runtime.executor.draft_load import load_head, load_standalone
 from branchline.runtime.executor.host_draft import scratch_slots
 from branchline.runtime.launch.decisions import Decision
@@ -85,17 +85,10 @@ def load_draft(
         dtype: how the target's matrices are kept.
 
     Raises:
-        InvalidRequest: settings that contradict each other.
         CatalogError, ModelLoadError: there is none, or it is another model's.
     """
     section = config.speculative
     if section.speculative not in ("eagle", "draft"):
-        if section.speculative_draft is not None:
-            raise InvalidRequest(
-                "speculative_draft names a draft model, but none is used",
-                value=section.speculative_draft,
-                hint='Set speculative="eagle" for a head, "draft" for a whole model.',
-            )
         return None
     if section.speculative == "eagle":
         path = head_path(config.model.model, section.speculative_draft)
@@ -124,11 +117,7 @@ def _standalone(
     device: torch.device,
 ) -> tuple[Path, DraftModel]:
     name = config.speculative.speculative_draft
-    if name is None:
-        raise InvalidRequest(
-            'speculative="draft" needs a draft model',
-            hint="Name it: speculative_draft= catalog name, directory or .gguf file.",
-        )
+    assert name is not None, "the section refuses to be without"
     path = resolve_model(name)
     dummy = config.model.load_format == "dummy"
     draft = open_checkpoint(path, "dummy" if dummy else "auto", seed=1)

@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 
+from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.engine import Engine
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.loading.catalog import resolve_model
+from branchline.runtime.loading.load import open_checkpoint
 from branchline.runtime.training.checkpoint import read_head, write_head
 from branchline.runtime.training.corpus import Corpus, CorpusSettings, greedy_answers, make_corpus
 from branchline.runtime.training.evaluate import CHAIN, SIZES, Accepted, Measure, TreeSize
@@ -92,16 +94,15 @@ class Recipe:
         self._settings, self._tell = settings, tell
         self._out = settings.out
         self._times: dict[str, float] = {}
-        self._out.mkdir(parents=True, exist_ok=True)
 
     def make_data(self) -> Corpus:
         """The first stage alone."""
-        self._same_settings()
+        self._begin()
         return self._data()[0]
 
     def run(self) -> dict[str, Any]:
         """All stages; returns the report, which is also in `report.json`."""
-        self._same_settings()
+        self._begin()
         with self._timed("data"):
             corpus, heldout = self._data()
         target = self._target()
@@ -186,7 +187,7 @@ class Recipe:
         self, target: Target, corpus: Corpus, kept_out: Corpus, vocabulary: DraftVocabulary
     ) -> dict[str, Any]:
         """Train, or go on with it; writes the head and returns the curves."""
-        shape = self._shape(target)
+        shape = self._shape(target.spec)
         state = self._out / "state.safetensors"
         train = replace(self._settings.train, steps=self._settings.train.steps or 1)
         if state.exists():
@@ -281,16 +282,32 @@ class Recipe:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _shape(self, target: Target) -> HeadShape:
-        usual = HeadShape.usual(target.spec, self._settings.ffn)
+    def _begin(self) -> None:
+        """Refuse what cannot be done before any of it is. Raises InvalidRequest."""
+        for path in self._settings.data:
+            if not path.is_file():
+                raise InvalidRequest(
+                    "there is no such data",
+                    value=path,
+                    hint="Name the corpus.safetensors of another run.",
+                )
+        load_format = self._settings.engine.get("load_format", "auto")
+        checkpoint = open_checkpoint(resolve_model(self._settings.model), load_format)
+        self._shape(checkpoint.spec)
+        checkpoint.close()
+        self._out.mkdir(parents=True, exist_ok=True)
+        self._same_settings()
+
+    def _shape(self, spec: ModelSpec) -> HeadShape:
+        usual = HeadShape.usual(spec, self._settings.ffn)
         layers = self._settings.layers
         if layers is None:
             return usual
-        if not 0 <= layers[0] <= layers[1] <= layers[2] < target.spec.num_layers - 1:
+        if not 0 <= layers[0] <= layers[1] <= layers[2] < spec.num_layers - 1:
             raise InvalidRequest(
                 "these layers cannot make a feature",
                 value=layers,
-                hint=f"Three in ascending order, from 0 to {target.spec.num_layers - 2}.",
+                hint=f"Three in ascending order, from 0 to {spec.num_layers - 2}.",
             )
         return replace(usual, layers=layers)
 

@@ -195,7 +195,12 @@ def test_a_table_has_a_flag_for_each_entry_and_a_table_in_the_file(tmp_path: Pat
 
 def test_a_path_may_stand_wherever_its_text_may() -> None:
     config = EngineConfig.from_settings(
-        {"model": Path("a.gguf"), "speculative_draft": Path("b"), "adapters": {"sql": Path("c")}}
+        {
+            "model": Path("a.gguf"),
+            "speculative": "draft",
+            "speculative_draft": Path("b"),
+            "adapters": {"sql": Path("c")},
+        }
     )
     assert (config.model.model, config.speculative.speculative_draft) == ("a.gguf", "b")
     assert config.lora.adapters == {"sql": "c"}

@@ -70,10 +70,16 @@ def test_a_run_leaves_head_report_and_curves_and_is_not_done_twice(tmp_path: Pat
     assert again["heldout"] == report["heldout"]
     with pytest.raises(InvalidRequest, match="other settings: draft_vocab"):
         Recipe(settings_of(tmp_path, draft_vocab=50), lambda *_: None).run()
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is(tmp_path: Path) -> None:
+    layers = settings_of(tmp_path, layers=(0, 0, 1))
     with pytest.raises(InvalidRequest, match="layers cannot make a feature"):
-        Recipe(
-            settings_of(tmp_path, layers=(0, 0, 1), out=tmp_path / "other"), lambda *_: None
-        ).run()
+        Recipe(layers, lambda *_: None).run()
+    data = settings_of(tmp_path, data=(tmp_path / "nope",))
+    with pytest.raises(InvalidRequest, match="there is no such data"):
+        Recipe(data, lambda *_: None).run()
+    assert not (tmp_path / "run").exists()
 
 
 def test_shards_are_parts_of_the_prompts_and_are_learned_together(
