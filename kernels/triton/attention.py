@@ -35,7 +35,8 @@ _MANY_BYTES = 256
 _TRUNK_QUERIES = 64
 """Queries of a tile that reads a trunk: rows times query heads of a KV head."""
 _CHECKED_TOKENS = 512
-"""Tokens of a step with trees up to which its rows' keys are cut into parts."""
+"""Tokens of a step with trees, or of few tokens a row, up to which its rows' keys are cut into
+parts."""
 _CHECKED_QUERIES = 32
 """Queries of a tile of such a step, where rows have more than a few tokens."""
 _COMPARED = 512
@@ -63,11 +64,16 @@ def attend(
         return out
     if not deterministic and meta.tree_lens is None and _longest_extend(meta) <= 1:
         _decode(gpu, q, k_pool, v_pool, meta, scale, out)
-    elif not deterministic and meta.tree_lens is not None and t <= _CHECKED_TOKENS:
+    elif not deterministic and _few_tokens(meta, t):
         _verify(gpu, q, k_pool, v_pool, meta, scale, out)
     else:
         _extend(gpu, q, k_pool, v_pool, meta, scale, out, small=deterministic)
     return out
+
+
+def _few_tokens(meta: AttentionMeta, t: int) -> bool:
+    """Whether the rows of a step have so few tokens that it is their keys that take long."""
+    return t <= _CHECKED_TOKENS and (meta.tree_lens is not None or t <= 16 * meta.rows.shape[0])
 
 
 def _trunk_rows(group: int) -> int:
@@ -252,7 +258,7 @@ def _verify(
     scale: float,
     out: torch.Tensor,
 ) -> None:
-    """A step with trees, of few tokens."""
+    """A step of few tokens, with trees or without."""
     b, t, d, hkv = meta.rows.shape[0], q.shape[0], q.shape[2], k_pool.shape[1]
     group = q.shape[1] // hkv
     m = max(16 if t * group <= 16 * b else _CHECKED_QUERIES, power_of_two(group))
@@ -263,11 +269,13 @@ def _verify(
     if tiles * hkv > gpu.counters.shape[0]:
         splits = 1
     shape = (tiles, hkv, splits, m)
+    trees: tuple[torch.Tensor | None, ...] = meta.tree_lens, meta.tree_offsets, meta.tree_words
+    if meta.tree_lens is None:  # no row has candidates
+        none = gpu.flags[0]
+        trees = none.view(torch.int32), none.view(torch.int32), none.view(torch.int64)
     verify_kernel[(tiles, hkv, splits)](
         *_operands(q, k_pool, v_pool, meta),
-        meta.tree_lens,
-        meta.tree_offsets,
-        meta.tree_words,
+        *trees,
         torch.empty(*shape, d, dtype=torch.float32, device=q.device),
         torch.empty(shape, dtype=torch.float32, device=q.device),
         gpu.counters,

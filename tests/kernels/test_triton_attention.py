@@ -74,6 +74,25 @@ FORKS = [(4, 40, 0), (4, 40, 100), (4, 40, 256), (3, 20, 300)]
 FORKS_ON_GPU = [(1, 70, 700), (2, 80, 2048), (8, 70, 256)]
 
 
+@pytest.mark.parametrize("lens", [[(300, 1), (70, 5), (33, 33), (1, 1)], [(190, 3)], [(9, 9)] * 9])
+def test_few_tokens_a_row_equal_whole_rows(
+    kernel_device: torch.device, lens: list[tuple[int, int]]
+) -> None:
+    """Mixed steps of few tokens read their keys as steps with trees do, and like a long step."""
+    step = random_step(lens, seed=3)
+    torch.manual_seed(0)
+    q = torch.randn(step.tokens, 4, 32)
+    k, v = torch.randn(2, step.num_slots, 2, 32).unbind(0)
+    want = ReferenceOps().paged_attention(q, k, v, step.meta, 0.2)
+    ops = TritonOps(kernel_device, torch.float32)
+    for processors in (4, 60):
+        ops._gpu.processors = processors
+        meta = meta_on(step.meta, kernel_device)
+        got = ops.paged_attention(*(x.to(kernel_device) for x in (q, k, v)), meta, 0.2)
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=1e-6)
+        assert not ops._gpu.counters.any()
+
+
 @pytest.mark.parametrize(
     ("group", "count", "trunk"),
     FORKS + [pytest.param(*case, marks=pytest.mark.gpu) for case in FORKS_ON_GPU],
