@@ -153,10 +153,9 @@ class Planner:
             draft = drafts.get(request)
             if draft is not None and not (sample and count + len(draft) <= budget):
                 draft = None
-            segment = Segment(request, start, count, sample, draft=draft)
-            segments.append(segment)
+            segments.append(Segment(request, start, count, sample, draft=draft))
             _advance(request, count, sample=sample)
-            budget -= segment.num_tokens
+            budget -= count if draft is None else count + len(draft)
         return budget
 
     def _continue_prefill(self, segments: list[Segment], budget: int) -> int:
