@@ -330,7 +330,8 @@ class Ops(LoraOps, ABC):
     def scatter_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
         """out[index] = x, in out's dtype. x [t, H], index [t] int32 in [0, n), out [n, H] changed.
 
-        Where an index is named twice, any one of its rows is kept.
+        Where an index is named twice, each element is that of one of its rows, not all of the same
+        one: nobody waits for a row to be whole.
         """
 
     @abstractmethod

@@ -35,8 +35,12 @@ class Bounds(msgspec.Struct, frozen=True):
     max_tree: int
     embedding_size: int
 
-    def check(self, source: EngineRequest) -> None:
-        """Raise `InvalidRequest` naming the value that cannot be run, and what to do."""
+    def check(self, source: EngineRequest, extremes: tuple[int, int] | None = None) -> None:
+        """Raise `InvalidRequest` naming the value that cannot be run, and what to do.
+
+        Args:
+            extremes: the smallest and the largest id of the prompt, where they are known.
+        """
         _check_schedule(source.priority, source.deadline)
         ids = source.prompt_ids
         if not ids:
@@ -47,7 +51,7 @@ class Bounds(msgspec.Struct, frozen=True):
                 value=f"{len(ids)} tokens",
                 hint="Shorten the prompt, or raise context_length or kv_tokens.",
             )
-        self._check_ids(ids, "the prompt")
+        self._check_extremes(*(extremes or (min(ids), max(ids))), "the prompt")
         if isinstance(source, ScoreRequest):
             self._check_choices(source)
         elif isinstance(source, EmbedRequest):
@@ -76,7 +80,7 @@ class Bounds(msgspec.Struct, frozen=True):
                     value=f"{len(choice)} tokens",
                     hint="Shorten the choice or the prompt, or raise max_step_tokens.",
                 )
-            self._check_ids(choice, "a choice")
+            self._check_extremes(min(choice), max(choice), "a choice")
 
     def _check_embedding(self, source: EmbedRequest) -> None:
         known = get_args(Pooling)
@@ -91,8 +95,7 @@ class Bounds(msgspec.Struct, frozen=True):
                 hint=f"Use 1 to {self.embedding_size}, or leave dimensions out.",
             )
 
-    def _check_ids(self, ids: list[int], what: str) -> None:
-        low, high = min(ids), max(ids)
+    def _check_extremes(self, low: int, high: int, what: str) -> None:
         if low < 0 or high >= self.vocab_size:
             raise InvalidRequest(
                 f"{what} has a token id outside the vocabulary",

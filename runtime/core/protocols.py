@@ -109,6 +109,17 @@ class TextTokenizer(Protocol):
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...
 
 
+@runtime_checkable
+class PartedTokenizer(Protocol):
+    """A `TextTokenizer` that can say where a text may be cut."""
+
+    def parts(self, text: str) -> list[str]:
+        """Parts whose ids, joined, are the text's; texts that begin alike begin with the same."""
+
+    def encode_each(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """`TextTokenizer.encode` of each text."""
+
+
 class EnginePort(Protocol):
     """What the executor of programs needs of an engine. `MockEngine` and `Engine` both give it.
 

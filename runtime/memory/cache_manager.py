@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 
 from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.memory.eviction import eviction_strategy
@@ -21,7 +22,7 @@ from branchline.runtime.memory.prefix_cache import CacheHandle, MatchResult, NoP
 from branchline.runtime.memory.radix_cache import RadixCache
 from branchline.runtime.memory.row_memory import RowMemory
 from branchline.runtime.memory.slot_table import slot_pages
-from branchline.runtime.memory.types import CacheStats, TokenIds, Violation
+from branchline.runtime.memory.types import CacheStats, Slots, TokenIds, Violation
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class CacheManager(RowMemory):
     Attributes:
         slot_table: its `array`, int32 [max_rows, max_context rounded up to pages], maps
             (row, position) to slot. Read it; write it only through this class.
+        on_inserted: told of each prefix that enters the cache: its ids, its namespace, how many
+            of its tokens were cached before, and how many are now.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class CacheManager(RowMemory):
         cache = RadixCache(page_size, strategy) if prefix_cache else NoPrefixCache()
         super().__init__(num_pages, page_size, max_rows, max_context, cache)
         self._leases = Leases(cache)
+        self.on_inserted: Callable[[TokenIds, str, int, int], None] = _nobody
 
     # -- what is there ---------------------------------------------------------------------------
 
@@ -117,6 +121,10 @@ class CacheManager(RowMemory):
         else:
             self._stats.misses += 1
         return found
+
+    def slots_of(self, handle: CacheHandle) -> Slots | None:
+        """Slots of a cached prefix: int32 [handle.length]; None when the handle is out of date."""
+        return self._cache.slots_of(handle)
 
     def match_len(self, ids: TokenIds, namespace: str = "") -> int:
         """Length of the longest cached prefix; changes nothing, not even its last use."""
@@ -251,6 +259,8 @@ class CacheManager(RowMemory):
             self._stats.duplicates += len(result.slots)
             self._free(duplicates)
         self._stats.inserted += whole - result.matched
+        if whole > result.matched:
+            self.on_inserted(ids, namespace, result.matched, whole)
         table.shared[row] = whole
         return result.handle
 
@@ -262,3 +272,7 @@ class CacheManager(RowMemory):
         found = self._auditor.run()
         self._report(found)
         return found
+
+
+def _nobody(ids: TokenIds, namespace: str, before: int, now: int) -> None:
+    """Wants to hear of no prefix."""

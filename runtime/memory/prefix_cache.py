@@ -41,12 +41,10 @@ class MatchResult(NamedTuple):
 
     Attributes:
         cached_len: its tokens, whole pages; may be the whole key.
-        slots: int32 [cached_len], the caller's own array.
         handle: unlocked pointer to it.
     """
 
     cached_len: int
-    slots: Slots
     handle: CacheHandle
 
 
@@ -133,7 +131,7 @@ class NoPrefixCache:
         self.evictable_tokens = 0
 
     def match(self, ids: TokenIds, namespace: str) -> MatchResult:
-        return MatchResult(0, empty_slots(), CacheHandle())
+        return MatchResult(0, CacheHandle())
 
     def match_len(self, ids: TokenIds, namespace: str) -> int:
         return 0

@@ -53,8 +53,8 @@ class RadixCache:
         """Longest cached prefix of int32 ids; see `PrefixCache.match`."""
         node = self.tree.match(encode(ids), namespace)
         if node is None:
-            return MatchResult(0, empty_slots(), CacheHandle())
-        return MatchResult(node.end, _slots_between(node, 0), CacheHandle(node, node.end))
+            return MatchResult(0, CacheHandle())
+        return MatchResult(node.end, CacheHandle(node, node.end))
 
     def match_len(self, ids: TokenIds, namespace: str) -> int:
         """Length of the longest cached prefix; changes nothing."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
+from branchline.runtime.core.protocols import ChatTurns, PartedTokenizer, TextTokenizer
 from branchline.runtime.responses import ToolFormat, ToolSpec
 
 MAX_CACHED_BYTES = 8_000_000
@@ -27,9 +27,11 @@ Ids = tuple[int, ...]
 
 
 class TextEncoder:
-    """A tokenizer with a least-recently-used cache of whole texts.
+    """A tokenizer with a least-recently-used cache of texts.
 
-    Thousands of programs append the same literals; each is tokenized once while it stays cached.
+    Thousands of programs append the same literals, or texts that begin alike; what they share is
+    tokenized once while it stays cached. A text is kept whole, or in the parts that the tokenizer
+    says it may be cut into.
 
     Args:
         max_bytes: memory that texts and their ids may take; a text that would take more alone is
@@ -38,6 +40,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer: TextTokenizer, max_bytes: int = MAX_CACHED_BYTES) -> None:
         self._tokenizer = tokenizer
+        self._parted = tokenizer if isinstance(tokenizer, PartedTokenizer) else None
         self._max_bytes = max_bytes
         self._bytes = 0
         self._cache: OrderedDict[tuple[str, bool], Ids] = OrderedDict()
@@ -49,24 +52,51 @@ class TextEncoder:
         """Ids of `text`; `special`: see `TextTokenizer.encode`."""
         if not text:
             return ()
-        key = (text, special)
         with self._lock:
-            ids = self._cache.get(key)
-            if ids is not None:
-                self._cache.move_to_end(key)
-                self.tokens_cached += len(ids)
-                return ids
+            ids = self._find(text, special)
+        if ids is not None:
+            return ids
+        parted = self._parted
+        if parted is not None and len(parts := parted.parts(text)) > 1:
+            return self._encode_parts(parted, parts, special)
         ids = tuple(self._tokenizer.encode(text, special=special))
-        size = _size(text, ids)
         with self._lock:
-            self.tokens_tokenized += len(ids)
-            if size <= self._max_bytes and key not in self._cache:
-                self._cache[key] = ids
-                self._bytes += size
-                while self._bytes > self._max_bytes:
-                    (old, _), gone = self._cache.popitem(last=False)
-                    self._bytes -= _size(old, gone)
+            self._keep(text, special, ids)
         return ids
+
+    def _encode_parts(self, parted: PartedTokenizer, parts: list[str], special: bool) -> Ids:
+        """Ids of a text in parts; those that other texts had are found, the rest is tokenized."""
+        with self._lock:
+            known = [self._find(part, special) for part in parts]
+        new = [part for part, ids in zip(parts, known, strict=True) if ids is None]
+        made = iter(parted.encode_each(new, special=special) if new else ())
+        joined: list[int] = []
+        with self._lock:
+            for part, ids in zip(parts, known, strict=True):
+                if ids is None:
+                    ids = tuple(next(made))
+                    self._keep(part, special, ids)
+                joined += ids
+        return tuple(joined)
+
+    def _find(self, text: str, special: bool) -> Ids | None:
+        key = (text, special)
+        ids = self._cache.get(key)
+        if ids is not None:
+            self._cache.move_to_end(key)
+            self.tokens_cached += len(ids)
+        return ids
+
+    def _keep(self, text: str, special: bool, ids: Ids) -> None:
+        """Count what was tokenized, and put it into the cache."""
+        self.tokens_tokenized += len(ids)
+        size, key = _size(text, ids), (text, special)
+        if size <= self._max_bytes and key not in self._cache:
+            self._cache[key] = ids
+            self._bytes += size
+            while self._bytes > self._max_bytes:
+                (old, _), gone = self._cache.popitem(last=False)
+                self._bytes -= _size(old, gone)
 
     @property
     def start_ids(self) -> Ids:

@@ -109,6 +109,28 @@ class SamplingBatch:
         return self.bias is not None or bool(self.penalties) or self.suppression is not None
 
     @staticmethod
+    def greedy(size: int) -> SamplingBatch:
+        """Of s rows whose most likely ids are wanted, and nothing else. Their seeds are not kept:
+        nobody draws."""
+        nothing = np.zeros(0, dtype=np.int64)
+        return SamplingBatch(
+            size=size,
+            greedy_rows=np.arange(size),
+            plain_rows=nothing,
+            truncated_rows=nothing,
+            inv_temperature=np.ones(size, dtype=np.float32),
+            top_k=np.zeros(size, dtype=np.int64),
+            top_p=np.ones(size),
+            min_p=np.zeros(size),
+            mixed_seeds=np.zeros(size, dtype=np.uint64),
+            bias=None,
+            penalties=(),
+            suppression=None,
+            logprob_rows=nothing,
+            logprobs_k=0,
+        )
+
+    @staticmethod
     def build(rows: Sequence[RowSampling]) -> SamplingBatch:
         """Gather s rows; O(s) and a few microseconds a row."""
         kinds: tuple[list[int], list[int], list[int]] = ([], [], [])
@@ -164,6 +186,17 @@ class SamplingBatch:
             logprob_rows=np.array(logprob_rows, dtype=np.int64),
             logprobs_k=logprobs_k,
         )
+
+
+def merely_greedy(params: SamplingParams) -> bool:
+    """Whether the most likely id is wanted, of the model's own logits, and nothing else."""
+    return (
+        (params.temperature == 0.0 or params.top_k == 1)
+        and params.logprobs is None
+        and params.min_tokens == 0
+        and not params.logit_bias
+        and not params.has_penalties
+    )
 
 
 def _gather_bias(entries: list[tuple[int, dict[int, float]]]) -> Sparse | None:

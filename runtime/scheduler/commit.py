@@ -96,18 +96,40 @@ class Committer:
 
     def _sampled(self, plan: StepPlan, output: ForwardOutput) -> None:
         sampled = _Sampled(output.token_ids[:, 0].tolist(), set(output.bad_rows), output.logprobs)
-        rows = plan.batch.sample_rows.tolist()
+        segments, rows = plan.segments, plan.batch.sample_rows.tolist()
         for j, index in enumerate(rows):
-            segment = plan.segments[index]
+            segment = segments[index]
             if segment.request.finish is not None or (j and rows[j - 1] == index):
                 continue
             try:
                 if segment.draft is None:
-                    self._place(segment.request, sampled, j)
+                    request = segment.request
+                    if request.matcher is None and request.sampling.logprobs is None:
+                        self._free(request, sampled, j)
+                    else:
+                        self._place(request, sampled, j)
                 else:
                     self._path(segment, segment.draft, sampled, j)
             except Exception as error:
                 self.broke(segment.request, error)
+
+    def _free(self, request: Request, sampled: _Sampled, j: int) -> None:
+        """`_place` for a request of which nothing but its id is wanted, as most of a step are."""
+        token, sampling = sampled.ids[j], request.sampling
+        if (
+            j in sampled.bad
+            or (token in self._eos_ids and not sampling.ignore_eos)
+            or token in sampling.stop_token_ids
+            or request.times.first_token == 0.0
+        ):
+            self._place(request, sampled, j)
+            return
+        request.append(token)
+        self._stats.sampled_tokens += 1
+        if self._outbox.push(request):
+            self.end(request, "stop")
+        elif request.length >= request.max_len:
+            self.end(request, "length")
 
     def _place(self, request: Request, sampled: _Sampled, j: int) -> None:
         """Take the id of sampled place j."""

@@ -16,7 +16,7 @@ from branchline.runtime.core.messages import (
     ScoreRequest,
 )
 from branchline.runtime.core.pooling import PoolState
-from branchline.runtime.core.request import Request
+from branchline.runtime.core.request import Request, TokenIds
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import ScoreState, build_groups
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
@@ -50,30 +50,32 @@ class Intake:
             InvalidRequest: names the value that cannot be run, and what to do.
             AdapterNotFound: no adapter of the name is loaded.
         """
-        self._bounds.check(source)
+        ids = _as_array(source.prompt_ids)
+        self._bounds.check(source, None if ids is None else (int(ids.min()), int(ids.max())))
+        assert ids is not None, "what is no id was refused"
         name = source.adapter
         version = self._adapters.find(name) if name else None
         number = 0 if version is None else version.number
         namespace = adapter_namespace(source.namespace, name, number)
         if namespace != source.namespace:
             source = msgspec.structs.replace(source, namespace=namespace)
-        records = self._records(source)
+        records = self._records(source, ids)
         if version is not None:
             for record in records:
                 record.adapter = version
                 self._adapters.open(version)
         return records
 
-    def _records(self, source: EngineRequest) -> list[Request]:
+    def _records(self, source: EngineRequest, ids: TokenIds) -> list[Request]:
         if isinstance(source, ScoreRequest):
-            return [self._score(source)]
+            return [self._score(source, ids)]
         if isinstance(source, EmbedRequest):
-            request = self._read_only(source)
+            request = self._read_only(source, ids)
             request.readout = PoolState(source.pooling)
             return [request]
-        return self._generate(source)
+        return self._generate(source, ids)
 
-    def _generate(self, source: GenerateRequest) -> list[Request]:
+    def _generate(self, source: GenerateRequest, ids: TokenIds) -> list[Request]:
         sampling = source.sampling
         room = self._bounds.max_context - len(source.prompt_ids)
         max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
@@ -82,6 +84,7 @@ class Intake:
         return [
             self._record(
                 source,
+                ids.copy() if index else ids,
                 source.id if index == 0 else f"{source.id}#{index}",
                 sampling,
                 max_len=len(source.prompt_ids) + max_tokens,
@@ -90,31 +93,30 @@ class Intake:
             for index in range(sampling.n)
         ]
 
-    def _score(self, source: ScoreRequest) -> Request:
-        request = self._read_only(source)
+    def _score(self, source: ScoreRequest, ids: TokenIds) -> Request:
+        request = self._read_only(source, ids)
         groups = build_groups(source.choices, self._bounds.choice_limit(source))
         request.readout = ScoreState(groups, [[] for _ in source.choices])
         return request
 
-    def _read_only(self, source: ScoreRequest | EmbedRequest) -> Request:
+    def _read_only(self, source: ScoreRequest | EmbedRequest, ids: TokenIds) -> Request:
         """A record of which nothing is sampled."""
-        return self._record(
-            source, source.id, SamplingParams(), max_len=len(source.prompt_ids), seed=0
-        )
+        return self._record(source, ids, source.id, SamplingParams(), max_len=len(ids), seed=0)
 
     def _record(
         self,
         source: EngineRequest,
+        ids: TokenIds,
         request_id: str,
         sampling: SamplingParams,
         *,
         max_len: int,
         seed: int,
     ) -> Request:
-        n = len(source.prompt_ids)
+        n = len(ids)
         return Request(
             id=request_id,
-            ids=np.array(source.prompt_ids, dtype=np.int32),
+            ids=ids,
             prompt_len=n,
             length=n,
             sampled_len=n,
@@ -123,3 +125,11 @@ class Intake:
             source=source,
             seed=seed,
         )
+
+
+def _as_array(ids: list[int]) -> TokenIds | None:
+    """int32 [n], the caller's own; None where there are none, or some are no ids."""
+    try:
+        return np.array(ids, dtype=np.int32) if ids else None
+    except (OverflowError, TypeError, ValueError):
+        return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from operator import is_
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from branchline.runtime.core.batch import (
     SHORTEST_TRUNK,
     ForwardMode,
     Int32Array,
-    Int64Array,
     RowInit,
     ScheduleBatch,
     ScoreRead,
@@ -24,7 +23,7 @@ from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import DraftTree, TreeGroup
 from branchline.runtime.memory.slot_table import SlotTable
 from branchline.runtime.memory.types import Slots
-from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
+from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch, merely_greedy
 from branchline.runtime.scheduler.drafts import Draft
 
 _NO_INTS = np.zeros(0, dtype=np.int32)
@@ -63,6 +62,33 @@ class Segment:
         """Tokens of the row in this step, candidates included."""
         tree = self.tree
         return self.count if tree is None else self.count + len(tree)
+
+    @property
+    def plain(self) -> bool:
+        """One token, whose next is sampled, and nothing else."""
+        return (
+            self.count == 1
+            and self.sample
+            and self.draft is None
+            and self.group is None
+            and not self.score_prompt
+            and not self.hidden
+        )
+
+
+class _Decoding(NamedTuple):
+    """n plain segments.
+
+    Attributes:
+        rows, starts, ids, slots: int32 [n], of their tokens.
+        inits: ids of the rows that the token table lacks.
+    """
+
+    rows: Int32Array
+    starts: Int32Array
+    ids: Int32Array
+    slots: Int32Array
+    inits: list[RowInit]
 
 
 @dataclass(slots=True)
@@ -126,7 +152,7 @@ class PlanBuilder:
         inits: list[RowInit],
         copies: tuple[Slots, Slots] | None = None,
     ) -> StepPlan:
-        """One `ScheduleBatch` of all segments, in order.
+        """One `ScheduleBatch` of all segments: plain ones first, else in order.
 
         Args:
             segments: of the step.
@@ -135,11 +161,18 @@ class PlanBuilder:
         """
         for entered in inits:
             self._told[entered.row] = entered.start + len(entered.ids)
-        if all(s.count == 1 and s.sample and s.tree is None for s in segments):
-            plan = self._decode(segments, inits)
+        plain, rest = [s for s in segments if s.plain], [s for s in segments if not s.plain]
+        segments = plain + rest
+        first = self._decoding(plain)
+        inits = [
+            *inits,
+            *first.inits,
+            *(init for s in rest if (init := self._missing(s)) is not None),
+        ]
+        if rest:
+            plan = self._extend(segments, first, inits)
         else:
-            inits = [*inits, *(init for s in segments if (init := self._missing(s)) is not None)]
-            plan = self._extend(segments, inits)
+            plan = self._decode(segments, first, inits)
         plan.batch.copies = copies
         if self._linked:
             plan.batch.previous = self._previous(plan)
@@ -172,15 +205,8 @@ class PlanBuilder:
             return None
         return RowInit(request.row, told, request.ids[told:known].copy())
 
-    def _decode(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
-        b = len(segments)
-        rows = np.fromiter((s.request.row for s in segments), np.int32, b)
-        starts = np.fromiter((s.start for s in segments), np.int32, b)
-        if (self._told[rows] <= starts).any():
-            missing = (self._missing(s) for s in segments)
-            inits = [*inits, *(init for init in missing if init is not None)]
-        else:
-            self._told[rows] = starts + 2
+    def _decode(self, segments: list[Segment], own: _Decoding, inits: list[RowInit]) -> StepPlan:
+        b, rows, starts = len(segments), own.rows, own.starts
         every = np.arange(b, dtype=np.int32)
         requests = [s.request for s in segments]
         batch = ScheduleBatch(
@@ -188,9 +214,9 @@ class PlanBuilder:
             rows=rows,
             seq_lens=starts + np.int32(1),
             extend_lens=np.ones(b, dtype=np.int32),
-            input_ids=np.fromiter((_known_id(s.request, s.start) for s in segments), np.int32, b),
+            input_ids=own.ids,
             positions=starts.astype(np.int64),
-            out_slots=self._slots[rows, starts],
+            out_slots=own.slots,
             logit_idx=every,
             sample_idx=every,
             sample_rows=every,
@@ -211,7 +237,7 @@ class PlanBuilder:
         slots = self._slots[long, SHORTEST_TRUNK - 1]
         return bool((slots[1:] == slots[:-1]).any())
 
-    def _extend(self, segments: list[Segment], inits: list[RowInit]) -> StepPlan:
+    def _extend(self, segments: list[Segment], first: _Decoding, inits: list[RowInit]) -> StepPlan:
         ids, positions, slots, logits = [], [], [], []
         sample_idx: list[int] = []
         sample_rows: list[int] = []
@@ -220,25 +246,20 @@ class PlanBuilder:
         hidden_rows: list[Int32Array] = []
         spans: list[Span] = []
         hidden_spans: list[Span] = []
-        lens = np.fromiter((s.num_tokens for s in segments), np.int32, len(segments))
+        n = len(first.rows)
+        lens, seq_lens, batch_rows = _sizes(segments, first)
         start = np.zeros(len(segments) + 1, dtype=np.int32)
         np.cumsum(lens, out=start[1:])
-        seq_lens = np.fromiter((s.start + s.num_tokens for s in segments), np.int32, len(segments))
         num_logits = num_reads = num_hidden = 0
-        index = 0
-        while index < len(segments):
-            if (n := _decoding_run(segments, index)) > 0:
-                known, at, taken = self._decoding(segments[index : index + n])
-                ids.append(known)
-                positions.append(at)
-                slots.append(taken)
-                logits.append(start[index : index + n])
-                sample_idx.extend(range(num_logits, num_logits + n))
-                sample_rows.extend(range(index, index + n))
-                num_logits += n
-                index += n
-                continue
-            segment = segments[index]
+        if n:
+            ids.append(first.ids)
+            positions.append(first.starts.astype(np.int64))
+            slots.append(first.slots)
+            logits.append(start[:n])
+            sample_idx.extend(range(n))
+            sample_rows.extend(range(n))
+            num_logits = n
+        for index, segment in enumerate(segments[n:], n):
             ids.append(_segment_ids(segment))
             positions.append(_segment_positions(segment))
             row, end = segment.request.row, segment.start + segment.num_tokens
@@ -261,11 +282,10 @@ class PlanBuilder:
                 sample_rows.extend([index] * places)
             logits.append(wanted + start[index])
             num_logits += len(wanted)
-            index += 1
         sampled = [segments[i].request for i in sample_rows]
         batch = ScheduleBatch(
             mode=_mode(segments),
-            rows=np.fromiter((s.request.row for s in segments), np.int32, len(segments)),
+            rows=batch_rows,
             seq_lens=seq_lens,
             extend_lens=lens,
             input_ids=np.concatenate(ids),
@@ -290,24 +310,31 @@ class PlanBuilder:
         steady = all(s.sample and s.start >= s.request.prompt_len for s in segments)
         return StepPlan(batch, segments, spans, hidden_spans, guesses, steady)
 
-    def _decoding(self, segments: list[Segment]) -> tuple[Int32Array, Int64Array, Int32Array]:
-        """(ids, positions, slots) of segments of one token, all at once."""
+    def _decoding(self, segments: list[Segment]) -> _Decoding:
+        """What a step has of plain segments, all at once."""
         n = len(segments)
-        rows = np.fromiter((s.request.row for s in segments), np.int32, n)
-        starts = np.fromiter((s.start for s in segments), np.int64, n)
-        ids = np.fromiter((_known_id(s.request, s.start) for s in segments), np.int32, n)
-        return ids, starts, self._slots[rows, starts]
+        rows = np.fromiter([s.request.row for s in segments], np.int32, n)
+        starts = np.fromiter([s.start for s in segments], np.int32, n)
+        missing: list[RowInit] = []
+        if (self._told[rows] <= starts).any():
+            missing = [init for s in segments if (init := self._missing(s)) is not None]
+        else:
+            self._told[rows] = starts + 2
+        ids = np.fromiter([_known_id(s.request, s.start) for s in segments], np.int32, n)
+        return _Decoding(rows, starts, ids, self._slots[rows, starts], missing)
 
     def _sampling_batch(self, requests: list[Request]) -> SamplingBatch:
         # The requests themselves are kept: the address of one that is gone may be another's.
         same = len(requests) == len(self._sampled) and all(map(is_, requests, self._sampled))
         if not same or self._sampling is None:
-            self._sampling = SamplingBatch.build(
-                [
+            if all(merely_greedy(r.sampling) for r in requests):
+                self._sampling = SamplingBatch.greedy(len(requests))
+            else:
+                rows = (
                     RowSampling(r.sampling, r.seed, r.prompt_len, self._suppress_ids(r))
                     for r in requests
-                ]
-            )
+                )
+                self._sampling = SamplingBatch.build(list(rows))
             self._sampled = requests
         return self._sampling
 
@@ -324,15 +351,14 @@ def _mode(segments: list[Segment]) -> ForwardMode:
     return ForwardMode.VERIFY if tree else ForwardMode.EXTEND
 
 
-def _decoding_run(segments: list[Segment], first: int) -> int:
-    """How many segments from `first` on are one token whose next is sampled, and nothing else."""
-    index = first
-    for segment in islice(segments, first, None):
-        plain = segment.count == 1 and segment.sample and segment.tree is None
-        if not plain or segment.score_prompt or segment.hidden:
-            break
-        index += 1
-    return index - first
+def _sizes(segments: list[Segment], first: _Decoding) -> tuple[Int32Array, Int32Array, Int32Array]:
+    """(tokens in the step, tokens of the row then, row) of each segment, the first ones plain."""
+    rest = [(s.num_tokens, s.start, s.request.row) for s in segments[len(first.rows) :]]
+    table = np.array(rest, dtype=np.int32).reshape(-1, 3)
+    lens = np.ones(len(segments), dtype=np.int32)
+    lens[len(first.rows) :] = table[:, 0]
+    seq_lens = np.concatenate([first.starts, table[:, 1]]) + lens
+    return lens, seq_lens, np.concatenate([first.rows, table[:, 2]])
 
 
 def _known_id(request: Request, position: int) -> int:

@@ -75,6 +75,7 @@ class Planner:
         self._adapters = adapters or NoAdapters()
         self.running: dict[Request, None] = {}
         self._cache = cache
+        cache.on_inserted = waiting.inserted
         self._waiting = waiting
         self._stats = stats
         self._max_running = max_running
@@ -138,24 +139,28 @@ class Planner:
 
     def _decode(self, segments: list[Segment], drafts: dict[Request, Draft]) -> int:
         budget = self._max_step_tokens
+        held = self._cache.slot_table.held
         for request in list(self.running):
-            if request not in self.running or not _wants_decode(request) or budget == 0:
+            if not _wants_decode(request) or request not in self.running or budget == 0:
                 continue
             start = request.planned_len
-            count = min(request.pending_len, budget)  # more than 1 after forced tokens
-            if not self._make_room(request, start + count):
+            pending = request.sampled_len - start
+            count = min(pending, budget)  # more than 1 after forced tokens
+            end = start + count
+            if end > held[request.row] and not self._make_room(request, end):
                 continue
-            sample = count == request.pending_len
+            sample = count == pending
             draft = drafts.get(request)
             if draft is not None and not (sample and count + len(draft) <= budget):
                 draft = None
-            segment = Segment(request, start, count, sample, draft=draft)
-            segments.append(segment)
+            segments.append(Segment(request, start, count, sample, draft=draft))
             _advance(request, count, sample=sample)
-            budget -= segment.num_tokens
+            budget -= count if draft is None else count + len(draft)
         return budget
 
     def _continue_prefill(self, segments: list[Segment], budget: int) -> int:
+        if all(request.status is Status.DECODE for request in self.running):
+            return budget
         for request in list(self.running):
             if budget <= 0:
                 break
@@ -247,7 +252,6 @@ class Planner:
         ids = request.ids[: request.length]
         handle = request.handle
         assert isinstance(handle, CacheHandle)
-        old = self._cache.match_len(ids[:computed_len], namespace) if insert else 0
         self._cache.release(
             request.row,
             ids,
@@ -257,8 +261,6 @@ class Planner:
             insert=insert,
             priority=request.source.priority,
         )
-        if insert:
-            self._waiting.inserted(ids, namespace, old, computed_len)
         self.prefixes.discard(request)
         self.running.pop(request, None)
         if request.adapter is not None:
@@ -272,11 +274,9 @@ class Planner:
         assert isinstance(handle, CacheHandle)
         namespace = request.source.namespace
         ids = request.ids[: request.length]
-        old = self._cache.match_len(ids[:computed_len], namespace)
         request.handle = self._cache.commit(
             request.row, ids, computed_len, handle, namespace, priority=request.source.priority
         )
-        self._waiting.inserted(ids, namespace, old, computed_len)
         if computed_len >= request.prompt_len - 1:
             self.prefixes.discard(request)
 
@@ -336,11 +336,11 @@ class Planner:
 
     def _reserve(self, request: Request) -> int:
         """Tokens to keep free for what a running request has still to compute and may write."""
-        nodes = 0
-        if request.score is not None and not request.score.complete:
+        nodes, sampled = 0, request.sampled_len
+        if request.readout is not None and request.score is not None and not request.score.complete:
             nodes = max(len(group.tree) for group in request.score.groups)
-        room = min(request.max_len - request.sampled_len, RESERVE_TOKENS)
-        return request.pending_len + nodes + int(room * self._reserve_share)
+        room = min(request.max_len - sampled, RESERVE_TOKENS)
+        return sampled - request.planned_len + nodes + int(room * self._reserve_share)
 
     def _fits(self, request: Request, cached_len: int, reserved: int) -> bool:
         """True when `request` may start; with nothing running, leases give way to it."""
@@ -376,16 +376,14 @@ def _spare_slots(cache: CacheManager, request: Request, count: int, plenty: int)
 
 def _wants_decode(request: Request) -> bool:
     return (
-        request.finish is None
-        and request.generates
-        and request.pending_len > 0
-        and request.status is Status.DECODE
-        and request.sampled_len < request.max_len
+        request.status is Status.DECODE  # so that it generates
+        and request.finish is None
+        and request.planned_len < request.sampled_len < request.max_len
     )
 
 
 def _wants_prefill(request: Request) -> bool:
-    if request.finish is not None or request.pending_len == 0:
+    if request.status is Status.DECODE or request.finish is not None or request.pending_len == 0:
         return False
     return not request.generates or request.status is Status.PREFILL
 

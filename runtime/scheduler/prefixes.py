@@ -7,8 +7,6 @@ part is in the cache. Holding never blocks requests that share nothing.
 
 from __future__ import annotations
 
-import numpy as np
-
 from branchline.runtime.core.request import Request
 
 MIN_SHARED = 4
@@ -42,15 +40,16 @@ class PrefixesInFlight:
         group = self._groups.get(self._key(request))
         if group is None:
             return False
-        ids = request.ids[: request.length]
+        ids, length = request.ids, request.length
+        end = cached_len + MIN_SHARED
+        wanted = ids[:end].tobytes()
         for count, other in enumerate(group):
             if count == MAX_COMPARED:
                 return False
-            limit = min(len(ids), other.prompt_len)
-            if limit - cached_len < MIN_SHARED or other is request:
+            if min(length, other.prompt_len) < end or other is request:
                 continue
-            end = cached_len + MIN_SHARED
-            if np.array_equal(ids[:end], other.ids[:end]):
+            # most that differ do so where they go on from what is cached
+            if other.ids[end - 1] == ids[end - 1] and other.ids[:end].tobytes() == wanted:
                 return True
         return False
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from branchline.runtime.errors import InvalidRequest, ModelLoadError
+from branchline.runtime.tokenizer.cuts import Cuts
 
 if TYPE_CHECKING:
     from branchline.runtime.loading.checkpoint import TokenizerSource
@@ -94,6 +95,7 @@ class Tokenizer:
         self.vocab_size: int = max(
             self._plain.get_vocab_size(with_added_tokens=True), max(self._added, default=-1) + 1
         )
+        self._cuts = Cuts(self._plain, text)
         self._to_bytes = _ByteLevelVocabulary() if _is_byte_level(text) else _SpacedVocabulary()
         self._bytes: list[bytes | None] = [None] * self.vocab_size
         self._table: list[bytes] | None = None
@@ -113,20 +115,28 @@ class Tokenizer:
         """
         if start and self._prefix and text and not text.startswith(" "):
             text = " " + text
+        return self.encode_each([text], special=special)[0]
+
+    def encode_each(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """Ids of each text, as `encode` gives them; InvalidRequest when one holds a surrogate."""
         tokenizer = self._with_special if special else self._plain
         try:
-            if len(text) <= _SHORT_CHARS:
-                ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-            else:
-                [found] = tokenizer.encode_batch_fast([text], add_special_tokens=False)
-                ids = found.ids
+            if sum(map(len, texts)) <= _SHORT_CHARS:
+                return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+            found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [one.ids for one in found]
         except (UnicodeEncodeError, TypeError) as error:
+            text = next((text for text in texts if not _is_text(text)), "")
             raise InvalidRequest(
                 "The text holds a lone surrogate, which no encoding can express.",
                 hint="Decode bytes with errors='replace' before they get here.",
                 value=ascii(text[:60]),
             ) from error
-        return ids
+
+    def parts(self, text: str) -> list[str]:
+        """Parts of a text whose ids, joined, are the text's. Texts that begin alike have their
+        first parts in common, so that what they share need not be encoded again."""
+        return self._cuts.parts(text)
 
     def encode_template(self, text: str, *, start: bool = False) -> list[int]:
         """Ids of a piece of a chat template: `encode` with special tokens read as such."""
@@ -171,6 +181,14 @@ class Tokenizer:
         if token_id in self.special_ids:
             return name.encode()
         return self._to_bytes(name, token_id in self._added)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _ByteLevelVocabulary:

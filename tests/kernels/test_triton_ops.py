@@ -67,9 +67,8 @@ def test_activations_and_lookups(ops: TritonOps, reference: ReferenceOps, dtype:
     want = plane.clone()
     want[index[1:].long()] = x[2:5]
     ops.scatter_rows(x[2:5].contiguous(), index[1:], plane)
-    assert torch.equal(plane[[3, 5]], want[[3, 5]]) and any(
-        torch.equal(plane[0], x[i]) for i in (2, 3)
-    )
+    assert torch.equal(plane[[3, 5]], want[[3, 5]])
+    assert ((plane[0] == x[2]) | (plane[0] == x[3])).all()  # two rows for one place
     table = DenseWeight(randn(ops, 11, 48))
     assert torch.equal(ops.embedding(index, table), table.tensor[index.long()])
 

@@ -127,8 +127,10 @@ class CacheMachine(RuleBasedStateMachine):
     def match(self, data: Any) -> None:
         namespace, ids = self.draw_prompt(data, 4 * self.page_size)
         match = self.manager.match(array(ids), namespace)
-        assert match.cached_len == self.longest(ids, namespace) == len(match.slots)
-        self.pool.check(match.slots, ids, namespace)
+        slots = self.manager.slots_of(match.handle)
+        assert slots is not None
+        assert match.cached_len == self.longest(ids, namespace) == len(slots)
+        self.pool.check(slots, ids, namespace)
         self.checked["match"] += bool(match.cached_len)
         if match.cached_len and data.draw(st.booleans()):
             self.manager.lock(match.handle)
@@ -215,9 +217,11 @@ class CacheMachine(RuleBasedStateMachine):
             return
         found = self.manager.match(array(row.ids[:whole]), row.namespace)
         assert found.cached_len == whole
+        held = self.manager.slots_of(found.handle)
+        assert held is not None
         for key in self.pages_of(row.ids[:whole], row.namespace):
             end = len(key[1])
-            slots = tuple(int(slot) for slot in found.slots[end - self.page_size : end])
+            slots = tuple(int(slot) for slot in held[end - self.page_size : end])
             assert self.known.setdefault(key, slots) == slots
         self.checked["finish"] += 1
 

@@ -34,7 +34,9 @@ def test_a_finished_prompt_is_found_again_with_its_slots() -> None:
     slots = cm.slot_table.array[row.row, :3].tolist()
     release(cm, row)
     match = cm.match(array([5, 6, 7, 8]))
-    assert (match.cached_len, match.slots.tolist()) == (3, slots)
+    found = cm.slots_of(match.handle)
+    assert found is not None
+    assert (match.cached_len, found.tolist()) == (3, slots)
     assert 0 not in slots
     assert (cm.used_tokens, cm.cached_tokens, cm.free_tokens) == (0, 3, 61)
 
@@ -369,7 +371,7 @@ def test_a_row_whose_caller_wrote_the_cached_slots_itself() -> None:
     cm.lock(match.handle)
     row = cm.allocate_row()
     assert row is not None
-    cm.slot_table.array[row, :3] = match.slots
+    cm.slot_table.array[row, :3] = cm.slots_of(match.handle)
     assert cm.extend(row, 3, 5)
     assert cm.running_tokens == 2
     cm.release(row, array([1, 2, 3, 4, 5]), 5, match.handle)

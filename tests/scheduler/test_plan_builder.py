@@ -110,13 +110,17 @@ def segment_of(kind: str, row: int, start: int, count: int) -> Segment:
 def test_a_mixed_step_is_its_segments_one_after_the_other(
     parts: list[tuple[str, int, int]],
 ) -> None:
-    """Whatever stands beside a segment, its tokens, reads and samples are those it has alone."""
+    """Whatever stands beside a segment, its tokens, reads and samples are those it has alone;
+    rows that only decode come first."""
     table = SlotTable(8, 16, 1)
     for row in range(8):
         table.write(row, 0, np.arange(16, dtype=np.int32) + np.int32(100 * row))
     builder = PlanBuilder(table, lambda request: ())
     segments = [segment_of(kind, row, *at) for row, (kind, *at) in enumerate(parts)]
-    whole = builder.build(segments, []).batch
+    plan = builder.build(segments, [])
+    whole, given = plan.batch, segments
+    segments = plan.segments
+    assert segments == sorted(given, key=lambda s: not s.plain)
     alone = [builder.build([segment], []).batch for segment in segments]
     tokens = np.cumsum([0] + [one.num_tokens for one in alone])
     logits = np.cumsum([0] + [len(one.logit_idx) for one in alone])
