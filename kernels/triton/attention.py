@@ -20,6 +20,7 @@ from branchline.kernels.triton.trunk_kernels import (
     trunk_length_kernel,
 )
 from branchline.kernels.triton.tuning import Device, plain_launch, power_of_two
+from branchline.kernels.triton.verify_kernels import verify_kernel
 
 __all__ = ["SHORTEST_TRUNK", "attend", "find_trunks", "trunk_tiles"]
 
@@ -33,6 +34,10 @@ _MANY_BYTES = 256
 """Keys of a block where rows are not cut, and bytes of a key up to which that is so."""
 _TRUNK_QUERIES = 64
 """Queries of a tile that reads a trunk: rows times query heads of a KV head."""
+_CHECKED_TOKENS = 512
+"""Tokens of a step with trees up to which its rows' keys are cut into parts."""
+_CHECKED_QUERIES = 32
+"""Queries of a tile of such a step, where rows have more than a few tokens."""
 _COMPARED = 512
 """Slots of each row that one program compares."""
 SHORTEST_TRUNK = 256
@@ -58,6 +63,8 @@ def attend(
         return out
     if not deterministic and meta.tree_lens is None and _longest_extend(meta) <= 1:
         _decode(gpu, q, k_pool, v_pool, meta, scale, out)
+    elif not deterministic and meta.tree_lens is not None and t <= _CHECKED_TOKENS:
+        _verify(gpu, q, k_pool, v_pool, meta, scale, out)
     else:
         _extend(gpu, q, k_pool, v_pool, meta, scale, out, small=deterministic)
     return out
@@ -233,4 +240,48 @@ def _extend(
         TREE=not no_tree,
         **_heads(gpu, q, k_pool),
         **gpu.launch(4 if few else 8, 2),
+    )
+
+
+def _verify(
+    gpu: Device,
+    q: torch.Tensor,
+    k_pool: torch.Tensor,
+    v_pool: torch.Tensor,
+    meta: AttentionMeta,
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    """A step with trees, of few tokens."""
+    b, t, d, hkv = meta.rows.shape[0], q.shape[0], q.shape[2], k_pool.shape[1]
+    group = q.shape[1] // hkv
+    m = max(16 if t * group <= 16 * b else _CHECKED_QUERIES, power_of_two(group))
+    tokens = m // group
+    tiles = t // tokens + b
+    block = _DECODE_KEYS if q.dtype != torch.float32 else 32
+    splits = min(_parts(gpu, tiles * hkv), triton.cdiv(meta.slot_table.shape[1], block))
+    if tiles * hkv > gpu.counters.shape[0]:
+        splits = 1
+    shape = (tiles, hkv, splits, m)
+    verify_kernel[(tiles, hkv, splits)](
+        *_operands(q, k_pool, v_pool, meta),
+        meta.tree_lens,
+        meta.tree_offsets,
+        meta.tree_words,
+        torch.empty(*shape, d, dtype=torch.float32, device=q.device),
+        torch.empty(shape, dtype=torch.float32, device=q.device),
+        gpu.counters,
+        out,
+        scale * _LOG2_E,
+        b,
+        meta.slot_table.stride(0),
+        hkv,
+        TOKENS=tokens,
+        M=m,
+        BLOCK_N=block,
+        BLOCK_B=power_of_two(b),
+        SPLITS=splits,
+        JOIN=max(1, min(power_of_two(splits), 8192 // (m * power_of_two(d)))),
+        **_heads(gpu, q, k_pool),
+        **gpu.launch(4, 2),
     )

@@ -32,6 +32,44 @@ def test_split_rows_equal_whole_ones(kernel_device: torch.device) -> None:
         assert not ops._gpu.counters.any()
 
 
+TREES = [
+    ([(300, 9), (70, 1)], [8, 0]),
+    ([(200, 30), (3, 3), (130, 12)], [29, 3, 7]),
+    ([(40, 1), (90, 4), (7, 5), (65, 2)], [0, 3, 4, 1]),
+    ([(260, 75)], [70]),
+]
+
+
+@pytest.mark.parametrize("case", range(len(TREES)))
+@pytest.mark.parametrize("heads", [(3, 1, 16), (4, 2, 32), (9, 1, 80)], ids=str)
+def test_trees_over_cut_rows_equal_whole_ones(
+    kernel_device: torch.device, case: int, heads: tuple[int, int, int]
+) -> None:
+    """Tiles of several tokens, whose keys are read in parts; padding rows and tokens beside them,
+    which change nothing. Counters are left at zero."""
+    lens, trees = TREES[case]
+    hq, hkv, d = heads
+    step = random_step(lens, seed=case, trees=trees)
+    torch.manual_seed(0)
+    q = torch.randn(step.tokens, hq, d)
+    k, v = torch.randn(2, step.num_slots, hkv, d).unbind(0)
+    want = ReferenceOps().paged_attention(q, k, v, step.meta, 0.2)
+    ops = TritonOps(kernel_device, torch.float32)
+    ops._gpu.processors = 60
+    meta = meta_on(step.meta, kernel_device)
+    starts = torch.full((1,), step.tokens, dtype=torch.int32, device=kernel_device)
+    padded = {
+        name: pad(x, 1)
+        for name, x in vars(meta).items()
+        if name in ("rows", "seq_lens", "extend_lens", "tree_lens", "tree_offsets")
+    }
+    padded["extend_start"] = torch.cat([meta.extend_start, starts])
+    for one in (meta, AttentionMeta(**(vars(meta) | padded))):
+        got = ops.paged_attention(*(x.to(kernel_device) for x in (q, k, v)), one, 0.2)
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=2e-6)
+        assert not ops._gpu.counters.any()
+
+
 FORKS = [(4, 40, 0), (4, 40, 100), (4, 40, 256), (3, 20, 300)]
 FORKS_ON_GPU = [(1, 70, 700), (2, 80, 2048), (8, 70, 256)]
 
@@ -152,4 +190,4 @@ def _dense(n: int, k: int) -> DenseWeight:
 
 
 def pad(x: torch.Tensor, count: int) -> torch.Tensor:
-    return torch.cat([x, torch.zeros(count, dtype=x.dtype)])
+    return torch.cat([x, torch.zeros(count, dtype=x.dtype, device=x.device)])
