@@ -18,6 +18,7 @@ from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws, SamplingOps
 from branchline.kernels.triton.adapted_ops import AdaptedOps
 from branchline.kernels.triton.attention import attend
+from branchline.kernels.triton.beam import TritonBeam
 from branchline.kernels.triton.linear import Linears, dense_of
 from branchline.kernels.triton.lora import Adapters
 from branchline.kernels.triton.rope_kernel import rope_write_kernel
@@ -44,7 +45,7 @@ __all__ = ["TritonOps"]
 _COPIED_AT_ONCE = 256
 
 
-class TritonOps(AdaptedOps, SamplingOps):
+class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
     """Every op on one device.
 
     Args:
