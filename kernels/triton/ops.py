@@ -29,6 +29,7 @@ from branchline.kernels.triton.row_kernels import (
     argmax_part_kernel,
     copy_slots_kernel,
     gather_rows_kernel,
+    joined_norms_kernel,
     logsumexp_kernel,
     resolve_ids_kernel,
     rms_norm_kernel,
@@ -53,6 +54,8 @@ class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
         dtype: of activations and dense weights: bfloat16 or float32.
         deterministic: fix the order of all sums, at some cost in speed.
     """
+
+    joins_inputs = True
 
     def __init__(
         self,
@@ -116,6 +119,35 @@ class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
     ) -> torch.Tensor:
         return self._norm(x, residual, weight, eps, add=True)
 
+    def joined_norms(
+        self,
+        ids: torch.Tensor,
+        table: Weight,
+        norm: torch.Tensor,
+        index: torch.Tensor,
+        states: torch.Tensor,
+        state_norm: torch.Tensor,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        t, width = ids.shape[0], states.shape[1]
+        out = torch.empty(t, 2 * width, dtype=self.dtype, device=states.device)
+        kept = torch.empty(t, width, dtype=states.dtype, device=states.device)
+        joined_norms_kernel[(t, 2)](
+            ids,
+            dense_of(table),
+            norm,
+            index,
+            states,
+            state_norm,
+            out,
+            kept,
+            width,
+            eps,
+            BLOCK=power_of_two(width),
+            **self._gpu.launch(4),
+        )
+        return out, kept
+
     def linear(
         self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -144,15 +176,11 @@ class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
             return self._linears.gated_linear(x, dense_of(weight), bias)
         return super().gated_linear(x, weight, bias)
 
-    def linear_add(
-        self,
-        x: torch.Tensor,
-        weight: Weight,
-        residual: torch.Tensor,
-        bias: torch.Tensor | None = None,
-    ) -> None:
-        """`residual += linear(x)` in place, where `fused` says so."""
-        self._linears.linear_add(x, dense_of(weight), residual, bias)
+    def linear_add(self, x: torch.Tensor, weight: Weight, y: torch.Tensor) -> torch.Tensor:
+        if not self._linears.adds(x.shape[0]):
+            return super().linear_add(x, weight, y)
+        self._linears.linear_add(x, dense_of(weight), y, None)
+        return y
 
     def residual_step(
         self,
@@ -168,11 +196,23 @@ class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if self.fused(x.shape[0]):
-            self.linear_add(x, projection, residual, projection_bias)
+            self._linears.linear_add(x, dense_of(projection), residual, projection_bias)
             if weight is None:
                 return self.rms_norm(residual, norm, eps)
             dense = dense_of(weight)
             return self._linears.norm_linear(residual, norm, eps, dense, bias, gated=gated)
+        if weight is not None and self._linears.steps(*residual.shape):
+            return self._linears.norm_step(
+                x,
+                dense_of(projection),
+                residual,
+                norm,
+                eps,
+                dense_of(weight),
+                projection_bias,
+                bias,
+                gated=gated,
+            )
         return super().residual_step(
             x,
             projection,
