@@ -279,9 +279,8 @@ def _verify(
         TOKENS=tokens,
         M=m,
         BLOCK_N=block,
-        BLOCK_B=power_of_two(b),
-        SPLITS=splits,
-        JOIN=max(1, min(power_of_two(splits), 8192 // (m * power_of_two(d)))),
+        BLOCK_B=max(32, power_of_two(b)),
+        JOIN=max(1, 8192 // (m * power_of_two(d))),
         **_heads(gpu, q, k_pool),
         **gpu.launch(4, 2),
     )

@@ -17,7 +17,6 @@ from branchline.kernels.triton.attention_kernels import (
     attend_block,
     attend_keys,
     load_queries,
-    parts_of,
     tree_visible,
 )
 from branchline.kernels.triton.device_functions import take_turn
@@ -92,17 +91,18 @@ def verify_kernel(
     tree_lens, tree_offsets, tree_words, part_out, part_lse, arrived, out,
     scale_log2, batch, context, hkv,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
-    M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, SPLITS: tl.constexpr,
-    JOIN: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+    M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, JOIN: tl.constexpr,
+    WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A program takes TOKENS tokens of one row, one KV head and one of SPLITS parts of the keys.
+    """A program takes TOKENS tokens of one row, one KV head and one part of the keys.
 
     Its queries are a tile [M, D], M at least TOKENS * GROUP. Tiles past the last one do nothing, so
     the grid needs an upper bound of the tiles only. Float32 scratch: part_out
-    [tiles, hkv, SPLITS, M, D] and part_lse [tiles, hkv, SPLITS, M]; `arrived` [tiles * hkv] counts
+    [tiles, hkv, parts, M, D] and part_lse [tiles, hkv, parts, M]; `arrived` [tiles * hkv] counts
     the parts and is 0 again in the end.
     """
     tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    splits = tl.num_programs(2)
     take_turn(PDL)
     b = tl.arange(0, BLOCK_B)
     tiles = tl.cdiv(tl.load(extend_lens + b, mask=b < batch, other=0), TOKENS)
@@ -119,7 +119,8 @@ def verify_kernel(
         plain_until = length - extend + first_x + 1
         plain_until = tl.where(in_tree, tl.minimum(plain_until, length - nodes), plain_until)
         plain_until = plain_until // BLOCK_N * BLOCK_N
-        part, used = parts_of(keys, SPLITS, BLOCK_N)
+        part = tl.cdiv(tl.cdiv(keys, splits), BLOCK_N) * BLOCK_N
+        used = tl.cdiv(keys, part)
         if split < used:
             m, i = tl.arange(0, M), tl.arange(0, BLOCK_D)
             x, g = first_x + m // GROUP, m % GROUP
@@ -140,7 +141,7 @@ def verify_kernel(
                 tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)
             else:
                 one = (tile * hkv + head).to(tl.int64)
-                mine = (one * SPLITS + split) * M + m
+                mine = (one * splits + split) * M + m
                 safe = tl.where(total > 0, total, 1.0)
                 lse = tl.where(total > 0, top + tl.log2(safe), float("-inf"))
                 tl.store(part_out + mine[:, None] * D + i[None, :], value, mask=(i < D)[None, :])
@@ -149,6 +150,6 @@ def verify_kernel(
                 if tl.atomic_add(arrived + one, 1) == used - 1:
                     tl.store(arrived + one, 0)
                     value = join_tile(
-                        part_out, part_lse, one * SPLITS, used, M, D, BLOCK_D, JOIN
+                        part_out, part_lse, one * splits, used, M, D, BLOCK_D, JOIN
                     )
                     tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)
