@@ -227,6 +227,21 @@ class Ops(LoraOps, ABC):
             return normed
         return (self.gated_linear if gated else self.linear)(normed, weight, bias)
 
+    def head_step(
+        self,
+        x: torch.Tensor,
+        projection: Weight,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        head: Weight,
+    ) -> torch.Tensor:
+        """The logits behind a last block: `residual_step` up to the norm, then `head`.
+
+        x [t, K], projection [H, K], residual [t, H], changed; head [N, H] -> [t, N].
+        """
+        return self.head(self.residual_step(x, projection, residual, norm, eps, None), head)
+
     def adapted_linear(
         self,
         x: torch.Tensor,

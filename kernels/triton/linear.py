@@ -112,10 +112,11 @@ class Linears:
         bias: torch.Tensor | None,
         *,
         gated: bool,
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """linear(rms_norm(x)) of one row, maybe gated."""
+        """linear(rms_norm(x)) of one row, maybe gated; of x's dtype if none is given."""
         n = weight.shape[0] // 2 if gated else weight.shape[0]
-        out = torch.empty(1, n, dtype=x.dtype, device=x.device)
+        out = torch.empty(1, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         self._one(x, weight, bias, out, norm=norm, eps=eps, gated=gated)
         return out
 
@@ -184,14 +185,17 @@ class Linears:
         bias: torch.Tensor | None,
         *,
         gated: bool,
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """`residual += x @ projection.T`, and the product of its norm, maybe gated; see `steps`."""
+        """`residual += x @ projection.T`, and the product of its norm, maybe gated; see `steps`.
+
+        The product is of x's dtype if none is given."""
         t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
         programs = triton.cdiv(projection.shape[0], skinny_tile(t, projection.shape[0], False)[0])
         squares = torch.empty(t, programs, dtype=torch.float32, device=x.device)
         stream = _Stream(norm, torch.empty_like(residual), squares, eps)
         self._few(x, projection, projection_bias, residual, add=True, stream=stream)
-        out = torch.empty(t, n, dtype=x.dtype, device=x.device)
+        out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         self._few(stream.scaled, weight, bias, out, gated=gated, stream=stream)
         return out
 

@@ -225,6 +225,26 @@ class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
             bias=bias,
         )
 
+    def head_step(
+        self,
+        x: torch.Tensor,
+        projection: Weight,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        head: Weight,
+    ) -> torch.Tensor:
+        first, matrix, wide = dense_of(projection), dense_of(head), torch.float32
+        if self.fused(x.shape[0]):
+            self._linears.linear_add(x, first, residual, None)
+            return self._linears.norm_linear(
+                residual, norm, eps, matrix, None, gated=False, dtype=wide
+            )
+        if self._linears.steps(*residual.shape):
+            operands = x, first, residual, norm, eps, matrix, None, None
+            return self._linears.norm_step(*operands, gated=False, dtype=wide)
+        return super().head_step(x, projection, residual, norm, eps, head)
+
     def qk_norm_rope_write(
         self,
         qkv: torch.Tensor,

@@ -167,14 +167,19 @@ class EagleHead:
             attended, self.output, residual, self.mlp_norm, self.mlp.gate_up, ops, None, gated=True
         )
         assert self._head is not None, "the head was prepared"
+        down = self.mlp.down
         if self.norm is None:
-            down = self.mlp.down
             states = ops.add(ops.linear(gated, down.weight, down.bias), residual)
             ops.scatter_rows(states, batch.out_slots, entries.features)
             return ops.head(states, self._head)
-        normed = step(gated, self.mlp.down, residual, self.norm, None, ops, None)
+        if down.bias is None:
+            norm = self.norm
+            operands = gated, down.weight, residual, norm.weight, norm.eps, self._head
+            logits = ops.head_step(*operands)
+        else:
+            logits = ops.head(step(gated, down, residual, self.norm, None, ops, None), self._head)
         ops.scatter_rows(residual, batch.out_slots, entries.features)
-        return ops.head(normed, self._head)
+        return logits
 
     def _heads(
         self,

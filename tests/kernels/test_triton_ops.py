@@ -139,6 +139,18 @@ def test_residual_step(
         assert close(residual, stream, 2 * BOUNDS[dtype])
 
 
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_head_step(ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int) -> None:
+    down, head = DenseWeight(randn(ops, 64, 96)), DenseWeight(randn(ops, 200, 64))
+    norm, x, residual = torch.randn(64, device=ops.device), randn(ops, rows, 96), randn(ops, rows, 64)
+    stream = residual.float().clone()
+    exact = [DenseWeight(w.tensor.float()) for w in (down, head)]
+    want = reference.head_step(x.float(), exact[0], stream, norm, 1e-5, exact[1])
+    got = ops.head_step(x, down, residual, norm, 1e-5, head)
+    assert got.dtype == torch.float32 and close(got, want, 3 * BOUNDS[dtype])
+    assert close(residual, stream, 2 * BOUNDS[dtype])
+
+
 @pytest.mark.parametrize("heads", [(4, 2, 32), (9, 3, 64), (2, 1, 80), (0, 2, 32)], ids=str)
 @pytest.mark.parametrize("norms", ["none", "both", "q"])
 def test_rope_and_write(
