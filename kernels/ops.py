@@ -21,6 +21,8 @@ from branchline.kernels.weights import Weight
 
 __all__ = ["AttentionMeta", "Ops"]
 
+# size: Ops: the interface of a backend, one method for each op
+
 
 @dataclass(frozen=True)
 class AttentionMeta:

@@ -70,7 +70,9 @@ def _next(
     before = beam.scratch + (level * beam.scratch_rows + row) * w
     beam.previous[there, :n] = (before + parents).int().flatten()
     entries = (beam.inputs[:, 0].long() - beam.first).clamp(min=0)
-    columns = (entries[:, None, None] + torch.arange(level + 1, device=ids.device)).expand(-1, w, -1)
+    columns = (entries[:, None, None] + torch.arange(level + 1, device=ids.device)).expand(
+        -1, w, -1
+    )
     table = beam.table.view(rows, w, -1)
     table.scatter_(2, columns, table[row, parents].gather(2, columns))
     own = beam.scratch + (there * beam.scratch_rows + row) * w + j

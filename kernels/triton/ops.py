@@ -19,6 +19,7 @@ from branchline.kernels.sampling import Draws, SamplingOps
 from branchline.kernels.triton.adapted_ops import AdaptedOps
 from branchline.kernels.triton.attention import attend
 from branchline.kernels.triton.beam import TritonBeam
+from branchline.kernels.triton.draft_ops import DraftOps
 from branchline.kernels.triton.linear import Linears, dense_of
 from branchline.kernels.triton.lora import Adapters
 from branchline.kernels.triton.rope_kernel import rope_write_kernel
@@ -29,7 +30,6 @@ from branchline.kernels.triton.row_kernels import (
     argmax_part_kernel,
     copy_slots_kernel,
     gather_rows_kernel,
-    joined_norms_kernel,
     logsumexp_kernel,
     resolve_ids_kernel,
     rms_norm_kernel,
@@ -46,7 +46,7 @@ __all__ = ["TritonOps"]
 _COPIED_AT_ONCE = 256
 
 
-class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
+class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
     """Every op on one device.
 
     Args:
@@ -54,8 +54,6 @@ class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
         dtype: of activations and dense weights: bfloat16 or float32.
         deterministic: fix the order of all sums, at some cost in speed.
     """
-
-    joins_inputs = True
 
     def __init__(
         self,
@@ -119,35 +117,6 @@ class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
     ) -> torch.Tensor:
         return self._norm(x, residual, weight, eps, add=True)
 
-    def joined_norms(
-        self,
-        ids: torch.Tensor,
-        table: Weight,
-        norm: torch.Tensor,
-        index: torch.Tensor,
-        states: torch.Tensor,
-        state_norm: torch.Tensor,
-        eps: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        t, width = ids.shape[0], states.shape[1]
-        out = torch.empty(t, 2 * width, dtype=self.dtype, device=states.device)
-        kept = torch.empty(t, width, dtype=states.dtype, device=states.device)
-        joined_norms_kernel[(t, 2)](
-            ids,
-            dense_of(table),
-            norm,
-            index,
-            states,
-            state_norm,
-            out,
-            kept,
-            width,
-            eps,
-            BLOCK=power_of_two(width),
-            **self._gpu.launch(4),
-        )
-        return out, kept
-
     def linear(
         self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -175,12 +144,6 @@ class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
         if self._linears.gates(x.shape[0]):
             return self._linears.gated_linear(x, dense_of(weight), bias)
         return super().gated_linear(x, weight, bias)
-
-    def linear_add(self, x: torch.Tensor, weight: Weight, y: torch.Tensor) -> torch.Tensor:
-        if not self._linears.adds(x.shape[0]):
-            return super().linear_add(x, weight, y)
-        self._linears.linear_add(x, dense_of(weight), y, None)
-        return y
 
     def residual_step(
         self,
@@ -224,26 +187,6 @@ class TritonOps(AdaptedOps, TritonBeam, SamplingOps):
             projection_bias=projection_bias,
             bias=bias,
         )
-
-    def head_step(
-        self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
-        head: Weight,
-    ) -> torch.Tensor:
-        first, matrix, wide = dense_of(projection), dense_of(head), torch.float32
-        if self.fused(x.shape[0]):
-            self._linears.linear_add(x, first, residual, None)
-            return self._linears.norm_linear(
-                residual, norm, eps, matrix, None, gated=False, dtype=wide
-            )
-        if self._linears.steps(*residual.shape):
-            operands = x, first, residual, norm, eps, matrix, None, None
-            return self._linears.norm_step(*operands, gated=False, dtype=wide)
-        return super().head_step(x, projection, residual, norm, eps, head)
 
     def qk_norm_rope_write(
         self,

@@ -142,7 +142,11 @@ def test_residual_step(
 @pytest.mark.parametrize("rows", [1, 3, 70])
 def test_head_step(ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int) -> None:
     down, head = DenseWeight(randn(ops, 64, 96)), DenseWeight(randn(ops, 200, 64))
-    norm, x, residual = torch.randn(64, device=ops.device), randn(ops, rows, 96), randn(ops, rows, 64)
+    norm, x, residual = (
+        torch.randn(64, device=ops.device),
+        randn(ops, rows, 96),
+        randn(ops, rows, 64),
+    )
     stream = residual.float().clone()
     exact = [DenseWeight(w.tensor.float()) for w in (down, head)]
     want = reference.head_step(x.float(), exact[0], stream, norm, 1e-5, exact[1])
