@@ -35,7 +35,7 @@ from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.plan_builder import PlanBuilder, StepPlan
 from branchline.runtime.scheduler.planner import Planner
-from branchline.runtime.scheduler.stats import SchedulerStats
+from branchline.runtime.scheduler.stats import PhaseClock, SchedulerStats
 from branchline.runtime.scheduler.waiting_queue import WaitingQueue
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Scheduler:
         adapters: Adapters | None = None,
     ) -> None:
         self.stats = SchedulerStats()
+        self._clock = PhaseClock()
         self.cache = cache
         self.adapters = adapters or NoAdapters()
         self.adapters.connect(self._adapter_failed)
@@ -196,6 +197,7 @@ class Scheduler:
 
     def step(self) -> bool:
         """One turn; False when there was nothing to do (and nothing is in flight)."""
+        self._clock.turn()
         had_inflight = bool(self._inflight)
         if not had_inflight:
             self._committed = None
@@ -203,30 +205,30 @@ class Scheduler:
         drafting = self._planner.drafting()
         if had_inflight and (self._planner.constrained or drafting or self._inflight[0][0].guesses):
             self._commit_oldest()
-        start = time.thread_time()
+        start = self._clock.read()
         plan = self._plan(drafting and not self._inflight)
-        self.stats.plan_s += time.thread_time() - start
+        self.stats.plan_s += self._clock.read() - start
         free = plan is not None and not (
             self._planner.constrained and any(r.matcher is not None for r in _sampled(plan))
         )
         # Every step that a constrained row was part of has been committed above, so that its
         # matcher is where this step's mask begins.
         filling = self._begin_mask(plan) if plan is not None and not free else None
-        start = time.thread_time()
+        start = self._clock.read()
         pending = self._worker.forward(plan.batch) if plan is not None else None
         if free and pending is not None:  # nothing of N is needed: the device has no reason to wait
             self._worker.sample(pending, None)
-        self.stats.launch_s += time.thread_time() - start
+        self.stats.launch_s += self._clock.read() - start
         while self._inflight:
             self._commit_oldest()
         if plan is not None and pending is not None:
             if filling is not None:
-                start = time.thread_time()
+                start = self._clock.read()
                 mask = self._mask(plan, filling)
-                self.stats.mask_s += time.thread_time() - start
-                start = time.thread_time()
+                self.stats.mask_s += self._clock.read() - start
+                start = self._clock.read()
                 self._worker.sample(pending, mask)
-                self.stats.launch_s += time.thread_time() - start
+                self.stats.launch_s += self._clock.read() - start
             self._inflight.append((plan, pending))
             self.stats.steps += 1
             self.stats.step_tokens += plan.batch.num_tokens
@@ -326,14 +328,14 @@ class Scheduler:
             self._committer.fail(plan, failure)
             return
         self.stats.wait_s += time.perf_counter() - start
-        begin = time.thread_time()
+        begin = self._clock.read()
         self._committer.commit(plan, output)
         if self._drafts is not None:
             now = time.perf_counter()
             if self._committed is not None and plan.steady:
                 self._drafts.stepped(len(plan.segments), plan.guesses, now - self._committed)
             self._committed = now
-        self.stats.commit_s += time.thread_time() - begin
+        self.stats.commit_s += self._clock.read() - begin
 
     def _admit_or_compile(self, request: Request) -> None:
         constraint = request.sampling.constraint
