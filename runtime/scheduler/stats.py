@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 
 TIMED = 17
-"""Of so many turns of the loop, or requests, the phases of one are timed: asking for a thread's time is a system
-call, which takes up to 50 us, and a step has seven of them. No power of two, in which steps of a
-kind may come."""
+"""Of so many turns of the loop, or requests, the phases of one are timed: asking for a thread's
+time is a system call, which takes up to 50 us, and a step has seven of them. No power of two, in
+which steps of a kind may come."""
 
 
 class PhaseClock:
