@@ -355,6 +355,6 @@ def skinny_tile(t: int, n: int, gated: bool) -> tuple[int, int, int, int]:
         return 16 if n < 2048 else 32, 128, 3 if n >= 8192 else 4 if gated else 6, 4
     if t > 16:
         if gated:
-            return 64, 128, 4, 4
+            return 64 if n > 2048 else 32, 128, 4, 4
         return 16 if n < 2048 else 32, 256, 6 if n < 32768 else 3, 4
     return 32, 256, 3 if n >= 8192 else 4 if gated else 6, 4
