@@ -21,6 +21,8 @@ from branchline.kernels.weights import Weight
 
 __all__ = ["AttentionMeta", "Ops"]
 
+# size: Ops: the interface of a backend, one method for each op
+
 
 @dataclass(frozen=True)
 class AttentionMeta:
@@ -69,9 +71,12 @@ class Ops(LoraOps, ABC):
     Attributes:
         deterministic: the invariant above holds, so nothing else of a step may break it.
         dtype: of activations.
+        joins_inputs: one product of two inputs side by side (`joined_norms`) is faster than two
+            that are added.
     """
 
     deterministic: bool = True
+    joins_inputs: bool = False
     dtype: torch.dtype = torch.float32
 
     @abstractmethod
@@ -119,6 +124,35 @@ class Ops(LoraOps, ABC):
     ) -> torch.Tensor:
         """`residual += x` in place, then the RMS norm of `residual`. x, residual [t, H]."""
 
+    def joined_norms(
+        self,
+        ids: torch.Tensor,
+        table: Weight,
+        norm: torch.Tensor,
+        index: torch.Tensor,
+        states: torch.Tensor,
+        state_norm: torch.Tensor,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a draft head reads of tokens: norms of their embeddings and of states before them.
+
+        Args:
+            ids: [t] int32 in [0, V).
+            table: [V, H] of embeddings.
+            norm: [H] weight of the embeddings' norm.
+            index: [t] int32 in [0, n), of each token's state.
+            states: [n, H].
+            state_norm: [H] weight of the states' norm.
+            eps: of both.
+
+        Returns:
+            Both norms side by side [t, 2H], and the states [t, H].
+        """
+        state = self.gather_rows(states, index)
+        embedded = self.embedding(ids, table)
+        norms = self.rms_norm(embedded, norm, eps), self.rms_norm(state, state_norm, eps)
+        return torch.cat(norms, dim=1), state
+
     @abstractmethod
     def linear(
         self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
@@ -128,6 +162,10 @@ class Ops(LoraOps, ABC):
         Quantized weights take x rounded per block of 32 to 8 bits (scale = max|x| / 127) in the
         native backend; the reference multiplies by the dequantized weight.
         """
+
+    def linear_add(self, x: torch.Tensor, weight: Weight, y: torch.Tensor) -> torch.Tensor:
+        """y + linear(x). x [t, K], weight [N, K], y [t, N], whose memory the result may take."""
+        return self.add(y, self.linear(x, weight))
 
     def head(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
         """linear(x, weight) in float32 if the backend's sums are: logits [t, N].
@@ -190,6 +228,21 @@ class Ops(LoraOps, ABC):
         if weight is None:
             return normed
         return (self.gated_linear if gated else self.linear)(normed, weight, bias)
+
+    def head_step(
+        self,
+        x: torch.Tensor,
+        projection: Weight,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        head: Weight,
+    ) -> torch.Tensor:
+        """The logits behind a last block: `residual_step` up to the norm, then `head`.
+
+        x [t, K], projection [H, K], residual [t, H], changed; head [N, H] -> [t, N].
+        """
+        return self.head(self.residual_step(x, projection, residual, norm, eps, None), head)
 
     def adapted_linear(
         self,

@@ -7,6 +7,7 @@ backends are compared with these. Used for real only where no faster backend exi
 import torch
 
 from branchline.kernels.ops import AttentionMeta, Ops
+from branchline.kernels.reference.beam import ReferenceBeam
 from branchline.kernels.reference.sampling import draw
 from branchline.kernels.sampling import Draws, SamplingOps
 from branchline.kernels.weights import DenseWeight, Weight
@@ -42,7 +43,7 @@ def visible_tokens(meta: AttentionMeta, row: int) -> torch.Tensor:
     return mask
 
 
-class ReferenceOps(Ops, SamplingOps):
+class ReferenceOps(ReferenceBeam, Ops, SamplingOps):
     """Every op in torch.
 
     Args:

@@ -6,7 +6,7 @@ Invariant: which one is chosen depends on shapes alone; in deterministic mode th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,6 +25,9 @@ _OUTPUTS = 64
 """Most outputs of a program for few rows; fewer ones divide it."""
 _SHARED = 110 << 10
 """Shared memory of a program where there are more than multiprocessors: two fit one."""
+_STREAM = 2048
+"""Widest residual stream whose norm a product of a few rows ends with: the product behind it adds
+the squares up in every program, which beside a wider one costs more than the launch it saves."""
 _PREFETCHED = 16 << 20
 """Elements of the largest matrix that is asked into the cache before its turn, for few rows: with
 2 to 8 rows a step is 4 % faster for it, with 16 or more slower: attention wants the memory."""
@@ -38,6 +41,16 @@ def dense_of(weight: Weight) -> torch.Tensor:
             "keep the result of ops.prepare(weight) instead"
         )
     return weight.tensor
+
+
+class _Stream(NamedTuple):
+    """What lies between the products of a `norm_step`: weights of the norm, the stream times them,
+    sums of squares [t, programs], eps."""
+
+    norm: torch.Tensor
+    scaled: torch.Tensor
+    squares: torch.Tensor
+    eps: float
 
 
 class Linears:
@@ -55,6 +68,14 @@ class Linears:
     def fuses(self, rows: int) -> bool:
         """Whether norms and additions are part of the product for so many rows."""
         return rows == 1 and not self._deterministic
+
+    def steps(self, rows: int, width: int) -> bool:
+        """Whether the norm of a stream of this width lies between two products of `norm_step`."""
+        return 1 < rows <= _FEW and width <= _STREAM and not self._deterministic
+
+    def adds(self, rows: int) -> bool:
+        """Whether additions to a stream are part of the product for so many rows."""
+        return rows <= _FEW and not self._deterministic
 
     def gates(self, rows: int) -> bool:
         """Whether silu(gate) * up is part of the product for so many rows."""
@@ -91,10 +112,11 @@ class Linears:
         bias: torch.Tensor | None,
         *,
         gated: bool,
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """linear(rms_norm(x)) of one row, maybe gated."""
+        """linear(rms_norm(x)) of one row, maybe gated; of x's dtype if none is given."""
         n = weight.shape[0] // 2 if gated else weight.shape[0]
-        out = torch.empty(1, n, dtype=x.dtype, device=x.device)
+        out = torch.empty(1, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         self._one(x, weight, bias, out, norm=norm, eps=eps, gated=gated)
         return out
 
@@ -145,8 +167,37 @@ class Linears:
         residual: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> None:
-        """`residual += linear(x)` of one row."""
-        self._one(x, weight, bias, residual, add=True)
+        """`residual += linear(x)` of a few rows."""
+        if x.shape[0] == 1:
+            self._one(x, weight, bias, residual, add=True)
+        else:
+            self._few(x, weight, bias, residual, add=True)
+
+    def norm_step(
+        self,
+        x: torch.Tensor,
+        projection: torch.Tensor,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: torch.Tensor,
+        projection_bias: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        *,
+        gated: bool,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """`residual += x @ projection.T`, and the product of its norm, maybe gated; see `steps`.
+
+        The product is of x's dtype if none is given."""
+        t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
+        programs = triton.cdiv(projection.shape[0], skinny_tile(t, projection.shape[0], False)[0])
+        squares = torch.empty(t, programs, dtype=torch.float32, device=x.device)
+        stream = _Stream(norm, torch.empty_like(residual), squares, eps)
+        self._few(x, projection, projection_bias, residual, add=True, stream=stream)
+        out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
+        self._few(stream.scaled, weight, bias, out, gated=gated, stream=stream)
+        return out
 
     def _one(
         self,
@@ -192,8 +243,11 @@ class Linears:
         out: torch.Tensor,
         *,
         gated: bool = False,
+        add: bool = False,
+        stream: _Stream | None = None,
         made: Inner | None = None,
     ) -> None:
+        """With `stream` it is the first product of a `norm_step` where it adds, else the second."""
         t, n, k = x.shape[0], out.shape[1], weight.shape[1]
         _check(x, weight, out, gated)
         block_n, block_k, stages, warps = skinny_tile(t, n, gated)
@@ -205,12 +259,19 @@ class Linears:
             weight,
             weight if bias is None else bias,
             out,
+            *((out, out, out) if stream is None else stream[:3]),
             *_adapters(made, out),
             t,
             n,
             k,
+            0 if stream is None else stream.squares.shape[1],
+            0.0 if stream is None else stream.eps,
             GATED=gated,
             BIAS=bias is not None,
+            ADD=add,
+            SCALED=add and stream is not None,
+            NORMED=stream is not None and not add,
+            SQUARES=1 if stream is None else power_of_two(stream.squares.shape[1]),
             **_parts(made),
             BLOCK_T=max(16, power_of_two(t)),
             BLOCK_N=block_n,
@@ -294,6 +355,6 @@ def skinny_tile(t: int, n: int, gated: bool) -> tuple[int, int, int, int]:
         return 16 if n < 2048 else 32, 128, 3 if n >= 8192 else 4 if gated else 6, 4
     if t > 16:
         if gated:
-            return 64, 128, 4, 4
+            return 64 if n > 2048 else 32, 128, 4, 4
         return 16 if n < 2048 else 32, 256, 6 if n < 32768 else 3, 4
     return 32, 256, 3 if n >= 8192 else 4 if gated else 6, 4

@@ -8,6 +8,10 @@ What may be compiled in:
   NORM   the product of rms_norm(x): the sums are of x * norm, the row's scale is applied to them.
   GATED  the matrix holds gate and up, the result is silu(gate) * up.
   ADD    the result is added to what is in `out`, the residual stream.
+  SCALED with ADD: the sum goes times the weights of the norm behind it to `scaled`, and the squares
+         of a program's columns of the sum are added up for each row: `squares` [t, programs].
+  NORMED x is what SCALED left, and the rows' scales come of its `squares`: with it, the product is
+         that of the norm of the stream.
   PARTS  of a layer with adapters (0 = none): each row gets B of its own slot times `inner`, which
          `lora_shrink_kernel`, the kernel before, is making meanwhile. That one lets this one start
          when x is there; this one waits for it just ahead of the end.
@@ -156,9 +160,10 @@ def gemv_kernel(
 
 @triton.jit
 def skinny_kernel(
-    x, weight, bias, out, b, inner, ranks, slots, slot_stride, rank_stride, end0, end1, tokens,
-    n_rows, width,
-    GATED: tl.constexpr, BIAS: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr,
+    x, weight, bias, out, norm, scaled, squares, b, inner, ranks, slots, slot_stride, rank_stride,
+    end0, end1, tokens, n_rows, width, parts, eps,
+    GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
+    NORMED: tl.constexpr, SQUARES: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     AHEAD: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -187,6 +192,11 @@ def skinny_kernel(
             ranks, slots, t, t_live, rank_stride, tl.program_id(0) * BLOCK_N, end0, end1,
             GATED, PARTS,
         )  # fmt: skip
+    if NORMED:
+        p = tl.arange(0, SQUARES)
+        there = t_live[:, None] & (p < parts)[None, :]
+        square = tl.load(squares + t[:, None] * parts + p[None, :], mask=there, other=0.0)
+        scale = 1.0 / tl.sqrt(tl.sum(square, axis=1) / width + eps)
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     up_acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for first in tl.range(0, width, BLOCK_K, num_stages=STAGES):
@@ -203,6 +213,8 @@ def skinny_kernel(
         if GATED:
             u = tl.load(up_lines + place[:, None], mask=live, other=0.0)
             up_acc = dot(y, u, up_acc, WIDE)
+    if NORMED:
+        acc, up_acc = acc * scale[:, None], up_acc * scale[:, None]
     if BIAS:
         acc += tl.load(bias + n, mask=n_live, other=0.0)[None, :]
         if GATED:
@@ -215,7 +227,17 @@ def skinny_kernel(
     if GATED:
         acc = acc / (1.0 + tl.exp(-acc)) * up_acc
     place = t[:, None] * n_rows + n[None, :]
-    tl.store(out + place, acc.to(out.dtype.element_ty), mask=t_live[:, None] & n_live[None, :])
+    here = t_live[:, None] & n_live[None, :]
+    if ADD:
+        acc += tl.load(out + place, mask=here, other=0.0).to(tl.float32)
+    result = acc.to(out.dtype.element_ty)
+    tl.store(out + place, result, mask=here)
+    if SCALED:  # of the sum as it was rounded: later layers read that one
+        acc = tl.where(here, result.to(tl.float32), 0.0)
+        weights = tl.load(norm + n, mask=n_live, other=0.0).to(tl.float32)
+        tl.store(scaled + place, (acc * weights[None, :]).to(scaled.dtype.element_ty), mask=here)
+        whole = tl.sum(acc * acc, axis=1)
+        tl.store(squares + t * tl.num_programs(0) + tl.program_id(0), whole, mask=t_live)
 
 
 @triton.jit

@@ -18,6 +18,8 @@ from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws, SamplingOps
 from branchline.kernels.triton.adapted_ops import AdaptedOps
 from branchline.kernels.triton.attention import attend
+from branchline.kernels.triton.beam import TritonBeam
+from branchline.kernels.triton.draft_ops import DraftOps
 from branchline.kernels.triton.linear import Linears, dense_of
 from branchline.kernels.triton.lora import Adapters
 from branchline.kernels.triton.rope_kernel import rope_write_kernel
@@ -44,7 +46,7 @@ __all__ = ["TritonOps"]
 _COPIED_AT_ONCE = 256
 
 
-class TritonOps(AdaptedOps, SamplingOps):
+class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
     """Every op on one device.
 
     Args:
@@ -143,16 +145,6 @@ class TritonOps(AdaptedOps, SamplingOps):
             return self._linears.gated_linear(x, dense_of(weight), bias)
         return super().gated_linear(x, weight, bias)
 
-    def linear_add(
-        self,
-        x: torch.Tensor,
-        weight: Weight,
-        residual: torch.Tensor,
-        bias: torch.Tensor | None = None,
-    ) -> None:
-        """`residual += linear(x)` in place, where `fused` says so."""
-        self._linears.linear_add(x, dense_of(weight), residual, bias)
-
     def residual_step(
         self,
         x: torch.Tensor,
@@ -167,11 +159,23 @@ class TritonOps(AdaptedOps, SamplingOps):
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if self.fused(x.shape[0]):
-            self.linear_add(x, projection, residual, projection_bias)
+            self._linears.linear_add(x, dense_of(projection), residual, projection_bias)
             if weight is None:
                 return self.rms_norm(residual, norm, eps)
             dense = dense_of(weight)
             return self._linears.norm_linear(residual, norm, eps, dense, bias, gated=gated)
+        if weight is not None and self._linears.steps(*residual.shape):
+            return self._linears.norm_step(
+                x,
+                dense_of(projection),
+                residual,
+                norm,
+                eps,
+                dense_of(weight),
+                projection_bias,
+                bias,
+                gated=gated,
+            )
         return super().residual_step(
             x,
             projection,

@@ -14,6 +14,7 @@ from branchline.kernels.triton.device_functions import INT32_MAX, take_turn
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: copy_slots_kernel: operands of a launch
+# size: joined_norms_kernel: operands of a launch
 # size: resolve_ids_kernel: operands of a launch
 # size: rms_norm_kernel: operands of a launch
 
@@ -37,6 +38,34 @@ def rms_norm_kernel(
     y = y.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(y * y, axis=0) / width + eps)
     tl.store(out + row * width + i, (y * scale * w).to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def joined_norms_kernel(
+    ids, table, norm, index, states, state_norm, out, kept, width, eps, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """A token and one of its two inputs a program, see `Ops.joined_norms`: out [t, 2 * width] and
+    kept [t, width]."""
+    token, second = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i = tl.arange(0, BLOCK)
+    live = i < width
+    if second:
+        w = tl.load(state_norm + i, mask=live, other=0.0).to(tl.float32)
+    else:
+        w = tl.load(norm + i, mask=live, other=0.0).to(tl.float32)
+    take_turn(PDL)
+    if second:
+        place = tl.load(index + token).to(tl.int64) * width + i
+        state = tl.load(states + place, mask=live, other=0.0).to(kept.dtype.element_ty)
+        tl.store(kept + token * width + i, state, mask=live)
+        y = state.to(tl.float32)
+    else:
+        place = tl.load(ids + token).to(tl.int64) * width + i
+        y = tl.load(table + place, mask=live, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(y * y, axis=0) / width + eps)
+    target = out + (2 * token + second) * width + i
+    tl.store(target, (y * scale * w).to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit

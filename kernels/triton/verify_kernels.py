@@ -29,7 +29,8 @@ from branchline.kernels.triton.device_functions import take_turn
 
 @triton.jit
 def tile_part(
-    query, k_pool, v_pool, table, words, x, start, end, plain_until, extend, length, nodes, head, hkv,
+    query, k_pool, v_pool, table, words, x, start, end, plain_until, extend, length, nodes, head,
+    hkv,
     D: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The running softmax of a tile over the keys from `start` to `end`, as `attend_keys` gives it.
@@ -149,7 +150,5 @@ def verify_kernel(
                 tl.debug_barrier()  # the whole program has written before it says so
                 if tl.atomic_add(arrived + one, 1) == used - 1:
                     tl.store(arrived + one, 0)
-                    value = join_tile(
-                        part_out, part_lse, one * splits, used, M, D, BLOCK_D, JOIN
-                    )
+                    value = join_tile(part_out, part_lse, one * splits, used, M, D, BLOCK_D, JOIN)
                     tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)

@@ -9,15 +9,15 @@ requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from branchline.kernels.beam import HEADER, Beam, BeamOps
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.runtime.core.forward import ForwardBatch
+from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.executor.device_stream import DeviceStream, host_buffer
 from branchline.runtime.executor.draft_step import Draft
 from branchline.runtime.executor.drafting import DraftSeed, Guesses
@@ -50,39 +50,6 @@ def recordings_bytes(own: int, each: int, depths: Sequence[int]) -> int:
     return 2 * own + each * -(-sum(depths) // max(depths))
 
 
-@dataclass(slots=True)
-class _Beam:
-    """What is looked into at a level: R rows, w guesses each (one at the first level).
-
-    Attributes:
-        ids: int32 [R, w].
-        scores: float32 [R, w].
-        nodes: int32 [R, w], indices of the guesses; -1 = a pending id.
-        paths: int32 [R, w, level + 1], scratch slots of their paths, their own last.
-        previous: int32 [R, w], slots of their parents.
-    """
-
-    ids: torch.Tensor
-    scores: torch.Tensor
-    nodes: torch.Tensor
-    paths: torch.Tensor
-    previous: torch.Tensor
-
-
-class _Where(NamedTuple):
-    """Where guesses stand: R rows, w guesses each, at each of L levels.
-
-    Attributes:
-        positions: int64 [L, R, w], in their rows.
-        ends: int32 [L, R, w], lengths of their paths in the table, themselves included.
-        columns: int64 [R, 1, L], of the levels in the table.
-    """
-
-    positions: torch.Tensor
-    ends: torch.Tensor
-    columns: torch.Tensor
-
-
 class DeviceDraft:
     """Runs a draft model's levels on a device's queue; used by the thread that queues steps.
 
@@ -95,6 +62,9 @@ class DeviceDraft:
         width: guesses looked into at each level.
         max_depth: levels at most.
         vocab_size: of the target.
+
+    Raises:
+        InvalidRequest: the ops cannot search.
     """
 
     def __init__(
@@ -109,14 +79,20 @@ class DeviceDraft:
         max_depth: int,
         vocab_size: int,
     ) -> None:
+        if not isinstance(ops, BeamOps):
+            raise InvalidRequest(
+                f"{type(ops).__name__} cannot search on a device.", hint="Use TritonOps."
+            )
         self.max_depth = max_depth
-        self._draft, self._ops, self._stream, self._recorder = draft, ops, stream, recorder
-        self._width, self._context, self._vocab_size = width, max_context, vocab_size
+        self._draft, self._stream, self._recorder = draft, stream, recorder
+        self._ops: Ops = ops
+        self._search: BeamOps = ops
+        self._width, self._context = width, max_context
         self._first = draft.model.sizes.first
         self._attention = EntryAttention()
         device, rows = stream.device, ROW_SIZES[-1]
         # length, last slot, whether masked, pending ids, slots: what every row needs, in one copy
-        self._host = host_buffer((rows, 3 + max_depth + max_context), torch.int32, device)
+        self._host = host_buffer((rows, HEADER + max_depth + max_context), torch.int32, device)
         self._inputs = torch.zeros_like(self._host, device=device)
         words = -(-vocab_size // 32)
         self._host_masks = host_buffer((rows, words), torch.int32, device)
@@ -130,15 +106,10 @@ class DeviceDraft:
         # What never changes is made once: in a recording each would be a kernel at every level.
         ints = torch.arange(rows * max_depth * width + 1, dtype=torch.int32, device=device)
         self._ints, self._ones = ints, torch.ones(rows * width, dtype=torch.int32, device=device)
-        self._scratch = (ints[:-1] + draft.pool.first_scratch).view(max_depth, rows, width)
-        self._places = ints[: rows * width].view(rows, width)
-        self._levels = torch.arange(max_depth, device=device)
-        self._nowhere = torch.full((rows, 1), -1, dtype=torch.int32, device=device)
-        self._no_score = torch.zeros((rows, 1), device=device)
-        self._forced = torch.where(ints[:width] == 0, 0.0, float("-inf"))
-        named = draft.model.vocabulary
-        named = torch.arange(vocab_size, device=device) if named is None else named.long()
-        self._mask_words, self._mask_bits = named >> 5, (named & 31).int()
+        self._scratch = (ints[:-1] + draft.pool.first_scratch).view(max_depth, rows * width)
+        self._first_scratch = self._scratch[0, ::width].contiguous()
+        self._first_places = ints[: rows * width : width].contiguous()
+        self._host_ones = torch.ones(rows * width, dtype=torch.int32)
 
     def record(self, rows: int, depth: int) -> None:
         """Record a size, which is run op by op as long as it is not.
@@ -189,7 +160,7 @@ class DeviceDraft:
         return Guesses(ids.copy(), parents.copy(), scores.copy().view(np.float32))
 
     def _load(self, seeds: Sequence[DraftSeed], rows: int) -> None:
-        host, first = self._host.numpy(), 3 + self.max_depth
+        host, first = self._host.numpy(), HEADER + self.max_depth
         host[:rows, :3] = 0
         host[:rows, 3:first] = -1
         host[len(seeds) : rows, 3] = 0
@@ -212,119 +183,59 @@ class DeviceDraft:
 
     def _run(self, rows: int, depth: int) -> torch.Tensor:
         """int32 [3, rows, guesses]: ids, parents, bits of the scores."""
-        w = self._width
-        inputs = self._inputs[:rows]
-        pending = inputs[:, 3 : 3 + self.max_depth]
-        table = self._table[: rows * w].view(rows, w, -1)
-        table[:, :, : self._context] = inputs[:, None, 3 + self.max_depth :]
-        lens = inputs[:, 0].long()
-        where = self._where(lens, depth)
-        given = pending >= 0
-        beam = _Beam(
-            pending[:, :1],
-            self._no_score[:rows],
-            self._nowhere[:rows],
-            self._scratch[0, :rows, :1, None],
-            inputs[:, 1:2],
-        )
-        ids, parents, scores = [], [], []
-        count = 0
+        beam = self._beam(rows, depth)
+        self._search.beam_begin(beam)
         for level in range(depth):
-            total, found = self._level(level, beam, where, table)
-            last = level + 1 == self.max_depth
-            ids.append(found)
-            parents.append(beam.nodes[:, :, None].expand(-1, -1, w).flatten(1))
-            known = None if last else (pending[:, level + 1, None], given[:, level + 1, None])
-            scores.append(total if known is None else total.masked_fill(known[1], float("-inf")))
-            if level + 1 < depth:
-                assert known is not None, "there is a level behind this one"
-                beam = self._next(level, beam, found, total, count, *known)
-            count += total.shape[1]
-        bits = torch.cat(scores, dim=1).view(torch.int32)
-        return torch.stack([torch.cat(ids, dim=1), torch.cat(parents, dim=1), bits])
+            self._search.beam_step(beam, level, self._logits(beam, level))
+        return beam.found
 
-    def _where(self, lens: torch.Tensor, depth: int) -> _Where:
-        """Where the guesses of each level stand, of rows of so many tokens."""
-        rows, levels = len(lens), self._levels[:depth]
-        entries = (lens - self._first).clamp(min=0)
-        positions = (lens[:, None] + levels[:, None, None]).clamp(max=self._context - 1)
-        ends = (entries[:, None] + (levels[:, None, None] + 1)).int()
-        return _Where(
-            positions.expand(-1, rows, self._width).contiguous(),
-            ends.expand(-1, rows, self._width).contiguous(),
-            entries[:, None, None] + levels,
+    def _beam(self, rows: int, depth: int) -> Beam:
+        """Buffers of a search, which what is recorded keeps."""
+        w, levels, device = self._width, self.max_depth, self._inputs.device
+        ints = torch.empty(4, levels, rows * w, dtype=torch.int32, device=device)
+        ends, ids, nodes, previous = ints.unbind(0)
+        shape = (3, rows, w + (depth - 1) * w * w)
+        return Beam(
+            width=w,
+            depth=depth,
+            first=self._first,
+            context=self._context,
+            scratch=self._draft.pool.first_scratch,
+            scratch_rows=ROW_SIZES[-1],
+            inputs=self._inputs[:rows],
+            masks=self._masks[:rows],
+            vocabulary=self._draft.model.vocabulary,
+            table=self._table[: rows * w],
+            positions=torch.empty(levels, rows * w, dtype=torch.int64, device=device),
+            ends=ends,
+            ids=ids,
+            scores=torch.empty(levels, rows * w, device=device),
+            nodes=nodes,
+            previous=previous,
+            found=torch.empty(shape, dtype=torch.int32, device=device),
         )
 
-    def _level(
-        self, level: int, beam: _Beam, where: _Where, table: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(scores float32, ids int32) [R, beam * w] of the paths that go on from each."""
-        rows, size = beam.ids.shape
-        columns = where.columns[:, :, : level + 1].expand(-1, size, -1)
-        table[:, :size].scatter_(2, columns, beam.paths)
-        tokens = rows * size
+    def _logits(self, beam: Beam, level: int) -> torch.Tensor:
+        """[R * s, v] of what follows the guesses of a level."""
+        n = beam.rows * beam.size(level)
+        places, scratch = self._ints[:n], self._scratch[level, :n]
+        if level == 0:
+            places, scratch = self._first_places[:n], self._first_scratch[:n]
         meta = AttentionMeta(
-            rows=self._places[:rows, :size].reshape(-1),
+            rows=places,
             slot_table=self._table,
-            seq_lens=where.ends[level, :, :size].reshape(-1),
-            extend_lens=self._ones[:tokens],
-            extend_start=self._ints[: tokens + 1],
-            host_extend_lens=torch.ones(tokens, dtype=torch.int32),
+            seq_lens=beam.ends[level, :n],
+            extend_lens=self._ones[:n],
+            extend_start=self._ints[: n + 1],
+            host_extend_lens=self._host_ones[:n],
         )
         batch = ForwardBatch(
-            input_ids=beam.ids.reshape(-1).contiguous(),
-            positions=where.positions[level, :, :size].reshape(-1),
-            out_slots=self._scratch[level, :rows, :size].reshape(-1),
-            logit_idx=self._ints[:tokens],
+            input_ids=beam.ids[level, :n],
+            positions=beam.positions[level, :n],
+            out_slots=scratch,
+            logit_idx=self._ints[:n],
             backend=self._attention,
             plan=self._attention.init_graph(meta),
-            previous=beam.previous.reshape(-1).contiguous(),
+            previous=beam.previous[level, :n],
         )
-        logits = self._draft.model.level(batch, self._ops, self._draft.pool)
-        if level == 0:
-            logits = logits.masked_fill(self._refused(rows), float("-inf"))
-        values, found = self._ops.top_rows(logits, self._width)
-        base = beam.scores - self._ops.logsumexp_rows(logits).view(rows, size)
-        # where nothing is allowed there is no sum either
-        infinite = float("-inf")
-        scores = values.view(rows, size, -1) + base[:, :, None]
-        scores = scores.nan_to_num(nan=infinite, neginf=infinite).flatten(1)
-        vocabulary = self._draft.model.vocabulary
-        ids = found if vocabulary is None else vocabulary[found]
-        return scores, ids.view(rows, -1)
-
-    def _refused(self, rows: int) -> torch.Tensor:
-        """bool [rows, v], what the masks forbid: those of rows with one pending id, the others'
-        guesses are dropped later where they do not fit."""
-        bits = self._masks[:rows][:, self._mask_words] >> self._mask_bits
-        masked = self._inputs[:rows, 2:3] > 0
-        if self.max_depth > 1:
-            masked = masked & (self._inputs[:rows, 4:5] < 0)
-        return ((bits & 1) == 0) & masked
-
-    def _next(
-        self,
-        level: int,
-        beam: _Beam,
-        found: torch.Tensor,
-        total: torch.Tensor,
-        count: int,
-        known: torch.Tensor,
-        given: torch.Tensor,
-    ) -> _Beam:
-        """The best w guesses of each row, or its next pending id where one is given."""
-        rows, w = total.shape[0], self._width
-        if total.shape[1] == w:
-            scores, best = total, self._places[0].long().expand(rows, -1)
-        else:
-            scores, best = total.topk(w, dim=-1)
-        parents = (best // w).masked_fill(given, 0)
-        paths = beam.paths.gather(1, parents[:, :, None].expand(-1, -1, beam.paths.shape[2]))
-        own = self._scratch[level + 1, :rows, :, None]
-        return _Beam(
-            torch.where(given, known, found.gather(1, best)),
-            torch.where(given, self._forced, scores),
-            (best + count).int().masked_fill(given, -1),
-            torch.cat([paths, own], dim=2),
-            paths[:, :, -1],
-        )
+        return self._draft.model.level(batch, self._ops, self._draft.pool)

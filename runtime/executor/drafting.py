@@ -78,8 +78,7 @@ def best_tree(guesses: Guesses, max_nodes: int) -> DraftTree | None:
     place = np.full(len(guesses.ids) + 1, -1, dtype=np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
     parents = place[guesses.parents[order]]  # the last place stays -1: no parent
-    depths = np.zeros(len(order), dtype=np.int32)
-    for node, parent in enumerate(parents.tolist()):
-        if parent >= 0:
-            depths[node] = depths[parent] + 1
-    return DraftTree(guesses.ids[order], parents, depths)
+    depths: list[int] = []
+    for parent in parents.tolist():
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+    return DraftTree(guesses.ids[order], parents, np.array(depths, dtype=np.int32))

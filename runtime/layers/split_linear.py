@@ -58,6 +58,12 @@ class SplitLinear:
         """The share of input `index`; the first one's carries the bias."""
         return ops.linear(x, self.weights[index], self.bias if index == 0 else None)
 
+    def add(self, index: int, x: torch.Tensor, y: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """y + the share of a further input; y is used up."""
+        if index == 0 and self.bias is not None:
+            return ops.add(y, self.apply(index, x, ops))
+        return ops.linear_add(x, self.weights[index], y)
+
     def slots(self) -> Iterator[Slot]:
         """A weight for each part, and its bias where there is one."""
         for i, (name, rows) in enumerate(self._parts):

@@ -173,7 +173,7 @@ class RowMemory:
         if len(kept) and (
             int(kept.min()) < base_len
             or int(kept.max()) >= held
-            or len(np.unique(kept)) != len(kept)
+            or len(set(kept.tolist())) != len(kept)  # a few: as numbers they are sorted slower
         ):
             raise ValueError(f"kept positions must be distinct and in [{base_len}, {held})")
         slots = table.array[row]

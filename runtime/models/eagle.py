@@ -12,7 +12,7 @@ reads the normed embedding and the normed state side by side, an own norm and he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -37,27 +37,29 @@ class FeatureTap:
 
     Args:
         inputs: version 3: after which layer each share of fc reads. Empty: the final normed states.
-        project: applies a share.
+        fc: the shares.
         last: index of the target's last layer.
     """
 
     def __init__(
         self,
         inputs: Sequence[int],
-        project: Callable[[int, torch.Tensor, Ops], torch.Tensor],
+        fc: SplitLinear,
         last: int,
     ) -> None:
         self.final = not inputs or last in inputs
         self.feature: torch.Tensor | None = None
         self._inputs = inputs
-        self._project = project
+        self._fc = fc
 
     def layer(self, index: int, residual: torch.Tensor, ops: Ops) -> None:
         """Adds the layer's share, where it has one."""
         for share, wanted in enumerate(self._inputs):
             if wanted == index:
-                part = self._project(share, residual, ops)
-                self.feature = part if self.feature is None else ops.add(self.feature, part)
+                if self.feature is None:
+                    self.feature = self._fc.apply(share, residual, ops)
+                else:
+                    self.feature = self._fc.add(share, residual, self.feature, ops)
 
     def end(self, hidden: torch.Tensor) -> None:
         """Where no layer has a share, this is the state."""
@@ -134,13 +136,14 @@ class EagleHead:
         self.rotary = rotary_table(layer.rope, layer.head_dim, target.max_context)
         self._attention = EntryAttention()
         self._entries: list[Weight] = []
+        self._joined = False
         self._head: Weight | None = None
 
     # -- the target's steps ------------------------------------------------------------------------
 
     def tap(self) -> FeatureTap:
         """Gathers the state vectors of one forward."""
-        return FeatureTap(self._inputs, self.fc.apply, self._target.spec.num_layers - 1)
+        return FeatureTap(self._inputs, self.fc, self._target.spec.num_layers - 1)
 
     def observe(
         self, batch: ForwardBatch, ops: Ops, entries: DraftEntries, tap: Tap | None
@@ -164,14 +167,19 @@ class EagleHead:
             attended, self.output, residual, self.mlp_norm, self.mlp.gate_up, ops, None, gated=True
         )
         assert self._head is not None, "the head was prepared"
+        down = self.mlp.down
         if self.norm is None:
-            down = self.mlp.down
             states = ops.add(ops.linear(gated, down.weight, down.bias), residual)
             ops.scatter_rows(states, batch.out_slots, entries.features)
             return ops.head(states, self._head)
-        normed = step(gated, self.mlp.down, residual, self.norm, None, ops, None)
+        if down.bias is None:
+            norm = self.norm
+            operands = gated, down.weight, residual, norm.weight, norm.eps, self._head
+            logits = ops.head_step(*operands)
+        else:
+            logits = ops.head(step(gated, down, residual, self.norm, None, ops, None), self._head)
         ops.scatter_rows(residual, batch.out_slots, entries.features)
-        return ops.head(normed, self._head)
+        return logits
 
     def _heads(
         self,
@@ -183,9 +191,21 @@ class EagleHead:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(heads of the layer, the stream they are made from); without the first `skip` rows."""
         assert batch.previous is not None, "steps with drafts name the token before each"
+        bias = None if self.qkv.bias is None else self.qkv.bias[skip:]
+        if self._joined:
+            assert self.input_norm is not None and self.state_norm is not None, "EAGLE-3 has both"
+            norms, state = ops.joined_norms(
+                batch.input_ids,
+                self.embed.weight,
+                self.input_norm.weight,
+                batch.previous,
+                entries.features,
+                self.state_norm.weight,
+                self.input_norm.eps,
+            )
+            return ops.linear(norms, weights[0], bias), state
         embedded = self.embed(batch.input_ids, ops)
         state = ops.gather_rows(entries.features, batch.previous)
-        bias = None if self.qkv.bias is None else self.qkv.bias[skip:]
         if self.state_norm is None:
             x = ops.add(self.fc.apply(0, embedded, ops), self.fc.apply(1, state, ops))
             if self.input_norm is None:
@@ -229,6 +249,9 @@ class EagleHead:
         layer, device = self.spec.layer, self.mlp_norm.weight.device
         self.rotary = self.rotary.to(device)
         own = torch.arange(layer.q_size, layer.q_size + 2 * layer.kv_size)
+        self._joined = self.spec.version == 3 and ops.joins_inputs
+        if self._joined:
+            self.qkv.weights = [_side_by_side(self.qkv.weights)]
         narrow = [self._narrow(weight) for weight in self.qkv.weights]
         self._entries = [ops.prepare(pick_rows(weight, own)) for weight in narrow]
         self.qkv.weights = [ops.prepare(weight) for weight in narrow]
@@ -265,6 +288,11 @@ class EagleHead:
         if self._eight_bit and isinstance(weight, DenseWeight) and weight.columns % BLOCK == 0:
             return quantize_q8_0(weight.tensor)
         return weight
+
+
+def _side_by_side(weights: Sequence[Weight]) -> Weight:
+    """One matrix over the inputs of several, side by side."""
+    return DenseWeight(torch.cat([weight.dense for weight in weights], dim=1))
 
 
 def _check(spec: EagleSpec, target: Target, vocabulary: torch.Tensor | None) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
+from branchline.kernels.reference import ReferenceOps
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
 from branchline.runtime.executor.device_draft import (
     DeviceDraft,
@@ -120,6 +121,31 @@ def test_guesses_equal_the_hosts(model: Model, head: DraftModel, ops: Ops) -> No
     (masked,) = device.guess([seeds[2]])
     assert (masked.ids[np.isfinite(masked.scores)] % 2 == 0).all()
     assert np.isfinite(masked.scores).any()
+
+
+class Joining(ReferenceOps):
+    """One product for inputs that lie side by side, as a GPU has it."""
+
+    joins_inputs = True
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_inputs_side_by_side_give_the_same_guesses(
+    model: Model, ops: Ops, tmp_path: Path, version: int
+) -> None:
+    write_head(tmp_path, version, VOCAB)
+    found = []
+    for used in (ops, Joining()):
+        checkpoint = EagleCheckpoint(tmp_path)
+        head = load_head(checkpoint, model, used, dtype="float32", device=CPU)
+        driver = Driver(model, used, draft_model=head, draft_scratch=SCRATCH)
+        driver.run(Part(0, IDS))
+        draft = driver.runner.draft
+        assert draft is not None
+        slots = driver.slots[0, : len(IDS)].copy()
+        seed = DraftSeed(slots, np.array([9], dtype=np.int32), DEPTH)
+        found.append(made(draft, used).guess([seed])[0])
+    check(*found)
 
 
 def test_at_the_end_of_the_context_fewer_levels_are_tried(

@@ -157,7 +157,7 @@ def work(r: random.Random) -> list[dict[str, Any]]:
     return [
         {
             "prompt": [r.randrange(3, VOCAB) for _ in range(r.randint(1, 30))],
-            "params": SamplingParams(max_tokens=r.randint(8, 24), **kind),
+            "params": SamplingParams(max_tokens=r.randint(9, 24), **kind),
         }
         for kind in kinds
     ]

@@ -95,6 +95,27 @@ def test_linears(
     assert close(logits, reference.linear(wide, exact, bias), 1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 9])
+def test_joined_norms(ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int) -> None:
+    width = 72
+    table, states = DenseWeight(randn(ops, 31, width)), randn(ops, 40, width)
+    norms = torch.randn(2, width, device=ops.device)
+    ids, index = (torch.randint(0, n, (rows,), device=ops.device).int() for n in (31, 40))
+    got, kept = ops.joined_norms(ids, table, norms[0], index, states, norms[1], 1e-5)
+    exact = DenseWeight(table.tensor.float())
+    wide = (norms[0].double(), index, states.double(), norms[1].double(), 1e-5)
+    want, _ = reference.joined_norms(ids, exact, *wide)
+    assert close(got, want, BOUNDS[dtype])
+    assert torch.equal(kept, states[index.long()])
+
+
+@pytest.mark.parametrize("rows", [1, 20, 70])
+def test_additions(ops: TritonOps, dtype: Dtype, rows: int) -> None:
+    x, weight, y = randn(ops, rows, 96), DenseWeight(randn(ops, 64, 96)), randn(ops, rows, 64)
+    want = y.double() + x.double() @ weight.tensor.double().T
+    assert close(ops.linear_add(x, weight, y), want, 2 * BOUNDS[dtype])
+
+
 @pytest.mark.parametrize("rows", [1, 3, 20, 70])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
@@ -115,6 +136,22 @@ def test_residual_step(
         got = ops.residual_step(x, down, residual, norm, 1e-5, None if last else up, **given)
         assert close(got, want, 3 * BOUNDS[dtype])
         assert close(residual, stream, 2 * BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_head_step(ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int) -> None:
+    down, head = DenseWeight(randn(ops, 64, 96)), DenseWeight(randn(ops, 200, 64))
+    norm, x, residual = (
+        torch.randn(64, device=ops.device),
+        randn(ops, rows, 96),
+        randn(ops, rows, 64),
+    )
+    stream = residual.float().clone()
+    exact = [DenseWeight(w.tensor.float()) for w in (down, head)]
+    want = reference.head_step(x.float(), exact[0], stream, norm, 1e-5, exact[1])
+    got = ops.head_step(x, down, residual, norm, 1e-5, head)
+    assert got.dtype == torch.float32 and close(got, want, 3 * BOUNDS[dtype])
+    assert close(residual, stream, 2 * BOUNDS[dtype])
 
 
 @pytest.mark.parametrize("heads", [(4, 2, 32), (9, 3, 64), (2, 1, 80), (0, 2, 32)], ids=str)

@@ -23,6 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import branchline.kernels.triton as room
+from branchline.kernels.beam import HEADER, Beam
 from branchline.kernels.lora import LoraWeight
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws
@@ -116,6 +117,8 @@ def attention(made: TritonOps) -> None:
         (64, 1, step(64, 1, trunk=True)),
         (2, 512, step(2, 512)),
         (2, 16, step(2, 16, tree=True)),
+        (64, 3, step(64, 3, tree=True)),
+        (2, 512, step(2, 512, tree=True)),
     ):
         made.paged_attention(empty("b2", rows * tokens, HQ, D), *pools, meta, D**-0.5)
     qkv, norm = empty("b2", 8, (HQ + 2 * HKV) * D), empty("f4", D)
@@ -129,6 +132,7 @@ def rows(made: TritonOps) -> None:
     """Everything between the products."""
     x, norm, ids = empty("b2", 8, H), empty("f4", H), empty("i4", 8)
     made.add_rms_norm(x, x, norm, 1e-5)
+    made.joined_norms(ids, DenseWeight(x), norm, ids, x, norm, 1e-5)
     made.silu_mul(x)
     made.add(x, x)
     made.gather_rows(x, ids)
@@ -137,11 +141,45 @@ def rows(made: TritonOps) -> None:
     made.copy_slots(empty("b2", 4, 2, SLOTS, HKV, D), empty("i8", 3), empty("i8", 3))
 
 
+def beams(made: TritonOps) -> None:
+    """A search of two levels, with a smaller vocabulary."""
+    levels, w, rows, count = 6, 8, 2, 16384
+    ints = [empty("i4", levels, rows * w) for _ in range(4)]
+    beam = Beam(
+        width=w,
+        depth=3,
+        first=1,
+        context=CONTEXT,
+        scratch=SLOTS,
+        scratch_rows=16,
+        inputs=empty("i4", rows, HEADER + levels + CONTEXT),
+        masks=empty("i4", rows, 4748),
+        vocabulary=empty("i4", count),
+        table=empty("i4", rows * w, CONTEXT + levels),
+        positions=empty("i8", levels, rows * w),
+        ends=ints[0],
+        ids=ints[1],
+        scores=empty("f4", levels, rows * w),
+        nodes=ints[2],
+        previous=ints[3],
+        found=empty("i4", 3, rows, w + 2 * w * w),
+    )
+    made.beam_begin(beam)
+    for level in range(3):
+        made.beam_step(beam, level, empty("f4", rows * beam.size(level), count))
+
+
 def products(made: TritonOps) -> None:
     """One row, a few, and any number in a fixed order."""
     weight = DenseWeight(empty("b2", 2 * H, H))
     made.norm_linear(empty("b2", 1, H), empty("f4", H), 1e-5, weight)
     made.gated_linear(empty("b2", 8, H), weight)
+    narrow = [DenseWeight(empty("b2", *shape)) for shape in ((1024, 3072), (6144, 1024))]
+    for rows in (2, 16, 64):
+        x, stream = empty("b2", rows, 3072), empty("b2", rows, 1024)
+        for gated in (False, True):
+            norm = empty("f4", 1024)
+            made.residual_step(x, narrow[0], stream, norm, 1e-5, narrow[1], gated=gated)
     TritonOps("meta", deterministic=True).linear(empty("b2", 80, H), weight)
 
 
@@ -206,7 +244,7 @@ def main() -> None:
     driver.set_active(Driver())
     ops.Device = Card  # type: ignore[misc]  # what TritonOps makes for its device
     made = TritonOps("meta")
-    for part in (attention, rows, products, adapters, sampling):
+    for part in (attention, rows, beams, products, adapters, sampling):
         part(made)
     document = {
         "kernels": sorted(kernels()),

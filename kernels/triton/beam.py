@@ -1,0 +1,114 @@
+"""Launches of the kernels of a beam search."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from branchline.kernels.beam import Beam, BeamOps
+from branchline.kernels.triton.beam_kernels import (
+    beam_begin_kernel,
+    beam_part_kernel,
+    beam_select_kernel,
+)
+from branchline.kernels.triton.tuning import Device, power_of_two
+
+__all__ = ["TritonBeam"]
+
+_PART = 2048
+"""Logits that one program looks through."""
+_SLOTS = 1024
+"""Slots of a row that one program copies."""
+
+
+class TritonBeam(BeamOps):
+    """What `TritonOps` does between the levels of a draft model."""
+
+    _gpu: Device
+
+    def beam_begin(self, beam: Beam) -> None:
+        beam_begin_kernel[(beam.rows * beam.width, triton.cdiv(beam.context, _SLOTS))](
+            beam.inputs,
+            beam.table,
+            beam.positions,
+            beam.ends,
+            beam.ids,
+            beam.scores,
+            beam.nodes,
+            beam.previous,
+            beam.inputs.stride(0),
+            beam.table.stride(0),
+            beam.ids.stride(0),
+            beam.first,
+            beam.context,
+            beam.scratch,
+            beam.depth,
+            W=beam.width,
+            LEVELS=beam.levels,
+            LEVELS_PAD=power_of_two(beam.levels),
+            BLOCK=_SLOTS,
+            **self._gpu.launch(4),
+        )
+
+    def beam_step(self, beam: Beam, level: int, logits: torch.Tensor) -> None:
+        n, width, w, size = *logits.shape, beam.width, beam.size(level)
+        parts = triton.cdiv(width, _PART)
+        device, mapped = logits.device, beam.vocabulary is not None
+        names = beam.inputs if beam.vocabulary is None else beam.vocabulary
+        numbers = torch.empty(n, parts, w, dtype=torch.int64, device=device)
+        tops = torch.empty(n, parts, dtype=torch.float32, device=device)
+        sums = torch.empty(n, parts, dtype=torch.float32, device=device)
+        more = level + 1 < beam.levels
+        beam_part_kernel[(n, parts)](
+            logits,
+            numbers,
+            tops,
+            sums,
+            beam.masks,
+            beam.inputs,
+            names,
+            width,
+            beam.masks.shape[1],
+            beam.inputs.stride(0),
+            W=w,
+            BLOCK=_PART,
+            MASKED=level == 0,
+            MORE=more,
+            MAPPED=mapped,
+            **self._gpu.launch(4),
+        )
+        beam_select_kernel[(beam.rows,)](
+            numbers,
+            tops,
+            sums,
+            beam.inputs,
+            names,
+            beam.ids,
+            beam.scores,
+            beam.nodes,
+            beam.previous,
+            beam.table,
+            beam.found,
+            parts,
+            level,
+            beam.count(level),
+            beam.found.stride(0),
+            beam.found.stride(1),
+            beam.inputs.stride(0),
+            beam.table.stride(0),
+            beam.ids.stride(0),
+            beam.first,
+            beam.scratch,
+            beam.scratch_rows * w,
+            SIZE=size,
+            SIZE_PAD=power_of_two(size),
+            W=w,
+            W_PAD=power_of_two(w),
+            BLOCK=power_of_two(parts * w),
+            PARTS_PAD=power_of_two(parts),
+            LEVELS_PAD=power_of_two(beam.levels),
+            NEXT=level + 1 < beam.depth,
+            MORE=more,
+            MAPPED=mapped,
+            **self._gpu.launch(4),
+        )
