@@ -16,6 +16,9 @@ from branchline.kernels.lora import LoraWeight
 from branchline.runtime.layers.lora_site import LoraSite, SiteKind
 
 ALIGN = 64
+PART_ALIGN = 4
+"""A layer's ranks and scales begin at multiples of so many: kernels are compiled anew for addresses
+that 16 bytes do not divide, and all layers shall share theirs."""
 RANK_STEP = 16
 """Slots hold ranks in multiples of this."""
 
@@ -89,7 +92,7 @@ class SlotLayout:
     Attributes:
         modules: by name.
         elements: of one slot.
-        parts: ranks and scales of one slot.
+        parts: ranks and scales of one slot; those between layers are nobody's.
     """
 
     def __init__(self, sites: Iterable[LoraSite], max_rank: int, dtype: torch.dtype) -> None:
@@ -118,6 +121,7 @@ class SlotLayout:
                 self.parts += 1
                 a_at += self.max_rank * site.columns
                 first += rows
+            self.parts = -(-self.parts // PART_ALIGN) * PART_ALIGN
 
     def _take(self, elements: int) -> int:
         at = self.elements

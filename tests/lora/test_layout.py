@@ -11,7 +11,7 @@ from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.reference import ReferenceOps
 from branchline.runtime.layers.lora_site import LoraSite
 from branchline.runtime.lora.host_tier import HostTier
-from branchline.runtime.lora.layout import ALIGN, LowRank, Packed, SlotLayout
+from branchline.runtime.lora.layout import ALIGN, PART_ALIGN, LowRank, Packed, SlotLayout
 from branchline.runtime.lora.slots import Slots, copy_in_pieces
 from branchline.runtime.models.base import Model
 
@@ -94,6 +94,10 @@ def test_a_slot_is_one_piece_and_matrices_are_aligned(model: Model) -> None:
             assert tensor[0].is_contiguous()
             assert tensor.stride(0) == layout.elements
             assert tensor.storage_offset() % ALIGN == 0
+        # as all layers, so that they share their kernels
+        assert weight.ranks.storage_offset() % PART_ALIGN == 0
+        assert weight.scales.storage_offset() == weight.ranks.storage_offset()
+    assert layout.parts % PART_ALIGN == 0
     places = sorted(
         (tensor.storage_offset(), tensor[0].numel())
         for weight in given.values()
