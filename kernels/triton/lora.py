@@ -32,8 +32,12 @@ _MANY = 512
 """Tokens from which on tiles are large: they read A, B and y less often, and waste more rows."""
 _MAX_PARTS = 3
 _STAGES = 4
-_FEW_TILES = 8
-"""Most tiles whose B is asked into the cache before its turn."""
+_ASKED_BYTES = 16 << 20
+"""Bytes of B, of all tiles, that are asked into the cache before their turn at most: a third of
+it."""
+_ROUNDS = 8
+"""Programs of `expand` for each multiprocessor: what they find to do is known on the device alone,
+and a program that finds nothing costs about as much as one that does little."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Adapters:
             weight.b.stride(0),
             weight.ranks.stride(0),
             slots,
+            _asked(weight),
             *_ends(weight),
             PARTS=parts,
             RANK=rank,
@@ -118,7 +123,6 @@ class Adapters:
             BLOCK_S=power_of_two(slots),
             WARPS=warps,
             STAGES=_STAGES,
-            FEW=_FEW_TILES,
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(warps, _STAGES),
         )
@@ -153,8 +157,11 @@ class Adapters:
                 f"adapters of {weight.b.shape[2]} outputs for {made.inner.shape[0]} tokens cannot "
                 f"be added to {tuple(y.shape)}"
             )
-        tile, block_n = self._tile(t), min(power_of_two(n), 128)
-        lora_expand_kernel[(_tiles(t, slots, tile), triton.cdiv(n, block_n))](
+        tile, block_n = self._tile(t), max(16, min(power_of_two(n), 128))
+        tiles, blocks = _tiles(t, slots, tile), triton.cdiv(n, block_n)
+        programs = max(1, min(blocks, _ROUNDS * self._gpu.processors // tiles))
+        span = triton.cdiv(blocks, programs) * block_n
+        lora_expand_kernel[(tiles, triton.cdiv(n, span))](
             y,
             weight.b,
             made.inner,
@@ -162,6 +169,7 @@ class Adapters:
             lora.order,
             lora.starts,
             n,
+            span,
             weight.b.stride(0),
             weight.ranks.stride(0),
             slots,
@@ -170,7 +178,7 @@ class Adapters:
             RANK=rank,
             TILE=tile,
             BLOCK_R=_block_of(rank),
-            BLOCK_N=max(16, block_n),
+            BLOCK_N=block_n,
             BLOCK_S=power_of_two(slots),
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(4),
@@ -195,6 +203,13 @@ def _warps(tile: int, block_r: int) -> tuple[int, int]:
 def _block_of(rank: int) -> int:
     """Ranks that a program takes: a divisor of R, which is a multiple of 16."""
     return next(block for block in (64, 32, 16) if rank % block == 0)
+
+
+def _asked(weight: LoraWeight) -> int:
+    """Most tiles whose B is asked for; a multiple of 16 where that is something: kernels are
+    compiled for kinds of numbers."""
+    count = _ASKED_BYTES // (weight.b[0].numel() * weight.b.element_size())
+    return count // 16 * 16 or max(1, count)
 
 
 def _ends(weight: LoraWeight) -> tuple[int, int]:

@@ -95,6 +95,7 @@ def lora_shrink_kernel(
     b_stride,
     rank_stride,
     count,
+    few,
     end0,
     end1,
     PARTS: tl.constexpr,
@@ -105,7 +106,6 @@ def lora_shrink_kernel(
     BLOCK_S: tl.constexpr,
     WARPS: tl.constexpr,
     STAGES: tl.constexpr,
-    FEW: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -113,7 +113,7 @@ def lora_shrink_kernel(
 
     a [S, PARTS, RANK, width]. The next kernel may start only once the one before has ended, so
     that it may read what that one wrote without waiting for this one. A is asked for ahead of the
-    wait, and B [S, RANK, n_rows], which comes next, where there are at most FEW tiles: more of it
+    wait, and B [S, RANK, n_rows], which comes next, where there are at most `few` tiles: more of it
     would drive other things out of the cache.
     """
     part, low = tl.program_id(1), tl.program_id(2) * BLOCK_R
@@ -130,7 +130,7 @@ def lora_shrink_kernel(
     if PDL:
         if low < rank:
             ask_for(lines, width, 64)
-            if tiles <= FEW:
+            if tiles <= few:
                 first, last = _part_bounds(part, PARTS, n_rows, end0, end1)
                 ask_for(b + slot.to(tl.int64) * b_stride + row * n_rows + first, last - first, 64)
         gdc_wait()
@@ -194,6 +194,7 @@ def lora_expand_kernel(
     order,
     starts,
     n_rows,
+    span,
     slot_stride,
     rank_stride,
     count,
@@ -208,13 +209,13 @@ def lora_expand_kernel(
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y [t, n_rows] += inner times B, for a tile of tokens and BLOCK_N outputs.
+    """y [t, n_rows] += inner times B, for a tile of tokens and `span` outputs, BLOCK_N at a time.
 
     b [S, RANK, n_rows]; end0, end1: where the outputs of the first two of three parts end.
     """
     i, r = tl.arange(0, TILE), tl.arange(0, BLOCK_R)
-    base = tl.program_id(1) * BLOCK_N
-    n = base + tl.arange(0, BLOCK_N)
+    low_n = tl.program_id(1) * span
+    high_n = tl.minimum(low_n + span, n_rows)
     take_turn(PDL)
     slot, start, end, _ = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
     if slot < count:
@@ -224,27 +225,31 @@ def lora_expand_kernel(
         for part in tl.static_range(PARTS):
             first, last = _part_bounds(part, PARTS, n_rows, end0, end1)
             rank = tl.load(ranks + slot * rank_stride + part)
-            if (base < last) & (base + BLOCK_N > first) & (rank > 0):
-                inside = (n >= first) & (n < last)
-                acc = tl.zeros([TILE, BLOCK_N], tl.float32)
-                for low in range(0, rank, BLOCK_R):
-                    known = low + r < rank
-                    place = (part * RANK + low + r)[None, :]
-                    h = tl.load(
-                        inner + token[:, None] * (PARTS * RANK) + place,
-                        mask=live[:, None] & known[None, :],
-                        other=0.0,
-                    )
-                    w = tl.load(
-                        lines + (low + r)[:, None] * n_rows + n[None, :],
-                        mask=known[:, None] & inside[None, :],
-                        other=0.0,
-                    )
-                    acc = dot(h.to(b.dtype.element_ty), w, acc, WIDE)
-                target = y + token[:, None] * n_rows + n[None, :]
-                mask = live[:, None] & inside[None, :]
-                before = tl.load(target, mask=mask, other=0.0).to(tl.float32)
-                tl.store(target, (before + acc).to(y.dtype.element_ty), mask=mask)
+            if rank > 0:
+                from_n = tl.maximum(first, low_n)
+                to_n = tl.minimum(last, high_n)
+                for base in range(from_n // BLOCK_N * BLOCK_N, to_n, BLOCK_N):
+                    n = base + tl.arange(0, BLOCK_N)
+                    inside = (n >= from_n) & (n < to_n)
+                    acc = tl.zeros([TILE, BLOCK_N], tl.float32)
+                    for low in range(0, rank, BLOCK_R):
+                        known = low + r < rank
+                        place = (part * RANK + low + r)[None, :]
+                        h = tl.load(
+                            inner + token[:, None] * (PARTS * RANK) + place,
+                            mask=live[:, None] & known[None, :],
+                            other=0.0,
+                        )
+                        w = tl.load(
+                            lines + (low + r)[:, None] * n_rows + n[None, :],
+                            mask=known[:, None] & inside[None, :],
+                            other=0.0,
+                        )
+                        acc = dot(h.to(b.dtype.element_ty), w, acc, WIDE)
+                    target = y + token[:, None] * n_rows + n[None, :]
+                    mask = live[:, None] & inside[None, :]
+                    before = tl.load(target, mask=mask, other=0.0).to(tl.float32)
+                    tl.store(target, (before + acc).to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit

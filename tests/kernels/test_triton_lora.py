@@ -92,6 +92,19 @@ def test_many_tokens_of_few_adapters(ops: TritonOps, dtype: Dtype) -> None:
     assert torch.equal(got[slots < 0], y[slots < 0])
 
 
+def test_a_program_takes_more_outputs_than_one_block(ops: TritonOps, dtype: Dtype) -> None:
+    """As for a vocabulary, where programs that find no adapter would be many; parts end anywhere."""
+    torch.manual_seed(0)
+    ranks = [*(4 for _ in range(9)), 0]
+    weight = adapters(ops, ranks, 32, (300, 500, 200))
+    slots = torch.tensor([*range(10), 3, -1])
+    x, y = randn(ops, 12, 32), randn(ops, 12, 1000)
+    want, got = with_adapters(y, x, weight, slots), y.clone()
+    ops.lora_add(got, x, weight, batch(ops, slots, 10))
+    assert near(got, want, y, BOUNDS[dtype])
+    assert torch.equal(got[-1], y[-1]) and torch.equal(got[9], y[9])
+
+
 def test_logits_in_float32_take_adapters(ops: TritonOps, dtype: Dtype) -> None:
     torch.manual_seed(0)
     weight = adapters(ops, [16, 4], 48, (130,))
