@@ -18,6 +18,7 @@ from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.triton.lora_kernels import (
     lora_expand_kernel,
     lora_lookup_kernel,
+    lora_norm_kernel,
     lora_order_kernel,
     lora_settle_kernel,
     lora_shrink_kernel,
@@ -31,6 +32,10 @@ _LARGE_TILE = 64
 _MANY = 512
 """Tokens from which on tiles are large: they read A, B and y less often, and waste more rows."""
 _MAX_PARTS = 3
+_FEW = 64
+"""Most rows whose sums are added on the way to the next norm."""
+_WIDEST = 4096
+"""Widest row of them: a program keeps 16 rows of B in registers."""
 _STAGES = 4
 _ASKED_BYTES = 16 << 20
 """Bytes of B, of all tiles, that are asked into the cache before their turn at most: a third of
@@ -85,8 +90,14 @@ class Adapters:
         lora_settle_kernel[(1,)](starts, **plain_launch(1))
         return LoraBatch(slots, order, starts)
 
-    def shrink(self, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> Inner:
-        """The scaled products with A."""
+    def shrink(
+        self, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch, *, beside: bool = False
+    ) -> Inner:
+        """The scaled products with A.
+
+        Args:
+            beside: the kernel before is a product of the same x, see `Linears.beside`.
+        """
         t, k = x.shape
         slots, parts, rank, _ = weight.a.shape
         _check(weight, lora, t)
@@ -123,6 +134,7 @@ class Adapters:
             BLOCK_S=power_of_two(slots),
             WARPS=warps,
             STAGES=_STAGES,
+            BESIDE=beside,
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(warps, _STAGES),
         )
@@ -183,6 +195,40 @@ class Adapters:
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(4),
         )
+
+    def sums(self, rows: int, width: int) -> bool:
+        """Whether `norm` takes so many rows of such a width: a program keeps 16 of B's."""
+        return 1 < rows <= _FEW and width <= _WIDEST and not self._deterministic
+
+    def norm(
+        self, y: torch.Tensor, made: Inner, residual: torch.Tensor, norm: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """`residual += y` and the product with B, in place; rms_norm of it. All [t, H]."""
+        weight, (t, width) = made.weight, y.shape
+        if weight.parts != (width,) or residual.shape != y.shape or made.inner.shape[0] != t:
+            raise KernelInputError(
+                f"adapters of parts {weight.parts} for {made.inner.shape[0]} tokens cannot be "
+                f"added to {tuple(y.shape)} and {tuple(residual.shape)}"
+            )
+        out = torch.empty_like(y)
+        lora_norm_kernel[(t,)](
+            y,
+            residual,
+            norm,
+            out,
+            weight.b,
+            made.inner,
+            weight.ranks,
+            made.slots,
+            weight.b.stride(0),
+            weight.ranks.stride(0),
+            width,
+            eps,
+            RANK=made.inner.shape[2],
+            BLOCK=power_of_two(width),
+            **self._gpu.launch(8 if width <= 2048 else 16),
+        )
+        return out
 
     def _tile(self, tokens: int) -> int:
         return _LARGE_TILE if tokens > _MANY and not self._deterministic else _TILE

@@ -23,6 +23,7 @@ from branchline.kernels.triton.device_functions import INT32_MAX, ask_for, dot, 
 # size: _add_by_row: operands of a launch
 # size: lora_expand_kernel: operands of a launch
 # size: lora_lookup_kernel: operands of a launch
+# size: lora_norm_kernel: operands of a launch
 # size: lora_shrink_kernel: operands of a launch
 
 
@@ -106,6 +107,7 @@ def lora_shrink_kernel(
     BLOCK_S: tl.constexpr,
     WARPS: tl.constexpr,
     STAGES: tl.constexpr,
+    BESIDE: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -115,6 +117,9 @@ def lora_shrink_kernel(
     that it may read what that one wrote without waiting for this one. A is asked for ahead of the
     wait, and B [S, RANK, n_rows], which comes next, where there are at most `few` tiles: more of it
     would drive other things out of the cache.
+
+    BESIDE: the kernel before is a product that reads x as well and has let this one start when x
+    was there. This one ends after it, so that whoever waits for this one has waited for both.
     """
     part, low = tl.program_id(1), tl.program_id(2) * BLOCK_R
     i, k, w = tl.arange(0, TILE), tl.arange(0, BLOCK_K), tl.arange(0, WARPS)
@@ -127,7 +132,9 @@ def lora_shrink_kernel(
     known = r < rank
     row = tl.where(known, r, 0)
     lines = a + slot.to(tl.int64) * slot_stride + (part * RANK + row) * width
-    if PDL:
+    if PDL and BESIDE:
+        gdc_launch_dependents()
+    elif PDL:
         if low < rank:
             ask_for(lines, width, 64)
             if tiles <= few:
@@ -135,6 +142,8 @@ def lora_shrink_kernel(
                 ask_for(b + slot.to(tl.int64) * b_stride + row * n_rows + first, last - first, 64)
         gdc_wait()
         gdc_launch_dependents()
+    # What other kernels wrote meanwhile must not be taken from a cache of before.
+    READ: tl.constexpr = ".cg" if BESIDE else ""
     if low < rank:
         rows = x + token * width
         # Each warp sums over columns of its own: one chain of products over all of them would take
@@ -152,10 +161,70 @@ def lora_shrink_kernel(
                 rows[None, :, None] + place[:, None, :],
                 mask=live[None, :, None] & w_live[:, None, :],
                 other=0.0,
+                cache_modifier=READ,
             )
             acc = dot(y, u, acc, WIDE)
         target = inner + token[:, None] * (PARTS * RANK) + (part * RANK + r)[None, :]
         tl.store(target, tl.sum(acc, axis=0) * scale, mask=live[:, None] & known[None, :])
+    if PDL and BESIDE:
+        gdc_wait()
+
+
+@triton.jit
+def lora_norm_kernel(
+    y,
+    residual,
+    weight,
+    out,
+    b,
+    inner,
+    ranks,
+    slots,
+    slot_stride,
+    rank_stride,
+    width,
+    eps,
+    RANK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """`rms_norm_kernel` with ADD, of y [t, width] and what B adds to it; one row a program.
+
+    b [S, RANK, width], inner [t, RANK]. The first 16 ranks of B are read ahead of the wait. Rows of
+    rank 0 keep their bits.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    i, r = tl.arange(0, BLOCK), tl.arange(0, 16)
+    live = i < width
+    g = tl.load(weight + i, mask=live, other=0.0).to(tl.float32)
+    slot = tl.load(slots + row)
+    rank = tl.load(ranks + slot * rank_stride, mask=slot >= 0, other=0)
+    lines = b + slot.to(tl.int64) * slot_stride + i[None, :]
+    w = tl.load(lines + r[:, None] * width, mask=(r < rank)[:, None] & live[None, :], other=0.0)
+    take_turn(PDL)
+    total = tl.load(y + row * width + i, mask=live, other=0.0).to(tl.float32)
+    if rank > 0:
+        extra = tl.zeros([BLOCK], tl.float32)
+        for low in tl.range(0, rank, 16, num_stages=1):
+            known = low + r < rank
+            if low > 0:
+                w = tl.load(
+                    lines + (low + r)[:, None] * width,
+                    mask=known[:, None] & live[None, :],
+                    other=0.0,
+                )
+            h = tl.load(inner + row * RANK + low + r, mask=known, other=0.0)
+            # Rounded as the matrix units want it, as wherever B is multiplied with.
+            h = h.to(b.dtype.element_ty).to(tl.float32)
+            extra += tl.sum(h[:, None] * w.to(tl.float32), axis=0)
+        total += extra
+    before = tl.load(residual + row * width + i, mask=live, other=0.0)
+    # Rounded once: the stream that later layers read is the one that is normed here.
+    stream = (before.to(tl.float32) + total).to(residual.dtype.element_ty)
+    tl.store(residual + row * width + i, stream, mask=live)
+    total = stream.to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(total * total, axis=0) / width + eps)
+    tl.store(out + row * width + i, (total * scale * g).to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit
