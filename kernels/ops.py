@@ -219,25 +219,6 @@ class Ops(LoraOps, ABC):
         self.lora_add(y, x, weight_lora, lora)
         return self.silu_mul(y) if gated else y
 
-    def adapted_norm(
-        self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
-        lora: LoraBatch,
-        projection_lora: LoraWeight,
-        projection_bias: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`residual += adapted_linear(x, projection)` in place, and the norm of it: [t, H].
-
-        The first half of `adapted_step`, whose arguments these are; one op so that a backend can
-        add what the adapters add on the way.
-        """
-        y = self.adapted_linear(x, projection, projection_lora, lora, projection_bias)
-        return self.add_rms_norm(y, residual, norm, eps)
-
     def adapted_step(
         self,
         x: torch.Tensor,
@@ -266,11 +247,9 @@ class Ops(LoraOps, ABC):
         """
         if projection_lora is None:
             y = self.linear(x, projection, projection_bias)
-            normed = self.add_rms_norm(y, residual, norm, eps)
         else:
-            normed = self.adapted_norm(
-                x, projection, residual, norm, eps, lora, projection_lora, projection_bias
-            )
+            y = self.adapted_linear(x, projection, projection_lora, lora, projection_bias)
+        normed = self.add_rms_norm(y, residual, norm, eps)
         if weight is None:
             return normed
         if weight_lora is None:
