@@ -174,7 +174,7 @@ def test_parts_that_a_program_would_straddle_are_added_behind(ops: TritonOps, dt
 
 
 def test_a_norm_begins_with_the_adapters_before_it(ops: TritonOps, dtype: Dtype) -> None:
-    """High ranks, and rows without any, whose bits are those that they have without adapters."""
+    """High ranks, and rows without any: their stream keeps its bits, the norm sums it otherwise."""
     torch.manual_seed(0)
     h, k, t = 96, 64, 9
     matrix, weight = DenseWeight(randn(ops, h, k) * 0.1), adapters(ops, [40, 0, 16], k, (h,))
@@ -182,10 +182,11 @@ def test_a_norm_begins_with_the_adapters_before_it(ops: TritonOps, dtype: Dtype)
     x, residual, norm = randn(ops, t, k), randn(ops, t, h), torch.rand(h, device=ops.device) + 0.5
     stream, plain = residual.clone(), residual.clone()
     lora = batch(ops, slots, 3)
-    got = ops.adapted_norm(x, matrix, stream, norm, 1e-5, lora, weight)
+    got = ops.adapted_step(x, matrix, stream, norm, 1e-5, None, lora, weight)
     normed = ops.add_rms_norm(ops.linear(x, matrix), plain, norm, 1e-5)
     base = (slots < 0) | (slots == 1)
-    assert torch.equal(stream[base], plain[base]) and torch.equal(got[base], normed[base])
+    assert torch.equal(stream[base], plain[base])
+    assert near(got[base], normed[base], normed[base] * 0, BOUNDS[dtype])
     exact = ReferenceOps().linear(x.float(), DenseWeight(matrix.tensor.float())) + residual.float()
     want = with_adapters(exact, x, weight, slots)
     assert near(stream, want, exact, BOUNDS[dtype])
