@@ -5,18 +5,24 @@ Invariant: which one is chosen depends on shapes alone; in deterministic mode th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.triton.linear_kernels import fixed_kernel, gemv_kernel, skinny_kernel
+from branchline.kernels.triton.lora import Inner
 from branchline.kernels.triton.tuning import Device, power_of_two
 from branchline.kernels.weights import DenseWeight, Weight
 
 __all__ = ["Linears", "dense_of"]
 
-FEW = 64
+_FEW = 64
 """Most rows that our kernels take; for more, the library is faster."""
+_OUTPUTS = 64
+"""Most outputs of a program for few rows; fewer ones divide it."""
 _SHARED = 110 << 10
 """Shared memory of a program where there are more than multiprocessors: two fit one."""
 _PREFETCHED = 16 << 20
@@ -52,7 +58,7 @@ class Linears:
 
     def gates(self, rows: int) -> bool:
         """Whether silu(gate) * up is part of the product for so many rows."""
-        return rows <= FEW and not self._deterministic
+        return rows <= _FEW and not self._deterministic
 
     def linear(
         self,
@@ -63,7 +69,7 @@ class Linears:
     ) -> torch.Tensor:
         """x [t, K] @ weight [N, K].T + bias -> [t, N] of `dtype`."""
         t, n = x.shape[0], weight.shape[0]
-        if self._deterministic or t <= FEW:
+        if self._deterministic or t <= _FEW:
             out = torch.empty(t, n, dtype=dtype, device=x.device)
             run = self._fixed if self._deterministic else self._one if t == 1 else self._few
             run(x, weight, bias, out)
@@ -103,28 +109,41 @@ class Linears:
             self._few(x, weight, bias, out, gated=True)
         return out
 
-    def resident(self, rows: int, outputs: int) -> bool:
-        """Whether all programs of a product of a few rows run at the same time."""
-        each = skinny_tile(rows, outputs, gated=False)[0]
-        return outputs <= 2 * self._gpu.processors * each
+    def adapts(self, rows: int, parts: Sequence[int]) -> bool:
+        """Whether adapters of so many rows are part of the product.
 
-    def beside(
+        A program's outputs must be of one part.
+        """
+        few = 0 < rows <= _FEW and not self._deterministic
+        return few and all(width % _OUTPUTS == 0 for width in parts)
+
+    def adapted(
         self,
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        dtype: torch.dtype,
+        made: Inner,
         *,
-        first: bool,
+        gated: bool,
     ) -> torch.Tensor:
-        """linear(x) of a few rows, of `dtype`, beside another kernel that reads x.
+        """linear(x) of a few rows with their adapters, maybe gated; next behind `made`'s kernel."""
+        n = weight.shape[0] // 2 if gated else weight.shape[0]
+        if made.weight.b.shape[2] != weight.shape[0] or (gated and made.weight.parts != (n, n)):
+            raise KernelInputError(
+                f"adapters of parts {made.weight.parts} do not fit a matrix {tuple(weight.shape)}"
+                f"{' of gate and up' if gated else ''}"
+            )
+        out = torch.empty(x.shape[0], n, dtype=x.dtype, device=x.device)
+        run = self._one if x.shape[0] == 1 else self._few
+        run(x, weight, bias, out, gated=gated, made=made)
+        return out
 
-        Args:
-            first: this one comes first, and lets the other one start when x is there; or that one
-                has, and this one waits for it at its end.
-        """
-        out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype, device=x.device)
-        self._few(x, weight, bias, out, late=first, behind=not first)
+    def beside(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """linear(x) of a few rows; the next kernel starts when x is there, and may read it."""
+        out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+        self._few(x, weight, bias, out, late=True)
         return out
 
     def linear_add(
@@ -148,6 +167,7 @@ class Linears:
         eps: float = 0.0,
         add: bool = False,
         gated: bool = False,
+        made: Inner | None = None,
     ) -> None:
         n, k = out.shape[1], weight.shape[1]
         _check(x, weight, out, gated)
@@ -158,6 +178,7 @@ class Linears:
             weight if bias is None else bias,
             weight if norm is None else norm,
             out,
+            *_adapters(made, out),
             n,
             k,
             eps,
@@ -165,6 +186,7 @@ class Linears:
             GATED=gated,
             ADD=add,
             BIAS=bias is not None,
+            **_parts(made),
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             **self._gpu.launch(warps),
@@ -178,8 +200,8 @@ class Linears:
         out: torch.Tensor,
         *,
         gated: bool = False,
+        made: Inner | None = None,
         late: bool = False,
-        behind: bool = False,
     ) -> None:
         t, n, k = x.shape[0], out.shape[1], weight.shape[1]
         _check(x, weight, out, gated)
@@ -192,17 +214,18 @@ class Linears:
             weight,
             weight if bias is None else bias,
             out,
+            *_adapters(made, out),
             t,
             n,
             k,
             GATED=gated,
             BIAS=bias is not None,
+            **_parts(made),
             BLOCK_T=max(16, power_of_two(t)),
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             STAGES=stages,
             LATE=late,
-            BEHIND=behind,
             AHEAD=self._gpu.overlap and t <= 8 and weight.numel() <= _PREFETCHED,
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(warps, stages),
@@ -232,6 +255,18 @@ class Linears:
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(4, 4),
         )
+
+
+def _adapters(made: Inner | None, none: torch.Tensor) -> tuple[Any, ...]:
+    """Operands of a product's adapters, or of none."""
+    return (none, none, none, none, 0, 0, 0, 0) if made is None else made.operands()
+
+
+def _parts(made: Inner | None) -> dict[str, int]:
+    """What a product with adapters is compiled for."""
+    if made is None:
+        return {"PARTS": 0, "RANK": 0}
+    return {"PARTS": made.inner.shape[1], "RANK": made.inner.shape[2]}
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, gated: bool) -> None:

@@ -8,8 +8,9 @@ What may be compiled in:
   NORM   the product of rms_norm(x): the sums are of x * norm, the row's scale is applied to them.
   GATED  the matrix holds gate and up, the result is silu(gate) * up.
   ADD    the result is added to what is in `out`, the residual stream.
-  LATE   the next kernel starts only once x is there: it may read x without waiting for this one.
-  BEHIND this one is behind such a kernel: it reads x at once, and waits for that one at its end.
+  PARTS  of a layer with adapters (0 = none): each row gets B of its own slot times `inner`, which
+         `lora_shrink_kernel`, the kernel before, is making meanwhile. That one lets this one start
+         when x is there; this one waits for it just ahead of the end.
 """
 
 from __future__ import annotations
@@ -19,18 +20,74 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from branchline.kernels.triton.device_functions import ask_for, dot, take_turn
+from branchline.kernels.triton.lora_kernels import add_adapters
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
+# size: _adapted: operands of a launch
+# size: _adapters_of: operands of a launch
 # size: fixed_kernel: operands of a launch
 # size: gemv_kernel: operands of a launch
 # size: skinny_kernel: operands of a launch
 
 
 @triton.jit
+def _part_of(base, PARTS: tl.constexpr, end0, end1):
+    """The part that output `base` belongs to, of at most three."""
+    part = base * 0
+    if PARTS > 1:
+        part += (base >= end0).to(tl.int32)
+    if PARTS > 2:
+        part += (base >= end1).to(tl.int32)
+    return part
+
+
+@triton.jit
+def _adapters_of(
+    ranks, slots, t, t_live, rank_stride, first, end0, end1,
+    GATED: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """(slot [T], part, rank [T], rank of the second half [T]) of rows t and the output `first`.
+
+    With GATED the halves are two parts; else the last one is the same rank again.
+    """
+    slot = tl.load(slots + t, mask=t_live, other=-1)
+    part = 0 if GATED else _part_of(first, PARTS, end0, end1)
+    rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
+    up_rank = rank
+    if GATED:
+        up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
+    return slot, part, rank, up_rank
+
+
+@triton.jit
+def _adapted(
+    acc, up_acc, b, inner, slot, part, rank, up_rank, t, n, n_live, n_rows, slot_stride,
+    GATED: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr, DOT: tl.constexpr,
+    WIDE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Both sums [T, N] with what the adapters add, once the kernel before has made `inner`."""
+    if PDL:
+        gdc_wait()
+    whole = 2 * n_rows if GATED else n_rows
+    acc = add_adapters(
+        acc, b, inner, slot, rank, part, t, n, n_live, whole, slot_stride,
+        PARTS, RANK, DOT, WIDE,
+    )  # fmt: skip
+    if GATED:
+        up_acc = add_adapters(
+            up_acc, b, inner, slot, up_rank, 1, t, n_rows + n, n_live, whole, slot_stride,
+            PARTS, RANK, DOT, WIDE,
+        )  # fmt: skip
+    return acc, up_acc
+
+
+@triton.jit
 def gemv_kernel(
-    x, weight, bias, norm, out, n_rows, width, eps,
+    x, weight, bias, norm, out, b, inner, ranks, slots, slot_stride, rank_stride, end0, end1,
+    n_rows, width, eps,
     NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    PARTS: tl.constexpr, RANK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One row of x times the matrix: each program BLOCK_N of the n_rows outputs.
 
@@ -44,13 +101,24 @@ def gemv_kernel(
     w = tl.load(lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
     if GATED:
         u = tl.load(up_lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
-    take_turn(PDL)
+    # What other kernels wrote meanwhile must not be taken from a cache of before.
+    READ: tl.constexpr = ".cg" if PARTS else ""
+    if PARTS:
+        if PDL:
+            gdc_launch_dependents()
+        t = tl.arange(0, 1)
+        slot, part, rank, up_rank = _adapters_of(
+            ranks, slots, t, t >= 0, rank_stride, tl.program_id(0) * BLOCK_N, end0, end1,
+            GATED, PARTS,
+        )  # fmt: skip
+    else:
+        take_turn(PDL)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
     for first in range(0, width, BLOCK_K):
         place = first + k
-        y = tl.load(x + place, mask=place < width, other=0.0).to(tl.float32)
+        y = tl.load(x + place, mask=place < width, other=0.0, cache_modifier=READ).to(tl.float32)
         if NORM:
             squares += y * y
             y = y * tl.load(norm + place, mask=place < width, other=0.0).to(tl.float32)
@@ -73,6 +141,12 @@ def gemv_kernel(
         total += tl.load(bias + n, mask=n < n_rows, other=0.0)
         if GATED:
             up += tl.load(bias + n_rows + n, mask=n < n_rows, other=0.0)
+    if PARTS:
+        sums, up_sums = _adapted(
+            total[None, :], up[None, :], b, inner, slot, part, rank, up_rank, t, n, n < n_rows,
+            n_rows, slot_stride, GATED, PARTS, RANK, False, False, PDL,
+        )  # fmt: skip
+        total, up = tl.reshape(sums, [BLOCK_N]), tl.reshape(up_sums, [BLOCK_N])
     if GATED:
         total = total / (1.0 + tl.exp(-total)) * up
     if ADD:
@@ -82,21 +156,22 @@ def gemv_kernel(
 
 @triton.jit
 def skinny_kernel(
-    x, weight, bias, out, tokens, n_rows, width,
-    GATED: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, LATE: tl.constexpr, BEHIND: tl.constexpr,
-    AHEAD: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+    x, weight, bias, out, b, inner, ranks, slots, slot_stride, rank_stride, end0, end1, tokens,
+    n_rows, width,
+    GATED: tl.constexpr, BIAS: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    LATE: tl.constexpr, AHEAD: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """At most BLOCK_T rows of x times the matrix, in the matrix units.
 
     The matrix is [n_rows, width], or with GATED [2 * n_rows, width]; AHEAD asks for it before the
-    wait, which pays while the kernel before leaves the memory idle.
+    wait, which pays while the kernel before leaves the memory idle. LATE lets the next kernel start
+    only once x is there, which it then may read without waiting for this one.
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t, k = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_K)
     n_live, t_live = n < n_rows, t < tokens
-    # What other kernels wrote meanwhile must not be taken from a cache of before.
-    READ: tl.constexpr = ".cg" if BEHIND else ""
+    READ: tl.constexpr = ".cg" if PARTS else ""
     lines = weight + n.to(tl.int64)[None, :] * width
     up_lines = lines + n_rows.to(tl.int64) * width
     if PDL:
@@ -107,10 +182,15 @@ def skinny_kernel(
             ask_for(near, width, 16)
             if GATED:
                 ask_for(near + n_rows.to(tl.int64) * width, width, 16)
-        if not BEHIND:
+        if not PARTS:
             gdc_wait()
         if LATE:
             gdc_launch_dependents()
+    if PARTS:
+        slot, part, rank, up_rank = _adapters_of(
+            ranks, slots, t, t_live, rank_stride, tl.program_id(0) * BLOCK_N, end0, end1,
+            GATED, PARTS,
+        )  # fmt: skip
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     up_acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for first in tl.range(0, width, BLOCK_K, num_stages=STAGES):
@@ -131,8 +211,11 @@ def skinny_kernel(
         acc += tl.load(bias + n, mask=n_live, other=0.0)[None, :]
         if GATED:
             up_acc += tl.load(bias + n_rows + n, mask=n_live, other=0.0)[None, :]
-    if PDL and BEHIND:
-        gdc_wait()
+    if PARTS:
+        acc, up_acc = _adapted(
+            acc, up_acc, b, inner, slot, part, rank, up_rank, t, n, n_live, n_rows, slot_stride,
+            GATED, PARTS, RANK, True, WIDE, PDL,
+        )  # fmt: skip
     if GATED:
         acc = acc / (1.0 + tl.exp(-acc)) * up_acc
     place = t[:, None] * n_rows + n[None, :]

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from math import gcd
+from typing import Any
 
 import torch
 import triton
 
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.lora import LoraBatch, LoraWeight
-from branchline.kernels.triton.linear import FEW
 from branchline.kernels.triton.lora_kernels import (
     lora_expand_kernel,
-    lora_finish_kernel,
     lora_lookup_kernel,
     lora_norm_kernel,
     lora_order_kernel,
@@ -34,12 +32,13 @@ _LARGE_TILE = 64
 _MANY = 512
 """Tokens from which on tiles are large: they read A, B and y less often, and waste more rows."""
 _MAX_PARTS = 3
-_MOST_OUTPUTS = 512
-_LEAST_OUTPUTS = 16
-"""Outputs of a program that adds to a product of few rows."""
+_FEW = 64
+"""Most rows whose sums are added on the way to the next norm."""
 _WIDEST = 4096
 """Widest row of them: a program keeps 16 rows of B in registers."""
 _STAGES = 4
+_FEW_TILES = 8
+"""Most tiles whose B is asked into the cache before its turn; for 64 of them it gained nothing."""
 _ROUNDS = 8
 """Programs of `expand` for each multiprocessor: what they find to do is known on the device alone,
 and a program that finds nothing costs about as much as one that does little."""
@@ -47,7 +46,7 @@ and a program that finds nothing costs about as much as one that does little."""
 
 @dataclass(frozen=True)
 class Inner:
-    """What is left to multiply with B.
+    """What the end of a product of few rows needs to add adapters.
 
     Attributes:
         weight: of the layer.
@@ -58,6 +57,12 @@ class Inner:
     weight: LoraWeight
     slots: torch.Tensor
     inner: torch.Tensor
+
+    def operands(self) -> tuple[Any, ...]:
+        """As `skinny_kernel` and `gemv_kernel` take them."""
+        w = self.weight
+        strides = (w.b.stride(0), w.ranks.stride(0))
+        return w.b, self.inner, w.ranks, self.slots, *strides, *_ends(w)
 
 
 class Adapters:
@@ -111,10 +116,14 @@ class Adapters:
             lora.order,
             lora.starts,
             inner,
+            weight.b,
             k,
+            weight.b.shape[2],
             weight.a.stride(0),
+            weight.b.stride(0),
             weight.ranks.stride(0),
             slots,
+            *_ends(weight),
             PARTS=parts,
             RANK=rank,
             TILE=tile,
@@ -123,6 +132,7 @@ class Adapters:
             BLOCK_S=power_of_two(slots),
             WARPS=warps,
             STAGES=_STAGES,
+            FEW=_FEW_TILES,
             BESIDE=beside,
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(warps, _STAGES),
@@ -185,46 +195,9 @@ class Adapters:
             **self._gpu.launch(4),
         )
 
-    def finishes(self, rows: int, parts: tuple[int, ...]) -> bool:
-        """Whether `finish` takes so many rows of such parts: a program's outputs are of one."""
-        return self._few(rows) and _outputs_of(parts) >= _LEAST_OUTPUTS
-
-    def finish(self, y: torch.Tensor, made: Inner, *, gated: bool) -> torch.Tensor:
-        """y [t, N] and the products with B, in y itself; or gated [t, N / 2], of B's dtype."""
-        weight, (t, n) = made.weight, y.shape
-        parts, wide = weight.parts, n // 2 if gated else n
-        if sum(parts) != n or made.inner.shape[0] != t or (gated and parts != (wide, wide)):
-            raise KernelInputError(
-                f"adapters of parts {parts} for {made.inner.shape[0]} tokens do not fit "
-                f"{tuple(y.shape)}{' of gate and up' if gated else ''}"
-            )
-        out = torch.empty(t, wide, dtype=weight.b.dtype, device=y.device) if gated else y
-        block = _outputs_of(parts)
-        lora_finish_kernel[(t, wide // block)](
-            y,
-            out,
-            weight.b,
-            made.inner,
-            weight.ranks,
-            made.slots,
-            n,
-            weight.b.stride(0),
-            weight.ranks.stride(0),
-            *_ends(weight),
-            PARTS=len(parts),
-            RANK=made.inner.shape[2],
-            GATED=gated,
-            BLOCK=block,
-            **self._gpu.launch(4),
-        )
-        return out
-
     def sums(self, rows: int, width: int) -> bool:
         """Whether `norm` takes so many rows of such a width: a program keeps 16 of B's."""
-        return self._few(rows) and width <= _WIDEST
-
-    def _few(self, rows: int) -> bool:
-        return 0 < rows <= FEW and not self._deterministic
+        return 1 < rows <= _FEW and width <= _WIDEST and not self._deterministic
 
     def norm(
         self, y: torch.Tensor, made: Inner, residual: torch.Tensor, norm: torch.Tensor, eps: float
@@ -275,12 +248,6 @@ def _warps(tile: int, block_r: int) -> tuple[int, int]:
 def _block_of(rank: int) -> int:
     """Ranks that a program takes: a divisor of R, which is a multiple of 16."""
     return next(block for block in (64, 32, 16) if rank % block == 0)
-
-
-def _outputs_of(parts: tuple[int, ...]) -> int:
-    """The largest power of two that divides all parts, up to `_MOST_OUTPUTS`."""
-    common = gcd(*parts, _MOST_OUTPUTS)
-    return common & -common
 
 
 def _ends(weight: LoraWeight) -> tuple[int, int]:

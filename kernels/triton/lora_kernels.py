@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from branchline.kernels.triton.device_functions import ask_for, dot, take_turn
+from branchline.kernels.triton.device_functions import INT32_MAX, ask_for, dot, take_turn
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
-# size: _times_b: operands of a launch
-# size: lora_finish_kernel: operands of a launch
+# size: add_adapters: operands of a launch
+# size: _add_by_row: operands of a launch
 # size: lora_expand_kernel: operands of a launch
 # size: lora_lookup_kernel: operands of a launch
 # size: lora_norm_kernel: operands of a launch
@@ -58,7 +58,7 @@ def lora_settle_kernel(starts):
 
 @triton.jit
 def tile_of(starts, count, tile, TILE: tl.constexpr, BLOCK_S: tl.constexpr):
-    """(slot, first, end): the tile is order[first:end]; slot >= count where there is none."""
+    """(slot, first, end, tiles): order[first:end] is one of so many; none has slot >= count."""
     s = tl.arange(0, BLOCK_S)
     first = tl.load(starts + s, mask=s < count, other=0)
     last = tl.load(starts + s + 1, mask=s < count, other=0)
@@ -69,7 +69,7 @@ def tile_of(starts, count, tile, TILE: tl.constexpr, BLOCK_S: tl.constexpr):
     nth = tile - tl.sum(tl.where(own, behind - tiles, 0), axis=0)
     start = tl.sum(tl.where(own, first, 0), axis=0) + nth * TILE
     end = tl.minimum(start + TILE, tl.sum(tl.where(own, last, 0), axis=0))
-    return slot, start, end
+    return slot, start, end, tl.sum(tiles, axis=0)
 
 
 @triton.jit
@@ -89,10 +89,15 @@ def lora_shrink_kernel(
     order,
     starts,
     inner,
+    b,
     width,
+    n_rows,
     slot_stride,
+    b_stride,
     rank_stride,
     count,
+    end0,
+    end1,
     PARTS: tl.constexpr,
     RANK: tl.constexpr,
     TILE: tl.constexpr,
@@ -101,6 +106,7 @@ def lora_shrink_kernel(
     BLOCK_S: tl.constexpr,
     WARPS: tl.constexpr,
     STAGES: tl.constexpr,
+    FEW: tl.constexpr,
     BESIDE: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
@@ -109,7 +115,8 @@ def lora_shrink_kernel(
 
     a [S, PARTS, RANK, width]. The next kernel may start only once the one before has ended, so
     that it may read what that one wrote without waiting for this one. A is asked for ahead of the
-    wait.
+    wait, and B [S, RANK, n_rows], which comes next, where there are at most FEW tiles: more of it
+    would drive other things out of the cache.
 
     BESIDE: the kernel before is a product that reads x as well and has let this one start when x
     was there. This one ends after it, so that whoever waits for this one has waited for both.
@@ -117,7 +124,7 @@ def lora_shrink_kernel(
     part, low = tl.program_id(1), tl.program_id(2) * BLOCK_R
     i, k, w = tl.arange(0, TILE), tl.arange(0, BLOCK_K), tl.arange(0, WARPS)
     r = low + tl.arange(0, BLOCK_R)
-    slot, start, end = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
+    slot, start, end, tiles = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
     live = start + i < end
     token = tl.load(order + start + i, mask=live, other=0).to(tl.int64)
     rank = tl.load(ranks + slot * rank_stride + part, mask=slot < count, other=0)
@@ -130,6 +137,9 @@ def lora_shrink_kernel(
     elif PDL:
         if low < rank:
             ask_for(lines, width, 64)
+            if tiles <= FEW:
+                first, last = _part_bounds(part, PARTS, n_rows, end0, end1)
+                ask_for(b + slot.to(tl.int64) * b_stride + row * n_rows + first, last - first, 64)
         gdc_wait()
         gdc_launch_dependents()
     # What other kernels wrote meanwhile must not be taken from a cache of before.
@@ -161,93 +171,6 @@ def lora_shrink_kernel(
 
 
 @triton.jit
-def _sixteen(b, slot, rank, low, n, n_live, n_all, slot_stride):
-    """Ranks `low` to `low + 15` of B for outputs n: [16, N]; 0 from `rank` on."""
-    r = low + tl.arange(0, 16)
-    lines = b + slot.to(tl.int64) * slot_stride + n[None, :]
-    return tl.load(
-        lines + r[:, None] * n_all, mask=(r < rank)[:, None] & n_live[None, :], other=0.0
-    )
-
-
-@triton.jit
-def _times_b(h_row, w, b, slot, rank, n, n_live, n_all, slot_stride, BLOCK: tl.constexpr):
-    """A row of inner times B, for outputs n: [N] float32. w: the first sixteen ranks of B."""
-    r = tl.arange(0, 16)
-    extra = tl.zeros([BLOCK], tl.float32)
-    for low in tl.range(0, rank, 16, num_stages=1):
-        if low > 0:
-            w = _sixteen(b, slot, rank, low, n, n_live, n_all, slot_stride)
-        h = tl.load(h_row + low + r, mask=low + r < rank, other=0.0)
-        # Rounded as the matrix units want it, as wherever B is multiplied with.
-        h = h.to(b.dtype.element_ty).to(tl.float32)
-        extra += tl.sum(h[:, None] * w.to(tl.float32), axis=0)
-    return extra
-
-
-@triton.jit
-def lora_finish_kernel(
-    y,
-    out,
-    b,
-    inner,
-    ranks,
-    slots,
-    n_rows,
-    slot_stride,
-    rank_stride,
-    end0,
-    end1,
-    PARTS: tl.constexpr,
-    RANK: tl.constexpr,
-    GATED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """y [t, n_rows] and what B adds to it: one row and BLOCK outputs of one part a program.
-
-    The first sixteen ranks of B [S, RANK, n_rows] are read ahead of the wait. Into y itself, where
-    rows of rank 0 are not touched; or with GATED, where the halves of y are gate and up, silu(gate)
-    * up into out [t, n_rows / 2].
-    """
-    row = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * BLOCK
-    n = first + tl.arange(0, BLOCK)
-    half = n_rows // 2 if GATED else n_rows
-    live = n < half
-    part = first * 0
-    if PARTS > 1 and not GATED:
-        part += (first >= end0).to(tl.int32)
-    if PARTS > 2:
-        part += (first >= end1).to(tl.int32)
-    slot = tl.load(slots + row)
-    rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
-    w = _sixteen(b, slot, rank, 0, n, live, n_rows, slot_stride)
-    h_row = inner + (row * PARTS + part) * RANK
-    line = y + row * n_rows + n
-    if GATED:
-        up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
-        u = _sixteen(b, slot, up_rank, 0, half + n, live, n_rows, slot_stride)
-        take_turn(PDL)
-        gate = tl.load(line, mask=live, other=0.0).to(tl.float32)
-        up = tl.load(line + half, mask=live, other=0.0).to(tl.float32)
-        if rank > 0:
-            gate += _times_b(h_row, w, b, slot, rank, n, live, n_rows, slot_stride, BLOCK)
-        if up_rank > 0:
-            up += _times_b(
-                h_row + RANK, u, b, slot, up_rank, half + n, live, n_rows, slot_stride, BLOCK
-            )
-        gate = gate / (1.0 + tl.exp(-gate)) * up
-        tl.store(out + row * half + n, gate.to(out.dtype.element_ty), mask=live)
-    else:
-        take_turn(PDL)
-        if rank > 0:
-            total = tl.load(line, mask=live, other=0.0).to(tl.float32)
-            total += _times_b(h_row, w, b, slot, rank, n, live, n_rows, slot_stride, BLOCK)
-            tl.store(line, total.to(y.dtype.element_ty), mask=live)
-
-
-@triton.jit
 def lora_norm_kernel(
     y,
     residual,
@@ -267,20 +190,34 @@ def lora_norm_kernel(
 ):
     """`rms_norm_kernel` with ADD, of y [t, width] and what B adds to it; one row a program.
 
-    b [S, RANK, width], inner [t, RANK]. The first sixteen ranks of B are read ahead of the wait.
+    b [S, RANK, width], inner [t, RANK]. The first 16 ranks of B are read ahead of the wait. Rows of
+    rank 0 keep their bits.
     """
     row = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, BLOCK)
+    i, r = tl.arange(0, BLOCK), tl.arange(0, 16)
     live = i < width
     g = tl.load(weight + i, mask=live, other=0.0).to(tl.float32)
     slot = tl.load(slots + row)
     rank = tl.load(ranks + slot * rank_stride, mask=slot >= 0, other=0)
-    w = _sixteen(b, slot, rank, 0, i, live, width, slot_stride)
+    lines = b + slot.to(tl.int64) * slot_stride + i[None, :]
+    w = tl.load(lines + r[:, None] * width, mask=(r < rank)[:, None] & live[None, :], other=0.0)
     take_turn(PDL)
     total = tl.load(y + row * width + i, mask=live, other=0.0).to(tl.float32)
     if rank > 0:
-        h_row = inner + row * RANK
-        total += _times_b(h_row, w, b, slot, rank, i, live, width, slot_stride, BLOCK)
+        extra = tl.zeros([BLOCK], tl.float32)
+        for low in tl.range(0, rank, 16, num_stages=1):
+            known = low + r < rank
+            if low > 0:
+                w = tl.load(
+                    lines + (low + r)[:, None] * width,
+                    mask=known[:, None] & live[None, :],
+                    other=0.0,
+                )
+            h = tl.load(inner + row * RANK + low + r, mask=known, other=0.0)
+            # Rounded as the matrix units want it, as wherever B is multiplied with.
+            h = h.to(b.dtype.element_ty).to(tl.float32)
+            extra += tl.sum(h[:, None] * w.to(tl.float32), axis=0)
+        total += extra
     before = tl.load(residual + row * width + i, mask=live, other=0.0)
     # Rounded once: the stream that later layers read is the one that is normed here.
     stream = (before.to(tl.float32) + total).to(residual.dtype.element_ty)
@@ -349,7 +286,7 @@ def lora_expand_kernel(
     low_n = tl.program_id(1) * span
     high_n = tl.minimum(low_n + span, n_rows)
     take_turn(PDL)
-    slot, start, end = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
+    slot, start, end, _ = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
     if slot < count:
         live = start + i < end
         token = tl.load(order + start + i, mask=live, other=0).to(tl.int64)
@@ -382,3 +319,79 @@ def lora_expand_kernel(
                     mask = live[:, None] & inside[None, :]
                     before = tl.load(target, mask=mask, other=0.0).to(tl.float32)
                     tl.store(target, (before + acc).to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _add_by_row(
+    extra, b, h_rows, slot, rank, top, n, n_live, n_all, slot_stride, RANKS: tl.constexpr
+):
+    """extra [T, N] and the products of rows that have a B each: nothing for matrix units to share.
+
+    RANKS of B are asked for at once.
+    """
+    lines = b + slot.to(tl.int64) * slot_stride
+    for low in range(0, top, RANKS):
+        for step in tl.static_range(RANKS):
+            r = low + step
+            known = r < rank
+            h = tl.load(h_rows + r, mask=known, other=0.0)
+            w = tl.load(
+                lines[:, None] + r * n_all + n[None, :],
+                mask=known[:, None] & n_live[None, :],
+                other=0.0,
+            )
+            # Rounded as the matrix units want it, so that both ways give the same but for order.
+            h = h.to(b.dtype.element_ty).to(tl.float32)
+            extra += h[:, None] * w.to(tl.float32)
+    return extra
+
+
+@triton.jit
+def add_adapters(
+    acc,
+    b,
+    inner,
+    slot,
+    rank,
+    part,
+    t,
+    n,
+    n_live,
+    n_all,
+    slot_stride,
+    PARTS: tl.constexpr,
+    RANK: tl.constexpr,
+    DOT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """acc [T, N] with what a part's outputs n get, for rows t of slots `slot` and ranks `rank`.
+
+    The end of a product of few rows, of outputs of one part. Rows of rank 0 keep their bits.
+    DOT: use the matrix units where all rows with an adapter have the same.
+    """
+    top = tl.max(rank, axis=0)
+    h_rows = inner + (t * PARTS + part) * RANK
+    extra = tl.zeros_like(acc)
+    if DOT:
+        least = tl.min(tl.where(rank > 0, slot, INT32_MAX), axis=0)
+        if least == tl.max(tl.where(rank > 0, slot, -1), axis=0):
+            r16 = tl.arange(0, 16)
+            lines = b + least.to(tl.int64) * slot_stride
+            for low in tl.range(0, top, 16, num_stages=1):
+                r = low + r16
+                h = tl.load(
+                    h_rows[:, None] + r[None, :], mask=r[None, :] < rank[:, None], other=0.0
+                )
+                w = tl.load(
+                    lines + r[:, None] * n_all + n[None, :],
+                    mask=(r < top)[:, None] & n_live[None, :],
+                    other=0.0,
+                )
+                extra = dot(h.to(b.dtype.element_ty), w, extra, WIDE)
+        else:
+            extra = _add_by_row(
+                extra, b, h_rows, slot, rank, top, n, n_live, n_all, slot_stride, 16
+            )
+    else:
+        extra = _add_by_row(extra, b, h_rows, slot, rank, top, n, n_live, n_all, slot_stride, 16)
+    return tl.where((rank > 0)[:, None], acc + extra, acc)
