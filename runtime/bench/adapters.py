@@ -144,8 +144,8 @@ def adapters(
     """Run it and print the tables, then one JSON line for each figure.
 
     Args:
-        settings: the engine's; slots, rank and host memory are set to what is asked for here where
-            they are not given.
+        settings: the engine's; slots, rank, targets and host memory are set to what is asked for
+            here where they are not given.
         registered: adapters that are loaded: `FOLDERS` folders under so many names.
         distinct: of them in one batch, each in a slot of its own.
         at_once: requests of the batch.
@@ -168,6 +168,7 @@ def adapters(
         own = {
             "adapter_slots": distinct,
             "max_adapter_rank": rank,
+            "adapter_targets": ",".join(TARGETS[targets]),
             "adapter_host_mb": _host_mb(spec, rank, FOLDERS, settings),
             **settings,
             "adapters": dict(zip(names, cycle(paths), strict=False)),

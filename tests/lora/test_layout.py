@@ -83,6 +83,25 @@ def test_every_layer_sees_its_own_matrices_in_every_slot(model: Model) -> None:
     assert not given
 
 
+def test_modules_without_a_place_take_no_memory(model: Model) -> None:
+    sites, given = recorded(model)
+    whole = SlotLayout(sites, 16, torch.float32)
+    layout = SlotLayout(sites, 16, torch.float32, {"q_proj", "o_proj"})
+    assert {name.rpartition(".")[2] for name in layout.modules} == {
+        "q_proj",
+        "k_proj",  # of the same product
+        "v_proj",
+        "o_proj",
+    }
+    assert {*layout.modules, *layout.left_out} == set(whole.modules)
+    own = sum(16 * (m.rows + m.columns) for m in layout.modules.values())
+    assert layout.elements == own
+    Slots(layout, 2, CPU)
+    assert len(given) == len(layout.sites) == 2 * model.spec.num_layers
+    layout.detach()
+    assert not given
+
+
 def test_a_slot_is_one_piece_and_matrices_are_aligned(model: Model) -> None:
     sites, given = recorded(model)
     layout = SlotLayout(sites, 16, torch.bfloat16)
