@@ -35,7 +35,9 @@ _MAX_PARTS = 3
 _FEW = 64
 """Most rows whose sums are added on the way to the next norm."""
 _WIDEST = 4096
-"""Widest row of them: a program keeps 16 rows of B in registers."""
+"""Widest row of them."""
+_HELD = 2048
+"""Widest row of which a program keeps 16 rows of B in registers."""
 _STAGES = 4
 _FEW_TILES = 8
 """Most tiles whose B is asked into the cache before its turn; for 64 of them it gained nothing."""
@@ -196,7 +198,7 @@ class Adapters:
         )
 
     def sums(self, rows: int, width: int) -> bool:
-        """Whether `norm` takes so many rows of such a width: a program keeps 16 of B's."""
+        """Whether `norm` takes so many rows of such a width."""
         return 1 < rows <= _FEW and width <= _WIDEST and not self._deterministic
 
     def norm(
@@ -225,7 +227,8 @@ class Adapters:
             eps,
             RANK=made.inner.shape[2],
             BLOCK=power_of_two(width),
-            **self._gpu.launch(8 if width <= 2048 else 16),
+            HELD=width <= _HELD,
+            **self._gpu.launch(8),
         )
         return out
 

@@ -186,37 +186,56 @@ def lora_norm_kernel(
     eps,
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
+    HELD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """`rms_norm_kernel` with ADD, of y [t, width] and what B adds to it; one row a program.
 
-    b [S, RANK, width], inner [t, RANK]. The first 16 ranks of B are read ahead of the wait. Rows of
-    rank 0 keep their bits.
+    b [S, RANK, width], inner [t, RANK]. Ahead of the wait the first 16 ranks of B are read (HELD),
+    or asked into the cache: a wide row's would take all registers of a multiprocessor, and the
+    program could not start beside the kernel before. The stream of rows of rank 0 keeps its bits.
     """
     row = tl.program_id(0).to(tl.int64)
     i, r = tl.arange(0, BLOCK), tl.arange(0, 16)
     live = i < width
-    g = tl.load(weight + i, mask=live, other=0.0).to(tl.float32)
     slot = tl.load(slots + row)
     rank = tl.load(ranks + slot * rank_stride, mask=slot >= 0, other=0)
-    lines = b + slot.to(tl.int64) * slot_stride + i[None, :]
-    w = tl.load(lines + r[:, None] * width, mask=(r < rank)[:, None] & live[None, :], other=0.0)
+    lines = b + slot.to(tl.int64) * slot_stride
+    h_row = inner + row * RANK
+    if HELD:
+        w = tl.load(
+            lines + r[:, None] * width + i[None, :],
+            mask=(r < rank)[:, None] & live[None, :],
+            other=0.0,
+        )
+    elif PDL:
+        # of rank 0 the first line of the first slot: asked for, and not used
+        first = tl.where(rank > 0, lines, b)
+        ask_for(first + tl.minimum(r, tl.maximum(rank, 1) - 1) * width, width, 32)
     take_turn(PDL)
     total = tl.load(y + row * width + i, mask=live, other=0.0).to(tl.float32)
     if rank > 0:
+        # Rounded as the matrix units want it, as wherever B is multiplied with.
         extra = tl.zeros([BLOCK], tl.float32)
-        for low in tl.range(0, rank, 16, num_stages=1):
-            known = low + r < rank
-            if low > 0:
-                w = tl.load(
-                    lines + (low + r)[:, None] * width,
-                    mask=known[:, None] & live[None, :],
-                    other=0.0,
-                )
-            h = tl.load(inner + row * RANK + low + r, mask=known, other=0.0)
-            # Rounded as the matrix units want it, as wherever B is multiplied with.
-            h = h.to(b.dtype.element_ty).to(tl.float32)
-            extra += tl.sum(h[:, None] * w.to(tl.float32), axis=0)
+        if HELD:
+            for low in tl.range(0, rank, 16, num_stages=1):
+                known = low + r < rank
+                if low > 0:
+                    w = tl.load(
+                        lines + (low + r)[:, None] * width + i[None, :],
+                        mask=known[:, None] & live[None, :],
+                        other=0.0,
+                    )
+                h = tl.load(h_row + low + r, mask=known, other=0.0)
+                h = h.to(b.dtype.element_ty).to(tl.float32)
+                extra += tl.sum(h[:, None] * w.to(tl.float32), axis=0)
+        else:
+            for low in tl.range(0, rank, 8, num_stages=1):
+                for step in tl.static_range(8):
+                    place = tl.minimum(low + step, rank - 1)
+                    h = tl.load(h_row + place).to(b.dtype.element_ty).to(tl.float32)
+                    w = tl.load(lines + place * width + i, mask=live, other=0.0)
+                    extra += tl.where(low + step < rank, h, 0.0) * w.to(tl.float32)
         total += extra
     before = tl.load(residual + row * width + i, mask=live, other=0.0)
     # Rounded once: the stream that later layers read is the one that is normed here.
@@ -224,6 +243,7 @@ def lora_norm_kernel(
     tl.store(residual + row * width + i, stream, mask=live)
     total = stream.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(total * total, axis=0) / width + eps)
+    g = tl.load(weight + i, mask=live, other=0.0).to(tl.float32)
     tl.store(out + row * width + i, (total * scale * g).to(out.dtype.element_ty), mask=live)
 
 

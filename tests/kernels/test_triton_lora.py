@@ -173,10 +173,11 @@ def test_parts_that_a_program_would_straddle_are_added_behind(ops: TritonOps, dt
     assert torch.equal(got[1], plain[1])
 
 
-def test_a_norm_begins_with_the_adapters_before_it(ops: TritonOps, dtype: Dtype) -> None:
+@pytest.mark.parametrize("h", [96, 2112])
+def test_a_norm_begins_with_the_adapters_before_it(ops: TritonOps, dtype: Dtype, h: int) -> None:
     """High ranks, and rows without any: their stream keeps its bits, the norm sums it otherwise."""
     torch.manual_seed(0)
-    h, k, t = 96, 64, 9
+    k, t = 64, 9
     matrix, weight = DenseWeight(randn(ops, h, k) * 0.1), adapters(ops, [40, 0, 16], k, (h,))
     slots = torch.tensor([0, -1, 2, 1, 0, 2, 2, -1, 0], dtype=torch.int32)
     x, residual, norm = randn(ops, t, k), randn(ops, t, h), torch.rand(h, device=ops.device) + 0.5
