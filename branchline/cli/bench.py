@@ -114,6 +114,8 @@ def adapters(arguments: argparse.Namespace) -> int:
         distinct=arguments.distinct,
         at_once=arguments.at_once,
         rank=arguments.rank,
+        targets=arguments.targets,
+        prompt=arguments.prompt,
         repeats=arguments.repeats,
     )
     return 0

@@ -107,6 +107,15 @@ BENCHES: dict[str, tuple[str, tuple[Flag, ...]]] = {
             _number("--distinct", "of them in one batch", 64),
             _number("--at-once", "requests of the batch", 64),
             _number("--rank", "of the adapters", 16),
+            _number("--prompt", "tokens that each request begins with", 16),
+            Flag(
+                "--targets",
+                {
+                    "choices": ("all", "attention"),
+                    "default": "all",
+                    "help": "linear layers that they change (default all)",
+                },
+            ),
         ),
     ),
     "speculative": (

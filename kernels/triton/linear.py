@@ -160,6 +160,14 @@ class Linears:
         run(x, weight, bias, out, gated=gated, made=made)
         return out
 
+    def beside(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """linear(x) of a few rows; the next kernel starts when x is there, and may read it."""
+        out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+        self._few(x, weight, bias, out, late=True)
+        return out
+
     def linear_add(
         self,
         x: torch.Tensor,
@@ -246,6 +254,7 @@ class Linears:
         add: bool = False,
         stream: _Stream | None = None,
         made: Inner | None = None,
+        late: bool = False,
     ) -> None:
         """With `stream` it is the first product of a `norm_step` where it adds, else the second."""
         t, n, k = x.shape[0], out.shape[1], weight.shape[1]
@@ -277,6 +286,7 @@ class Linears:
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             STAGES=stages,
+            LATE=late,
             AHEAD=self._gpu.overlap and t <= 8 and weight.numel() <= _PREFETCHED,
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(warps, stages),

@@ -165,12 +165,13 @@ def skinny_kernel(
     GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
     NORMED: tl.constexpr, SQUARES: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-    AHEAD: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+    LATE: tl.constexpr, AHEAD: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """At most BLOCK_T rows of x times the matrix, in the matrix units.
 
     The matrix is [n_rows, width], or with GATED [2 * n_rows, width]; AHEAD asks for it before the
-    wait, which pays while the kernel before leaves the memory idle.
+    wait, which pays while the kernel before leaves the memory idle. LATE lets the next kernel start
+    only once x is there, which it then may read without waiting for this one.
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t, k = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_K)
@@ -179,7 +180,8 @@ def skinny_kernel(
     lines = weight + n.to(tl.int64)[None, :] * width
     up_lines = lines + n_rows.to(tl.int64) * width
     if PDL:
-        gdc_launch_dependents()
+        if not LATE:
+            gdc_launch_dependents()
         if AHEAD:
             near = weight + tl.minimum(n, n_rows - 1).to(tl.int64) * width
             ask_for(near, width, 16)
@@ -187,6 +189,8 @@ def skinny_kernel(
                 ask_for(near + n_rows.to(tl.int64) * width, width, 16)
         if not PARTS:
             gdc_wait()
+        if LATE:
+            gdc_launch_dependents()
     if PARTS:
         slot, part, rank, up_rank = _adapters_of(
             ranks, slots, t, t_live, rank_stride, tl.program_id(0) * BLOCK_N, end0, end1,

@@ -18,6 +18,7 @@ from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.triton.lora_kernels import (
     lora_expand_kernel,
     lora_lookup_kernel,
+    lora_norm_kernel,
     lora_order_kernel,
     lora_settle_kernel,
     lora_shrink_kernel,
@@ -31,9 +32,18 @@ _LARGE_TILE = 64
 _MANY = 512
 """Tokens from which on tiles are large: they read A, B and y less often, and waste more rows."""
 _MAX_PARTS = 3
+_FEW = 64
+"""Most rows whose sums are added on the way to the next norm."""
+_WIDEST = 4096
+"""Widest row of them."""
+_HELD = 2048
+"""Widest row of which a program keeps 16 rows of B in registers."""
 _STAGES = 4
 _FEW_TILES = 8
-"""Most tiles whose B is asked into the cache before its turn."""
+"""Most tiles whose B is asked into the cache before its turn; for 64 of them it gained nothing."""
+_ROUNDS = 8
+"""Programs of `expand` for each multiprocessor: what they find to do is known on the device alone,
+and a program that finds nothing costs about as much as one that does little."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,14 @@ class Adapters:
         lora_settle_kernel[(1,)](starts, **plain_launch(1))
         return LoraBatch(slots, order, starts)
 
-    def shrink(self, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> Inner:
-        """The scaled products with A."""
+    def shrink(
+        self, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch, *, beside: bool = False
+    ) -> Inner:
+        """The scaled products with A.
+
+        Args:
+            beside: the kernel before is a product of the same x, see `Linears.beside`.
+        """
         t, k = x.shape
         slots, parts, rank, _ = weight.a.shape
         _check(weight, lora, t)
@@ -119,6 +135,7 @@ class Adapters:
             WARPS=warps,
             STAGES=_STAGES,
             FEW=_FEW_TILES,
+            BESIDE=beside,
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(warps, _STAGES),
         )
@@ -153,8 +170,11 @@ class Adapters:
                 f"adapters of {weight.b.shape[2]} outputs for {made.inner.shape[0]} tokens cannot "
                 f"be added to {tuple(y.shape)}"
             )
-        tile, block_n = self._tile(t), min(power_of_two(n), 128)
-        lora_expand_kernel[(_tiles(t, slots, tile), triton.cdiv(n, block_n))](
+        tile, block_n = self._tile(t), max(16, min(power_of_two(n), 128))
+        tiles, blocks = _tiles(t, slots, tile), triton.cdiv(n, block_n)
+        programs = max(1, min(blocks, _ROUNDS * self._gpu.processors // tiles))
+        span = triton.cdiv(blocks, programs) * block_n
+        lora_expand_kernel[(tiles, triton.cdiv(n, span))](
             y,
             weight.b,
             made.inner,
@@ -162,6 +182,7 @@ class Adapters:
             lora.order,
             lora.starts,
             n,
+            span,
             weight.b.stride(0),
             weight.ranks.stride(0),
             slots,
@@ -170,11 +191,46 @@ class Adapters:
             RANK=rank,
             TILE=tile,
             BLOCK_R=_block_of(rank),
-            BLOCK_N=max(16, block_n),
+            BLOCK_N=block_n,
             BLOCK_S=power_of_two(slots),
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(4),
         )
+
+    def sums(self, rows: int, width: int) -> bool:
+        """Whether `norm` takes so many rows of such a width."""
+        return 1 < rows <= _FEW and width <= _WIDEST and not self._deterministic
+
+    def norm(
+        self, y: torch.Tensor, made: Inner, residual: torch.Tensor, norm: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """`residual += y` and the product with B, in place; rms_norm of it. All [t, H]."""
+        weight, (t, width) = made.weight, y.shape
+        if weight.parts != (width,) or residual.shape != y.shape or made.inner.shape[0] != t:
+            raise KernelInputError(
+                f"adapters of parts {weight.parts} for {made.inner.shape[0]} tokens cannot be "
+                f"added to {tuple(y.shape)} and {tuple(residual.shape)}"
+            )
+        out = torch.empty_like(y)
+        lora_norm_kernel[(t,)](
+            y,
+            residual,
+            norm,
+            out,
+            weight.b,
+            made.inner,
+            weight.ranks,
+            made.slots,
+            weight.b.stride(0),
+            weight.ranks.stride(0),
+            width,
+            eps,
+            RANK=made.inner.shape[2],
+            BLOCK=power_of_two(width),
+            HELD=width <= _HELD,
+            **self._gpu.launch(8),
+        )
+        return out
 
     def _tile(self, tokens: int) -> int:
         return _LARGE_TILE if tokens > _MANY and not self._deterministic else _TILE

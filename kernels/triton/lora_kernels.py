@@ -23,6 +23,7 @@ from branchline.kernels.triton.device_functions import INT32_MAX, ask_for, dot, 
 # size: _add_by_row: operands of a launch
 # size: lora_expand_kernel: operands of a launch
 # size: lora_lookup_kernel: operands of a launch
+# size: lora_norm_kernel: operands of a launch
 # size: lora_shrink_kernel: operands of a launch
 
 
@@ -106,6 +107,7 @@ def lora_shrink_kernel(
     WARPS: tl.constexpr,
     STAGES: tl.constexpr,
     FEW: tl.constexpr,
+    BESIDE: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -115,6 +117,9 @@ def lora_shrink_kernel(
     that it may read what that one wrote without waiting for this one. A is asked for ahead of the
     wait, and B [S, RANK, n_rows], which comes next, where there are at most FEW tiles: more of it
     would drive other things out of the cache.
+
+    BESIDE: the kernel before is a product that reads x as well and has let this one start when x
+    was there. This one ends after it, so that whoever waits for this one has waited for both.
     """
     part, low = tl.program_id(1), tl.program_id(2) * BLOCK_R
     i, k, w = tl.arange(0, TILE), tl.arange(0, BLOCK_K), tl.arange(0, WARPS)
@@ -127,7 +132,9 @@ def lora_shrink_kernel(
     known = r < rank
     row = tl.where(known, r, 0)
     lines = a + slot.to(tl.int64) * slot_stride + (part * RANK + row) * width
-    if PDL:
+    if PDL and BESIDE:
+        gdc_launch_dependents()
+    elif PDL:
         if low < rank:
             ask_for(lines, width, 64)
             if tiles <= FEW:
@@ -135,6 +142,8 @@ def lora_shrink_kernel(
                 ask_for(b + slot.to(tl.int64) * b_stride + row * n_rows + first, last - first, 64)
         gdc_wait()
         gdc_launch_dependents()
+    # What other kernels wrote meanwhile must not be taken from a cache of before.
+    READ: tl.constexpr = ".cg" if BESIDE else ""
     if low < rank:
         rows = x + token * width
         # Each warp sums over columns of its own: one chain of products over all of them would take
@@ -152,10 +161,90 @@ def lora_shrink_kernel(
                 rows[None, :, None] + place[:, None, :],
                 mask=live[None, :, None] & w_live[:, None, :],
                 other=0.0,
+                cache_modifier=READ,
             )
             acc = dot(y, u, acc, WIDE)
         target = inner + token[:, None] * (PARTS * RANK) + (part * RANK + r)[None, :]
         tl.store(target, tl.sum(acc, axis=0) * scale, mask=live[:, None] & known[None, :])
+    if PDL and BESIDE:
+        gdc_wait()
+
+
+@triton.jit
+def lora_norm_kernel(
+    y,
+    residual,
+    weight,
+    out,
+    b,
+    inner,
+    ranks,
+    slots,
+    slot_stride,
+    rank_stride,
+    width,
+    eps,
+    RANK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HELD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """`rms_norm_kernel` with ADD, of y [t, width] and what B adds to it; one row a program.
+
+    b [S, RANK, width], inner [t, RANK]. Ahead of the wait the first 16 ranks of B are read (HELD),
+    or asked into the cache: a wide row's would take all registers of a multiprocessor, and the
+    program could not start beside the kernel before. The stream of rows of rank 0 keeps its bits.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    i, r = tl.arange(0, BLOCK), tl.arange(0, 16)
+    live = i < width
+    slot = tl.load(slots + row)
+    rank = tl.load(ranks + slot * rank_stride, mask=slot >= 0, other=0)
+    lines = b + slot.to(tl.int64) * slot_stride
+    h_row = inner + row * RANK
+    if HELD:
+        w = tl.load(
+            lines + r[:, None] * width + i[None, :],
+            mask=(r < rank)[:, None] & live[None, :],
+            other=0.0,
+        )
+    elif PDL:
+        # of rank 0 the first line of the first slot: asked for, and not used
+        first = tl.where(rank > 0, lines, b)
+        ask_for(first + tl.minimum(r, tl.maximum(rank, 1) - 1) * width, width, 32)
+    take_turn(PDL)
+    total = tl.load(y + row * width + i, mask=live, other=0.0).to(tl.float32)
+    if rank > 0:
+        # Rounded as the matrix units want it, as wherever B is multiplied with.
+        extra = tl.zeros([BLOCK], tl.float32)
+        if HELD:
+            for low in tl.range(0, rank, 16, num_stages=1):
+                known = low + r < rank
+                if low > 0:
+                    w = tl.load(
+                        lines + (low + r)[:, None] * width + i[None, :],
+                        mask=known[:, None] & live[None, :],
+                        other=0.0,
+                    )
+                h = tl.load(h_row + low + r, mask=known, other=0.0)
+                h = h.to(b.dtype.element_ty).to(tl.float32)
+                extra += tl.sum(h[:, None] * w.to(tl.float32), axis=0)
+        else:
+            for low in tl.range(0, rank, 8, num_stages=1):
+                for step in tl.static_range(8):
+                    place = tl.minimum(low + step, rank - 1)
+                    h = tl.load(h_row + place).to(b.dtype.element_ty).to(tl.float32)
+                    w = tl.load(lines + place * width + i, mask=live, other=0.0)
+                    extra += tl.where(low + step < rank, h, 0.0) * w.to(tl.float32)
+        total += extra
+    before = tl.load(residual + row * width + i, mask=live, other=0.0)
+    # Rounded once: the stream that later layers read is the one that is normed here.
+    stream = (before.to(tl.float32) + total).to(residual.dtype.element_ty)
+    tl.store(residual + row * width + i, stream, mask=live)
+    total = stream.to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(total * total, axis=0) / width + eps)
+    g = tl.load(weight + i, mask=live, other=0.0).to(tl.float32)
+    tl.store(out + row * width + i, (total * scale * g).to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -194,6 +283,7 @@ def lora_expand_kernel(
     order,
     starts,
     n_rows,
+    span,
     slot_stride,
     rank_stride,
     count,
@@ -208,13 +298,13 @@ def lora_expand_kernel(
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y [t, n_rows] += inner times B, for a tile of tokens and BLOCK_N outputs.
+    """y [t, n_rows] += inner times B, for a tile of tokens and `span` outputs, BLOCK_N at a time.
 
     b [S, RANK, n_rows]; end0, end1: where the outputs of the first two of three parts end.
     """
     i, r = tl.arange(0, TILE), tl.arange(0, BLOCK_R)
-    base = tl.program_id(1) * BLOCK_N
-    n = base + tl.arange(0, BLOCK_N)
+    low_n = tl.program_id(1) * span
+    high_n = tl.minimum(low_n + span, n_rows)
     take_turn(PDL)
     slot, start, end, _ = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
     if slot < count:
@@ -224,27 +314,31 @@ def lora_expand_kernel(
         for part in tl.static_range(PARTS):
             first, last = _part_bounds(part, PARTS, n_rows, end0, end1)
             rank = tl.load(ranks + slot * rank_stride + part)
-            if (base < last) & (base + BLOCK_N > first) & (rank > 0):
-                inside = (n >= first) & (n < last)
-                acc = tl.zeros([TILE, BLOCK_N], tl.float32)
-                for low in range(0, rank, BLOCK_R):
-                    known = low + r < rank
-                    place = (part * RANK + low + r)[None, :]
-                    h = tl.load(
-                        inner + token[:, None] * (PARTS * RANK) + place,
-                        mask=live[:, None] & known[None, :],
-                        other=0.0,
-                    )
-                    w = tl.load(
-                        lines + (low + r)[:, None] * n_rows + n[None, :],
-                        mask=known[:, None] & inside[None, :],
-                        other=0.0,
-                    )
-                    acc = dot(h.to(b.dtype.element_ty), w, acc, WIDE)
-                target = y + token[:, None] * n_rows + n[None, :]
-                mask = live[:, None] & inside[None, :]
-                before = tl.load(target, mask=mask, other=0.0).to(tl.float32)
-                tl.store(target, (before + acc).to(y.dtype.element_ty), mask=mask)
+            if rank > 0:
+                from_n = tl.maximum(first, low_n)
+                to_n = tl.minimum(last, high_n)
+                for base in range(from_n // BLOCK_N * BLOCK_N, to_n, BLOCK_N):
+                    n = base + tl.arange(0, BLOCK_N)
+                    inside = (n >= from_n) & (n < to_n)
+                    acc = tl.zeros([TILE, BLOCK_N], tl.float32)
+                    for low in range(0, rank, BLOCK_R):
+                        known = low + r < rank
+                        place = (part * RANK + low + r)[None, :]
+                        h = tl.load(
+                            inner + token[:, None] * (PARTS * RANK) + place,
+                            mask=live[:, None] & known[None, :],
+                            other=0.0,
+                        )
+                        w = tl.load(
+                            lines + (low + r)[:, None] * n_rows + n[None, :],
+                            mask=known[:, None] & inside[None, :],
+                            other=0.0,
+                        )
+                        acc = dot(h.to(b.dtype.element_ty), w, acc, WIDE)
+                    target = y + token[:, None] * n_rows + n[None, :]
+                    mask = live[:, None] & inside[None, :]
+                    before = tl.load(target, mask=mask, other=0.0).to(tl.float32)
+                    tl.store(target, (before + acc).to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit

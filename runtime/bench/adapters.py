@@ -9,14 +9,16 @@ they say does not matter for how long it takes.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,6 +45,16 @@ PROMPT_TOKENS = 16
 LOADS = 8
 """Adapters that are brought in while the stall is watched."""
 
+FOLDERS = 8
+"""Folders that the names share: a name is an adapter with a slot of its own, and the same files are
+kept in host memory once."""
+
+TARGETS = {
+    "all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+}
+"""Layers that the adapters change."""
+
 DECODE_COLUMNS = (
     Column("batch"),
     Column("tok/s", right=True),
@@ -68,16 +80,16 @@ class Decoding:
         return statistics.median(self.rates)
 
 
-def write_adapter(folder: Path, spec: ModelSpec, rank: int) -> Path:
-    """A folder in PEFT's format with random matrices of all linear layers, in bfloat16."""
+def write_adapter(folder: Path, spec: ModelSpec, rank: int, targets: Sequence[str]) -> Path:
+    """A folder in PEFT's format with random matrices of such layers, in bfloat16."""
     rng = np.random.default_rng(0)
     header_: dict[str, Any] = {}
     parts: list[bytes] = []
     at = 0
     for name, shape in expected_tensors(spec).items():
-        if not name.endswith("_proj.weight"):
-            continue
         module = name.removesuffix(".weight")
+        if module.rpartition(".")[2] not in targets:
+            continue
         for which, size in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
             values = rng.standard_normal(size, dtype=np.float32) * np.float32(0.01)
             data = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
@@ -92,14 +104,22 @@ def write_adapter(folder: Path, spec: ModelSpec, rank: int) -> Path:
     with (folder / "adapter_model.safetensors").open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         file.writelines(parts)
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": "all-linear"}
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets}
     (folder / "adapter_config.json").write_bytes(msgspec.json.encode(settings))
     return folder
 
 
+def _write_folders(folder: Path, spec: ModelSpec, rank: int, targets: Sequence[str]) -> list[str]:
+    """Folders with the same matrices in files of their own."""
+    first = folder / "0"
+    first.mkdir()
+    write_adapter(first, spec, rank, targets)
+    others = [shutil.copytree(first, folder / str(i)) for i in range(1, FOLDERS)]
+    return [str(path) for path in (first, *others)]
+
+
 def _host_mb(spec: ModelSpec, rank: int, count: int, settings: dict[str, Any]) -> int:
-    """Host memory for so many adapters: those of a batch and those that are brought in, so that
-    the start does not read all that are registered."""
+    """Host memory for so many adapters."""
     shapes = [shape for shape in expected_tensors(spec).values() if len(shape) == 2]
     shapes.append((spec.vocab_size, spec.hidden))  # a tied head's own
     device = settings.get("device", "auto")
@@ -116,18 +136,21 @@ def adapters(
     distinct: int = 64,
     at_once: int = 64,
     rank: int = 16,
+    targets: str = "all",
+    prompt: int = PROMPT_TOKENS,
     repeats: int = 3,
     stream: TextIO = sys.stdout,
 ) -> list[dict[str, Any]]:
     """Run it and print the tables, then one JSON line for each figure.
 
     Args:
-        settings: the engine's; slots, rank and host memory are set to what is asked for here where
-            they are not given.
-        registered: adapters that are loaded: one folder under so many names, each with a slot and
-            host memory of its own.
-        distinct: of them in one batch.
+        settings: the engine's; slots, rank, targets and host memory are set to what is asked for
+            here where they are not given.
+        registered: adapters that are loaded: `FOLDERS` folders under so many names.
+        distinct: of them in one batch, each in a slot of its own.
         at_once: requests of the batch.
+        targets: which layers they change, see `TARGETS`.
+        prompt: tokens that each request begins with.
 
     Raises:
         InvalidRequest: more in one batch than there are requests or adapters; a setting.
@@ -140,20 +163,21 @@ def adapters(
         )
     spec = open_model(EngineConfig.from_settings(settings))[1].spec
     with tempfile.TemporaryDirectory() as folder:
-        path = str(write_adapter(Path(folder), spec, rank))
+        paths = _write_folders(Path(folder), spec, rank, TARGETS[targets])
         names = [f"adapter-{index}" for index in range(registered)]
         own = {
             "adapter_slots": distinct,
             "max_adapter_rank": rank,
-            "adapter_host_mb": _host_mb(spec, rank, distinct + 2 * LOADS, settings),
+            "adapter_targets": ",".join(TARGETS[targets]),
+            "adapter_host_mb": _host_mb(spec, rank, FOLDERS, settings),
             **settings,
-            "adapters": dict.fromkeys(names, path),
+            "adapters": dict(zip(names, cycle(paths), strict=False)),
         }
         start = time.perf_counter()
         with Engine(**own) as engine:
             start_s = time.perf_counter() - start
             print(header(engine.info()), file=stream)
-            decoded = _decoding(engine, names[:distinct], at_once, repeats)
+            decoded = _decoding(engine, names[:distinct], at_once, prompt, repeats)
             loads = _loading(engine)
             info = engine.info()["adapters"]
     lines = _report(decoded, loads, info, stream)
@@ -166,7 +190,9 @@ def adapters(
 # -- decoding --------------------------------------------------------------------------------------
 
 
-def _decoding(engine: Engine, names: list[str], at_once: int, repeats: int) -> list[Decoding]:
+def _decoding(
+    engine: Engine, names: list[str], at_once: int, prompt: int, repeats: int
+) -> list[Decoding]:
     """Kinds of batches in turn, so that what drifts drifts for all."""
     kinds = {
         "base": [""] * at_once,
@@ -179,36 +205,42 @@ def _decoding(engine: Engine, names: list[str], at_once: int, repeats: int) -> l
     found: dict[str, list[float]] = {name: [] for name in kinds}
     for round_ in range(repeats + 1):  # the first one fills slots and caches
         for name, each in kinds.items():
-            rate = _decode_rate(engine, each)
+            rate = _decode_rate(engine, each, prompt)
             if round_:
                 found[name].append(rate)
         print(f"  round {round_} of {repeats} done", file=sys.stderr)
     return [Decoding(name, rates) for name, rates in found.items()]
 
 
-def _decode_rate(engine: Engine, each: list[str]) -> float:
-    """Tokens a second of all rows while all of them decode."""
+def _decode_rate(engine: Engine, each: list[str], prompt: int) -> float:
+    """Tokens a second of all rows while all of them decode: from the moment when the last one has
+    its first token."""
     engine.flush_cache()
-    prompts = [[3 + (7 * i + j) % 200 for j in range(PROMPT_TOKENS)] for i in range(len(each))]
+    prompts = [[3 + (7 * i + j) % 200 for j in range(prompt)] for i in range(len(each))]
     sampling = SamplingParams(temperature=0.0, max_tokens=OUT_TOKENS, ignore_eos=True)
     results: list[GenerateResult] = engine.generate(prompts, sampling, adapter=each)
-    rates = [
-        (len(result.token_ids) - 1) / (result.meta.latency_s - result.meta.ttft_s)
-        for result in results
-    ]
-    return statistics.median(rates) * len(each)
+    last = max(results, key=lambda result: result.meta.ttft_s)
+    seconds = last.meta.latency_s - last.meta.ttft_s
+    return (len(last.token_ids) - 1) / seconds * len(each)
 
 
 # -- loading ---------------------------------------------------------------------------------------
 
 
 class _Watched:
-    """A row of the base model that decodes, and when each of its tokens came."""
+    """A row of the base model that decodes, and when each of its tokens came.
+
+    It says one letter over and over: what random weights say may be no whole character for long,
+    and would be withheld.
+    """
 
     def __init__(self, engine: Engine, count: int) -> None:
         self.times: list[float] = []
         self.ended = threading.Event()
-        sampling = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
+        letter = engine.tokenizer.encode("a")[-1]
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=count, ignore_eos=True, logit_bias={letter: 100.0}
+        )
         request = GenerateRequest(
             id="watched", prompt_ids=[5, 6, 7], sampling=sampling, stream=True
         )
@@ -222,7 +254,7 @@ class _Watched:
 
     def came_after(self, moment: float) -> bool:
         """Whether a token came later than that, or none will."""
-        return self.times[-1] > moment or self.ended.is_set()
+        return self.ended.is_set() or self.times[-1] > moment
 
     def gaps_ms(self, start: float, end: float) -> list[float]:
         """Between neighbouring tokens of which the later one came within the span."""
@@ -260,6 +292,8 @@ def _loading(engine: Engine) -> dict[str, list[float]]:
         found["in slot"].append(1000.0 * _first_token_s(engine, name))
         end = time.perf_counter()
         _until(partial(watched.came_after, end))
+        if watched.ended.is_set():
+            break
         found["loading"] += watched.gaps_ms(start, middle)
         found["quiet"] += watched.gaps_ms(middle, end)
     watched.close()

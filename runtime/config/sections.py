@@ -162,6 +162,11 @@ class LoraSection:
         "rank that a slot holds at most; None = the largest of those named at the start, at least "
         "16",
     )
+    adapter_targets: str | None = setting(
+        None,
+        'modules that adapters may change, with commas ("q_proj,v_proj"): others take no memory of '
+        "a slot and no time of a step; None = all",
+    )
     adapter_host_mb: int = setting(
         4096, "megabytes of adapters kept in host memory, as slots hold them; others are read again"
     )

@@ -171,9 +171,12 @@ class DeviceRunner:
 
     def _eager(self, plan: ScheduleBatch, tensors: StepTensors) -> torch.Tensor:
         meta = self._eager_buffers.load(plan, tensors)
-        return self._hidden(tensors, self.attention.plan(meta))
+        return self._hidden(tensors, self.attention.plan(meta))[0]
 
-    def _hidden(self, tensors: StepTensors, plan: AttentionPlan) -> torch.Tensor:
+    def _hidden(
+        self, tensors: StepTensors, plan: AttentionPlan
+    ) -> tuple[torch.Tensor, LoraBatch | None]:
+        """Hidden states [l, hidden] of the logit rows, and these rows' adapters."""
         self.tables.write(tensors.writes)
         self.attention.begin(plan)
         ids = self.ops.resolve_ids(
@@ -181,7 +184,7 @@ class DeviceRunner:
         )
         lora = self.lora(tensors.lora_slots)
         # in decoding each token is a logit row
-        same = tensors.shape.decode
+        own = lora if tensors.shape.decode else self.lora(tensors.logit_lora_slots)
         batch = ForwardBatch(
             input_ids=ids,
             positions=tensors.positions,
@@ -191,16 +194,16 @@ class DeviceRunner:
             plan=plan,
             previous=tensors.previous,
             lora=lora,
-            logit_lora=lora if same else self.lora(tensors.logit_lora_slots),
+            logit_lora=own,
         )
-        return forward_step(self.model, self.draft, batch, self.ops, self.kv_pool)
+        return forward_step(self.model, self.draft, batch, self.ops, self.kv_pool), own
 
     def _recorded(self, shape: StepShape, tensors: StepTensors, plan: AttentionPlan) -> Outputs:
         """What a graph holds: in decoding and verifying, the choice of the likeliest ids too."""
-        hidden = self._hidden(tensors, plan)
+        hidden, lora = self._hidden(tensors, plan)
         if not (shape.decode or shape.verify):
             return Outputs(hidden=hidden)
-        logits = self.model.logits(hidden, self.ops, self.lora(tensors.logit_lora_slots))
+        logits = self.model.logits(hidden, self.ops, lora)
         ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(shape.logits))
         self.tables.put_tokens(tensors.sample_places[: shape.logits], ids)
         return Outputs(logits=logits, greedy=torch.where(bad, -1, ids))

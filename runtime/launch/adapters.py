@@ -68,7 +68,15 @@ def make_slots(settings: LoraSection, loaded: Loaded, decisions: list[Decision])
         (config_of(adapter_folder(path)).largest_rank for path in named.values()),
         default=USUAL_RANK,
     )
-    layout = SlotLayout(loaded.model.lora_sites(), max(rank, USUAL_RANK), loaded.adapter_dtype)
+    sites, targets = list(loaded.model.lora_sites()), _targets(settings)
+    layout = SlotLayout(sites, max(rank, USUAL_RANK), loaded.adapter_dtype, targets)
+    there = {name.rpartition(".")[2] for name in (*layout.modules, *layout.left_out)}
+    if targets is not None and not targets <= there:
+        raise InvalidRequest(
+            "adapter_targets names modules that the model does not have",
+            value=", ".join(sorted(targets - there)),
+            hint=f"It has {', '.join(sorted(there))}.",
+        )
     size = count * layout.slot_bytes
     # on a CPU memory is taken as slots are filled
     if not host and size > free_memory(loaded.device):
@@ -86,6 +94,12 @@ def make_slots(settings: LoraSection, loaded: Loaded, decisions: list[Decision])
         )
     )
     return Slots(layout, count, loaded.device)
+
+
+def _targets(settings: LoraSection) -> set[str] | None:
+    if settings.adapter_targets is None:
+        return None
+    return {name.strip() for name in settings.adapter_targets.split(",")}
 
 
 def load_adapters(

@@ -250,7 +250,14 @@ def _by_module(
             _check_other(path, name, plain, entry, layout)
             continue
         key = match["module"]
-        module = key if key in layout.modules else f"model.{key}"
+        known = layout.modules if key in layout.modules else layout.left_out
+        module = key if key in known else f"model.{key}"
+        if module in layout.left_out:
+            raise AdapterMismatch(
+                f"{path} adapts a module that the engine's adapter slots have no place for",
+                value=key,
+                hint=f"Name {key.rpartition('.')[2]} in adapter_targets, too, or leave it out.",
+            )
         if module not in layout.modules:
             raise AdapterMismatch(
                 f"{path} adapts a module that the model does not have",
@@ -279,7 +286,8 @@ def _check_other(path: Path, name: str, plain: str, entry: TensorEntry, layout: 
         raise AdapterUnsupported(
             f"{path}: weight-decomposed adaptation (DoRA) cannot be run", value=name
         )
-    module = layout.modules.get(plain.removesuffix(".weight").removesuffix(".base_layer"))
+    own = plain.removesuffix(".weight").removesuffix(".base_layer")
+    module = layout.modules.get(own) or layout.left_out.get(own)
     if module is None or module.kind == "linear":
         raise AdapterUnsupported(
             f"{path} holds a tensor that is no matrix of a low-rank adapter",

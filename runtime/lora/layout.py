@@ -7,7 +7,7 @@ read. Knows nothing of files or of which adapters there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ from branchline.kernels.lora import LoraWeight
 from branchline.runtime.layers.lora_site import LoraSite, SiteKind
 
 ALIGN = 64
+PART_ALIGN = 4
+"""A layer's ranks and scales begin at multiples of so many: kernels are compiled anew for addresses
+that 16 bytes do not divide, and all layers shall share theirs."""
 RANK_STEP = 16
 """Slots hold ranks in multiples of this."""
 
@@ -85,39 +88,59 @@ class SlotLayout:
         sites: of the model.
         max_rank: of any module; raised to a multiple of `RANK_STEP`.
         dtype: of the matrices.
+        targets: modules that there shall be places for, by the last part of their names; layers
+            that share a product come together. None = all.
 
     Attributes:
         modules: by name.
+        left_out: modules of the model that have no place, by name; where they would lie means
+            nothing.
         elements: of one slot.
-        parts: ranks and scales of one slot.
+        parts: ranks and scales of one slot; those between layers are nobody's.
     """
 
-    def __init__(self, sites: Iterable[LoraSite], max_rank: int, dtype: torch.dtype) -> None:
-        self.sites = list(sites)
+    def __init__(
+        self,
+        sites: Iterable[LoraSite],
+        max_rank: int,
+        dtype: torch.dtype,
+        targets: Collection[str] | None = None,
+    ) -> None:
+        self.sites: list[LoraSite] = []
         self.max_rank = -(-max_rank // RANK_STEP) * RANK_STEP
         self.dtype = dtype
         self.modules: dict[str, Module] = {}
+        self.left_out: dict[str, Module] = {}
         self.elements = 0
         self.parts = 0
-        for site in self.sites:
-            a_at = self._take(len(site.parts) * self.max_rank * site.columns)
-            b_at = self._take(site.rows * self.max_rank)
-            first = 0
-            for name, rows in site.parts:
-                self.modules[name] = Module(
-                    name,
-                    site.kind,
-                    rows,
-                    site.columns,
-                    self.parts,
-                    a_at,
-                    b_at,
-                    width=site.rows,
-                    first=first,
-                )
-                self.parts += 1
-                a_at += self.max_rank * site.columns
-                first += rows
+        for site in sites:
+            names = [name.rpartition(".")[2] for name, _ in site.parts]
+            if targets is None or not set(names).isdisjoint(targets):
+                self.sites.append(site)
+                a_at = self._take(len(site.parts) * self.max_rank * site.columns)
+                b_at = self._take(site.rows * self.max_rank)
+                for module in self._modules(site, a_at, b_at):
+                    self.modules[module.name] = module
+                self.parts += -(-len(names) // PART_ALIGN) * PART_ALIGN
+            else:
+                self.left_out |= {module.name: module for module in self._modules(site, 0, 0)}
+
+    def _modules(self, site: LoraSite, a_at: int, b_at: int) -> Iterator[Module]:
+        """The modules of a site, the matrices of the first one at `a_at` and `b_at`."""
+        first = 0
+        for index, (name, rows) in enumerate(site.parts):
+            yield Module(
+                name,
+                site.kind,
+                rows,
+                site.columns,
+                self.parts + index,
+                a_at + index * self.max_rank * site.columns,
+                b_at,
+                width=site.rows,
+                first=first,
+            )
+            first += rows
 
     def _take(self, elements: int) -> int:
         at = self.elements

@@ -1,26 +1,28 @@
 """Where adapters come from, on the loader's thread: folders, files that were sent, host memory.
 
-Invariant: weights that are given out are those of the files that were inspected; a folder that was
+Invariant: weights that are given out are those of the files that were inspected, and the same files
+are kept in host memory once, however many adapters are made of them; a folder that was
 made for an adapter that was sent goes with it, and at the latest with the shelf. Used by the
 loader's thread alone, or while it does not run. Knows nothing of names in use or of slots.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from branchline.runtime.core.adapter_spool import AdapterSpool, remove_sent
 from branchline.runtime.core.adapters import AdapterFiles, AdapterSource
 from branchline.runtime.loading.adapters import adapter_folder
-from branchline.runtime.lora.adapter_files import AdapterFolder, inspect, read
+from branchline.runtime.lora.adapter_files import AdapterFolder, Signature, inspect, read
 from branchline.runtime.lora.host_tier import HostTier
 from branchline.runtime.lora.layout import Packed, SlotLayout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
-    """One adapter that was inspected; the key of its weights in host memory.
+    """One adapter that was inspected.
 
     Attributes:
         sent: its folder was made for it.
@@ -28,6 +30,11 @@ class Volume:
 
     folder: AdapterFolder
     sent: bool
+
+    @property
+    def files(self) -> tuple[Path, Signature]:
+        """What its weights are read from: the key of them in host memory."""
+        return self.folder.path, self.folder.signature
 
 
 class Shelf:
@@ -41,6 +48,7 @@ class Shelf:
     def __init__(self, layout: SlotLayout, host_bytes: int) -> None:
         self._layout = layout
         self._tier = HostTier(host_bytes)
+        self._users: Counter[tuple[Path, Signature]] = Counter()
         self._spool = AdapterSpool()
 
     @property
@@ -50,7 +58,7 @@ class Shelf:
 
     def holds(self, volume: Volume) -> bool:
         """Whether its weights are in host memory; a moment's view, from any thread."""
-        return volume in self._tier
+        return volume.files in self._tier
 
     def add(self, source: AdapterSource, *, sent: bool = False, if_room: bool = False) -> Volume:
         """Inspect an adapter and take its weights into host memory.
@@ -74,6 +82,7 @@ class Shelf:
         except BaseException:
             self._remove(path, sent)
             raise
+        self._users[volume.files] += 1
         return volume
 
     def fetch(self, volume: Volume) -> Packed:
@@ -82,15 +91,18 @@ class Shelf:
         Raises:
             AdapterDamaged: the files cannot be read, or are others by now.
         """
-        found = self._tier.get(volume)
+        found = self._tier.get(volume.files)
         if found is None:
             found = self._layout.pack(read(volume.folder, self._layout))
-            self._tier.put(volume, found)
+            self._tier.put(volume.files, found)
         return found
 
     def drop(self, volume: Volume) -> None:
         """Nobody will ask for it again."""
-        self._tier.drop(volume)
+        self._users[volume.files] -= 1
+        if not self._users[volume.files]:
+            del self._users[volume.files]
+            self._tier.drop(volume.files)
         self._remove(volume.folder.path, volume.sent)
 
     def close(self) -> None:

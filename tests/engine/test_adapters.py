@@ -305,6 +305,8 @@ def test_an_engine_without_slots_says_so(tmp_path: Path) -> None:
         tiny_engine(tmp_path / "m", adapter_slots=0, adapters={"a": "somewhere"})
     with pytest.raises(InvalidRequest, match="at most 256"):
         tiny_engine(tmp_path / "m", max_adapter_rank=257)
+    with pytest.raises(InvalidRequest, match="does not have"):
+        tiny_engine(tmp_path / "m", adapter_targets="q_proj, w_proj")
     with pytest.raises(AdapterDamaged, match="somewhere"):
         tiny_engine(tmp_path / "m", adapters={"a": "somewhere"})
     with tiny_engine(tmp_path / "m", adapter_slots=0) as engine:

@@ -92,6 +92,19 @@ def test_many_tokens_of_few_adapters(ops: TritonOps, dtype: Dtype) -> None:
     assert torch.equal(got[slots < 0], y[slots < 0])
 
 
+def test_a_program_takes_more_outputs_than_one_block(ops: TritonOps, dtype: Dtype) -> None:
+    """As for a vocabulary, where programs that find nothing would be many; parts end anywhere."""
+    torch.manual_seed(0)
+    ranks = [4, 4, 4, 4, 4, 4, 4, 4, 4, 0]
+    weight = adapters(ops, ranks, 32, (300, 500, 200))
+    slots = torch.tensor([*range(10), 3, -1])
+    x, y = randn(ops, 12, 32), randn(ops, 12, 1000)
+    want, got = with_adapters(y, x, weight, slots), y.clone()
+    ops.lora_add(got, x, weight, batch(ops, slots, 10))
+    assert near(got, want, y, BOUNDS[dtype])
+    assert torch.equal(got[-1], y[-1]) and torch.equal(got[9], y[9])
+
+
 def test_logits_in_float32_take_adapters(ops: TritonOps, dtype: Dtype) -> None:
     torch.manual_seed(0)
     weight = adapters(ops, [16, 4], 48, (130,))
@@ -158,6 +171,28 @@ def test_parts_that_a_program_would_straddle_are_added_behind(ops: TritonOps, dt
     plain = ops.linear(x, matrix)
     assert near(got, with_adapters(plain, x, weight, slots), plain, BOUNDS[dtype])
     assert torch.equal(got[1], plain[1])
+
+
+@pytest.mark.parametrize("h", [96, 2112])
+def test_a_norm_begins_with_the_adapters_before_it(ops: TritonOps, dtype: Dtype, h: int) -> None:
+    """High ranks, and rows without any: their stream keeps its bits, the norm sums it otherwise."""
+    torch.manual_seed(0)
+    k, t = 64, 9
+    matrix, weight = DenseWeight(randn(ops, h, k) * 0.1), adapters(ops, [40, 0, 16], k, (h,))
+    slots = torch.tensor([0, -1, 2, 1, 0, 2, 2, -1, 0], dtype=torch.int32)
+    x, residual, norm = randn(ops, t, k), randn(ops, t, h), torch.rand(h, device=ops.device) + 0.5
+    stream, plain = residual.clone(), residual.clone()
+    lora = batch(ops, slots, 3)
+    got = ops.adapted_step(x, matrix, stream, norm, 1e-5, None, lora, weight)
+    normed = ops.add_rms_norm(ops.linear(x, matrix), plain, norm, 1e-5)
+    base = (slots < 0) | (slots == 1)
+    assert torch.equal(stream[base], plain[base])
+    assert near(got[base], normed[base], normed[base], BOUNDS[dtype])
+    exact = ReferenceOps().linear(x.float(), DenseWeight(matrix.tensor.float())) + residual.float()
+    want = with_adapters(exact, x, weight, slots)
+    assert near(stream, want, exact, BOUNDS[dtype])
+    want = ReferenceOps().rms_norm(want.float(), norm.to(want.device), 1e-5)
+    assert near(got, want, want, 2 * BOUNDS[dtype])
 
 
 @pytest.mark.parametrize("tokens", [2, 40])

@@ -198,6 +198,17 @@ def test_a_module_that_the_settings_name_is_not_forgotten(folder: Path, layout: 
     assert inspect(folder, layout).modules == len(layout.modules) - 1
 
 
+def test_modules_without_a_place_are_named(tmp_path: Path, model: Model) -> None:
+    layout = SlotLayout(model.lora_sites(), 16, torch.float32, {"q_proj"})
+    fits = write_adapter(tmp_path / "fits", model.spec, rank=2, targets=["q_proj", "v_proj"])
+    assert inspect(fits, layout).modules == 2 * model.spec.num_layers
+    for name in ("down_proj", "lm_head"):
+        wide = write_adapter(tmp_path / name, model.spec, rank=2, targets=["q_proj", name])
+        with pytest.raises(AdapterMismatch, match=r"no place for") as caught:
+            inspect(wide, layout)
+        assert f"Name {name} in adapter_targets" in str(caught.value.hint)
+
+
 def test_a_rank_above_the_slots_says_what_to_set(
     tmp_path: Path, model: Model, layout: SlotLayout
 ) -> None:

@@ -11,7 +11,7 @@ from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.reference import ReferenceOps
 from branchline.runtime.layers.lora_site import LoraSite
 from branchline.runtime.lora.host_tier import HostTier
-from branchline.runtime.lora.layout import ALIGN, LowRank, Packed, SlotLayout
+from branchline.runtime.lora.layout import ALIGN, PART_ALIGN, LowRank, Packed, SlotLayout
 from branchline.runtime.lora.slots import Slots, copy_in_pieces
 from branchline.runtime.models.base import Model
 
@@ -83,6 +83,25 @@ def test_every_layer_sees_its_own_matrices_in_every_slot(model: Model) -> None:
     assert not given
 
 
+def test_modules_without_a_place_take_no_memory(model: Model) -> None:
+    sites, given = recorded(model)
+    whole = SlotLayout(sites, 16, torch.float32)
+    layout = SlotLayout(sites, 16, torch.float32, {"q_proj", "o_proj"})
+    assert {name.rpartition(".")[2] for name in layout.modules} == {
+        "q_proj",
+        "k_proj",  # of the same product
+        "v_proj",
+        "o_proj",
+    }
+    assert {*layout.modules, *layout.left_out} == set(whole.modules)
+    own = sum(16 * (m.rows + m.columns) for m in layout.modules.values())
+    assert layout.elements == own
+    Slots(layout, 2, CPU)
+    assert len(given) == len(layout.sites) == 2 * model.spec.num_layers
+    layout.detach()
+    assert not given
+
+
 def test_a_slot_is_one_piece_and_matrices_are_aligned(model: Model) -> None:
     sites, given = recorded(model)
     layout = SlotLayout(sites, 16, torch.bfloat16)
@@ -94,6 +113,10 @@ def test_a_slot_is_one_piece_and_matrices_are_aligned(model: Model) -> None:
             assert tensor[0].is_contiguous()
             assert tensor.stride(0) == layout.elements
             assert tensor.storage_offset() % ALIGN == 0
+        # as all layers, so that they share their kernels
+        assert weight.ranks.storage_offset() % PART_ALIGN == 0
+        assert weight.scales.storage_offset() == weight.ranks.storage_offset()
+    assert layout.parts % PART_ALIGN == 0
     places = sorted(
         (tensor.storage_offset(), tensor[0].numel())
         for weight in given.values()

@@ -310,6 +310,22 @@ def test_many_more_adapters_than_slots_take_turns(scene: Scene) -> None:
     assert counters["host_bytes"] <= 2 * scene.layout.slot_bytes
 
 
+def test_names_that_share_files_share_host_memory(scene: Scene) -> None:
+    path = scene.write("shared")
+    for name in ("a", "b", "c"):
+        scene.load(name, path)
+    one = scene.layout.slot_bytes
+    assert scene.manager.counters()["host_bytes"] == one
+    for name, kept in (("a", one), ("b", one), ("c", 0)):
+        scene.manager.unload(name, scene.answers.append)
+        assert isinstance(scene.answer(), AdapterInfo)
+        scene.turn()
+        assert scene.manager.counters()["host_bytes"] == kept
+    scene.load("d", path)
+    version = scene.use("d")
+    assert torch.equal(scene.q_of(version.slot), q_of_file(path))
+
+
 def test_whoever_waits_when_the_engine_closes_hears_of_it(model: Model, tmp_path: Path) -> None:
     scene = Scene(model, tmp_path)
     scene.load("used")

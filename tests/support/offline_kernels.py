@@ -199,6 +199,9 @@ def adapters(made: TritonOps) -> None:
     batch = made.lora_batch(empty("i4", 8), slots)
     lora = LoraWeight(a, b, *per_part, (H,))
     made.lora_embedding(empty("b2", 8, H), empty("i4", 8), lora, batch)
+    lora = LoraWeight(empty("b2", slots, 1, 16, H), b, *per_part, (H,))
+    x, norm, matrix = empty("b2", 8, H), empty("f4", H), DenseWeight(empty("b2", H, H))
+    made.adapted_step(x, matrix, empty("b2", 8, H), norm, 1e-5, None, batch, lora)
 
 
 def sampling(made: TritonOps) -> None:
