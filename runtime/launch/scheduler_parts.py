@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from branchline.kernels.cpu.binding import usable_cores
 from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.ops import Ops
@@ -33,6 +35,7 @@ from branchline.runtime.launch.workers import (
 )
 from branchline.runtime.loading.checkpoint import Checkpoint
 from branchline.runtime.lora.manager import AdapterManager
+from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.memory.sizing import SizingDecision
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.commit import Outbox
@@ -86,6 +89,7 @@ class SchedulerParts:
 
     Attributes:
         bounds: what requests may ask for.
+        pools: keys and values.
         decisions: what became of settings left open.
         adapters: None where none can be loaded.
     """
@@ -96,17 +100,22 @@ class SchedulerParts:
     ops: Ops
     bounds: Bounds
     facts: Facts
+    pools: list[KVPool]
     decisions: list[Decision] = field(default_factory=list)
     adapters: AdapterManager | None = None
 
     def close(self) -> None:
-        """End worker, adapters and grammars, once nothing steps the scheduler any more."""
+        """End all of it and free the cache, once nothing steps the scheduler any more."""
         self.worker.close()
         if self.adapters is not None:
             self.adapters.shut()
         self.grammars.close()
         if isinstance(self.ops, NativeOps):
             self.ops.runner.close()
+        for pool in self.pools:  # most of the memory, whoever still holds the closed engine
+            pool.free()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def build_scheduler(
@@ -166,7 +175,15 @@ def build_scheduler(
     )
     facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
     return SchedulerParts(
-        scheduler, worker, grammars, loaded.ops, bounds, facts, decisions, adapters
+        scheduler,
+        worker,
+        grammars,
+        loaded.ops,
+        bounds,
+        facts,
+        backend.pools,
+        decisions,
+        adapters,
     )
 
 

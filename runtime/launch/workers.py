@@ -24,8 +24,10 @@ from branchline.runtime.executor.build import (
     load_model,
 )
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
+from branchline.runtime.executor.device_runner import DeviceRunner
 from branchline.runtime.executor.drafting import DraftExecutor
 from branchline.runtime.executor.host_draft import HostDraft
+from branchline.runtime.executor.model_runner import ModelRunner
 from branchline.runtime.executor.warmup import warm_up
 from branchline.runtime.launch.decisions import Decision
 from branchline.runtime.launch.drafting import DraftChoice, load_draft
@@ -65,12 +67,14 @@ class Backend:
     """What a scheduler runs on.
 
     Attributes:
+        pools: keys and values of the model, and of its draft.
         guesses: runs the draft model, if there is one.
     """
 
     cache: CacheManager
     worker: Worker
     sizing: SizingDecision
+    pools: list[KVPool]
     guesses: DraftExecutor | None = None
 
 
@@ -164,7 +168,8 @@ def on_host(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -> 
             max_depth=draft.levels,
         )
         guesses.warm_up()
-    return Backend(cache, build_worker(runner, overlap=config.scheduler.overlap), sizing, guesses)
+    worker = build_worker(runner, overlap=config.scheduler.overlap)
+    return Backend(cache, worker, sizing, _pools(runner), guesses)
 
 
 def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -> Backend:
@@ -194,7 +199,11 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
     worker = builder.worker(sizing.num_pages, overlap=config.scheduler.overlap)
     guesses = None if draft is None else builder.guesser()
     decisions.extend(Decision(*note) for note in builder.notes)
-    return Backend(cache, worker, sizing, guesses)
+    return Backend(cache, worker, sizing, _pools(worker.runner), guesses)
+
+
+def _pools(runner: ModelRunner | DeviceRunner) -> list[KVPool]:
+    return [runner.kv_pool, *([] if runner.draft is None else [runner.draft.pool])]
 
 
 def _cache(config: EngineConfig, loaded: Loaded, num_pages: int) -> CacheManager:

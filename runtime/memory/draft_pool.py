@@ -59,6 +59,11 @@ class DraftPool(KVPool):
             (self.num_slots, feature_width), dtype=feature_dtype, device=device
         )
 
+    def free(self) -> None:
+        """As the target's pool does, state vectors too."""
+        super().free()
+        self.features.untyped_storage().resize_(0)
+
     def copy_slots(self, src: torch.Tensor | Slots, dst: torch.Tensor | Slots) -> None:
         """As the target's pool does, state vectors too."""
         super().copy_slots(src, dst)

@@ -69,6 +69,11 @@ class KVPool:
         """Bytes of the allocation."""
         return self.buffer.numel() * self.buffer.element_size()
 
+    def free(self) -> None:
+        """Give the memory back, whoever still holds the pool; nothing may read or write it after.
+        Callable twice."""
+        self.buffer.untyped_storage().resize_(0)
+
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer, each [num_slots, kv_heads, head_dim], contiguous views."""
         return self._layers[index]
