@@ -149,7 +149,5 @@ def verify_kernel(
                 tl.debug_barrier()  # the whole program has written before it says so
                 if tl.atomic_add(arrived + one, 1) == used - 1:
                     tl.store(arrived + one, 0)
-                    value = join_tile(
-                        part_out, part_lse, one * splits, used, M, D, BLOCK_D, JOIN
-                    )
+                    value = join_tile(part_out, part_lse, one * splits, used, M, D, BLOCK_D, JOIN)
                     tl.store(out + q_place, value.to(out.dtype.element_ty), mask=q_live)
