@@ -38,7 +38,7 @@ _CHECKED_TOKENS = 512
 """Tokens of a step with trees, or of few tokens a row, up to which its rows' keys are cut into
 parts."""
 _CHECKED_QUERIES = 32
-"""Queries of a tile of such a step, where rows have more than a few tokens."""
+"""Queries of a tile of such a step, where rows have more than a few tokens and tiles are many."""
 _COMPARED = 512
 """Slots of each row that one program compares."""
 SHORTEST_TRUNK = 256
@@ -261,7 +261,10 @@ def _verify(
     """A step of few tokens, with trees or without."""
     b, t, d, hkv = meta.rows.shape[0], q.shape[0], q.shape[2], k_pool.shape[1]
     group = q.shape[1] // hkv
-    m = max(16 if t * group <= 16 * b else _CHECKED_QUERIES, power_of_two(group))
+    # Small tiles while all of them run at once: a program's time is that of its own few steps.
+    m = max(16, power_of_two(group))
+    if t * group > 16 * b and (t // (m // group) + b) * hkv > gpu.processors:
+        m = max(_CHECKED_QUERIES, m)
     tokens = m // group
     tiles = t // tokens + b
     block = _DECODE_KEYS if q.dtype != torch.float32 else 32

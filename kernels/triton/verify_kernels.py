@@ -29,7 +29,8 @@ from branchline.kernels.triton.device_functions import take_turn
 
 @triton.jit
 def tile_part(
-    query, k_pool, v_pool, table, words, x, start, end, plain_until, extend, length, nodes, head, hkv,
+    query, k_pool, v_pool, table, words, x, start, end, plain_until, extend, length, nodes, head,
+    hkv,
     D: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The running softmax of a tile over the keys from `start` to `end`, as `attend_keys` gives it.

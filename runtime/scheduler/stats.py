@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 
 TIMED = 17
-"""Of so many turns of the loop the phases of one are timed: asking for a thread's time is a system
-call, which takes up to 50 us, and a step has seven of them. No power of two, in which steps of a
-kind may come."""
+"""Of so many turns of the loop, or requests, the phases of one are timed: asking for a thread's
+time is a system call, which takes up to 50 us, and a step has seven of them. No power of two, in
+which steps of a kind may come."""
 
 
 class PhaseClock:
@@ -20,9 +20,10 @@ class PhaseClock:
     def __init__(self) -> None:
         self._turns = 0
 
-    def turn(self) -> None:
-        """A turn of the loop begins."""
+    def turn(self) -> float:
+        """A turn of the loop begins, or a request comes; what `read` gives then."""
         self._turns += 1
+        return self.read()
 
     def read(self) -> float:
         """Now; in most turns 0."""
@@ -43,7 +44,7 @@ class SchedulerStats:
         retractions: times a running request gave its memory back.
         held_back: times a request waited for a prefix in flight.
         intake_s, plan_s, launch_s, mask_s, commit_s: CPU seconds of the loop thread in each phase,
-            those of steps as `PhaseClock` reads them
+            as `PhaseClock` reads them
             (commit includes what readers do with the results, launch is handing steps over).
         wait_s: seconds the loop thread waited for the worker.
     """
