@@ -142,8 +142,7 @@ class Scheduler:
             InvalidRequest: it cannot be run.
             QueueFull: too many wait.
         """
-        self._intake_clock.turn()
-        start = self._intake_clock.read()
+        start = self._intake_clock.turn()
         check_queue(len(self._requests), self._settings.max_queued_requests)
         if source.id in self._requests:
             raise BackendError("a request with this id is running", value=source.id)
@@ -199,8 +198,7 @@ class Scheduler:
     def step(self) -> bool:
         """One turn; False when there was nothing to do (and nothing is in flight)."""
         self._clock.turn()
-        had_inflight = bool(self._inflight)
-        if not had_inflight:
+        if not (had_inflight := bool(self._inflight)):
             self._committed = None
         self._expire()
         drafting = self._planner.drafting()
@@ -226,10 +224,9 @@ class Scheduler:
             if filling is not None:
                 start = self._clock.read()
                 mask = self._mask(plan, filling)
-                self.stats.mask_s += self._clock.read() - start
-                start = self._clock.read()
+                self.stats.mask_s += (made := self._clock.read()) - start
                 self._worker.sample(pending, mask)
-                self.stats.launch_s += self._clock.read() - start
+                self.stats.launch_s += self._clock.read() - made
             self._inflight.append((plan, pending))
             self.stats.steps += 1
             self.stats.step_tokens += plan.batch.num_tokens

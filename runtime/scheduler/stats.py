@@ -20,9 +20,10 @@ class PhaseClock:
     def __init__(self) -> None:
         self._turns = 0
 
-    def turn(self) -> None:
-        """A turn of the loop begins, or a request comes."""
+    def turn(self) -> float:
+        """A turn of the loop begins, or a request comes; what `read` gives then."""
         self._turns += 1
+        return self.read()
 
     def read(self) -> float:
         """Now; in most turns 0."""

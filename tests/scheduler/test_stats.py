@@ -25,4 +25,4 @@ def test_timed_turns_stand_for_the_others(monkeypatch: pytest.MonkeyPatch) -> No
         now += 0.25
         total += clock.read() - start
     assert total == pytest.approx(0.25 * 10 * TIMED)
-    assert asked == 20
+    assert asked == 30
