@@ -156,23 +156,23 @@ class DeviceDraft:
     ) -> Guesses:
         w = self._width
         count = w + (levels - 1) * w * w if levels else 0
-        ids, parents, scores = arrays[:, :count]
-        return Guesses(ids.copy(), parents.copy(), scores.copy().view(np.float32))
+        ids, parents, scores = arrays[:, :count].copy()
+        return Guesses(ids, parents, scores.view(np.float32))
 
     def _load(self, seeds: Sequence[DraftSeed], rows: int) -> None:
         host, first = self._host.numpy(), HEADER + self.max_depth
-        host[:rows, :3] = 0
-        host[:rows, 3:first] = -1
-        host[len(seeds) : rows, 3] = 0
         masked = False
         for row, seed in enumerate(seeds):
-            n = len(seed.slots)
-            host[row, :3] = n, seed.slots[-1], seed.allowed is not None
-            host[row, 3 : 3 + len(seed.pending)] = seed.pending
+            n, asks = len(seed.slots), seed.allowed is not None
+            known = seed.pending.tolist()
+            none = [-1] * (self.max_depth - len(known))
+            host[row, :first] = [n, int(seed.slots[-1]), asks, *known, *none]
             host[row, first : first + n - self._first] = seed.slots[self._first :]
             if seed.allowed is not None:
                 masked = True
                 self._host_masks.numpy()[row] = seed.allowed
+        if len(seeds) < rows:
+            host[len(seeds) : rows, :first] = [0, 0, 0, 0, *[-1] * (self.max_depth - 1)]
         # of one row, what it has; of several, rows as they lie: a copy costs more than its bytes
         size = first + len(seeds[0].slots) if rows == 1 else rows * host.shape[1]
         self._inputs.view(-1)[:size].copy_(self._host.view(-1)[:size], non_blocking=True)
