@@ -28,12 +28,14 @@ from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
 from branchline.runtime.models.draft import DraftModel
 
-WIDTH = {"cpu": 4, "cuda": 8}
-"""Guesses looked into at each level: on a CPU each costs time, on a GPU hardly any."""
-
 NODES = {"cpu": 12, "cuda": 63}
-DEPTH = {"cpu": 4, "cuda": 6}
-"""Guesses of a row, and one behind the other, unless the operator says otherwise."""
+"""Guesses of a row at most, unless the operator says otherwise."""
+
+CPU_SHAPES = ((16, 4, 4), (32, 8, 5), (1 << 30, 10, 6))
+CUDA_SHAPE = 8, 6
+"""Guesses looked into at each level, and levels: on a CPU, where each costs time, for trees of up
+to so many guesses; on a GPU they cost hardly any. A tree that is wide enough for its guesses keeps
+more of them than one with as many guesses that had to be found among few."""
 
 PENDING = 4
 """Levels on top: ids that a constraint forces come before guesses, a level each."""
@@ -104,14 +106,21 @@ def load_draft(
         head.close()
     else:
         path, model = _standalone(config, checkpoint, target, ops, dtype=dtype, device=device)
-    kind = device.type
-    nodes = section.speculative_tokens or NODES[kind]
-    depth = min(section.speculative_steps or DEPTH[kind], nodes)
-    width = min(WIDTH[kind], nodes)
+    nodes = section.speculative_tokens or NODES[device.type]
+    width, levels = shape(device.type, nodes)
+    depth = min(section.speculative_steps or levels, nodes)
     decisions.append(
         Decision("speculative_draft", str(path), f"takes {model.memory() / 1e6:.0f} MB")
     )
     return DraftChoice(model, width, depth + PENDING, nodes, depth)
+
+
+def shape(kind: str, nodes: int) -> tuple[int, int]:
+    """Guesses looked into at each level of a tree of `nodes` guesses, and levels of it."""
+    width, levels = CUDA_SHAPE
+    if kind == "cpu":
+        width, levels = next(found[1:] for found in CPU_SHAPES if nodes <= found[0])
+    return min(width, nodes), min(levels, nodes)
 
 
 def _standalone(
