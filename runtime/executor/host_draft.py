@@ -28,9 +28,9 @@ MAX_ROWS = 16
 """Rows that one group of levels serves; more take several groups."""
 
 
-FURTHER = 5.0
-"""A level costs about as much as checking so many guesses, so another one is looked into where the
-likeliest guess has so many times the chance that one must have to be checked."""
+FURTHER = 2.5
+"""Another level is looked into where the likeliest guess has so many times the chance that one must
+have to be checked: the level is to be paid by what it finds, which is less likely than that."""
 
 Logprobs = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 Indices = np.ndarray[tuple[int, int], np.dtype[np.int32]]

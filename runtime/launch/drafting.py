@@ -31,11 +31,18 @@ from branchline.runtime.models.draft import DraftModel
 NODES = {"cpu": 12, "cuda": 63}
 """Guesses of a row at most, unless the operator says otherwise."""
 
-CPU_SHAPES = ((16, 4, 4), (32, 8, 5), (1 << 30, 10, 6))
-CUDA_SHAPE = 8, 6
-"""Guesses looked into at each level, and levels: on a CPU, where each costs time, for trees of up
-to so many guesses; on a GPU they cost hardly any. A tree that is wide enough for its guesses keeps
-more of them than one with as many guesses that had to be found among few."""
+DEPTH = 6
+"""Guesses one behind the other at most, unless the operator says otherwise; where few are likely,
+fewer levels are run."""
+
+CPU_WIDTHS = ((16, 4), (32, 8), (1 << 30, 10))
+CUDA_WIDTH = 8
+"""Guesses looked into at each level: on a CPU, where each costs time, for trees of up to so many
+guesses; on a GPU they cost hardly any. A tree that is wide enough for its guesses keeps more of
+them than one whose guesses had to be found among few."""
+
+LEAST = {"cpu": 0.08, "cuda": 0.0}
+"""Chance below which a guess is not made: on a CPU to check it costs about so much of a step."""
 
 PENDING = 4
 """Levels on top: ids that a constraint forces come before guesses, a level each."""
@@ -49,6 +56,7 @@ class DraftChoice:
         width: guesses looked into at each level.
         levels: of one turn, pending ids included.
         nodes, depth: guesses of a row, and one behind the other, at most.
+        least: chance below which no guess is made, unless their number was given.
     """
 
     model: DraftModel
@@ -56,6 +64,7 @@ class DraftChoice:
     levels: int
     nodes: int
     depth: int
+    least: float = 0.0
 
     @property
     def scratch(self) -> int:
@@ -107,20 +116,20 @@ def load_draft(
     else:
         path, model = _standalone(config, checkpoint, target, ops, dtype=dtype, device=device)
     nodes = section.speculative_tokens or NODES[device.type]
-    width, levels = shape(device.type, nodes)
-    depth = min(section.speculative_steps or levels, nodes)
+    depth = min(section.speculative_steps or DEPTH, nodes)
     decisions.append(
         Decision("speculative_draft", str(path), f"takes {model.memory() / 1e6:.0f} MB")
     )
-    return DraftChoice(model, width, depth + PENDING, nodes, depth)
+    wide, least = width(device.type, nodes), LEAST[device.type]
+    return DraftChoice(model, wide, depth + PENDING, nodes, depth, least)
 
 
-def shape(kind: str, nodes: int) -> tuple[int, int]:
-    """Guesses looked into at each level of a tree of `nodes` guesses, and levels of it."""
-    width, levels = CUDA_SHAPE
+def width(kind: str, nodes: int) -> int:
+    """Guesses looked into at each level of a tree of `nodes` guesses."""
+    usual = CUDA_WIDTH
     if kind == "cpu":
-        width, levels = next(found[1:] for found in CPU_SHAPES if nodes <= found[0])
-    return min(width, nodes), min(levels, nodes)
+        usual = next(found for most, found in CPU_WIDTHS if nodes <= most)
+    return min(usual, nodes)
 
 
 def _standalone(

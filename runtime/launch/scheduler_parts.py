@@ -186,6 +186,7 @@ def _drafts(
             vocab_size,
             max_nodes=draft.nodes,
             max_depth=draft.depth,
+            least=draft.least,
         )
     else:
         chosen = make_drafting(config.speculative)

@@ -1,21 +1,20 @@
-"""The shape of a draft's tree follows the number of guesses."""
+"""The width of a draft's tree follows the number of guesses."""
 
 from __future__ import annotations
 
 import pytest
 
-from branchline.runtime.launch.drafting import NODES, shape
+from branchline.runtime.launch.drafting import DEPTH, NODES, width
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_trees_grow_in_width_and_depth_with_their_guesses(kind: str) -> None:
-    found = [shape(kind, nodes) for nodes in range(1, 200)]
+def test_a_tree_is_wide_enough_for_its_guesses(kind: str) -> None:
+    found = [width(kind, nodes) for nodes in range(1, 200)]
     assert found == sorted(found)
-    for nodes, (width, levels) in enumerate(found, start=1):
-        assert 1 <= width <= nodes and 1 <= levels <= nodes
-        assert width + (levels - 1) * width**2 >= min(nodes, 100), "so many can be found"
+    for nodes, each in enumerate(found, start=1):
+        assert 1 <= each <= nodes
+        assert each + (min(DEPTH, nodes) - 1) * each**2 >= nodes, "so many can be found"
 
 
-def test_a_large_tree_on_a_cpu_is_wider_and_deeper_than_the_usual_one() -> None:
-    usual, large = shape("cpu", NODES["cpu"]), shape("cpu", 60)
-    assert large[0] > usual[0] and large[1] > usual[1]
+def test_a_large_tree_on_a_cpu_is_wider_than_the_usual_one() -> None:
+    assert width("cpu", 32) > width("cpu", NODES["cpu"])
