@@ -30,7 +30,7 @@ __all__ = [
     "Weight",
     "concat",
     "pick_rows",
-    "quantize_q8_0",
+    "quantize_q4_1",
 ]
 
 BLOCK = 32
@@ -383,14 +383,27 @@ def pick_rows(weight: Weight, index: torch.Tensor) -> Weight:
     return DenseWeight(weight.tensor[index.to(weight.tensor.device)])
 
 
-def quantize_q8_0(tensor: torch.Tensor) -> Q8_0Weight:
-    """A dense matrix [N, K] rounded to blocks of 8-bit codes, K a multiple of 32: a scale is the
-    largest of a block / 127."""
+def quantize_q4_1(tensor: torch.Tensor) -> Q4_1Weight:
+    """A dense matrix [N, K] rounded to blocks of 4-bit codes, K a multiple of 32: of a few ranges
+    within a block's smallest and largest number the one with the least squared error."""
     n, k = tensor.shape
     blocks = tensor.float().reshape(n, k // BLOCK, BLOCK)
-    scale = (blocks.abs().amax(-1, keepdim=True) / 127.0).to(torch.float16)
-    wide = scale.float()
-    codes = torch.where(wide > 0, blocks / wide.clamp(min=1e-30), torch.zeros_like(blocks))
-    codes = codes.round().clamp(-127, 127).to(torch.int8)
-    raw = torch.cat([scale.view(torch.uint8), codes.view(torch.uint8)], dim=-1)
-    return Q8_0Weight(raw, k)
+    low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
+    middle = (low + high) / 2
+    best: list[torch.Tensor] = []  # error, scale, minimum, codes
+    for part in (1.0, 0.95, 0.9, 0.85, 0.8):
+        half = (high - low) * (part / 2)
+        scale, least = (half / 7.5).to(torch.float16), (middle - half).to(torch.float16)
+        wide = scale.float()
+        codes = torch.where(wide > 0, (blocks - least.float()) / wide.clamp(min=1e-30), 0.0)
+        codes = codes.round().clamp(0, 15)
+        error = (codes * wide + least.float() - blocks).square().sum(-1, keepdim=True)
+        found = [error, scale, least, codes]
+        if best:
+            found = [torch.where(error < best[0], x, y) for x, y in zip(found, best, strict=True)]
+        best = found
+    _, scale, least, codes = best
+    whole = codes.to(torch.uint8)
+    pairs = whole[..., : BLOCK // 2] | whole[..., BLOCK // 2 :] << 4
+    raw = torch.cat([scale.view(torch.uint8), least.view(torch.uint8), pairs], dim=-1)
+    return Q4_1Weight(raw, k)

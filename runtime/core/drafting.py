@@ -37,6 +37,7 @@ class DraftRow:
         computed_len: leading ids whose key-value entries exist; at most length - 1.
         max_nodes: candidates at most, at least 1.
         max_depth: candidates on one path at most, at least 1.
+        least: chance of being kept below which a candidate is not worth its place; 0 = not known.
         slots: int32 [length + max_nodes], key-value slots of the row's positions. Those from
             computed_len on are the row's own and hold nothing yet: a drafter may use them for
             entries of its own guesses, which the step overwrites.
@@ -57,6 +58,7 @@ class DraftRow:
     program_id: str = ""
     lane_id: str = ""
     matcher: TokenMatcher | None = None
+    least: float = 0.0
 
 
 class Drafter(Protocol):

@@ -33,7 +33,7 @@ def load_head(
         checkpoint: its directory.
         target: the model it drafts for, with its weights.
         ops: what both run with.
-        dtype: how matrices are kept; on a CPU "auto" rounds them to 8 bits, since guesses need
+        dtype: how matrices are kept; on a CPU "auto" rounds them to 4 bits, since guesses need
             not be exact and each level reads them all.
         device: where the target is.
 
@@ -51,7 +51,7 @@ def load_head(
         target,
         None if vocabulary is None else torch.from_numpy(vocabulary).int(),
         dtype,
-        eight_bit=dtype == "auto" and device.type == "cpu",
+        four_bit=dtype == "auto" and device.type == "cpu",
     )
     with torch_threads(1):
         fill_slots(head.slots(), checkpoint, device)

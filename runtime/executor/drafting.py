@@ -6,6 +6,7 @@ row are a tree. Knows nothing of models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -32,6 +33,8 @@ class DraftSeed:
             set = allowed; None = all.
         nodes: how many of the likeliest guesses will be taken; what cannot be among them need not
             be found. None = all.
+        least: chance below which a guess is not worth checking; what follows only such ones need
+            not be found.
     """
 
     slots: Int32Array
@@ -39,6 +42,7 @@ class DraftSeed:
     depth: int
     allowed: Words | None = None
     nodes: int | None = None
+    least: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +70,17 @@ class DraftExecutor(Protocol):
         long, and counts towards the levels that are left."""
 
 
-def best_tree(guesses: Guesses, max_nodes: int) -> DraftTree | None:
-    """The likeliest `max_nodes` guesses, likeliest first; None where there are none.
+def best_tree(guesses: Guesses, max_nodes: int, least: float = 0.0) -> DraftTree | None:
+    """The likeliest `max_nodes` guesses, likeliest first; of all but the first only those with a
+    chance of `least` or more. None where there are none.
 
     So the first k of them are the tree of k guesses.
     """
     order = np.argsort(-guesses.scores, kind="stable")[:max_nodes]
-    order = order[np.isfinite(guesses.scores[order])]
+    scores = guesses.scores[order]
+    worth = scores >= math.log(least) if least > 0.0 else np.isfinite(scores)
+    worth[:1] = np.isfinite(scores[:1])
+    order = order[worth]
     if not len(order):
         return None
     place = np.full(len(guesses.ids) + 1, -1, dtype=np.int32)

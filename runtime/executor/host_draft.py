@@ -8,6 +8,7 @@ written, so guessing changes nothing that a later step reads. Knows nothing of r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ import torch
 from branchline.kernels.cpu.graph import CpuGraph, GraphInputs, GraphLimits
 from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.ops import AttentionMeta, Ops
-from branchline.runtime.core.batch import Float32Array, Int32Array
+from branchline.runtime.core.batch import Int32Array
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.executor.draft_step import Draft
 from branchline.runtime.executor.drafting import DraftSeed, Guesses
@@ -27,35 +28,78 @@ MAX_ROWS = 16
 """Rows that one group of levels serves; more take several groups."""
 
 
+FURTHER = 2.5
+"""Another level is looked into where the likeliest guess has so many times the chance that one must
+have to be checked: the level is to be paid by what it finds, which is less likely than that."""
+
+Logprobs = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+Indices = np.ndarray[tuple[int, int], np.dtype[np.int32]]
+
+
 def scratch_slots(width: int, depth: int, rows: int = MAX_ROWS) -> int:
     """Slots behind the target's that guessing needs."""
     return rows * width * depth
 
 
-@dataclass(frozen=True, slots=True)
-class LevelTokens:
-    """The n guesses that a level looks into; int32 [n] each.
+@dataclass(slots=True)
+class _Grown:
+    """One row's guesses so far and its beam. Lists, since they are short: arrays of a few elements
+    take longer to make than to fill.
 
     Attributes:
-        ids: of the target's vocabulary.
-        positions: in their rows.
-        slots: where they are kept.
-        previous: slots of their parents.
-        places: rows of the slot table that hold their paths.
-        lens: lengths of their paths there, themselves included.
+        begin: first row of the slot table that is the seed's.
+        ids, parents, scores: of the guesses, level by level.
+        beam_ids, beam_scores, beam_nodes: of the guesses looked into next; a node is the index of
+            the guess, -1 for a pending id.
+        beam_paths: scratch slots of the tokens before each, pending ids included.
     """
 
-    ids: Int32Array
-    positions: Int32Array
-    slots: Int32Array
-    previous: Int32Array
-    places: Int32Array
-    lens: Int32Array
+    seed: DraftSeed
+    begin: int
+    depth: int
+    beam_ids: list[int]
+    beam_scores: list[float] = field(default_factory=lambda: [0.0])
+    beam_nodes: list[int] = field(default_factory=lambda: [-1])
+    beam_paths: list[list[int]] = field(default_factory=lambda: [[]])
+    ids: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+    def least(self) -> float:
+        """Score that a guess must exceed to be looked into: what follows it never scores more."""
+        wanted, least = self.seed.nodes, self.seed.least * FURTHER
+        log = math.log(least) if least > 0.0 else -math.inf
+        if wanted is None or len(self.scores) < wanted:
+            return log
+        return max(log, sorted(self.scores)[-wanted])
+
+    def look(self, width: int, ids: list[int], scores: list[float]) -> None:
+        """What follows the beam: `width` ids behind each, likeliest first, and their scores; the
+        best of them are the next beam."""
+        first, many = len(self.ids), len(ids) // len(self.beam_ids)
+        self.ids += ids
+        self.scores += scores
+        for node in self.beam_nodes:
+            self.parents += [node] * many
+        order = sorted(range(len(ids)), key=scores.__getitem__, reverse=True)[:width]
+        least = self.least()
+        best = [i for i in sorted(order) if scores[i] > least]
+        self.beam_ids = [ids[i] for i in best]
+        self.beam_scores = [scores[i] for i in best]
+        self.beam_nodes = [first + i for i in best]
+        self.beam_paths = [[*self.beam_paths[i // many]] for i in best]
+
+    def guesses(self) -> Guesses:
+        return Guesses(
+            np.array(self.ids, dtype=np.int32),
+            np.array(self.parents, dtype=np.int32),
+            np.array(self.scores, dtype=np.float32),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class LevelResult:
-    """What follows the n guesses of a level; the logits are valid until the next level.
+    """What follows the n guesses of a level; valid until the next level.
 
     Attributes:
         logits: float32 [n, v].
@@ -64,59 +108,8 @@ class LevelResult:
     """
 
     logits: torch.Tensor
-    logprobs: np.ndarray[tuple[int, int], np.dtype[np.float32]]
-    indices: np.ndarray[tuple[int, int], np.dtype[np.int32]]
-
-    def of(self, start: int, end: int) -> LevelResult:
-        """That of some of them."""
-        part = slice(start, end)
-        return LevelResult(self.logits[part], self.logprobs[part], self.indices[part])
-
-    def under(self, refused: torch.Tensor) -> LevelResult:
-        """Without what `refused`, bool [v], forbids; -inf fills up where too little is left."""
-        logits = self.logits.masked_fill(refused, float("-inf"))
-        top = logits.topk(self.indices.shape[1], dim=-1)
-        sums = torch.logsumexp(logits, dim=-1, keepdim=True)
-        logprobs = (top.values - sums).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
-        return LevelResult(logits, logprobs.numpy(), top.indices.int().numpy())
-
-
-@dataclass(slots=True)
-class _Grown:
-    """One row's guesses so far, level by level, and its beam.
-
-    Attributes:
-        beam_ids, beam_scores, beam_nodes: of the guesses looked into next; a node is the index of
-            the guess, -1 for a pending id.
-        paths: int32 [beam, level], scratch slots of their paths without their own.
-    """
-
-    seed: DraftSeed
-    depth: int
-    beam_ids: Int32Array
-    beam_scores: Float32Array
-    beam_nodes: Int32Array
-    paths: np.ndarray[tuple[int, int], np.dtype[np.int32]]
-    count: int = 0
-    ids: list[Int32Array] = field(default_factory=list)
-    parents: list[Int32Array] = field(default_factory=list)
-    scores: list[Float32Array] = field(default_factory=list)
-
-    def least(self) -> float:
-        """Score that a guess must exceed to be looked into: what follows it never scores more."""
-        wanted = self.seed.nodes
-        found = np.concatenate(self.scores)
-        if wanted is None or len(found) < wanted:
-            return -np.inf
-        return float(np.partition(found, -wanted)[-wanted])
-
-    def guesses(self) -> Guesses:
-        if not self.ids:
-            none = np.empty(0, dtype=np.int32)
-            return Guesses(none, none, none.astype(np.float32))
-        return Guesses(
-            np.concatenate(self.ids), np.concatenate(self.parents), np.concatenate(self.scores)
-        )
+    logprobs: Logprobs
+    indices: Indices
 
 
 class HostDraft:
@@ -141,9 +134,8 @@ class HostDraft:
         vocabulary = draft.model.vocabulary
         self._vocabulary = None if vocabulary is None else vocabulary.numpy()
         rows = MAX_ROWS * width
-        table = torch.zeros((rows, max_context + max_depth), dtype=torch.int32)
-        self._table = table.numpy()
-        self._levels = _Levels(draft, ops, table, width)
+        self._levels = _Levels(draft, ops, rows, max_context + max_depth, width)
+        self._table = self._levels.table.numpy()
 
     def guess(self, seeds: Sequence[DraftSeed]) -> list[Guesses]:
         """See `DraftExecutor.guess`."""
@@ -161,16 +153,17 @@ class HostDraft:
     def _guess(self, seeds: Sequence[DraftSeed]) -> list[Guesses]:
         rows = [self._begin(index, seed) for index, seed in enumerate(seeds)]
         for level in range(max(row.depth for row in rows)):
-            live = [
-                (i, row) for i, row in enumerate(rows) if level < row.depth and len(row.beam_ids)
-            ]
+            live = [row for row in rows if level < row.depth and row.beam_ids]
             if not live:
                 break
-            found = self._run(level, live)
+            count = 0
+            for row in live:
+                count = self._put(row, level, count)
+            found = self._levels.run(count)
             start = 0
-            for _, row in live:
+            for row in live:
                 end = start + len(row.beam_ids)
-                self._grow(row, level, found.of(start, end))
+                self._grow(row, level, found, start, end)
                 start = end
         return [row.guesses() for row in rows]
 
@@ -185,59 +178,40 @@ class HostDraft:
         depth = min(
             seed.depth + len(seed.pending) - 1, self.max_depth, self._max_context - computed
         )
-        return _Grown(
-            seed,
-            depth,
-            seed.pending[:1],
-            np.zeros(1, dtype=np.float32),
-            np.full(1, -1, dtype=np.int32),
-            np.empty((1, 0), dtype=np.int32),
-        )
+        return _Grown(seed, begin, depth, [int(seed.pending[0])])
 
-    def _run(self, level: int, live: Sequence[tuple[int, _Grown]]) -> LevelResult:
-        """What follows all rows' beams, one after the other; each beam's own slot is added to its
-        path."""
-        parts: list[tuple[Int32Array, ...]] = []
-        for index, row in live:
-            n, beam = len(row.seed.slots), len(row.beam_ids)
-            begin = index * self._width
-            own = self._scratch + (begin * self.max_depth + level * self._width)
-            mine = np.arange(own, own + beam, dtype=np.int32)
-            row.paths = np.concatenate([row.paths, mine[:, None]], axis=1)
-            context = n - self._first
-            self._table[begin : begin + beam, context : context + level + 1] = row.paths
-            parts.append(
-                (
-                    row.beam_ids,
-                    np.full(beam, n + level, dtype=np.int32),
-                    mine,
-                    row.paths[:, -2] if level else row.seed.slots[-1:],
-                    np.arange(begin, begin + beam, dtype=np.int32),
-                    np.full(beam, context + level + 1, dtype=np.int32),
-                )
-            )
-        return self._levels.run(LevelTokens(*map(np.concatenate, zip(*parts, strict=True))))
+    def _put(self, row: _Grown, level: int, start: int) -> int:
+        """The row's beam as tokens of the next level, from place `start` on; where they end. Each
+        token's own slot is added to its path."""
+        levels, beam, computed = self._levels, len(row.beam_ids), len(row.seed.slots)
+        own = self._scratch + row.begin * self.max_depth + level * self._width
+        for i, path in enumerate(row.beam_paths):
+            path.append(own + i)
+        context, end, last = computed - self._first, start + beam, row.begin + beam
+        self._table[row.begin : last, context : context + level + 1] = row.beam_paths
+        levels.ids[start:end] = row.beam_ids
+        levels.positions[start:end] = computed + level
+        levels.slots[start:end] = np.arange(own, own + beam)
+        parent = [path[-2] for path in row.beam_paths] if level else row.seed.slots[-1]
+        levels.previous[start:end] = parent
+        levels.places[start:end] = np.arange(row.begin, last)
+        levels.lens[start:end] = context + level + 1
+        return end
 
-    def _grow(self, row: _Grown, level: int, found: LevelResult) -> None:
+    def _grow(self, row: _Grown, level: int, found: LevelResult, start: int, end: int) -> None:
+        """What was found behind the row's beam, which is tokens `start` to `end` of the level."""
         known = row.seed.pending
         if level + 1 < len(known):
-            row.beam_ids = known[level + 1 : level + 2]
+            row.beam_ids = [int(known[level + 1])]
             return
+        logprobs, places = found.logprobs[start:end], found.indices[start:end]
         if level + 1 == len(known) and row.seed.allowed is not None:
-            found = found.under(self._refused(row.seed.allowed))
-        width = found.indices.shape[1]
-        scores = (found.logprobs + row.beam_scores[:, None]).reshape(-1)
-        places = found.indices.reshape(-1)
+            refused = self._refused(row.seed.allowed)
+            logprobs, places = _under(found.logits[start:end], refused, places.shape[1])
         ids = places if self._vocabulary is None else self._vocabulary[places]
-        row.ids.append(ids)
-        row.parents.append(np.repeat(row.beam_nodes, width))
-        row.scores.append(scores)
-        best = np.sort(np.argsort(-scores, kind="stable")[: self._width])
-        best = best[scores[best] > row.least()]
-        row.beam_ids, row.beam_scores = ids[best], scores[best]
-        row.beam_nodes = (row.count + best).astype(np.int32)
-        row.paths = row.paths[best // width]
-        row.count += len(ids)
+        before = row.beam_scores
+        scores = [a + b for a, line in zip(before, logprobs.tolist(), strict=True) for b in line]
+        row.look(self._width, ids.reshape(-1).tolist(), scores)
 
     def _refused(self, words: Int32Array) -> torch.Tensor:
         """bool [v], which of the draft's ids the mask forbids."""
@@ -247,48 +221,74 @@ class HostDraft:
         return torch.from_numpy(chosen == 0)
 
 
+def _under(logits: torch.Tensor, refused: torch.Tensor, count: int) -> tuple[Logprobs, Indices]:
+    """The likeliest `count` without what `refused`, bool [v], forbids; -inf fills up where too
+    little is left."""
+    left = logits.masked_fill(refused, float("-inf"))
+    top = left.topk(count, dim=-1)
+    sums = torch.logsumexp(left, dim=-1, keepdim=True)
+    logprobs = (top.values - sums).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
+    return logprobs.numpy(), top.indices.int().numpy()
+
+
 class _Levels:
-    """One level: recorded once where the ops are native, else run eagerly.
+    """One level: recorded once where the ops are native, else run eagerly. Its tokens are written
+    into the arrays here.
 
     Args:
-        table: int32 [rows, width], slots of each guess's path.
+        rows: tokens of a level at most.
+        context: slots of a path at most.
         width: of the likeliest continuations of each, how many are read.
 
     Attributes:
+        table: int32 [rows, context], slots of each guess's path.
+        ids: int32 [rows], of the target's vocabulary.
+        positions: int64 [rows], in their sequences.
+        slots, previous: int32 [rows], where they are kept, and their parents.
+        places, lens: int32 [rows], rows of the table that hold their paths, and the lengths of
+            these, themselves included.
         vocab_size: columns of the logits; known after the first run.
     """
 
-    def __init__(self, draft: Draft, ops: Ops, table: torch.Tensor, width: int) -> None:
-        self._draft, self._ops, self._table, self._width = draft, ops, table, width
+    def __init__(self, draft: Draft, ops: Ops, rows: int, context: int, width: int) -> None:
+        self.table = torch.zeros((rows, context), dtype=torch.int32)
+        self._draft, self._ops, self._width = draft, ops, width
         self._attention = EntryAttention()
-        self._graph: CpuGraph | None = None
         self.vocab_size = 0
-        if isinstance(ops, NativeOps):
-            rows = table.shape[0]
-            limits = GraphLimits(tokens=rows, rows=rows, logit_rows=rows)
-            nowhere = torch.zeros((1, 1), dtype=torch.int32)  # no id of a level is unknown
-            self._graph = CpuGraph(ops.runner, limits, table, nowhere)
-            every = torch.arange(rows, dtype=torch.int32)
-            self._graph.inputs.logit_index.copy_(every)
-            self._graph.inputs.meta.extend_lens.fill_(1)
-            self._graph.inputs.meta.extend_start[1:] = every + 1
-            self._graph.capture(self._recorded)
+        self._graph = self._record(ops, rows) if isinstance(ops, NativeOps) else None
+        if self._graph is not None:
+            inputs, meta = self._graph.inputs, self._graph.inputs.meta
+            arrays = [inputs.input_ids, inputs.positions, inputs.out_slots, inputs.previous]
+            arrays += [meta.rows, meta.seq_lens]
+            self._outputs = [part.numpy() for part in self._graph.outputs[1:]]
             self.vocab_size = self._graph.outputs[0].shape[1]
+        else:
+            kinds = [torch.int32, torch.int64, *[torch.int32] * 4]
+            arrays = [torch.zeros(rows, dtype=kind) for kind in kinds]
+        self._arrays = arrays
+        self.ids, self.positions, self.slots, self.previous, self.places, self.lens = (
+            part.numpy() for part in arrays
+        )
 
-    def run(self, tokens: LevelTokens) -> LevelResult:
-        """What follows each token."""
-        n = len(tokens.ids)
+    def run(self, n: int) -> LevelResult:
+        """What follows each of the first n tokens."""
         if self._graph is None:
-            return self._eager(tokens)
-        inputs = self._graph.inputs
-        inputs.input_ids.numpy()[:n] = tokens.ids
-        inputs.positions.numpy()[:n] = tokens.positions
-        inputs.out_slots.numpy()[:n] = tokens.slots
-        inputs.previous.numpy()[:n] = tokens.previous
-        inputs.meta.rows.numpy()[:n] = tokens.places
-        inputs.meta.seq_lens.numpy()[:n] = tokens.lens
+            return self._eager(n)
         self._graph.replay(n, n, n)
-        return _result(*(part[:n] for part in self._graph.outputs))
+        sums, values, indices = self._outputs
+        logits = self._graph.outputs[0][:n]
+        return LevelResult(logits, values[:n] - sums[:n, None], indices[:n])
+
+    def _record(self, ops: NativeOps, rows: int) -> CpuGraph:
+        limits = GraphLimits(tokens=rows, rows=rows, logit_rows=rows)
+        nowhere = torch.zeros((1, 1), dtype=torch.int32)  # no id of a level is unknown
+        graph = CpuGraph(ops.runner, limits, self.table, nowhere)
+        every = torch.arange(rows, dtype=torch.int32)
+        graph.inputs.logit_index.copy_(every)
+        graph.inputs.meta.extend_lens.fill_(1)
+        graph.inputs.meta.extend_start[1:] = every + 1
+        graph.capture(self._recorded)
+        return graph
 
     def _recorded(self, ops: Ops, x: GraphInputs) -> tuple[torch.Tensor, ...]:
         batch = ForwardBatch(
@@ -311,30 +311,25 @@ class _Levels:
             *ops.top_rows(logits, min(self._width, logits.shape[1])),
         )
 
-    def _eager(self, tokens: LevelTokens) -> LevelResult:
-        n = len(tokens.ids)
+    def _eager(self, n: int) -> LevelResult:
+        ids, positions, slots, previous, places, lens = (part[:n] for part in self._arrays)
         meta = AttentionMeta(
-            rows=torch.from_numpy(tokens.places),
-            slot_table=self._table,
-            seq_lens=torch.from_numpy(tokens.lens),
+            rows=places,
+            slot_table=self.table,
+            seq_lens=lens,
             extend_lens=torch.ones(n, dtype=torch.int32),
             extend_start=torch.arange(n + 1, dtype=torch.int32),
         )
         batch = ForwardBatch(
-            input_ids=torch.from_numpy(tokens.ids),
-            positions=torch.from_numpy(tokens.positions).long(),
-            out_slots=torch.from_numpy(tokens.slots),
+            input_ids=ids,
+            positions=positions,
+            out_slots=slots,
             logit_idx=torch.arange(n, dtype=torch.int32),
             backend=self._attention,
             plan=self._attention.init_graph(meta),
-            previous=torch.from_numpy(tokens.previous),
+            previous=previous,
         )
         logits = self._draft.model.level(batch, self._ops, self._draft.pool).float()
         self.vocab_size = logits.shape[1]
-        return _result(*self._read(logits, self._ops))
-
-
-def _result(
-    logits: torch.Tensor, sums: torch.Tensor, values: torch.Tensor, indices: torch.Tensor
-) -> LevelResult:
-    return LevelResult(logits, values.numpy() - sums.numpy()[:, None], indices.numpy().copy())
+        logits, sums, values, indices = self._read(logits, self._ops)
+        return LevelResult(logits, values.numpy() - sums.numpy()[:, None], indices.numpy())

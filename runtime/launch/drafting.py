@@ -28,12 +28,21 @@ from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
 from branchline.runtime.models.draft import DraftModel
 
-WIDTH = {"cpu": 4, "cuda": 8}
-"""Guesses looked into at each level: on a CPU each costs time, on a GPU hardly any."""
-
 NODES = {"cpu": 12, "cuda": 63}
-DEPTH = {"cpu": 4, "cuda": 6}
-"""Guesses of a row, and one behind the other, unless the operator says otherwise."""
+"""Guesses of a row at most, unless the operator says otherwise."""
+
+DEPTH = 6
+"""Guesses one behind the other at most, unless the operator says otherwise; where few are likely,
+fewer levels are run."""
+
+CPU_WIDTHS = ((16, 4), (32, 8), (1 << 30, 10))
+CUDA_WIDTH = 8
+"""Guesses looked into at each level: on a CPU, where each costs time, for trees of up to so many
+guesses; on a GPU they cost hardly any. A tree that is wide enough for its guesses keeps more of
+them than one whose guesses had to be found among few."""
+
+LEAST = {"cpu": 0.08, "cuda": 0.0}
+"""Chance below which a guess is not made: on a CPU to check it costs about so much of a step."""
 
 PENDING = 4
 """Levels on top: ids that a constraint forces come before guesses, a level each."""
@@ -47,6 +56,7 @@ class DraftChoice:
         width: guesses looked into at each level.
         levels: of one turn, pending ids included.
         nodes, depth: guesses of a row, and one behind the other, at most.
+        least: chance below which no guess is made, unless their number was given.
     """
 
     model: DraftModel
@@ -54,6 +64,7 @@ class DraftChoice:
     levels: int
     nodes: int
     depth: int
+    least: float = 0.0
 
     @property
     def scratch(self) -> int:
@@ -97,14 +108,21 @@ def load_draft(
         head.close()
     else:
         path, model = _standalone(config, checkpoint, target, ops, dtype=dtype, device=device)
-    kind = device.type
-    nodes = section.speculative_tokens or NODES[kind]
-    depth = min(section.speculative_steps or DEPTH[kind], nodes)
-    width = min(WIDTH[kind], nodes)
+    nodes = section.speculative_tokens or NODES[device.type]
+    depth = min(section.speculative_steps or DEPTH, nodes)
     decisions.append(
         Decision("speculative_draft", str(path), f"takes {model.memory() / 1e6:.0f} MB")
     )
-    return DraftChoice(model, width, depth + PENDING, nodes, depth)
+    wide, least = width(device.type, nodes), LEAST[device.type]
+    return DraftChoice(model, wide, depth + PENDING, nodes, depth, least)
+
+
+def width(kind: str, nodes: int) -> int:
+    """Guesses looked into at each level of a tree of `nodes` guesses."""
+    usual = CUDA_WIDTH
+    if kind == "cpu":
+        usual = next(found for most, found in CPU_WIDTHS if nodes <= most)
+    return min(usual, nodes)
 
 
 def _standalone(

@@ -203,6 +203,7 @@ def _drafts(
             vocab_size,
             max_nodes=draft.nodes,
             max_depth=draft.depth,
+            least=draft.least,
         )
     else:
         chosen = make_drafting(config.speculative)

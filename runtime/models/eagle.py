@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from branchline.kernels.ops import Ops
-from branchline.kernels.weights import BLOCK, DenseWeight, Weight, pick_rows, quantize_q8_0
+from branchline.kernels.weights import BLOCK, DenseWeight, Weight, pick_rows, quantize_q4_1
 from branchline.runtime.config.eagle_spec import EagleSpec, feature_layers
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.errors import ModelLoadError
@@ -75,7 +75,7 @@ class EagleHead:
         target: with its weights.
         vocabulary: the target's id of each of the head's, where it has fewer; in host memory.
         dtype: how matrices are kept.
-        eight_bit: round matrices to 8 bits, where the target's own are that narrow.
+        four_bit: round matrices to 4 bits, where the target's own are that narrow.
 
     Raises:
         ModelLoadError: the head was made for another model.
@@ -88,14 +88,14 @@ class EagleHead:
         vocabulary: torch.Tensor | None,
         dtype: WeightDtype,
         *,
-        eight_bit: bool = False,
+        four_bit: bool = False,
     ) -> None:
         _check(spec, target, vocabulary)
         self.spec = spec
         self.vocabulary = vocabulary
         layer, hidden = spec.layer, spec.layer.hidden
         third = spec.version == 3
-        self._target, self._eight_bit = target, eight_bit
+        self._target, self._four_bit = target, four_bit
         self._inputs = feature_layers(spec, target.spec.num_layers) if third else ()
         width = hidden if third else spec.target_hidden
         self.sizes = DraftSizes(1, layer.kv_heads, layer.head_dim, width, first=1)
@@ -267,7 +267,10 @@ class EagleHead:
         elif self.vocabulary is None:
             self._head = self._target.head.matrix
         else:
-            self._head = ops.prepare(pick_rows(self._target.head.matrix, self.vocabulary.long()))
+            rows = pick_rows(self._target.head.matrix, self.vocabulary.long())
+            if self._four_bit:
+                rows = self._narrow(DenseWeight(rows.dequantize()))
+            self._head = ops.prepare(rows)
         if self.vocabulary is not None:
             self.vocabulary = self.vocabulary.to(device)
 
@@ -284,9 +287,9 @@ class EagleHead:
         return total
 
     def _narrow(self, weight: Weight) -> Weight:
-        """The weight in 8 bits, where that was asked for and its rows are whole blocks."""
-        if self._eight_bit and isinstance(weight, DenseWeight) and weight.columns % BLOCK == 0:
-            return quantize_q8_0(weight.tensor)
+        """The weight in 4 bits, where that was asked for and its rows are whole blocks."""
+        if self._four_bit and isinstance(weight, DenseWeight) and weight.columns % BLOCK == 0:
+            return quantize_q4_1(weight.tensor)
         return weight
 
 

@@ -210,6 +210,7 @@ class Drafts:
             program_id=source.program_id,
             lane_id=source.lane_id,
             matcher=request.matcher,
+            least=0.0 if self._pace is None else self._pace.least,
         )
 
     def _draft(self, request: Request, tree: DraftTree, nodes: int) -> Draft | None:

@@ -7,13 +7,16 @@ Times are given, not taken: knows no clock, no drafter and no model.
 A step of R rows that checks n guesses takes some time more than a plain one. That extra is measured
 for the numbers that occur and drawn as a line between and beyond them. What k guesses of a row
 bring is measured at each proposal for every smaller number, too, by counting how many of the first
-k were kept. So one large proposal tells about all small ones.
+k were kept. So one large proposal tells about all small ones. Of the guesses that a row is allowed,
+those that are not likely enough for what one costs are not made (`least`).
 """
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
 
@@ -52,6 +55,17 @@ COOL = (16, 1024)
 POOR = 0.05
 """Guesses kept in a step below which they help no row, however little they cost."""
 
+OWN = 0.6
+"""Of what a guess costs in the mean, the share that its own check costs; finding it is the rest. It
+is the larger as the time could be spent on steps that bring more than one id."""
+
+LIKELY = 0.15
+"""A guess of such a chance is made in any case: the share is rough, and where guesses are few, most
+of what they cost in the mean is not their own."""
+
+RECENT = 9
+"""Times of a kind of step that are remembered."""
+
 _FADE = 0.9
 _TIME_FADE = 0.9
 _PRIOR = 2.0
@@ -81,23 +95,43 @@ class _Mean:
         return self.total / self.weight
 
 
+@dataclass(slots=True)
+class _Usual:
+    """The median of the last values: on a machine that does other things, too, some steps take
+    several times as long as they need.
+
+    Attributes:
+        weight: about how many values there have been lately.
+    """
+
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    weight: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.recent.append(value)
+        self.weight = self.weight * _TIME_FADE + 1.0
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.recent)
+
+
 class Costs:
     """Seconds of steps, as far as they are known."""
 
     def __init__(self) -> None:
-        self._plain: dict[int, _Mean] = {}
-        self._extra: dict[int, dict[int, _Mean]] = {}
+        self._plain: dict[int, _Usual] = {}
+        self._extra: dict[int, dict[int, _Usual]] = {}
 
     def add(self, rows: int, guesses: int, seconds: float) -> None:
-        """A step of `rows` rows that checked so many guesses, 0 = plain, took so long. One that
-        took much longer than such steps do was held up by something else."""
+        """A step of `rows` rows that checked so many guesses, 0 = plain, took so long."""
         near = bucket(rows)
         if guesses == 0:
-            _timed(self._plain.setdefault(near, _Mean()), seconds)
+            self._plain.setdefault(near, _Usual()).add(seconds)
         elif near in self._plain:
             extra = max(0.0, seconds - self._plain[near].value)
             known = self._extra.setdefault(near, {})
-            _timed(known.setdefault(bucket(guesses), _Mean()), extra, self._plain[near].value)
+            known.setdefault(bucket(guesses), _Usual()).add(extra)
 
     def plain(self, rows: int) -> float | None:
         """Seconds of a plain step; None where nothing of the kind is known."""
@@ -109,7 +143,7 @@ class Costs:
         known = _nearest(self._extra, rows)
         if not known:
             return None
-        points = [(0, 0.0), *((n, mean.value) for n, mean in sorted(known.items()))]
+        points = [(0, 0.0), *((n, usual.value) for n, usual in sorted(known.items()))]
         for (n, low), (m, high) in pairwise(points):
             if guesses <= m:
                 return low + (high - low) * (guesses - n) / (m - n)
@@ -124,13 +158,7 @@ class Costs:
     def tries(self, rows: int) -> float:
         """About how many steps with guesses of such a number of rows have been timed lately."""
         known = _nearest(self._extra, rows)
-        return 0.0 if not known else sum(mean.weight for mean in known.values())
-
-
-def _timed(mean: _Mean, seconds: float, usual: float = 0.0) -> None:
-    if mean.weight >= 2.0:
-        seconds = min(seconds, 4.0 * mean.value + usual)
-    mean.add(seconds, _TIME_FADE)
+        return 0.0 if not known else sum(usual.weight for usual in known.values())
 
 
 def _nearest(known: dict[int, T], rows: int) -> T | None:
@@ -181,6 +209,7 @@ class Pace:
         self._limit = limit
         self._costs = Costs()
         self._kept = [_Mean() for _ in self._rungs]
+        self._made = [_Mean() for _ in self._rungs]  # guesses of those that a row was allowed
         self._rows: dict[str, _Row] = {}
         self._decision = Decision(0, 0)
         self._decided_for = 0
@@ -188,6 +217,11 @@ class Pace:
         self._credit = 0.0
         self._since_plain = self._since_more = 0
         self._price = 0.0  # of one guess, in ids that must be kept for it
+
+    @property
+    def least(self) -> float:
+        """Chance of being kept below which a guess is not worth checking; 0 = not known."""
+        return min(OWN * self._price, LIKELY)
 
     # -- what is told ------------------------------------------------------------------------------
 
@@ -210,7 +244,8 @@ class Pace:
             kept = float(sum(node < k for node in path))
             row.kept[place].add(kept, _FADE)
             self._kept[place].add(kept, 0.99)
-        if self._gain(row, self._rung_of(asked)) < max(POOR, self._price * asked):
+            self._made[place].add(float(min(k, proposed)), 0.99)
+        if self._gain(row, self._rung_of(asked)) < max(POOR, self._price * proposed):
             row.cool, row.patience = self._step + row.patience, min(2 * row.patience, COOL[1])
         elif path:
             row.patience = COOL[0]
@@ -275,9 +310,10 @@ class Pace:
             return best
         limit = min(self._limit, BEYOND * self._costs.most(rows))
         for place, k in enumerate(self._rungs):
-            if k * len(willing) > limit:
+            count = self._guesses(place, len(willing))
+            if count > limit:
                 break
-            extra = self._costs.extra(rows, k * len(willing)) or 0.0
+            extra = self._costs.extra(rows, count) or 0.0
             kept = sum(self._gain(row, place) for row in willing)
             speed = (1.0 + kept / rows) / (1.0 + extra / plain)
             if speed > promise:
@@ -286,8 +322,9 @@ class Pace:
 
     def _go_on(self, best: int, count: int, rows: int, plain: float) -> None:
         """Do what is best, and now and then somewhat more."""
-        extra = self._costs.extra(rows, best * count) or 0.0
-        self._price = extra / (best * count) * rows / plain
+        guesses = self._guesses(self._rungs.index(best), count)
+        extra = self._costs.extra(rows, guesses) or 0.0
+        self._price = extra / guesses * rows / plain
         self._decision = Decision(best, HELD)
         place = self._rungs.index(best) + 2
         more = self._rungs[min(place, len(self._rungs) - 1)]
@@ -311,6 +348,12 @@ class Pace:
         elif cost is not None:
             steps = int((cost - self._credit) / (TRIED * plain)) + 1
             self._decision.steps = min(max(steps, HELD), RESTED)
+
+    def _guesses(self, place: int, count: int) -> int:
+        """About how many guesses so many rows make that are allowed this rung."""
+        made, k = self._made[place], self._rungs[place]
+        share = made.value if made.weight >= 1.0 else float(k)
+        return max(count, round(share * count))
 
     def _untried(self, rows: int) -> bool:
         return self._costs.tries(rows) < 0.9 * FIRST_TRIES

@@ -40,6 +40,7 @@ def model_drafting(
     *,
     max_nodes: int,
     max_depth: int,
+    least: float = 0.0,
 ) -> Drafting:
     """A draft model as drafter.
 
@@ -47,8 +48,9 @@ def model_drafting(
         executor: runs it.
         vocab_size: of the target.
         max_nodes, max_depth: what it was made for.
+        least: chance below which no guess is made, unless the operator gave their number.
     """
-    drafter = ModelDrafter(executor, vocab_size)
+    drafter = ModelDrafter(executor, vocab_size, 0.0 if section.speculative_tokens else least)
     return _drafting(section, drafter, max_nodes, max_depth)
 
 

@@ -21,10 +21,12 @@ class ModelDrafter:
     Args:
         executor: runs it.
         vocab_size: of the target.
+        least: chance below which no guess is made, whatever a row asks for.
     """
 
-    def __init__(self, executor: DraftExecutor, vocab_size: int) -> None:
+    def __init__(self, executor: DraftExecutor, vocab_size: int, least: float = 0.0) -> None:
         self._executor = executor
+        self._least = least
         self._words = -(-vocab_size // 32)
 
     def promising(self, row: DraftRow) -> bool:
@@ -40,12 +42,13 @@ class ModelDrafter:
                 slots = row.slots[: row.computed_len]
                 depth = min(row.max_depth, row.max_nodes)
                 allowed = self._allowed(row)
-                seeds[index] = DraftSeed(slots, pending, depth, allowed, row.max_nodes)
+                least = max(row.least, self._least)
+                seeds[index] = DraftSeed(slots, pending, depth, allowed, row.max_nodes, least)
         trees: list[DraftTree | None] = [None] * len(rows)
         if seeds:
             found = self._executor.guess(list(seeds.values()))
             for index, guesses in zip(seeds, found, strict=True):
-                trees[index] = best_tree(guesses, rows[index].max_nodes)
+                trees[index] = best_tree(guesses, rows[index].max_nodes, seeds[index].least)
         return trees
 
     def finished(self, request_id: str) -> None:

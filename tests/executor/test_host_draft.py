@@ -17,7 +17,7 @@ from branchline.kernels.ops import Ops
 from branchline.runtime.core.tree import DraftTree
 from branchline.runtime.executor.draft_load import load_head, load_standalone
 from branchline.runtime.executor.drafting import DraftSeed, Guesses, best_tree
-from branchline.runtime.executor.host_draft import HostDraft, scratch_slots
+from branchline.runtime.executor.host_draft import FURTHER, HostDraft, scratch_slots
 from branchline.runtime.loading.eagle_checkpoint import EagleCheckpoint
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.models.base import Model
@@ -164,6 +164,22 @@ def test_guesses_that_will_not_be_taken_are_not_looked_into(case: Case) -> None:
         assert wanted.token_ids.tolist() == tree.token_ids.tolist()
         assert wanted.parents.tolist() == tree.parents.tolist()
         assert len(found.ids) < len(whole.ids) or nodes > 5
+
+
+def test_levels_that_hardly_pay_are_not_run(case: Case) -> None:
+    driver = case.driver()
+    driver.run(Part(1, IDS[:9]))
+    drafts = host_draft(driver, case.ops)
+    whole = drafts.guess([seed(driver, 1, IDS[9:10])])[0]
+    for least in (1e-9, 0.004, 0.02, 0.3):
+        (found,) = drafts.guess([replace(seed(driver, 1, IDS[9:10]), least=least)])
+        count = len(found.ids)
+        assert WIDTH <= count <= len(whole.ids)
+        worth = np.log(least * FURTHER)
+        wanted = {i for i in range(len(whole.ids)) if whole.parents[i] >= 0}
+        wanted = {i for i in wanted if whole.scores[whole.parents[i]] > worth}
+        paths = {tuple(path_of(whole, i)) for i in wanted} | {(int(i),) for i in whole.ids[:WIDTH]}
+        assert {tuple(path_of(found, i)) for i in range(count)} == paths
 
 
 def test_known_ids_come_before_guesses(case: Case) -> None:

@@ -15,7 +15,7 @@ from branchline.kernels.weights import (
     Q8_0Weight,
     concat,
     pick_rows,
-    quantize_q8_0,
+    quantize_q4_1,
 )
 
 _KINDS = [
@@ -80,13 +80,23 @@ def test_picked_rows_are_the_rows(count: int) -> None:
     assert following.tensor.data_ptr() == tensor[7:].data_ptr()
 
 
-def test_rounding_to_8_bits_stays_within_half_a_step() -> None:
+def test_rounding_to_4_bits_is_no_worse_than_the_whole_range_of_each_block() -> None:
     tensor = torch.randn(19, 64) * 3
     tensor[4, :32] = 0
+    tensor[5, :32] = 1.5
     blocks = tensor.view(19, 2, 32)
-    step = blocks.abs().amax(-1, keepdim=True) / 127
-    error = (quantize_q8_0(tensor.bfloat16()).dequantize().view_as(blocks) - blocks).abs()
-    assert (error <= 0.51 * step + 2**-8 * blocks.abs()).all()
+    low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
+    step = (high - low) / 15
+    whole = low + ((blocks - low) / step.clamp(min=1e-30)).round() * step
+    error = quantize_q4_1(tensor).dequantize().view_as(blocks) - blocks
+    limit = (whole - blocks).square().sum(-1) + 1e-3 * blocks.square().sum(-1)
+    assert (error.square().sum(-1) <= limit).all()
+
+
+def test_rounding_to_4_bits_keeps_what_4_bits_can_say() -> None:
+    codes = torch.arange(64).reshape(2, 32) % 16
+    tensor = codes * torch.tensor([[0.5], [2.0]]) - torch.tensor([[3.0], [8.0]])
+    assert torch.equal(quantize_q4_1(tensor).dequantize(), tensor)
 
 
 def test_cut_file_is_refused() -> None:

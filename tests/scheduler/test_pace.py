@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from branchline.runtime.scheduler.pace import Costs, Pace, bucket
+from branchline.runtime.scheduler.pace import LIKELY, Costs, Pace, bucket
 
 Time = Callable[[int, int], float]
 """Seconds of a step, of its rows and guesses."""
@@ -160,6 +160,34 @@ def test_a_row_that_is_never_right_is_left_alone_beside_others() -> None:
             asked[name] += count
         pace.stepped(2, sum(guesses), linear(2, sum(guesses)))
     assert asked["bad"] < 0.15 * asked["good"]
+
+
+def test_what_a_guess_must_promise_follows_what_it_costs() -> None:
+    cheap, dear_ = World(flat, 0.8, 1), World(linear, 0.8, 1)
+    assert cheap.pace.least == 0.0, "nothing is known"
+    cheap.run(600)
+    dear_.run(600)
+    assert cheap.pace.least < 0.05 < dear_.pace.least <= LIKELY
+
+
+def short(rows: int, guesses: int) -> float:
+    """A guess costs a tenth of a step, but a row never has more than three worth one."""
+    return 5e-3 * (1 + 0.1 * guesses)
+
+
+def test_rows_that_make_fewer_guesses_than_they_may_cost_what_they_make() -> None:
+    pace, r, most = Pace(12, 256), random.Random(3), 0
+    for _ in range(600):
+        (count,) = pace.guesses(["a"], 1)
+        made = min(count, 3)
+        kept = 0
+        while kept < made and r.random() < 0.8:
+            kept += 1
+        if made:
+            pace.checked("a", count, range(kept), made)
+        pace.stepped(1, made, short(1, made))
+        most = count
+    assert most >= 3, "three of twelve cost three"
 
 
 def test_costs_are_drawn_between_and_beyond_what_was_measured() -> None:

@@ -84,3 +84,17 @@ def test_the_likeliest_guesses_are_a_tree(nodes: int) -> None:
     assert tree.token_ids.tolist() == GUESSES.ids[expected].tolist()
     deepest = {7: 0, 9: 1, 6: 2, 8: 0, 5: 1}
     assert [deepest[token] for token in tree.token_ids.tolist()] == tree.depths.tolist()
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.2])
+def test_guesses_that_are_not_worth_a_check_are_not_made_but_for_the_likeliest(
+    floor: float,
+) -> None:
+    executor = Scripted(GUESSES)
+    drafter = ModelDrafter(executor, 64, floor)
+    trees = drafter.propose([row(1, least=0.1), row(1, least=0.58), row(1, least=0.99)])
+    found = [[] if tree is None else tree.token_ids.tolist() for tree in trees]
+    few, two, one = found
+    assert few == ([7, 9, 6, 8] if floor == 0.0 else [7, 9, 6])
+    assert two == [7, 9] and one == [7]
+    assert [seed.least for seed in executor.seeds] == [max(floor, 0.1), 0.58, 0.99]
