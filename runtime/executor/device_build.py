@@ -290,7 +290,8 @@ class DeviceBuilder:
         most_rows = self._settings.max_rows
         runner = self._runner
         for rows in row_sizes(most_rows, most_rows):
-            for tokens in (TOKEN_STEP, 16 * rows + TOKEN_STEP):
+            # few tokens a row, the most that are still few, more, and the largest trees
+            for tokens in sorted({TOKEN_STEP, 16 * rows, 16 * rows + TOKEN_STEP, 512}):
                 whole = min(tokens, self._settings.max_step_tokens) // TOKEN_STEP * TOKEN_STEP
                 for tree, adapted in product((False, True), self._kinds()):
                     most = max(whole, TOKEN_STEP)
