@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -133,34 +134,46 @@ def prompts_of(engine: Engine, task: str, texts: Sequence[str]) -> list[Prompt]:
     return made
 
 
-def measure(
-    engine: Engine,
-    prompts: Sequence[Prompt],
-    key: Key,
-    tokens: int,
-    repeats: int,
-    *,
-    outputs_at_least: int = OUTPUTS,
-) -> Cell:
-    """Time one kind of work: `repeats` runs after one that warms up."""
-    _, temperature, at_once = key
-    chosen = list(islice(cycle(prompts), max(at_once, outputs_at_least)))
-    cell = Cell()
-    before = (0, 0)
-    engine.flush_cache()
-    for round_ in range(repeats + 1):
-        before = _counts(engine) if round_ <= 1 else before
+class Measure:
+    """One kind of work on one engine, run by run; the first run warms up and does not count.
+
+    Args:
+        prompts: of the task; taken from the start again where more outputs are wanted.
+        tokens: of an output at most.
+        outputs: of a run at least.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[Prompt],
+        key: Key,
+        tokens: int,
+        *,
+        outputs: int = OUTPUTS,
+    ) -> None:
+        self.cell = Cell()
+        self._engine, self._tokens = engine, tokens
+        _, self._temperature, self._at_once = key
+        self._prompts = list(islice(cycle(prompts), max(self._at_once, outputs)))
+        self._before: tuple[int, int] | None = None  # counts ahead of what counts
+        engine.flush_cache()
+
+    def run(self) -> None:
+        """Once through all prompts."""
         start, outputs = time.perf_counter(), []
-        for first in range(0, len(chosen), at_once):
-            outputs += _run(engine, chosen[first : first + at_once], temperature, tokens)
+        for first in range(0, len(self._prompts), self._at_once):
+            some = self._prompts[first : first + self._at_once]
+            outputs += _run(self._engine, some, self._temperature, self._tokens)
         took = time.perf_counter() - start
-        if round_:
-            cell.rates.append(sum(map(len, outputs)) / took)
-            cell.outputs = outputs
-    drafts, accepted = _counts(engine)
-    if drafts > before[0]:
-        cell.accept = (accepted - before[1]) / (drafts - before[0])
-    return cell
+        drafts, accepted = _counts(self._engine)
+        if self._before is None:
+            self._before = drafts, accepted
+            return
+        self.cell.rates.append(sum(map(len, outputs)) / took)
+        self.cell.outputs = outputs
+        if drafts > self._before[0]:
+            self.cell.accept = (accepted - self._before[1]) / (drafts - self._before[0])
 
 
 def _run(
@@ -228,20 +241,35 @@ def speculative(
     for one in engines.values():  # wrong settings of the last shall not be found out at the end
         EngineConfig.from_settings(one)
     keys = [(task, t, n) for task in chosen for t in temperatures for n in batches]
-    found: dict[str, dict[Key, Cell]] = {}
-    for name, one in engines.items():
-        with Engine(**one) as engine:
-            if not name:
-                print(header(engine.info()), file=stream)
-            made = {task: prompts_of(engine, task, texts[task]) for task in chosen}
-            found[name] = {}
+    found: dict[str, dict[Key, Cell]] = {name: {} for name in engines}
+    for group in _groups(engines):
+        with ExitStack() as stack:
+            opened = {name: stack.enter_context(Engine(**engines[name])) for name in group}
+            if "" in opened:
+                print(header(opened[""].info()), file=stream)
+            first = opened[group[0]]
+            made = {task: prompts_of(first, task, texts[task]) for task in chosen}
             for key in keys:
-                found[name][key] = measure(
-                    engine, made[key[0]], key, tokens, repeats, outputs_at_least=outputs
-                )
-            print(f"  {name or 'plain'} done", file=sys.stderr)
+                runs = {
+                    name: Measure(engine, made[key[0]], key, tokens, outputs=outputs)
+                    for name, engine in opened.items()
+                }
+                for _ in range(repeats + 1):
+                    for run in runs.values():
+                        run.run()
+                for name, run in runs.items():
+                    found[name][key] = run.cell
+            print(f"  {', '.join(name or 'plain' for name in group)} done", file=sys.stderr)
     _report(found, keys, repeats, stream)
     return found
+
+
+def _groups(engines: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Which engines are there at once: all, where their memory was given. They take turns then, so
+    that what else the machine does falls on all of them."""
+    if all(one.get("kv_tokens") for one in engines.values()):
+        return [list(engines)]
+    return [[name] for name in engines]
 
 
 def _report(
