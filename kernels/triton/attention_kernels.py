@@ -182,6 +182,17 @@ def parts_of(length, PARTS: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def join_some(top, total, acc, lse, value):
+    """The running join of parts (top, total [M], acc [M, D]) with some more of them: lse [S, M] and
+    value [S, M, D]."""
+    new = tl.maximum(top, tl.max(lse, axis=0))
+    base = tl.where(new == float("-inf"), 0.0, new)
+    shrink, weight = tl.exp2(top - base), tl.exp2(lse - base[None, :])
+    acc = acc * shrink[:, None] + tl.sum(value * weight[:, :, None], axis=0)
+    return new, total * shrink + tl.sum(weight, axis=0), acc
+
+
+@triton.jit
 def join_parts(
     part_out, part_lse, out, token, one, head, hkv, used, used_first,
     GROUP: tl.constexpr, JOIN_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -210,12 +221,7 @@ def join_parts(
             other=0.0,
             cache_modifier=".cg",
         )
-        new = tl.maximum(top, tl.max(lse, axis=0))
-        base = tl.where(new == float("-inf"), 0.0, new)
-        shrink, weight = tl.exp2(top - base), tl.exp2(lse - base[None, :])
-        acc = acc * shrink[:, None] + tl.sum(value * weight[:, :, None], axis=0)
-        total = total * shrink + tl.sum(weight, axis=0)
-        top = new
+        top, total, acc = join_some(top, total, acc, lse, value)
     value = acc / tl.where(total > 0, total, 1.0)[:, None]
     target = out + (token * hkv * GROUP + head * GROUP + g[:, None]) * D + i[None, :]
     tl.store(target, value.to(out.dtype.element_ty), mask=inside & (g[:, None] * 0 + used > 0))

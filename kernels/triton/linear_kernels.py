@@ -31,6 +31,7 @@ from branchline.kernels.triton.lora_kernels import add_adapters
 # size: _adapters_of: operands of a launch
 # size: fixed_kernel: operands of a launch
 # size: gemv_kernel: operands of a launch
+# size: _leave_scaled: operands of a launch
 # size: skinny_kernel: operands of a launch
 
 
@@ -159,6 +160,17 @@ def gemv_kernel(
 
 
 @triton.jit
+def _leave_scaled(result, norm, scaled, squares, place, here, t, n, t_live, n_live):
+    """For a norm: the sum times the norm's weights, and of each row the squares of this program's
+    outputs; of the sum as it was rounded, since later layers read that one."""
+    x = tl.where(here, result.to(tl.float32), 0.0)
+    weights = tl.load(norm + n, mask=n_live, other=0.0).to(tl.float32)
+    tl.store(scaled + place, (x * weights[None, :]).to(scaled.dtype.element_ty), mask=here)
+    whole = tl.sum(x * x, axis=1)
+    tl.store(squares + t * tl.num_programs(0) + tl.program_id(0), whole, mask=t_live)
+
+
+@triton.jit
 def skinny_kernel(
     x, weight, bias, out, norm, scaled, squares, b, inner, ranks, slots, slot_stride, rank_stride,
     end0, end1, tokens, n_rows, width, parts, eps,
@@ -236,12 +248,8 @@ def skinny_kernel(
         acc += tl.load(out + place, mask=here, other=0.0).to(tl.float32)
     result = acc.to(out.dtype.element_ty)
     tl.store(out + place, result, mask=here)
-    if SCALED:  # of the sum as it was rounded: later layers read that one
-        acc = tl.where(here, result.to(tl.float32), 0.0)
-        weights = tl.load(norm + n, mask=n_live, other=0.0).to(tl.float32)
-        tl.store(scaled + place, (acc * weights[None, :]).to(scaled.dtype.element_ty), mask=here)
-        whole = tl.sum(acc * acc, axis=1)
-        tl.store(squares + t * tl.num_programs(0) + tl.program_id(0), whole, mask=t_live)
+    if SCALED:
+        _leave_scaled(result, norm, scaled, squares, place, here, t, n, t_live, n_live)
 
 
 @triton.jit

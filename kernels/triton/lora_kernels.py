@@ -82,35 +82,12 @@ def _part_bounds(part, PARTS: tl.constexpr, n_rows, end0, end1):
 
 @triton.jit
 def lora_shrink_kernel(
-    x,
-    a,
-    ranks,
-    scales,
-    order,
-    starts,
-    inner,
-    b,
-    width,
-    n_rows,
-    slot_stride,
-    b_stride,
-    rank_stride,
-    count,
-    end0,
-    end1,
-    PARTS: tl.constexpr,
-    RANK: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    WARPS: tl.constexpr,
-    STAGES: tl.constexpr,
-    FEW: tl.constexpr,
-    BESIDE: tl.constexpr,
-    WIDE: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, a, ranks, scales, order, starts, inner, b,
+    width, n_rows, slot_stride, b_stride, rank_stride, count, end0, end1,
+    PARTS: tl.constexpr, RANK: tl.constexpr, TILE: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
+    FEW: tl.constexpr, BESIDE: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """inner [t, PARTS, RANK] float32 = scale * (A x), for a tile of tokens and BLOCK_R ranks.
 
     a [S, PARTS, RANK, width]. The next kernel may start only once the one before has ended, so

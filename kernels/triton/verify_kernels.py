@@ -16,6 +16,7 @@ import triton.language as tl
 from branchline.kernels.triton.attention_kernels import (
     attend_block,
     attend_keys,
+    join_some,
     load_queries,
     tree_visible,
 )
@@ -77,12 +78,7 @@ def join_tile(
             other=0.0,
             cache_modifier=".cg",
         )
-        new = tl.maximum(top, tl.max(lse, axis=0))
-        base = tl.where(new == float("-inf"), 0.0, new)
-        shrink, weight = tl.exp2(top - base), tl.exp2(lse - base[None, :])
-        acc = acc * shrink[:, None] + tl.sum(value * weight[:, :, None], axis=0)
-        total = total * shrink + tl.sum(weight, axis=0)
-        top = new
+        top, total, acc = join_some(top, total, acc, lse, value)
     return acc / tl.where(total > 0, total, 1.0)[:, None]
 
 
