@@ -60,7 +60,7 @@ def served(settings: dict[str, Any], **server: Any) -> Iterator[Served]:
 
     key = secrets.token_hex(16)
     chosen = {"log_level": "error", "drain_timeout_s": 5} | settings | server
-    command = [sys.executable, "-m", "branchline", "serve", "--port", "0"]
+    command = [sys.executable, "-P", "-m", "branchline", "serve", "--port", "0"]
     for name, value in chosen.items():
         command += ["--" + name.replace("_", "-"), str(value)]
     process = subprocess.Popen(

@@ -34,7 +34,7 @@ class Started(msgspec.Struct):
 
 def child(settings: dict[str, Any]) -> Started:
     """Body of a measured process: load, one token, then a long prompt and 64 tokens."""
-    from branchline.runtime.bench.workloads import prompts
+    from branchline.runtime.bench.workloads import VOCABULARY, prompts
     from branchline.runtime.core.sampling_params import SamplingParams
     from branchline.runtime.engine import Engine
 
@@ -45,7 +45,8 @@ def child(settings: dict[str, Any]) -> Started:
     engine.generate(PROMPT, greedy)
     first_token, mb_first_token = time.monotonic(), peak_memory_mb()
     long = msgspec.structs.replace(greedy, max_tokens=64)
-    engine.generate(prompts(1, 1024, 1024, 1), long)
+    vocabulary = min(VOCABULARY, int(engine.info()["vocab_size"]))
+    engine.generate(prompts(1, 1024, 1024, 1, vocabulary), long)
     started = Started(imported, ready, first_token, mb_first_token, peak_memory_mb())
     engine.close()
     return started
@@ -63,7 +64,7 @@ def start(
         "import sys, msgspec; from branchline.runtime.bench.start import child; "
         "print(msgspec.json.encode(child(msgspec.json.decode(sys.argv[1]))).decode())"
     )
-    command = [sys.executable, "-c", program, msgspec.json.encode(settings).decode()]
+    command = [sys.executable, "-P", "-c", program, msgspec.json.encode(settings).decode()]
     rows: dict[str, list[float]] = {"imports done": [], "engine ready": [], "first token": []}
     found: list[Started] = []
     for round_ in range(repeats + 1):

@@ -34,7 +34,8 @@ from branchline.runtime.grammar.worker_protocol import (
     framed,
 )
 
-COMMAND = ("-m", "branchline.runtime.grammar.worker_main")
+COMMAND = ("-P", "-m", "branchline.runtime.grammar.worker_main")
+"""-P: a file of the working folder must not stand in for a module."""
 START_S = 60.0
 """A process may take this long to start."""
 PATIENCE_S = 1.0

@@ -18,13 +18,14 @@ class Child:
     """One process that runs a module of the project.
 
     Args:
-        module: run as `python -m module`.
+        module: run as `python -P -m module`.
         start: its first line of input, as JSON.
     """
 
     def __init__(self, module: str, start: msgspec.Struct) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            # -P: a file of the working folder must not stand in for a module.
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             bufsize=0,
             # A group of its own: Ctrl-C reaches the parent alone.

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -268,3 +269,17 @@ def test_a_worker_that_hardly_starts_is_started_again_with_turns_of_its_own(
     assert b"__VERSION__" in pool.compile(ebnf('root ::= "a"'))
     assert (pool.starved, pool.started, pool.killed) == (1, 2, 0)
     assert turns == [(os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0))]
+
+
+def test_files_of_the_working_folder_are_no_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("msgspec.py", "branchline/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('imported from the working folder')")
+    monkeypatch.chdir(tmp_path)
+    pool = WorkerPool(ByteVocabulary(), vocab_size=257, size=1)
+    try:
+        assert b"grammars" in pool.compile(regex("a+"))
+    finally:
+        pool.close()
