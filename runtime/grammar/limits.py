@@ -30,7 +30,8 @@ class Limits:
         repeat: the bound of one repetition.
         repeat_product: the product of the bounds of repetitions within each other.
         whitespace_run: white space between two JSON tokens, where it is flexible.
-        compile_s: seconds of wall time for a compile in a worker.
+        compile_s: seconds of wall time for a compile in a worker; up to three times as many where
+            the machine is too busy to give it half of a core.
         worker_bytes: memory a worker may take for one compile.
         compiled_bytes: a compiled grammar, as a worker sends it.
         cache_bytes: all grammars kept for later requests.

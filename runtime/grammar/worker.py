@@ -8,7 +8,6 @@ end themselves when idle.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import select
 import signal
@@ -44,6 +43,12 @@ STARVED_SHARE = 0.02
 """Of one core: with less than this a job is done again by a process that asks for its turn."""
 STARTING_SHARE = 0.2
 """Likewise while it starts, which takes about 0.4 s of the processor."""
+LATER = 3.0
+"""So many times `PATIENCE_S` after its begin a job is looked at again, ..."""
+LATER_SHARE = 0.2
+"""... and must have had this much of a core."""
+OVERTIME = 3.0
+"""A job that had less than half of its limit as time of the processor may take so many limits."""
 
 
 class WorkerGone(Exception):
@@ -328,16 +333,20 @@ class _Watch:
     """One exchange with a process: how long it may take, and whether the process gets to it.
 
     Args:
+        limit_s: seconds of wall time, when it gets at least half of a core.
         least_share: of a core, during the first `PATIENCE_S`; 0 = it may have less.
     """
 
     def __init__(self, pid: int, limit_s: float, least_share: float) -> None:
-        now = time.monotonic()
         self._pid = pid
-        self._deadline = now + limit_s
-        self._least_s = least_share * PATIENCE_S
-        self._look_at = now + PATIENCE_S if least_share else math.inf
-        self._used = _cpu_seconds(pid) if least_share else 0.0
+        self._begin = time.monotonic()
+        self._limit_s = limit_s
+        self._deadline = self._begin + limit_s
+        self._looks = [(PATIENCE_S, least_share), (LATER * PATIENCE_S, LATER_SHARE)]
+        if not least_share:
+            self._looks = []
+        self._background = bool(least_share)
+        self._used = _cpu_seconds(pid)
 
     def wait(self, pipe: IO[bytes], event: int) -> None:
         """Until there is something to read, or room to write, or the other end is closed.
@@ -348,13 +357,32 @@ class _Watch:
         """
         poll = select.poll()
         poll.register(pipe, event)
-        while not poll.poll(1000 * max(0.0, min(self._deadline, self._look_at) - time.monotonic())):
-            if time.monotonic() >= self._deadline:
-                raise TimeoutError
-            if time.monotonic() >= self._look_at:
-                self._look_at = math.inf
-                if _cpu_seconds(self._pid) - self._used < self._least_s and _runs(self._pid):
+        while not poll.poll(1000 * max(0.0, self._next() - time.monotonic())):
+            now = time.monotonic()
+            if now >= self._deadline:
+                self._late()
+            if self._looks and now >= self._begin + self._looks[0][0]:
+                after, share = self._looks.pop(0)
+                if self._had() < share * after and _runs(self._pid):
                     raise WorkerStarved
+
+    def _next(self) -> float:
+        """When to look at it."""
+        look = self._begin + self._looks[0][0] if self._looks else self._deadline
+        return min(self._deadline, look)
+
+    def _had(self) -> float:
+        """Seconds of the processor since the begin."""
+        return _cpu_seconds(self._pid) - self._used
+
+    def _late(self) -> None:
+        """The limit is over: whether that is the job's fault."""
+        last = self._begin + OVERTIME * self._limit_s
+        if self._deadline >= last or self._had() >= self._limit_s / 2 or not _runs(self._pid):
+            raise TimeoutError
+        if self._background:
+            raise WorkerStarved
+        self._deadline = last
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import psutil
@@ -56,6 +59,14 @@ def pool() -> Iterator[WorkerPool]:
     made.close()
 
 
+@contextlib.contextmanager
+def silent_pipe() -> Iterator[IO[bytes]]:
+    """The end to read from of a pipe into which nobody writes."""
+    read, write = os.pipe()
+    with open(read, "rb") as end, open(write, "wb"):
+        yield end
+
+
 def regex(text: str) -> Job:
     return Job("llguidance", Constraint(kind="regex", text=text))
 
@@ -85,7 +96,8 @@ def test_a_compile_that_takes_too_long_is_killed_and_the_next_one_works() -> Non
             pool.compile(Job("outlines", Constraint(kind="regex", text="(.*a.{14}){3}")))
         assert time.monotonic() - begun < 20
         assert b"grammars" in pool.compile(regex("a+"))
-        assert (processes(pool), pool.killed) == (2, 1)
+        # A starved job takes a process of its own, which is the one that is killed here.
+        assert (pool.started - pool.starved, pool.killed) == (2, 1)
     finally:
         pool.close()
 
@@ -269,6 +281,44 @@ def test_a_worker_that_hardly_starts_is_started_again_with_turns_of_its_own(
     assert b"__VERSION__" in pool.compile(ebnf('root ::= "a"'))
     assert (pool.starved, pool.started, pool.killed) == (1, 2, 0)
     assert turns == [(os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0))]
+
+
+def test_a_job_that_gets_little_of_the_processor_is_starved_at_the_second_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin = time.monotonic()
+    monkeypatch.setattr(worker, "_cpu_seconds", lambda pid: 0.1 * (time.monotonic() - begin))
+    monkeypatch.setattr(worker, "PATIENCE_S", 0.05)
+    with silent_pipe() as pipe:
+        watch = worker._Watch(os.getpid(), 60.0, worker.STARVED_SHARE)
+        with pytest.raises(worker.WorkerStarved):
+            watch.wait(pipe, select.POLLIN)
+    assert time.monotonic() - begin >= 0.15
+
+
+@pytest.mark.parametrize(
+    ("share", "background", "limits", "error"),
+    [
+        (1.0, True, 1.0, TimeoutError),
+        (0.3, True, 1.0, worker.WorkerStarved),
+        (1.0, False, 1.0, TimeoutError),
+        (0.1, False, worker.OVERTIME, TimeoutError),
+    ],
+)
+def test_a_limit_counts_from_when_a_job_gets_the_processor(
+    share: float,
+    background: bool,
+    limits: float,
+    error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin, limit_s = time.monotonic(), 0.1
+    monkeypatch.setattr(worker, "_cpu_seconds", lambda pid: share * (time.monotonic() - begin))
+    with silent_pipe() as pipe:
+        watch = worker._Watch(os.getpid(), limit_s, worker.STARVED_SHARE if background else 0.0)
+        with pytest.raises(error):
+            watch.wait(pipe, select.POLLIN)
+    assert time.monotonic() - begin >= limits * limit_s
 
 
 def test_files_of_the_working_folder_are_no_modules(
