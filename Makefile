@@ -1,5 +1,6 @@
 # Two commands: `make demo` and `make test`. Both need nothing but Python >= 3.11 with pip.
 # Overrides: PYTHON=python3.12   TORCH_SPEC="torch==2.11.*"   PIP_ARGS="--extra-index-url …"
+# WORKERS=4: processes that share the tests, about one for each core.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -7,6 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TORCH_SPEC ?= torch>=2.11,<2.14
 PIP_ARGS ?=
 MODEL ?= smollm2-135m
+WORKERS ?= 2
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS)
@@ -22,7 +24,7 @@ demo: $(VENV)/.installed  ## install, fetch the default model, run the examples'
 	@$(PY) -m branchline demo
 
 test: $(VENV)/.installed-dev  ## install, run the tests
-	$(PY) -m pytest $(TESTS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 check: $(VENV)/.installed-dev  ## lint, format, types, import contract, size budget, docs
 	$(PY) -m ruff check .

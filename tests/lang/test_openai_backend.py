@@ -396,7 +396,6 @@ def _uses(expression: Any) -> bl.Program:
         bl.gen("x", ignore_eos=True),
         bl.gen("x", adapter="a"),
     ],
-    ids=str,
 )
 def test_what_a_plain_server_cannot_do_is_said_before_anything_is_sent(
     server: Scripted, backend: bl.OpenAI, expression: Any

@@ -40,7 +40,6 @@ def value(replies: Any, expression: Any = None, **options: Any) -> Any:
         (7, "7"),
         (Answer.YES, "yes"),
     ],
-    ids=str,
 )
 def test_ways_to_script_replies(replies: Any, wanted: str) -> None:
     assert value(replies) == wanted
@@ -56,7 +55,6 @@ def test_ways_to_script_replies(replies: Any, wanted: str) -> None:
         (lambda name, text: 1 / 0, BackendError, "ZeroDivisionError"),
         (object(), InvalidRequest, "not a reply"),
     ],
-    ids=str,
 )
 def test_replies_that_fail_fail_their_variable(replies: Any, error: Any, says: str) -> None:
     with pytest.raises(error, match=says) as caught:
