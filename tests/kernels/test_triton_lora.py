@@ -57,7 +57,7 @@ def test_tokens_are_sorted_by_slot(kernel_device: torch.device, slots: list[int]
     assert lora.order is not None and lora.starts is not None
     keys = torch.tensor([41 if s < 0 else s for s in slots])
     assert torch.equal(lora.order.cpu().long(), torch.argsort(keys, stable=True))
-    want = [sum(0 <= other < s for other in slots) for s in range(42)]
+    want = [*(sum(0 <= other < s for other in slots) for s in range(42)), len(slots)]
     assert lora.starts.cpu().tolist() == want
 
 
@@ -193,6 +193,51 @@ def test_a_norm_begins_with_the_adapters_before_it(ops: TritonOps, dtype: Dtype,
     assert near(stream, want, exact, BOUNDS[dtype])
     want = ReferenceOps().rms_norm(want.float(), norm.to(want.device), 1e-5)
     assert near(got, want, want, 2 * BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("ranks", [[16, 0, 5], [40, 0, 16]], ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, 64])
+@pytest.mark.parametrize("normed", [False, True])
+def test_heads_begin_with_their_adapters(
+    ops: TritonOps, dtype: Dtype, tokens: int, normed: bool, ranks: list[int]
+) -> None:
+    """What is written and what is asked for are those of the whole product, rotated."""
+    torch.manual_seed(0)
+    k, d, hq, hkv = 48, 24, 4, 2
+    parts = (hq * d, hkv * d, hkv * d)
+    matrix, weight = DenseWeight(randn(ops, sum(parts), k) * 0.1), adapters(ops, ranks, k, parts)
+    slots = torch.randint(-1, 3, (tokens,), dtype=torch.int32)
+    slots[0] = 2 if tokens == 1 else -1
+    x, cos_sin = randn(ops, tokens, k), torch.randn(50, d, device=ops.device)
+    positions = torch.randint(0, 50, (tokens,), device=ops.device)
+    out_slots = torch.randperm(90)[:tokens].to(torch.int32).to(ops.device)
+    norms = [torch.rand(d, device=ops.device) + 0.5 if normed else None for _ in "qk"]
+    pools = [torch.zeros(90, hkv, d, dtype=dtype, device=ops.device) for _ in range(6)]
+
+    def rotated(ops: TritonOps | ReferenceOps, heads: torch.Tensor, first: int) -> torch.Tensor:
+        kept = [pool.float() if isinstance(ops, ReferenceOps) else pool for pool in pools]
+        k_pool, v_pool = kept[first : first + 2]
+        q = ops.qk_norm_rope_write(
+            heads, cos_sin, positions, k_pool, v_pool, out_slots,
+            q_norm=norms[0], k_norm=norms[1],
+        )  # fmt: skip
+        return torch.cat([y.flatten() for y in (q, k_pool, v_pool)])
+
+    product = ops.linear(x, matrix)
+    want = rotated(ReferenceOps(), with_adapters(product, x, weight, slots).to(x.device).float(), 0)
+    plain = rotated(ops, product, 2)
+    heads = ops.adapted_heads(x, matrix, weight, batch(ops, slots, 3))
+    q = ops.adapted_rope_write(
+        heads, cos_sin, positions, pools[4], pools[5], out_slots, q_norm=norms[0], k_norm=norms[1]
+    )
+    got = torch.cat([q.flatten(), pools[4].flatten(), pools[5].flatten()])
+    assert near(got, want, plain, BOUNDS[dtype])
+    own = ((slots < 0) | (torch.tensor(ranks)[slots.long()] == 0)).to(ops.device)
+    size = q.numel()
+    assert torch.equal(q[own], plain[:size].view_as(q)[own])
+    written = out_slots[own].long()
+    for at, pool in ((size, pools[4]), (size + pools[4].numel(), pools[5])):
+        assert torch.equal(pool[written], plain[at : at + pool.numel()].view_as(pool)[written])
 
 
 @pytest.mark.parametrize("tokens", [2, 40])
