@@ -22,8 +22,10 @@ _COLUMNS = 64
 """Columns of A that a warp takes at a time, of two bytes each."""
 _A_BYTES = 80 << 10
 """Shared memory of a program that multiplies with A at most; products have more."""
-_OUTPUTS = 256
-"""Outputs of a program of the gate, of each half."""
+_OUTPUTS = 512
+"""Outputs of a program of the gate."""
+_AHEAD_BYTES = 24 << 20
+"""Bytes that are asked into the cache ahead at most: half of it."""
 
 
 class AdaptedProducts:
@@ -45,6 +47,7 @@ class AdaptedProducts:
         lora: LoraBatch,
         *,
         gated: bool = False,
+        ahead: LoraWeight | None = None,
     ) -> tuple[torch.Tensor, Inner]:
         """(x @ weight.T + bias, x times A) of a few rows; nothing of the second is in the first.
 
@@ -52,12 +55,15 @@ class AdaptedProducts:
             x: [t, K].
             weight: [N, K].
             gated: it holds gate and up, of which `gate` shall make one.
+            ahead: adapters of the next product that has some, which are asked into the cache.
 
         Returns:
             [t, N] of x's dtype, gated of float32, and what is left to add.
         """
         (t, k), (n, _), (slots, parts, rank, _) = x.shape, weight.shape, adapters.a.shape
         check_adapters(adapters, lora, t, x)
+        if ahead is not None and not _fits_cache(ahead, adapters, t):
+            ahead = None
         check_outputs(adapters, weight, gated)
         out = torch.empty(t, n, dtype=torch.float32 if gated else x.dtype, device=x.device)
         check_product(x, weight, out, False)
@@ -88,6 +94,7 @@ class AdaptedProducts:
             adapters.a.stride(0),
             adapters.ranks.stride(0),
             slots,
+            *_next(ahead, out),
             GATED=gated,
             BIAS=bias is not None,
             BLOCK_T=max(16, power_of_two(t)),
@@ -102,14 +109,14 @@ class AdaptedProducts:
             BLOCK_S=power_of_two(slots),
             WARPS=_WARPS,
             STAGES_A=_A_BYTES // stage_bytes,
+            PARTS2=0 if ahead is None else len(ahead.parts),
+            RANK2=0 if ahead is None else ahead.a.shape[2],
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(_WARPS, stages),
         )
         return out, Inner(adapters, lora.slots, inner)
 
-    def gate(
-        self, y: torch.Tensor, made: Inner, lora: LoraBatch, dtype: torch.dtype
-    ) -> torch.Tensor:
+    def gate(self, y: torch.Tensor, made: Inner, dtype: torch.dtype) -> torch.Tensor:
         """silu_mul of y [t, 2 F] and the product with B: [t, F] of `dtype`."""
         weight, t, width = made.weight, y.shape[0], y.shape[1] // 2
         if weight.parts != (width, width) or made.inner.shape[0] != t:
@@ -117,27 +124,33 @@ class AdaptedProducts:
                 f"adapters of parts {weight.parts} for {made.inner.shape[0]} tokens cannot be "
                 f"added to {tuple(y.shape)} of gate and up"
             )
-        slots, rank = weight.b.shape[:2]
         out = torch.empty(t, width, dtype=dtype, device=y.device)
-        block = max(16, min(power_of_two(width), _OUTPUTS))
-        lora_gate_kernel[(most_tiles(t, slots + 1, TILE), triton.cdiv(width, block))](
+        block = min(power_of_two(width), _OUTPUTS)
+        lora_gate_kernel[(t, triton.cdiv(width, block))](
             y,
             out,
-            weight.b,
-            made.inner,
-            weight.ranks,
-            lora.order,
-            lora.starts,
+            *made.tensors(),
             width,
-            weight.b.stride(0),
-            weight.ranks.stride(0),
-            slots,
-            RANK=rank,
-            TILE=TILE,
-            BLOCK_R=16,
-            BLOCK_N=block,
-            BLOCK_S=power_of_two(slots + 1),
-            WIDE=self._gpu.interpreted,
+            *made.strides(),
+            RANK=made.inner.shape[2],
+            BLOCK=block,
             **self._gpu.launch(4),
         )
         return out
+
+
+def _fits_cache(ahead: LoraWeight, adapters: LoraWeight, tokens: int) -> bool:
+    """Whether those of so many tokens fit, and lie in as many slots."""
+    slots = ahead.a.shape[0]
+    each = (ahead.a[0].numel() + ahead.b[0].numel()) * ahead.a.element_size()
+    same = slots == adapters.a.shape[0] and ahead.a.element_size() == 2
+    return same and min(tokens, slots) * each <= _AHEAD_BYTES
+
+
+def _next(ahead: LoraWeight | None, none: torch.Tensor) -> tuple[torch.Tensor | int, ...]:
+    """Operands of what is asked for."""
+    if ahead is None:
+        return none, none, none, 0, 0, 0, 0, 0
+    sizes = ahead.a.shape[3], ahead.b.shape[2]
+    strides = ahead.a.stride(0), ahead.b.stride(0), ahead.ranks.stride(0)
+    return ahead.a, ahead.b, ahead.ranks, *sizes, *strides

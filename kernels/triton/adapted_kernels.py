@@ -12,15 +12,14 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from branchline.kernels.triton.device_functions import dot, take_turn
+from branchline.kernels.triton.device_functions import take_turn
 from branchline.kernels.triton.linear_kernels import few_rows
-from branchline.kernels.triton.lora_kernels import shrink_beside, tile_of
+from branchline.kernels.triton.lora_kernels import HELD, ask_ahead, read_b, shrink_beside, times_b
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: adapted_kernel: operands of a launch
 # size: lora_gate_kernel: operands of a launch
 # size: _product: operands of a launch
-# size: _times_b: operands of a launch
 
 
 @triton.jit
@@ -54,14 +53,20 @@ def _product(
 @triton.jit
 def adapted_kernel(
     x, weight, bias, out, a, ranks, scales, order, starts, inner, programs, tokens, n_rows, width,
-    slot_stride, rank_stride, count,
+    slot_stride, rank_stride, count, a2, b2, ranks2, width2, n_rows2, a2_stride,
+    b2_stride, rank2_stride,
     GATED: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr,
     TILE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_S: tl.constexpr,
-    WARPS: tl.constexpr, STAGES_A: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+    WARPS: tl.constexpr, STAGES_A: tl.constexpr, PARTS2: tl.constexpr, RANK2: tl.constexpr,
+    WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """At most BLOCK_T rows of x times the matrix, by the first `programs`; the others make
-    inner [t, PARTS, RANK] float32 = scale * (A x), each of a tile of tokens and a part."""
+    inner [t, PARTS, RANK] float32 = scale * (A x), each of a tile of tokens and a part.
+
+    PARTS2: of the next layer with adapters (0 = none): those others, once they have done their
+    work, ask for its A and B, while products of few outputs leave the memory idle.
+    """
     program = tl.program_id(0)
     if PDL:
         gdc_launch_dependents()
@@ -71,64 +76,49 @@ def adapted_kernel(
             GATED, BIAS, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, WIDE, PDL,
         )  # fmt: skip
     else:
-        shrink_beside(
+        slot = shrink_beside(
             x, a, ranks, scales, order, starts, inner, program - programs,
             width, slot_stride, rank_stride, count,
             PARTS, RANK, TILE, BLOCK_R, BLOCK_A, BLOCK_S, WARPS, STAGES_A, WIDE, PDL,
         )  # fmt: skip
-
-
-@triton.jit
-def _times_b(
-    sums, w, lines, h_rows, live, n_live, rank, n_all,
-    BLOCK_R: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """sums [TILE, N] and `inner` times B, of which the first BLOCK_R ranks are in w."""
-    r = tl.arange(0, BLOCK_R)
-    for low in tl.range(0, rank, BLOCK_R, num_stages=1):
-        known = low + r < rank
-        if low > 0:
-            w = tl.load(
-                lines + (low + r)[:, None] * n_all,
-                mask=known[:, None] & n_live[None, :],
-                other=0.0,
-            )
-        h = tl.load(h_rows + (low + r)[None, :], mask=live[:, None] & known[None, :], other=0.0)
-        sums = dot(h.to(w.dtype), w, sums, WIDE)
-    return sums
+        if PARTS2 and PDL:
+            ask_ahead(
+                a2, b2, ranks2, slot, count, (program - programs) % PARTS, PARTS, width2, n_rows2,
+                a2_stride, b2_stride, rank2_stride, PARTS2, RANK2,
+            )  # fmt: skip
 
 
 @triton.jit
 def lora_gate_kernel(
-    y, out, b, inner, ranks, order, starts, width, slot_stride, rank_stride, count,
-    RANK: tl.constexpr, TILE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_S: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+    y, out, b, inner, ranks, slots, width, slot_stride, rank_stride,
+    RANK: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out [t, width] = silu(gate) * up, of y [t, 2 * width] and what B adds to it.
 
-    b [S, RANK, 2 * width], inner [t, 2, RANK]. A program takes a tile of tokens of one slot, or of
-    none, and BLOCK_N outputs. Rows of rank 0 get the bits of `silu_mul`.
+    b [S, RANK, 2 * width], inner [t, 2, RANK]. BLOCK outputs of a row a program; B is read ahead of
+    the wait. Rows of rank 0 get the bits of `silu_mul_kernel`.
     """
-    i, r = tl.arange(0, TILE), tl.arange(0, BLOCK_R)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n_live = n < width
-    slot, start, end, _ = tile_of(starts, count + 1, tl.program_id(0), TILE, BLOCK_S)
-    live = start + i < end
-    token = tl.load(order + start + i, mask=live, other=0).to(tl.int64)
-    rank = tl.load(ranks + slot * rank_stride, mask=slot < count, other=0)
-    up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot < count, other=0)
-    lines = b + slot.to(tl.int64) * slot_stride + n[None, :]
-    up_lines = lines + width
-    first = lines + r[:, None] * (2 * width)
-    w = tl.load(first, mask=(r < rank)[:, None] & n_live[None, :], other=0.0)
-    u = tl.load(first + width, mask=(r < up_rank)[:, None] & n_live[None, :], other=0.0)
+    row = tl.program_id(0).to(tl.int64)
+    i, one = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 1)
+    live, n_all = i < width, 2 * width
+    slot = tl.load(slots + row + one)
+    rank = tl.load(ranks + slot * rank_stride, mask=slot >= 0, other=0)
+    up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
+    lines = b + slot.to(tl.int64) * slot_stride + i
+    w = read_b(lines, 0, rank, live, n_all)
+    u = read_b(lines + width, 0, up_rank, live, n_all)
     take_turn(PDL)
-    here = live[:, None] & n_live[None, :]
-    place = y + token[:, None] * (2 * width) + n[None, :]
-    gate = tl.load(place, mask=here, other=0.0).to(tl.float32)
-    up = tl.load(place + width, mask=here, other=0.0).to(tl.float32)
-    h_rows = inner + token[:, None] * (2 * RANK)
-    gate = _times_b(gate, w, lines, h_rows, live, n_live, rank, 2 * width, BLOCK_R, WIDE)
-    up = _times_b(up, u, up_lines, h_rows + RANK, live, n_live, up_rank, 2 * width, BLOCK_R, WIDE)
+    gate = tl.load(y + row * n_all + i, mask=live, other=0.0).to(tl.float32)
+    up = tl.load(y + row * n_all + width + i, mask=live, other=0.0).to(tl.float32)
+    h_rows = inner + row * (2 * RANK) + one
+    more = times_b(tl.zeros_like(gate), w, h_rows, 0, rank)
+    for low in tl.range(HELD, tl.max(rank, axis=0), HELD, num_stages=1):
+        more = times_b(more, read_b(lines, low, rank, live, n_all), h_rows, low, rank)
+    gate = tl.where(rank > 0, gate + more, gate)
+    more = times_b(tl.zeros_like(up), u, h_rows + RANK, 0, up_rank)
+    for low in tl.range(HELD, tl.max(up_rank, axis=0), HELD, num_stages=1):
+        v = read_b(lines + width, low, up_rank, live, n_all)
+        more = times_b(more, v, h_rows + RANK, low, up_rank)
+    up = tl.where(up_rank > 0, up + more, up)
     gated = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(out + token[:, None] * width + n[None, :], gated.to(out.dtype.element_ty), mask=here)
+    tl.store(out + row * width + i, gated.to(out.dtype.element_ty), mask=live)

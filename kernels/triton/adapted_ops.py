@@ -66,7 +66,7 @@ class AdaptedOps(Ops):
             dense = dense_of(weight)
             y, made = self._products.product(x, dense, bias, weight_lora, lora, gated=gated)
             if gated:
-                return self._products.gate(y, made, lora, x.dtype)
+                return self._products.gate(y, made, x.dtype)
             self._adapters.expand(y, made, lora)
             return y
         if not self._linears.adapts(x.shape[0], weight_lora.parts):
@@ -120,6 +120,7 @@ class AdaptedOps(Ops):
         gated: bool = False,
         projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
+        ahead: LoraWeight | None = None,
     ) -> torch.Tensor:
         if projection_lora is None or not self._adapters.sums(*residual.shape):
             return super().adapted_step(
@@ -137,7 +138,12 @@ class AdaptedOps(Ops):
                 bias=bias,
             )
         y, made = self._products.product(
-            x, dense_of(projection), projection_bias, projection_lora, lora
+            x,
+            dense_of(projection),
+            projection_bias,
+            projection_lora,
+            lora,
+            ahead=ahead if weight_lora is None else weight_lora,
         )
         normed = self._adapters.norm(y, made, residual, norm, eps)
         if weight is None:

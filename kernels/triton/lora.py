@@ -37,7 +37,7 @@ _FEW = 64
 _WIDEST = 4096
 """Widest row of them."""
 _HELD = 2048
-"""Widest row of which a program keeps 16 rows of B in registers."""
+"""Widest row of which a program keeps the first rows of B in registers."""
 _STAGES = 4
 _FEW_TILES = 8
 """Most tiles whose B is asked into the cache before its turn; for 64 of them it gained nothing."""
@@ -221,8 +221,8 @@ class Adapters:
             eps,
             RANK=made.inner.shape[2],
             BLOCK=power_of_two(width),
-            HELD=width <= _HELD,
-            **self._gpu.launch(8),
+            HOLDS=width <= _HELD,
+            **self._gpu.launch(4 if width <= 1024 else 8),
         )
         return out
 

@@ -22,10 +22,38 @@ from branchline.kernels.triton.device_functions import ask_for, dot, take_turn
 # size: add_adapter: operands of a launch
 # size: lora_expand_kernel: operands of a launch
 # size: lora_lookup_kernel: operands of a launch
+# size: ask_ahead: operands of a launch
 # size: lora_norm_kernel: operands of a launch
 # size: lora_shrink_kernel: operands of a launch
 # size: shrink_beside: operands of a launch
 # size: times_a: operands of a launch
+
+
+HELD = tl.constexpr(16)
+"""Ranks of B that a program keeps in registers while it waits."""
+
+
+@triton.jit
+def read_b(lines, low, rank, live, n_all):
+    """Of ranks low to low + HELD the lines of B, a tensor as `live` each.
+
+    For one row of tokens, whose own B it is: nothing for the matrix units to share.
+    """
+    w = ()
+    for step in tl.static_range(HELD):
+        mask = live & (low + step < rank)
+        w += (tl.load(lines + (low + step) * n_all, mask=mask, other=0.0),)  # type: ignore[assignment]
+    return w
+
+
+@triton.jit
+def times_b(sums, w, h_rows, low, rank):
+    """sums and `inner` times the lines that `read_b` has read."""
+    for step in tl.static_range(HELD):
+        h = tl.load(h_rows + low + step, mask=low + step < rank, other=0.0)
+        # Rounded as the matrix units want it, as wherever B is multiplied with.
+        sums += h.to(w[0].dtype).to(tl.float32) * w[step].to(tl.float32)
+    return sums
 
 
 @triton.jit
@@ -116,6 +144,42 @@ def times_a(
 
 
 @triton.jit
+def ask_ahead(
+    a, b, ranks, slot, count, share, shares, width, n_rows, a_stride, b_stride, rank_stride,
+    PARTS: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """Ask for a share of a slot's matrices of another layer to come into the L2 cache, if it is one
+    of the `count` that there are.
+
+    a [S, PARTS, RANK, width], b [S, RANK, n_rows].
+    """
+    if slot < count:
+        a += slot.to(tl.int64) * a_stride
+        top = 0
+        for part in tl.static_range(PARTS):
+            rank = tl.load(ranks + slot * rank_stride + part)
+            top = tl.maximum(top, rank)
+            _ask_share(a + part * RANK * width, rank * width, share, shares)
+        _ask_share(b + slot.to(tl.int64) * b_stride, top * n_rows, share, shares)
+
+
+@triton.jit
+def _ask_share(first, count, share, shares):
+    """Ask for every `shares`-th 32 KB of so many elements of two bytes."""
+    i = tl.arange(0, 256) * 64
+    for low in tl.range(share * 16384, count, shares * 16384, num_stages=1):
+        place = first + tl.minimum(low + i, count - 1)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [place.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
 def shrink_beside(
     x, a, ranks, scales, order, starts, inner, program, width, slot_stride, rank_stride, count,
     PARTS: tl.constexpr, RANK: tl.constexpr, TILE: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -123,7 +187,10 @@ def shrink_beside(
     WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """What one program of `lora_shrink_kernel` does, for all ranks of a tile of tokens and a part,
-    beside programs that do something else. It has let the next kernel start."""
+    beside programs that do something else. It has let the next kernel start.
+
+    Returns the slot of the tile; `count` or more where there is none.
+    """
     tile, part = program // PARTS, program % PARTS
     i, r = tl.arange(0, TILE), tl.arange(0, BLOCK_R)
     slot, start, end, _ = tile_of(starts, count, tile, TILE, BLOCK_S)
@@ -146,6 +213,7 @@ def shrink_beside(
         )  # fmt: skip
         place = target + (low + r)[None, :]
         tl.store(place, sums * scale, mask=live[:, None] & known[None, :])
+    return slot
 
 
 @triton.jit
@@ -206,56 +274,45 @@ def lora_norm_kernel(
     eps,
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
-    HELD: tl.constexpr,
+    HOLDS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """`rms_norm_kernel` with ADD, of y [t, width] and what B adds to it; one row a program.
 
-    b [S, RANK, width], inner [t, RANK]. Ahead of the wait the first 16 ranks of B are read (HELD),
-    or asked into the cache: a wide row's would take all registers of a multiprocessor, and the
-    program could not start beside the kernel before. The stream of rows of rank 0 keeps its bits.
+    b [S, RANK, width], inner [t, RANK]. Ahead of the wait the first ranks of B are read (HOLDS), or
+    asked into the cache: a wide row's would take all registers of a multiprocessor, and the program
+    could not start beside the kernel before. The stream of rows of rank 0 keeps its bits.
     """
     row = tl.program_id(0).to(tl.int64)
-    i, r = tl.arange(0, BLOCK), tl.arange(0, 16)
+    i, one = tl.arange(0, BLOCK), tl.arange(0, 1)
     live = i < width
-    slot = tl.load(slots + row)
+    slot = tl.load(slots + row + one)
     rank = tl.load(ranks + slot * rank_stride, mask=slot >= 0, other=0)
-    lines = b + slot.to(tl.int64) * slot_stride
-    h_row = inner + row * RANK
-    if HELD:
-        w = tl.load(
-            lines + r[:, None] * width + i[None, :],
-            mask=(r < rank)[:, None] & live[None, :],
-            other=0.0,
-        )
+    top = tl.max(rank, axis=0)
+    lines = b + slot.to(tl.int64) * slot_stride + i
+    h_rows = inner + row * RANK + one
+    if HOLDS:
+        w = read_b(lines, 0, rank, live, width)
     elif PDL:
         # of rank 0 the first line of the first slot: asked for, and not used
-        first = tl.where(rank > 0, lines, b)
-        ask_for(first + tl.minimum(r, tl.maximum(rank, 1) - 1) * width, width, 32)
+        r = tl.minimum(tl.arange(0, 16), tl.maximum(top, 1) - 1)
+        first = tl.where(rank > 0, b + slot.to(tl.int64) * slot_stride, b)
+        ask_for(first + r * width, width, 32)
     take_turn(PDL)
     total = tl.load(y + row * width + i, mask=live, other=0.0).to(tl.float32)
-    if rank > 0:
-        # Rounded as the matrix units want it, as wherever B is multiplied with.
-        extra = tl.zeros([BLOCK], tl.float32)
-        if HELD:
-            for low in tl.range(0, rank, 16, num_stages=1):
-                known = low + r < rank
-                if low > 0:
-                    w = tl.load(
-                        lines + (low + r)[:, None] * width + i[None, :],
-                        mask=known[:, None] & live[None, :],
-                        other=0.0,
-                    )
-                h = tl.load(h_row + low + r, mask=known, other=0.0)
-                h = h.to(b.dtype.element_ty).to(tl.float32)
-                extra += tl.sum(h[:, None] * w.to(tl.float32), axis=0)
-        else:
-            for low in tl.range(0, rank, 8, num_stages=1):
-                for step in tl.static_range(8):
-                    place = tl.minimum(low + step, rank - 1)
-                    h = tl.load(h_row + place).to(b.dtype.element_ty).to(tl.float32)
-                    w = tl.load(lines + place * width + i, mask=live, other=0.0)
-                    extra += tl.where(low + step < rank, h, 0.0) * w.to(tl.float32)
+    if HOLDS:
+        extra = times_b(tl.zeros_like(total), w, h_rows, 0, rank)
+        for low in tl.range(HELD, top, HELD, num_stages=1):
+            extra = times_b(extra, read_b(lines, low, rank, live, width), h_rows, low, rank)
+        total = tl.where(rank > 0, total + extra, total)
+    elif top > 0:
+        extra = tl.zeros_like(total)
+        for low in tl.range(0, top, 8, num_stages=1):
+            for step in tl.static_range(8):
+                place = tl.minimum(low + step, top - 1)
+                h = tl.load(h_rows + place).to(b.dtype.element_ty).to(tl.float32)
+                w_line = tl.load(lines + place * width, mask=live, other=0.0)
+                extra += tl.where(low + step < rank, h, 0.0) * w_line.to(tl.float32)
         total += extra
     before = tl.load(residual + row * width + i, mask=live, other=0.0)
     # Rounded once: the stream that later layers read is the one that is normed here.

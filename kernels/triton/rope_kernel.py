@@ -10,36 +10,10 @@ import triton
 import triton.language as tl
 
 from branchline.kernels.triton.device_functions import take_turn
+from branchline.kernels.triton.lora_kernels import HELD, read_b, times_b
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: rope_write_kernel: operands of a launch
-# size: _read_b: operands of a launch
-
-HELD = tl.constexpr(16)
-"""Ranks of B that a program keeps in registers while it waits."""
-
-
-@triton.jit
-def _read_b(lines, low, rank, live, n_all, D: tl.constexpr):
-    """Of ranks low to low + HELD the lines [HEADS, HALF] of B for both halves of a head."""
-    w = ()
-    for step in tl.static_range(HELD):
-        mask = live & (low + step < rank)[:, None]
-        line = lines + (low + step) * n_all
-        w += (tl.load(line, mask=mask, other=0.0), tl.load(line + D // 2, mask=mask, other=0.0))  # type: ignore[assignment]
-    return w
-
-
-@triton.jit
-def _times_b(extra_a, extra_b, w, h_rows, low, rank):
-    """Both halves with `inner` times the lines that `_read_b` has read."""
-    for step in tl.static_range(HELD):
-        h = tl.load(h_rows + low + step, mask=low + step < rank, other=0.0)
-        # Rounded as the matrix units want it, as wherever B is multiplied with.
-        h = h.to(w[0].dtype).to(tl.float32)[:, None]
-        extra_a += h * w[2 * step].to(tl.float32)
-        extra_b += h * w[2 * step + 1].to(tl.float32)
-    return extra_a, extra_b
 
 
 @triton.jit
@@ -66,25 +40,25 @@ def rope_write_kernel(
         part = (head >= hq).to(tl.int32) + (head >= hq + hkv).to(tl.int32)
         rank = ranks + tl.maximum(own_slot, 0) * rank_stride + part
         rank = tl.load(rank, mask=head < hq + 2 * hkv, other=0)
-        rank = tl.where(own_slot >= 0, rank, 0)
-        top = tl.max(rank, axis=0)
+        rank = tl.where(own_slot >= 0, rank, 0)[:, None]
         n_all = (hq + 2 * hkv) * D
         lines = b + own_slot.to(tl.int64) * slot_stride + head[:, None] * D + i[None, :]
-        w = _read_b(lines, 0, rank, live, n_all, D)
+        w = read_b(lines, 0, rank, live, n_all)
+        v = read_b(lines + D // 2, 0, rank, live, n_all)
     take_turn(PDL)
     place = token * (hq + 2 * hkv) * D + head[:, None] * D + i[None, :]
     x = tl.load(qkv + place, mask=live, other=0.0).to(tl.float32)
     y = tl.load(qkv + place + D // 2, mask=live, other=0.0).to(tl.float32)
     if RANK:
         # a branch on the rank would let the compiler move what is read above to behind the wait
-        h_rows = inner + (token * 3 + part) * RANK
-        extra_a, extra_b = tl.zeros_like(x), tl.zeros_like(y)
-        extra_a, extra_b = _times_b(extra_a, extra_b, w, h_rows, 0, rank)
-        for low in tl.range(HELD, top, HELD, num_stages=1):
-            more = _read_b(lines, low, rank, live, n_all, D)
-            extra_a, extra_b = _times_b(extra_a, extra_b, more, h_rows, low, rank)
-        own = (rank > 0)[:, None]
-        x, y = tl.where(own, x + extra_a, x), tl.where(own, y + extra_b, y)
+        h_rows = inner + ((token * 3 + part) * RANK)[:, None]
+        x_more = times_b(tl.zeros_like(x), w, h_rows, 0, rank)
+        y_more = times_b(tl.zeros_like(y), v, h_rows, 0, rank)
+        for low in tl.range(HELD, tl.max(rank), HELD, num_stages=1):
+            x_more = times_b(x_more, read_b(lines, low, rank, live, n_all), h_rows, low, rank)
+            more = read_b(lines + D // 2, low, rank, live, n_all)
+            y_more = times_b(y_more, more, h_rows, low, rank)
+        x, y = tl.where(rank > 0, x + x_more, x), tl.where(rank > 0, y + y_more, y)
     if NORM_Q or NORM_K:
         scale = 1.0 / tl.sqrt((tl.sum(x * x, axis=1) + tl.sum(y * y, axis=1)) / D + eps)
         wa, wb = tl.full([HEADS, HALF], 1.0, tl.float32), tl.full([HEADS, HALF], 1.0, tl.float32)
