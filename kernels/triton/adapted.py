@@ -10,13 +10,21 @@ import triton
 
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.lora import LoraBatch, LoraWeight
-from branchline.kernels.triton.adapted_kernels import adapted_kernel, lora_gate_kernel
+from branchline.kernels.triton.adapted_kernels import (
+    adapted_kernel,
+    late_kernel,
+    lora_gate_kernel,
+)
 from branchline.kernels.triton.linear import check_outputs, check_product, skinny_tile, two_fit
-from branchline.kernels.triton.lora import TILE, Inner, check_adapters, most_tiles
+from branchline.kernels.triton.lora import TILE, Adapters, Inner, check_adapters, most_tiles
 from branchline.kernels.triton.tuning import Device, power_of_two
 
 __all__ = ["AdaptedProducts"]
 
+_LARGE = 12 << 20
+"""Elements of a matrix from which on A is multiplied by a kernel of its own beside the product: two
+programs of one launch on a multiprocessor take memory from each other's stages, which costs an 8B
+model's products more than a launch does."""
 _WARPS = 4
 _COLUMNS = 64
 """Columns of A that a warp takes at a time, of two bytes each."""
@@ -33,10 +41,12 @@ class AdaptedProducts:
 
     Args:
         gpu: facts of the device.
+        adapters: the ops of adapters there.
     """
 
-    def __init__(self, gpu: Device) -> None:
+    def __init__(self, gpu: Device, adapters: Adapters) -> None:
         self._gpu = gpu
+        self._adapters = adapters
 
     def product(
         self,
@@ -58,15 +68,64 @@ class AdaptedProducts:
             ahead: adapters of the next product that has some, which are asked into the cache.
 
         Returns:
-            [t, N] of x's dtype, gated of float32, and what is left to add.
+            [t, N] of x's dtype, and what is left to add.
         """
-        (t, k), (n, _), (slots, parts, rank, _) = x.shape, weight.shape, adapters.a.shape
+        (t, _), n = x.shape, weight.shape[0]
         check_adapters(adapters, lora, t, x)
+        check_outputs(adapters, weight, gated)
+        out = torch.empty(t, n, dtype=x.dtype, device=x.device)
+        check_product(x, weight, out, False)
+        if weight.numel() > _LARGE:
+            self._alone(x, weight, bias, out, gated)
+            return out, self._adapters.shrink(x, adapters, lora, beside=True)
         if ahead is not None and not _fits_cache(ahead, adapters, t):
             ahead = None
-        check_outputs(adapters, weight, gated)
-        out = torch.empty(t, n, dtype=torch.float32 if gated else x.dtype, device=x.device)
-        check_product(x, weight, out, False)
+        return out, self._both(x, weight, bias, out, adapters, lora, gated, ahead)
+
+    def _alone(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        gated: bool,
+    ) -> None:
+        (t, k), n = x.shape, weight.shape[0] // 2 if gated else weight.shape[0]
+        block_n, block_k, stages, warps = skinny_tile(t, n, gated)
+        block_k = block_k * 2 // x.element_size()
+        programs = triton.cdiv(n, block_n)
+        if programs > self._gpu.processors:
+            stages = two_fit(stages, t, block_n, block_k, x, gated)
+        late_kernel[(programs,)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            out,
+            t,
+            n,
+            k,
+            GATED=gated,
+            BIAS=bias is not None,
+            BLOCK_T=max(16, power_of_two(t)),
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            STAGES=stages,
+            WIDE=self._gpu.interpreted,
+            **self._gpu.launch(warps, stages),
+        )
+
+    def _both(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        adapters: LoraWeight,
+        lora: LoraBatch,
+        gated: bool,
+        ahead: LoraWeight | None,
+    ) -> Inner:
+        (t, k), n, (slots, parts, rank, _) = x.shape, weight.shape[0], adapters.a.shape
         inner = torch.empty(t, parts, rank, dtype=torch.float32, device=x.device)
         wide, tiles = n // 2 if gated else n, most_tiles(t, slots, TILE) * parts
         block_n, block_k, stages, _ = skinny_tile(t, wide, gated)
@@ -114,7 +173,7 @@ class AdaptedProducts:
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(_WARPS, stages),
         )
-        return out, Inner(adapters, lora.slots, inner)
+        return Inner(adapters, lora.slots, inner)
 
     def gate(self, y: torch.Tensor, made: Inner, dtype: torch.dtype) -> torch.Tensor:
         """silu_mul of y [t, 2 F] and the product with B: [t, F] of `dtype`."""

@@ -1,9 +1,9 @@
 """Products of 2 to 64 rows that adapters add to: A beside the product, B in the gate behind it.
 
-Invariant: what A makes of x is ready when the product is, and costs no kernel of its own: the
-programs of both are one launch, and those of A take the room that those of the product leave. What
-is behind the product (a gate here, `lora_norm_kernel`, `rope_write_kernel`) adds B. A and B are
-constants: they are asked for, or read, before the wait for the kernel before.
+Invariant: what A makes of x is ready when the product is. Beside a small matrix it costs no kernel
+of its own: the programs of both are one launch, and those of A take the room that those of the
+product leave. What is behind the product (a gate here, `lora_norm_kernel`, `rope_write_kernel`)
+adds B. A and B are constants: they are asked for, or read, before the wait for the kernel before.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from branchline.kernels.triton.lora_kernels import HELD, ask_ahead, read_b, shri
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: adapted_kernel: operands of a launch
+# size: late_kernel: operands of a launch
 # size: lora_gate_kernel: operands of a launch
 # size: _product: operands of a launch
 
@@ -26,15 +27,20 @@ from branchline.kernels.triton.lora_kernels import HELD, ask_ahead, read_b, shri
 def _product(
     x, weight, bias, out, program, tokens, n_rows, width,
     GATED: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, LATE: tl.constexpr, WIDE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program of `skinny_kernel`; with GATED both halves are stored as they are, [t, 2 n]."""
+    """One program of `skinny_kernel`; with GATED both halves are stored as they are, [t, 2 n].
+
+    LATE lets the next kernel start once x is there, which it may then read without waiting."""
     n, t = program * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_T)
     n_live, t_live = n < n_rows, t < tokens
     lines = weight + n.to(tl.int64)[None, :] * width
     up_lines = lines + n_rows.to(tl.int64) * width
     if PDL:
         gdc_wait()
+        if LATE:
+            gdc_launch_dependents()
     acc, up_acc = few_rows(
         x, lines, up_lines, t, t_live, n_live, width,
         GATED, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, WIDE,
@@ -73,7 +79,7 @@ def adapted_kernel(
     if program < programs:
         _product(
             x, weight, bias, out, program, tokens, n_rows, width,
-            GATED, BIAS, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, WIDE, PDL,
+            GATED, BIAS, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, False, WIDE, PDL,
         )  # fmt: skip
     else:
         slot = shrink_beside(
@@ -86,6 +92,19 @@ def adapted_kernel(
                 a2, b2, ranks2, slot, count, (program - programs) % PARTS, PARTS, width2, n_rows2,
                 a2_stride, b2_stride, rank2_stride, PARTS2, RANK2,
             )  # fmt: skip
+
+
+@triton.jit
+def late_kernel(
+    x, weight, bias, out, tokens, n_rows, width,
+    GATED: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The product alone; the next kernel (`lora_shrink_kernel`) runs beside it and reads x too."""
+    _product(
+        x, weight, bias, out, tl.program_id(0), tokens, n_rows, width,
+        GATED, BIAS, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, True, WIDE, PDL,
+    )  # fmt: skip
 
 
 @triton.jit

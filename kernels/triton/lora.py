@@ -97,8 +97,14 @@ class Adapters:
         lora_settle_kernel[(1,)](starts, **plain_launch(1))
         return LoraBatch(slots, order, starts)
 
-    def shrink(self, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> Inner:
-        """The scaled products with A."""
+    def shrink(
+        self, x: torch.Tensor, weight: LoraWeight, lora: LoraBatch, *, beside: bool = False
+    ) -> Inner:
+        """The scaled products with A.
+
+        Args:
+            beside: the kernel before is a product of the same x, see `Linears.beside`.
+        """
         t, k = x.shape
         slots, parts, rank, _ = weight.a.shape
         check_adapters(weight, lora, t, x)
@@ -130,6 +136,7 @@ class Adapters:
             WARPS=warps,
             STAGES=_STAGES,
             FEW=_FEW_TILES,
+            BESIDE=beside,
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(warps, _STAGES),
         )

@@ -117,7 +117,8 @@ def _part_bounds(part, PARTS: tl.constexpr, n_rows, end0, end1):
 @triton.jit
 def times_a(
     rows, live, lines, known, width, TILE: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_K: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr, READ: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """[TILE, BLOCK_R] float32: rows of x, `live` ones, times lines of A, `known` ones.
 
@@ -138,6 +139,7 @@ def times_a(
             rows[None, :, None] + place[:, None, :],
             mask=live[None, :, None] & w_live[:, None, :],
             other=0.0,
+            cache_modifier=READ,
         )
         acc = dot(y, u, acc, WIDE)
     return tl.sum(acc, axis=0)
@@ -209,7 +211,7 @@ def shrink_beside(
         row = tl.where(known, low + r, 0)
         sums = times_a(
             x + token * width, live, lines + row * width, known, width,
-            TILE, BLOCK_R, BLOCK_K, WARPS, STAGES, WIDE,
+            TILE, BLOCK_R, BLOCK_K, WARPS, STAGES, "", WIDE,
         )  # fmt: skip
         place = target + (low + r)[None, :]
         tl.store(place, sums * scale, mask=live[:, None] & known[None, :])
@@ -222,7 +224,7 @@ def lora_shrink_kernel(
     width, n_rows, slot_stride, b_stride, rank_stride, count, end0, end1,
     PARTS: tl.constexpr, RANK: tl.constexpr, TILE: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
-    FEW: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+    FEW: tl.constexpr, BESIDE: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """inner [t, PARTS, RANK] float32 = scale * (A x), for a tile of tokens and BLOCK_R ranks.
 
@@ -230,6 +232,9 @@ def lora_shrink_kernel(
     that it may read what that one wrote without waiting for this one. A is asked for ahead of the
     wait, and B [S, RANK, n_rows], which comes next, where there are at most FEW tiles: more of it
     would drive other things out of the cache.
+
+    BESIDE: the kernel before is a product that reads x as well and has let this one start when x
+    was there. This one ends after it, so that whoever waits for this one has waited for both.
     """
     part, low = tl.program_id(1), tl.program_id(2) * BLOCK_R
     i, r = tl.arange(0, TILE), low + tl.arange(0, BLOCK_R)
@@ -241,7 +246,9 @@ def lora_shrink_kernel(
     known = r < rank
     row = tl.where(known, r, 0)
     lines = a + slot.to(tl.int64) * slot_stride + (part * RANK + row) * width
-    if PDL:
+    if PDL and BESIDE:
+        gdc_launch_dependents()
+    elif PDL:
         if low < rank:
             ask_for(lines, width, 64)
             if tiles <= FEW:
@@ -249,13 +256,17 @@ def lora_shrink_kernel(
                 ask_for(b + slot.to(tl.int64) * b_stride + row * n_rows + first, last - first, 64)
         gdc_wait()
         gdc_launch_dependents()
+    # What other kernels wrote meanwhile must not be taken from a cache of before.
+    READ: tl.constexpr = ".cg" if BESIDE else ""
     if low < rank:
         sums = times_a(
             x + token * width, live, lines, known, width,
-            TILE, BLOCK_R, BLOCK_K, WARPS, STAGES, WIDE,
+            TILE, BLOCK_R, BLOCK_K, WARPS, STAGES, READ, WIDE,
         )  # fmt: skip
         target = inner + token[:, None] * (PARTS * RANK) + (part * RANK + r)[None, :]
         tl.store(target, sums * scale, mask=live[:, None] & known[None, :])
+    if PDL and BESIDE:
+        gdc_wait()
 
 
 @triton.jit

@@ -71,7 +71,7 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         self._gpu = Device(self.device)
         self._linears = Linears(self._gpu, deterministic)
         self._adapters = Adapters(self._gpu, deterministic)
-        self._products = AdaptedProducts(self._gpu)
+        self._products = AdaptedProducts(self._gpu, self._adapters)
 
     def fused(self, rows: int) -> bool:
         """Whether norms and additions of so many rows are part of the products."""

@@ -12,7 +12,7 @@ from branchline.kernels.errors import KernelInputError
 from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.testing import random_lora, with_adapters
-from branchline.kernels.triton import TritonOps
+from branchline.kernels.triton import TritonOps, adapted
 from branchline.kernels.weights import DenseWeight
 
 Dtype = torch.dtype
@@ -157,7 +157,10 @@ def test_a_product_ends_with_its_adapters(
     want = with_adapters(product, x, lora_weight, slots)
     plain = (ops.gated_linear if gated else ops.linear)(x, matrix, bias)
     base = slots < 0
-    assert torch.equal(got[base], plain[base])
+    if gated and tokens > 1:  # the gate is a kernel of its own then: what it reads is rounded
+        assert near(got[base], plain[base], plain[base], BOUNDS[dtype])
+    else:
+        assert torch.equal(got[base], plain[base])
     if gated:
         want, product = ReferenceOps().silu_mul(want), ReferenceOps().silu_mul(product)
     assert near(got, want, product, BOUNDS[dtype])
@@ -195,9 +198,8 @@ def test_a_norm_begins_with_the_adapters_before_it(ops: TritonOps, dtype: Dtype,
     assert near(got, want, want, 2 * BOUNDS[dtype])
 
 
-@pytest.mark.parametrize("ranks", [[16, 0, 5], [40, 0, 16]], ids=str)
+@pytest.mark.parametrize(("normed", "ranks"), [(True, [16, 0, 5]), (False, [40, 0, 16])], ids=str)
 @pytest.mark.parametrize("tokens", [1, 3, 64])
-@pytest.mark.parametrize("normed", [False, True])
 def test_heads_begin_with_their_adapters(
     ops: TritonOps, dtype: Dtype, tokens: int, normed: bool, ranks: list[int]
 ) -> None:
@@ -240,9 +242,14 @@ def test_heads_begin_with_their_adapters(
         assert torch.equal(pool[written], plain[at : at + pool.numel()].view_as(pool)[written])
 
 
-@pytest.mark.parametrize("tokens", [2, 40])
-def test_an_adapted_step_equals_the_reference(ops: TritonOps, dtype: Dtype, tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "large"), [(2, False), (40, False), (40, True)], ids=str)
+def test_an_adapted_step_equals_the_reference(
+    ops: TritonOps, dtype: Dtype, tokens: int, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside large matrices A has a kernel of its own."""
     torch.manual_seed(0)
+    if large:
+        monkeypatch.setattr(adapted, "_LARGE", 0)
     h, f = 64, 128
     down, up = DenseWeight(randn(ops, h, f) * 0.1), DenseWeight(randn(ops, 2 * f, h) * 0.1)
     first, second = adapters(ops, [8, 16], f, (h,)), adapters(ops, [8, 16], h, (f, f))
@@ -274,6 +281,7 @@ def test_an_adapted_step_equals_the_reference(ops: TritonOps, dtype: Dtype, toke
         first,
         weight_lora=second,
         gated=True,
+        ahead=first,
     )
     assert near(residual, stream, stream, BOUNDS[dtype])
     assert near(got, want, want, 2 * BOUNDS[dtype])
@@ -320,10 +328,12 @@ def test_wrong_adapters_are_named(kernel_device: torch.device) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 24])
-def test_replays_serve_any_mix(rows: int) -> None:
+@pytest.mark.parametrize(("rows", "large"), [(1, False), (24, False), (24, True)], ids=str)
+def test_replays_serve_any_mix(rows: int, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded once, with the kernels starting early; slots and inputs change between replays."""
     torch.manual_seed(0)
+    if large:
+        monkeypatch.setattr(adapted, "_LARGE", 0)
     ops, h, f, count = TritonOps("cuda"), 1024, 768, 8
     down, up = DenseWeight(randn(ops, h, f) * 0.03), DenseWeight(randn(ops, 2 * f, h) * 0.03)
     first, second = adapters(ops, [16] * count, f, (h,)), adapters(ops, [16] * count, h, (f, f))
