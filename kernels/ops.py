@@ -329,7 +329,6 @@ class Ops(LoraOps, ABC):
         gated: bool = False,
         projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
-        ahead: LoraWeight | None = None,
     ) -> torch.Tensor:
         """`residual_step` with adapters on both products.
 
@@ -337,7 +336,6 @@ class Ops(LoraOps, ABC):
             lora: slots of the t tokens.
             projection_lora: of `projection`; None = no adapter changes it.
             weight_lora: of `weight`, applied to the norm's result, before the gate.
-            ahead: of the product behind this op, if that has some: a backend may begin to read.
 
         Other arguments and the result are those of `residual_step`; rows of the base model get the
         same bits as there where the backend is deterministic.

@@ -32,8 +32,6 @@ _A_BYTES = 80 << 10
 """Shared memory of a program that multiplies with A at most; products have more."""
 _OUTPUTS = 512
 """Outputs of a program of the gate."""
-_AHEAD_BYTES = 24 << 20
-"""Bytes that are asked into the cache ahead at most: half of it."""
 
 
 class AdaptedProducts:
@@ -57,7 +55,6 @@ class AdaptedProducts:
         lora: LoraBatch,
         *,
         gated: bool = False,
-        ahead: LoraWeight | None = None,
     ) -> tuple[torch.Tensor, Inner]:
         """(x @ weight.T + bias, x times A) of a few rows; nothing of the second is in the first.
 
@@ -65,7 +62,6 @@ class AdaptedProducts:
             x: [t, K].
             weight: [N, K].
             gated: it holds gate and up, of which `gate` shall make one.
-            ahead: adapters of the next product that has some, which are asked into the cache.
 
         Returns:
             [t, N] of x's dtype, and what is left to add.
@@ -78,9 +74,7 @@ class AdaptedProducts:
         if weight.numel() > _LARGE:
             self._alone(x, weight, bias, out, gated)
             return out, self._adapters.shrink(x, adapters, lora, beside=True)
-        if ahead is not None and not _fits_cache(ahead, adapters, t):
-            ahead = None
-        return out, self._both(x, weight, bias, out, adapters, lora, gated, ahead)
+        return out, self._both(x, weight, bias, out, adapters, lora, gated)
 
     def _alone(
         self,
@@ -123,7 +117,6 @@ class AdaptedProducts:
         adapters: LoraWeight,
         lora: LoraBatch,
         gated: bool,
-        ahead: LoraWeight | None,
     ) -> Inner:
         (t, k), n, (slots, parts, rank, _) = x.shape, weight.shape[0], adapters.a.shape
         inner = torch.empty(t, parts, rank, dtype=torch.float32, device=x.device)
@@ -153,7 +146,6 @@ class AdaptedProducts:
             adapters.a.stride(0),
             adapters.ranks.stride(0),
             slots,
-            *_next(ahead, out),
             GATED=gated,
             BIAS=bias is not None,
             BLOCK_T=max(16, power_of_two(t)),
@@ -168,8 +160,6 @@ class AdaptedProducts:
             BLOCK_S=power_of_two(slots),
             WARPS=_WARPS,
             STAGES_A=_A_BYTES // stage_bytes,
-            PARTS2=0 if ahead is None else len(ahead.parts),
-            RANK2=0 if ahead is None else ahead.a.shape[2],
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(_WARPS, stages),
         )
@@ -196,20 +186,3 @@ class AdaptedProducts:
             **self._gpu.launch(4),
         )
         return out
-
-
-def _fits_cache(ahead: LoraWeight, adapters: LoraWeight, tokens: int) -> bool:
-    """Whether those of so many tokens fit, and lie in as many slots."""
-    slots = ahead.a.shape[0]
-    each = (ahead.a[0].numel() + ahead.b[0].numel()) * ahead.a.element_size()
-    same = slots == adapters.a.shape[0] and ahead.a.element_size() == 2
-    return same and min(tokens, slots) * each <= _AHEAD_BYTES
-
-
-def _next(ahead: LoraWeight | None, none: torch.Tensor) -> tuple[torch.Tensor | int, ...]:
-    """Operands of what is asked for."""
-    if ahead is None:
-        return none, none, none, 0, 0, 0, 0, 0
-    sizes = ahead.a.shape[3], ahead.b.shape[2]
-    strides = ahead.a.stride(0), ahead.b.stride(0), ahead.ranks.stride(0)
-    return ahead.a, ahead.b, ahead.ranks, *sizes, *strides

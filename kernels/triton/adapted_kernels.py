@@ -14,7 +14,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from branchline.kernels.triton.device_functions import take_turn
 from branchline.kernels.triton.linear_kernels import few_rows
-from branchline.kernels.triton.lora_kernels import HELD, ask_ahead, read_b, shrink_beside, times_b
+from branchline.kernels.triton.lora_kernels import HELD, read_b, shrink_beside, times_b
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: adapted_kernel: operands of a launch
@@ -59,20 +59,14 @@ def _product(
 @triton.jit
 def adapted_kernel(
     x, weight, bias, out, a, ranks, scales, order, starts, inner, programs, tokens, n_rows, width,
-    slot_stride, rank_stride, count, a2, b2, ranks2, width2, n_rows2, a2_stride,
-    b2_stride, rank2_stride,
+    slot_stride, rank_stride, count,
     GATED: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr,
     TILE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_S: tl.constexpr,
-    WARPS: tl.constexpr, STAGES_A: tl.constexpr, PARTS2: tl.constexpr, RANK2: tl.constexpr,
-    WIDE: tl.constexpr, PDL: tl.constexpr,
+    WARPS: tl.constexpr, STAGES_A: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """At most BLOCK_T rows of x times the matrix, by the first `programs`; the others make
-    inner [t, PARTS, RANK] float32 = scale * (A x), each of a tile of tokens and a part.
-
-    PARTS2: of the next layer with adapters (0 = none): those others, once they have done their
-    work, ask for its A and B, while products of few outputs leave the memory idle.
-    """
+    inner [t, PARTS, RANK] float32 = scale * (A x), each of a tile of tokens and a part."""
     program = tl.program_id(0)
     if PDL:
         gdc_launch_dependents()
@@ -82,16 +76,11 @@ def adapted_kernel(
             GATED, BIAS, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, False, WIDE, PDL,
         )  # fmt: skip
     else:
-        slot = shrink_beside(
+        shrink_beside(
             x, a, ranks, scales, order, starts, inner, program - programs,
             width, slot_stride, rank_stride, count,
             PARTS, RANK, TILE, BLOCK_R, BLOCK_A, BLOCK_S, WARPS, STAGES_A, WIDE, PDL,
         )  # fmt: skip
-        if PARTS2 and PDL:
-            ask_ahead(
-                a2, b2, ranks2, slot, count, (program - programs) % PARTS, PARTS, width2, n_rows2,
-                a2_stride, b2_stride, rank2_stride, PARTS2, RANK2,
-            )  # fmt: skip
 
 
 @triton.jit

@@ -120,7 +120,6 @@ class AdaptedOps(Ops):
         gated: bool = False,
         projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
-        ahead: LoraWeight | None = None,
     ) -> torch.Tensor:
         if projection_lora is None or not self._adapters.sums(*residual.shape):
             return super().adapted_step(
@@ -143,7 +142,6 @@ class AdaptedOps(Ops):
             projection_bias,
             projection_lora,
             lora,
-            ahead=ahead if weight_lora is None else weight_lora,
         )
         normed = self._adapters.norm(y, made, residual, norm, eps)
         if weight is None:

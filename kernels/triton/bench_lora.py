@@ -141,9 +141,8 @@ class AdaptedStep(DecodeStep):
                 weight_lora=mine.get("gate_up"),
                 gated=True,
             )
-            ahead = self.lora[i + 1].get("qkv") if i + 1 < len(layers) else None
             last = mine.get("down")
-            x = ops.adapted_step(y, down, residual, self.norm, 1e-5, None, lora, last, ahead=ahead)
+            x = ops.adapted_step(y, down, residual, self.norm, 1e-5, None, lora, last)
         return self.choose(x)
 
 

@@ -229,7 +229,7 @@ class Adapters:
             RANK=made.inner.shape[2],
             BLOCK=power_of_two(width),
             HOLDS=width <= _HELD,
-            **self._gpu.launch(4 if width <= 1024 else 8),
+            **self._gpu.launch(_norm_warps(width)),
         )
         return out
 
@@ -247,6 +247,11 @@ def _warps(tile: int, block_r: int) -> tuple[int, int]:
     if tile == TILE:
         return 8, 32 if block_r <= 32 else 16
     return 4, 32
+
+
+def _norm_warps(width: int) -> int:
+    """Warps of a program that norms a row of such a width."""
+    return 4 if width <= 1024 else 8
 
 
 def _block_of(rank: int) -> int:

@@ -22,7 +22,6 @@ from branchline.kernels.triton.device_functions import ask_for, dot, take_turn
 # size: add_adapter: operands of a launch
 # size: lora_expand_kernel: operands of a launch
 # size: lora_lookup_kernel: operands of a launch
-# size: ask_ahead: operands of a launch
 # size: lora_norm_kernel: operands of a launch
 # size: lora_shrink_kernel: operands of a launch
 # size: shrink_beside: operands of a launch
@@ -146,42 +145,6 @@ def times_a(
 
 
 @triton.jit
-def ask_ahead(
-    a, b, ranks, slot, count, share, shares, width, n_rows, a_stride, b_stride, rank_stride,
-    PARTS: tl.constexpr, RANK: tl.constexpr,
-):  # fmt: skip
-    """Ask for a share of a slot's matrices of another layer to come into the L2 cache, if it is one
-    of the `count` that there are.
-
-    a [S, PARTS, RANK, width], b [S, RANK, n_rows].
-    """
-    if slot < count:
-        a += slot.to(tl.int64) * a_stride
-        top = 0
-        for part in tl.static_range(PARTS):
-            rank = tl.load(ranks + slot * rank_stride + part)
-            top = tl.maximum(top, rank)
-            _ask_share(a + part * RANK * width, rank * width, share, shares)
-        _ask_share(b + slot.to(tl.int64) * b_stride, top * n_rows, share, shares)
-
-
-@triton.jit
-def _ask_share(first, count, share, shares):
-    """Ask for every `shares`-th 32 KB of so many elements of two bytes."""
-    i = tl.arange(0, 256) * 64
-    for low in tl.range(share * 16384, count, shares * 16384, num_stages=1):
-        place = first + tl.minimum(low + i, count - 1)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [place.to(tl.int64)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@triton.jit
 def shrink_beside(
     x, a, ranks, scales, order, starts, inner, program, width, slot_stride, rank_stride, count,
     PARTS: tl.constexpr, RANK: tl.constexpr, TILE: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -189,10 +152,7 @@ def shrink_beside(
     WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """What one program of `lora_shrink_kernel` does, for all ranks of a tile of tokens and a part,
-    beside programs that do something else. It has let the next kernel start.
-
-    Returns the slot of the tile; `count` or more where there is none.
-    """
+    beside programs that do something else. It has let the next kernel start."""
     tile, part = program // PARTS, program % PARTS
     i, r = tl.arange(0, TILE), tl.arange(0, BLOCK_R)
     slot, start, end, _ = tile_of(starts, count, tile, TILE, BLOCK_S)
@@ -215,7 +175,6 @@ def shrink_beside(
         )  # fmt: skip
         place = target + (low + r)[None, :]
         tl.store(place, sums * scale, mask=live[:, None] & known[None, :])
-    return slot
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from branchline.kernels.lora import LoraBatch, LoraProduct, LoraWeight
+from branchline.kernels.lora import LoraBatch, LoraProduct
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.core.forward import ForwardBatch
@@ -168,8 +168,7 @@ class DecoderLayer:
         norm, attention = following.input_norm, following.attention
         if lora is None or attention.qkv.lora is None:
             return LoraProduct(step(gated, self.mlp.down, residual, norm, attention.qkv, ops, lora))
-        down, ahead = self.mlp.down, attention.qkv.lora
-        normed = step(gated, down, residual, norm, None, ops, lora, ahead=ahead)
+        normed = step(gated, self.mlp.down, residual, norm, None, ops, lora)
         return attention.heads(normed, ops, lora)
 
     def end(
@@ -207,10 +206,9 @@ def step(
     lora: LoraBatch | None,
     *,
     gated: bool = False,
-    ahead: LoraWeight | None = None,
 ) -> torch.Tensor:
     """From one block to the next with the layers' own weights: `Ops.residual_step`, or with
-    adapters `Ops.adapted_step`, whose product behind has those of `ahead`."""
+    adapters `Ops.adapted_step`."""
     weight, bias = (None, None) if into is None else (into.weight, into.bias)
     if lora is None:
         return ops.residual_step(
@@ -237,5 +235,4 @@ def step(
         gated=gated,
         projection_bias=projection.bias,
         bias=bias,
-        ahead=ahead,
     )

@@ -281,7 +281,6 @@ def test_an_adapted_step_equals_the_reference(
         first,
         weight_lora=second,
         gated=True,
-        ahead=first,
     )
     assert near(residual, stream, stream, BOUNDS[dtype])
     assert near(got, want, want, 2 * BOUNDS[dtype])
