@@ -21,10 +21,10 @@ from branchline.kernels.triton.tuning import Device, power_of_two
 
 __all__ = ["AdaptedProducts"]
 
-_LARGE = 12 << 20
-"""Elements of a matrix from which on A is multiplied by a kernel of its own beside the product: two
-programs of one launch on a multiprocessor take memory from each other's stages, which costs an 8B
-model's products more than a launch does."""
+_LARGE = 48 << 20
+"""Elements of a matrix from which on A is multiplied by a kernel of its own beside the product: in
+one launch, programs that share a multiprocessor leave each other fewer stages. Products of 8B's MLP
+lose more by that than a launch takes; those of its attention, and all of 0.6B, less."""
 _WARPS = 4
 _COLUMNS = 64
 """Columns of A that a warp takes at a time, of two bytes each."""

@@ -14,7 +14,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from branchline.kernels.triton.device_functions import take_turn
 from branchline.kernels.triton.linear_kernels import few_rows
-from branchline.kernels.triton.lora_kernels import HELD, read_b, shrink_beside, times_b
+from branchline.kernels.triton.lora_kernels import add_higher, read_b, shrink_beside, times_b
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: adapted_kernel: operands of a launch
@@ -56,7 +56,7 @@ def _product(
         tl.store(place + n_rows, up_acc.to(out.dtype.element_ty), mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # many sizes are recorded
 def adapted_kernel(
     x, weight, bias, out, a, ranks, scales, order, starts, inner, programs, tokens, n_rows, width,
     slot_stride, rank_stride, count,
@@ -83,7 +83,7 @@ def adapted_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # many sizes are recorded
 def late_kernel(
     x, weight, bias, out, tokens, n_rows, width,
     GATED: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -113,20 +113,18 @@ def lora_gate_kernel(
     rank = tl.load(ranks + slot * rank_stride, mask=slot >= 0, other=0)
     up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
     lines = b + slot.to(tl.int64) * slot_stride + i
-    w = read_b(lines, 0, rank, live, n_all)
-    u = read_b(lines + width, 0, up_rank, live, n_all)
+    w = read_b(lines, rank, live, n_all)
+    u = read_b(lines + width, up_rank, live, n_all)
     take_turn(PDL)
     gate = tl.load(y + row * n_all + i, mask=live, other=0.0).to(tl.float32)
     up = tl.load(y + row * n_all + width + i, mask=live, other=0.0).to(tl.float32)
     h_rows = inner + row * (2 * RANK) + one
-    more = times_b(tl.zeros_like(gate), w, h_rows, 0, rank)
-    for low in tl.range(HELD, tl.max(rank, axis=0), HELD, num_stages=1):
-        more = times_b(more, read_b(lines, low, rank, live, n_all), h_rows, low, rank)
+    more = times_b(tl.zeros_like(gate), w, h_rows, rank)
+    more = add_higher(more, lines, h_rows, rank, tl.max(rank, axis=0), live, n_all)
     gate = tl.where(rank > 0, gate + more, gate)
-    more = times_b(tl.zeros_like(up), u, h_rows + RANK, 0, up_rank)
-    for low in tl.range(HELD, tl.max(up_rank, axis=0), HELD, num_stages=1):
-        v = read_b(lines + width, low, up_rank, live, n_all)
-        more = times_b(more, v, h_rows + RANK, low, up_rank)
+    h_rows, top = h_rows + RANK, tl.max(up_rank, axis=0)
+    more = times_b(tl.zeros_like(up), u, h_rows, up_rank)
+    more = add_higher(more, lines + width, h_rows, up_rank, top, live, n_all)
     up = tl.where(up_rank > 0, up + more, up)
     gated = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(out + row * width + i, gated.to(out.dtype.element_ty), mask=live)

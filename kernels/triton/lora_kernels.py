@@ -33,25 +33,39 @@ HELD = tl.constexpr(16)
 
 
 @triton.jit
-def read_b(lines, low, rank, live, n_all):
-    """Of ranks low to low + HELD the lines of B, a tensor as `live` each.
+def read_b(lines, rank, live, n_all):
+    """Of the first HELD ranks the lines of B, a tensor as `live` each.
 
     For one row of tokens, whose own B it is: nothing for the matrix units to share.
     """
     w = ()
     for step in tl.static_range(HELD):
-        mask = live & (low + step < rank)
-        w += (tl.load(lines + (low + step) * n_all, mask=mask, other=0.0),)  # type: ignore[assignment]
+        w += (tl.load(lines + step * n_all, mask=live & (step < rank), other=0.0),)  # type: ignore[assignment]
     return w
 
 
 @triton.jit
-def times_b(sums, w, h_rows, low, rank):
+def times_b(sums, w, h_rows, rank):
     """sums and `inner` times the lines that `read_b` has read."""
     for step in tl.static_range(HELD):
-        h = tl.load(h_rows + low + step, mask=low + step < rank, other=0.0)
+        h = tl.load(h_rows + step, mask=step < rank, other=0.0)
         # Rounded as the matrix units want it, as wherever B is multiplied with.
         sums += h.to(w[0].dtype).to(tl.float32) * w[step].to(tl.float32)
+    return sums
+
+
+@triton.jit
+def add_higher(sums, lines, h_rows, rank, top, live, n_all):
+    """sums and the ranks that `read_b` has not read, up to `top`, four at a time.
+
+    Few: Triton takes many seconds for loops around many reads.
+    """
+    for low in tl.range(HELD, top, 4, num_stages=1):
+        for step in tl.static_range(4):
+            known = low + step < rank
+            w = tl.load(lines + (low + step) * n_all, mask=live & known, other=0.0)
+            h = tl.load(h_rows + low + step, mask=known, other=0.0)
+            sums += h.to(w.dtype).to(tl.float32) * w.to(tl.float32)
     return sums
 
 
@@ -244,46 +258,26 @@ def lora_norm_kernel(
     eps,
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
-    HOLDS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """`rms_norm_kernel` with ADD, of y [t, width] and what B adds to it; one row a program.
 
-    b [S, RANK, width], inner [t, RANK]. Ahead of the wait the first ranks of B are read (HOLDS), or
-    asked into the cache: a wide row's would take all registers of a multiprocessor, and the program
-    could not start beside the kernel before. The stream of rows of rank 0 keeps its bits.
+    b [S, RANK, width], inner [t, RANK]. The first ranks of B are read ahead of the wait. The stream
+    of rows of rank 0 keeps its bits.
     """
     row = tl.program_id(0).to(tl.int64)
     i, one = tl.arange(0, BLOCK), tl.arange(0, 1)
     live = i < width
     slot = tl.load(slots + row + one)
     rank = tl.load(ranks + slot * rank_stride, mask=slot >= 0, other=0)
-    top = tl.max(rank, axis=0)
     lines = b + slot.to(tl.int64) * slot_stride + i
     h_rows = inner + row * RANK + one
-    if HOLDS:
-        w = read_b(lines, 0, rank, live, width)
-    elif PDL:
-        # of rank 0 the first line of the first slot: asked for, and not used
-        r = tl.minimum(tl.arange(0, 16), tl.maximum(top, 1) - 1)
-        first = tl.where(rank > 0, b + slot.to(tl.int64) * slot_stride, b)
-        ask_for(first + r * width, width, 32)
+    w = read_b(lines, rank, live, width)
     take_turn(PDL)
     total = tl.load(y + row * width + i, mask=live, other=0.0).to(tl.float32)
-    if HOLDS:
-        extra = times_b(tl.zeros_like(total), w, h_rows, 0, rank)
-        for low in tl.range(HELD, top, HELD, num_stages=1):
-            extra = times_b(extra, read_b(lines, low, rank, live, width), h_rows, low, rank)
-        total = tl.where(rank > 0, total + extra, total)
-    elif top > 0:
-        extra = tl.zeros_like(total)
-        for low in tl.range(0, top, 8, num_stages=1):
-            for step in tl.static_range(8):
-                place = tl.minimum(low + step, top - 1)
-                h = tl.load(h_rows + place).to(b.dtype.element_ty).to(tl.float32)
-                w_line = tl.load(lines + place * width, mask=live, other=0.0)
-                extra += tl.where(low + step < rank, h, 0.0) * w_line.to(tl.float32)
-        total += extra
+    extra = times_b(tl.zeros_like(total), w, h_rows, rank)
+    extra = add_higher(extra, lines, h_rows, rank, tl.max(rank, axis=0), live, width)
+    total = tl.where(rank > 0, total + extra, total)
     before = tl.load(residual + row * width + i, mask=live, other=0.0)
     # Rounded once: the stream that later layers read is the one that is normed here.
     stream = (before.to(tl.float32) + total).to(residual.dtype.element_ty)

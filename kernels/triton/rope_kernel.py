@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from branchline.kernels.triton.device_functions import take_turn
-from branchline.kernels.triton.lora_kernels import HELD, read_b, times_b
+from branchline.kernels.triton.lora_kernels import add_higher, read_b, times_b
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: rope_write_kernel: operands of a launch
@@ -43,8 +43,8 @@ def rope_write_kernel(
         rank = tl.where(own_slot >= 0, rank, 0)[:, None]
         n_all = (hq + 2 * hkv) * D
         lines = b + own_slot.to(tl.int64) * slot_stride + head[:, None] * D + i[None, :]
-        w = read_b(lines, 0, rank, live, n_all)
-        v = read_b(lines + D // 2, 0, rank, live, n_all)
+        w = read_b(lines, rank, live, n_all)
+        v = read_b(lines + D // 2, rank, live, n_all)
     take_turn(PDL)
     place = token * (hq + 2 * hkv) * D + head[:, None] * D + i[None, :]
     x = tl.load(qkv + place, mask=live, other=0.0).to(tl.float32)
@@ -52,12 +52,11 @@ def rope_write_kernel(
     if RANK:
         # a branch on the rank would let the compiler move what is read above to behind the wait
         h_rows = inner + ((token * 3 + part) * RANK)[:, None]
-        x_more = times_b(tl.zeros_like(x), w, h_rows, 0, rank)
-        y_more = times_b(tl.zeros_like(y), v, h_rows, 0, rank)
-        for low in tl.range(HELD, tl.max(rank), HELD, num_stages=1):
-            x_more = times_b(x_more, read_b(lines, low, rank, live, n_all), h_rows, low, rank)
-            more = read_b(lines + D // 2, low, rank, live, n_all)
-            y_more = times_b(y_more, more, h_rows, low, rank)
+        x_more = times_b(tl.zeros_like(x), w, h_rows, rank)
+        y_more = times_b(tl.zeros_like(y), v, h_rows, rank)
+        top = tl.max(rank)
+        x_more = add_higher(x_more, lines, h_rows, rank, top, live, n_all)
+        y_more = add_higher(y_more, lines + D // 2, h_rows, rank, top, live, n_all)
         x, y = tl.where(rank > 0, x + x_more, x), tl.where(rank > 0, y + y_more, y)
     if NORM_Q or NORM_K:
         scale = 1.0 / tl.sqrt((tl.sum(x * x, axis=1) + tl.sum(y * y, axis=1)) / D + eps)
