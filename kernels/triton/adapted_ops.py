@@ -102,7 +102,7 @@ class AdaptedOps(Ops):
         made = heads.left if isinstance(heads.left, Inner) else None
         pools, norms = (k_pool, v_pool), (q_norm, k_norm)
         return write_heads(
-            self._gpu, heads.y, cos_sin, positions, pools, out_slots, norms, eps, made
+            self._gpu, heads.y, cos_sin, positions, pools, out_slots, norms, eps, made=made
         )
 
     def adapted_step(

@@ -204,7 +204,7 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         eps: float = 1e-6,
     ) -> torch.Tensor:
         pools, norms = (k_pool, v_pool), (q_norm, k_norm)
-        return write_heads(self._gpu, qkv, cos_sin, positions, pools, out_slots, norms, eps, None)
+        return write_heads(self._gpu, qkv, cos_sin, positions, pools, out_slots, norms, eps)
 
     def paged_attention(
         self,

@@ -22,7 +22,8 @@ def write_heads(
     out_slots: torch.Tensor,
     norms: tuple[torch.Tensor | None, torch.Tensor | None],
     eps: float,
-    made: Inner | None,
+    *,
+    made: Inner | None = None,
 ) -> torch.Tensor:
     """`Ops.qk_norm_rope_write`.
 
