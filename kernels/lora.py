@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["LoraBatch", "LoraOps", "LoraWeight"]
+__all__ = ["LoraBatch", "LoraOps", "LoraProduct", "LoraWeight"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,26 @@ class LoraBatch:
         slots: [n] int32; -1 = the base model.
         order: [n] int32, the tokens sorted by slot, those of a slot in their order, base ones last;
             None where a backend has no use for it.
-        starts: [S + 1] int32: tokens of slot s are order[starts[s] : starts[s + 1]]; with `order`.
+        starts: [S + 2] int32: tokens of slot s are order[starts[s] : starts[s + 1]], and base ones
+            those of slot S; with `order`.
     """
 
     slots: torch.Tensor
     order: torch.Tensor | None = None
     starts: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LoraProduct:
+    """A layer's product whose adapters the op behind it may still have to add.
+
+    Attributes:
+        y: [t, N].
+        left: what its backend has still to add; None = nothing.
+    """
+
+    y: torch.Tensor
+    left: object | None = None
 
 
 class LoraOps:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from branchline.kernels.lora import LoraBatch, LoraOps, LoraWeight
+from branchline.kernels.lora import LoraBatch, LoraOps, LoraProduct, LoraWeight
 from branchline.kernels.weights import Weight
 
 __all__ = ["AttentionMeta", "Ops"]
@@ -271,6 +271,48 @@ class Ops(LoraOps, ABC):
         y = self.linear(x, weight, bias)
         self.lora_add(y, x, weight_lora, lora)
         return self.silu_mul(y) if gated else y
+
+    def adapted_heads(
+        self,
+        x: torch.Tensor,
+        weight: Weight,
+        weight_lora: LoraWeight,
+        lora: LoraBatch,
+        bias: torch.Tensor | None = None,
+    ) -> LoraProduct:
+        """`adapted_linear` of queries, keys and values; for `adapted_rope_write`, which may be left
+        some of the work.
+
+        Args:
+            weight_lora: of three parts.
+        """
+        return LoraProduct(self.adapted_linear(x, weight, weight_lora, lora, bias))
+
+    def adapted_rope_write(
+        self,
+        heads: LoraProduct,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        out_slots: torch.Tensor,
+        *,
+        q_norm: torch.Tensor | None = None,
+        k_norm: torch.Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> torch.Tensor:
+        """`qk_norm_rope_write` of what `adapted_heads` of the same ops has made."""
+        return self.qk_norm_rope_write(
+            heads.y,
+            cos_sin,
+            positions,
+            k_pool,
+            v_pool,
+            out_slots,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            eps=eps,
+        )
 
     def adapted_step(
         self,

@@ -112,6 +112,10 @@ class EngineCore:
         """See `AdapterPort.adapters`."""
         return [] if self._adapters is None else self._adapters.infos()
 
+    def adapter(self, name: str) -> AdapterInfo | None:
+        """See `AdapterPort.adapter`."""
+        return None if self._adapters is None else self._adapters.named(name)
+
     def load_adapter(
         self,
         name: str,

@@ -1,28 +1,41 @@
 """The ops of adapters on a GPU, a part of `TritonOps`.
 
-Invariant: with few rows a product ends with its adapters, behind a kernel that makes `inner` beside
-it, or the norm that follows begins with them; with more, and in deterministic mode, they are added
-to what the product gave.
+Invariant: with 2 to 64 rows the product of A runs beside the base product, in the same launch, and
+what follows (a norm, a gate, the rotation of heads) begins with B; one row's product ends with its
+adapter, behind a kernel that makes `inner` beside it; with more rows, and in deterministic mode,
+adapters are added to what the product gave.
 """
 
 from __future__ import annotations
 
 import torch
 
-from branchline.kernels.lora import LoraBatch, LoraWeight
+from branchline.kernels.lora import LoraBatch, LoraProduct, LoraWeight
 from branchline.kernels.ops import Ops
+from branchline.kernels.triton.adapted import AdaptedProducts
 from branchline.kernels.triton.linear import Linears, dense_of
-from branchline.kernels.triton.lora import Adapters
+from branchline.kernels.triton.lora import Adapters, Inner
+from branchline.kernels.triton.rope import write_heads
+from branchline.kernels.triton.tuning import Device
 from branchline.kernels.weights import Weight
 
 __all__ = ["AdaptedOps"]
+
+_HEADS = 3
+"""Parts of a product of heads: queries, keys, values."""
 
 
 class AdaptedOps(Ops):
     """What `TritonOps` does with adapters, over products and kernels that it has made."""
 
+    _gpu: Device
     _linears: Linears
     _adapters: Adapters
+    _products: AdaptedProducts
+
+    def _few(self, rows: int) -> bool:
+        """Whether A goes beside the product of so many rows."""
+        return rows > 1 and self._linears.gates(rows)
 
     def lora_batch(self, slots: torch.Tensor, count: int) -> LoraBatch:
         return self._adapters.batch(slots, count)
@@ -49,10 +62,48 @@ class AdaptedOps(Ops):
         *,
         gated: bool = False,
     ) -> torch.Tensor:
+        if self._few(x.shape[0]):
+            dense = dense_of(weight)
+            y, made = self._products.product(x, dense, bias, weight_lora, lora, gated=gated)
+            if gated:
+                return self._products.gate(y, made, x.dtype)
+            self._adapters.expand(y, made, lora)
+            return y
         if not self._linears.adapts(x.shape[0], weight_lora.parts):
             return super().adapted_linear(x, weight, weight_lora, lora, bias, gated=gated)
         made = self._adapters.shrink(x, weight_lora, lora)
         return self._linears.adapted(x, dense_of(weight), bias, made, gated=gated)
+
+    def adapted_heads(
+        self,
+        x: torch.Tensor,
+        weight: Weight,
+        weight_lora: LoraWeight,
+        lora: LoraBatch,
+        bias: torch.Tensor | None = None,
+    ) -> LoraProduct:
+        if not self._few(x.shape[0]) or len(weight_lora.parts) != _HEADS:
+            return super().adapted_heads(x, weight, weight_lora, lora, bias)
+        return LoraProduct(*self._products.product(x, dense_of(weight), bias, weight_lora, lora))
+
+    def adapted_rope_write(
+        self,
+        heads: LoraProduct,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        out_slots: torch.Tensor,
+        *,
+        q_norm: torch.Tensor | None = None,
+        k_norm: torch.Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> torch.Tensor:
+        made = heads.left if isinstance(heads.left, Inner) else None
+        pools, norms = (k_pool, v_pool), (q_norm, k_norm)
+        return write_heads(
+            self._gpu, heads.y, cos_sin, positions, pools, out_slots, norms, eps, made=made
+        )
 
     def adapted_step(
         self,
@@ -85,8 +136,13 @@ class AdaptedOps(Ops):
                 projection_bias=projection_bias,
                 bias=bias,
             )
-        y = self._linears.beside(x, dense_of(projection), projection_bias)
-        made = self._adapters.shrink(x, projection_lora, lora, beside=True)
+        y, made = self._products.product(
+            x,
+            dense_of(projection),
+            projection_bias,
+            projection_lora,
+            lora,
+        )
         normed = self._adapters.norm(y, made, residual, norm, eps)
         if weight is None:
             return normed

@@ -19,6 +19,7 @@ from itertools import cycle
 
 import torch
 
+from branchline.kernels.lora import LoraProduct
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.sampling import Draws
 from branchline.kernels.triton.attention import find_trunks, trunk_tiles
@@ -387,17 +388,17 @@ class DecodeStep:
         residual = ops.embedding(self.ids, self.embed)
         y = ops.norm_linear(residual, self.norm, 1e-5, layers[0][0])
         for i, (_, out, gate_up, down) in enumerate(layers):
-            y = self.attend(i, y)
+            y = self.attend(i, LoraProduct(y))
             y = ops.residual_step(y, out, residual, self.norm, 1e-5, gate_up, gated=True)
             after = layers[i + 1][0] if i + 1 < len(layers) else None
             y = ops.residual_step(y, down, residual, self.norm, 1e-5, after)
         return self.choose(y)
 
-    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+    def attend(self, layer: int, heads: LoraProduct) -> torch.Tensor:
         """Attention of one layer, from its heads to the input of its projection."""
         keys, values = self.pools[layer].unbind(0)
-        q = self.ops.qk_norm_rope_write(
-            qkv,
+        q = self.ops.adapted_rope_write(
+            heads,
             self.cos_sin,
             self.positions,
             keys,

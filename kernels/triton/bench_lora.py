@@ -13,7 +13,7 @@ from itertools import cycle
 
 import torch
 
-from branchline.kernels.lora import LoraWeight
+from branchline.kernels.lora import LoraProduct, LoraWeight
 from branchline.kernels.triton.bench import Bench, DecodeStep, Shape, random_weights
 from branchline.kernels.triton.ops import TritonOps
 from branchline.kernels.weights import DenseWeight
@@ -121,12 +121,14 @@ class AdaptedStep(DecodeStep):
         lora = ops.lora_batch(self.slots, _ROWS)
         residual = ops.embedding(self.ids, self.embed)
         x = ops.rms_norm(residual, self.norm, 1e-5)
-        first = self.lora[0].get("qkv")
-        weight = layers[0][0]
-        y = ops.linear(x, weight) if first is None else ops.adapted_linear(x, weight, first, lora)
-        for i, (_, out, gate_up, down) in enumerate(layers):
-            mine, following = self.lora[i], i + 1 < len(layers)
-            y = self.attend(i, y)
+        for i, (qkv, out, gate_up, down) in enumerate(layers):
+            mine = self.lora[i]
+            first = mine.get("qkv")
+            if first is None:
+                heads = LoraProduct(ops.linear(x, qkv))
+            else:
+                heads = ops.adapted_heads(x, qkv, first, lora)
+            y = self.attend(i, heads)
             y = ops.adapted_step(
                 y,
                 out,
@@ -139,18 +141,9 @@ class AdaptedStep(DecodeStep):
                 weight_lora=mine.get("gate_up"),
                 gated=True,
             )
-            y = ops.adapted_step(
-                y,
-                down,
-                residual,
-                self.norm,
-                1e-5,
-                layers[i + 1][0] if following else None,
-                lora,
-                mine.get("down"),
-                weight_lora=self.lora[i + 1].get("qkv") if following else None,
-            )
-        return self.choose(y)
+            last = mine.get("down")
+            x = ops.adapted_step(y, down, residual, self.norm, 1e-5, None, lora, last)
+        return self.choose(x)
 
 
 def adapted_steps(bench: Bench, name: str, shape: Shape, layers: int) -> None:

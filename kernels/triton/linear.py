@@ -12,17 +12,18 @@ import torch
 import triton
 
 from branchline.kernels.errors import KernelInputError
+from branchline.kernels.lora import LoraWeight
 from branchline.kernels.triton.linear_kernels import fixed_kernel, gemv_kernel, skinny_kernel
 from branchline.kernels.triton.lora import Inner
 from branchline.kernels.triton.tuning import Device, power_of_two
 from branchline.kernels.weights import DenseWeight, Weight
 
-__all__ = ["Linears", "dense_of"]
+__all__ = ["Linears", "check_outputs", "check_product", "dense_of", "skinny_tile", "two_fit"]
 
 _FEW = 64
 """Most rows that our kernels take; for more, the library is faster."""
 _OUTPUTS = 64
-"""Most outputs of a program for few rows; fewer ones divide it."""
+"""Most outputs of a program for one row; fewer ones divide it."""
 _SHARED = 110 << 10
 """Shared memory of a program where there are more than multiprocessors: two fit one."""
 _SUMS = 1 << 10
@@ -135,12 +136,11 @@ class Linears:
         return out
 
     def adapts(self, rows: int, parts: Sequence[int]) -> bool:
-        """Whether adapters of so many rows are part of the product.
+        """Whether the adapter of one row is part of the product.
 
         A program's outputs must be of one part.
         """
-        few = 0 < rows <= _FEW and not self._deterministic
-        return few and all(width % _OUTPUTS == 0 for width in parts)
+        return self.fuses(rows) and all(width % _OUTPUTS == 0 for width in parts)
 
     def adapted(
         self,
@@ -151,24 +151,12 @@ class Linears:
         *,
         gated: bool,
     ) -> torch.Tensor:
-        """linear(x) of a few rows with their adapters, maybe gated; next behind `made`'s kernel."""
-        n = weight.shape[0] // 2 if gated else weight.shape[0]
-        if made.weight.b.shape[2] != weight.shape[0] or (gated and made.weight.parts != (n, n)):
-            raise KernelInputError(
-                f"adapters of parts {made.weight.parts} do not fit a matrix {tuple(weight.shape)}"
-                f"{' of gate and up' if gated else ''}"
-            )
-        out = torch.empty(x.shape[0], n, dtype=x.dtype, device=x.device)
-        run = self._one if x.shape[0] == 1 else self._few
-        run(x, weight, bias, out, gated=gated, made=made)
-        return out
-
-    def beside(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """linear(x) of a few rows; the next kernel starts when x is there, and may read it."""
-        out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
-        self._few(x, weight, bias, out, late=True)
+        """linear(x) of one row with its adapter, maybe gated; next behind `made`'s kernel."""
+        out = torch.empty(
+            1, weight.shape[0] // 2 if gated else weight.shape[0], dtype=x.dtype, device=x.device
+        )
+        check_outputs(made.weight, weight, gated)
+        self._one(x, weight, bias, out, gated=gated, made=made)
         return out
 
     def linear_add(
@@ -224,7 +212,7 @@ class Linears:
         made: Inner | None = None,
     ) -> None:
         n, k = out.shape[1], weight.shape[1]
-        _check(x, weight, out, gated)
+        check_product(x, weight, out, gated)
         block_n, block_k, warps = gemv_tile(n, k)
         gemv_kernel[(triton.cdiv(n, block_n),)](
             x,
@@ -256,23 +244,20 @@ class Linears:
         gated: bool = False,
         add: bool = False,
         stream: _Stream | None = None,
-        made: Inner | None = None,
-        late: bool = False,
     ) -> None:
         """With `stream` it is the first product of a `norm_step` where it adds, else the second."""
         t, n, k = x.shape[0], out.shape[1], weight.shape[1]
-        _check(x, weight, out, gated)
+        check_product(x, weight, out, gated)
         block_n, block_k, stages, warps = skinny_tile(t, n, gated)
         block_k = block_k * 2 // x.element_size()
         if triton.cdiv(n, block_n) > self._gpu.processors:
-            stages = min(stages, max(1, _SHARED // tile_bytes(t, block_n, block_k, x, gated)))
+            stages = two_fit(stages, t, block_n, block_k, x, gated)
         skinny_kernel[(triton.cdiv(n, block_n),)](
             x,
             weight,
             weight if bias is None else bias,
             out,
             *((out, out, out) if stream is None else stream[:3]),
-            *_adapters(made, out),
             t,
             n,
             k,
@@ -284,12 +269,10 @@ class Linears:
             SCALED=add and stream is not None,
             NORMED=stream is not None and not add,
             SQUARES=1 if stream is None else power_of_two(stream.squares.shape[1]),
-            **_parts(made),
             BLOCK_T=max(16, power_of_two(t)),
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             STAGES=stages,
-            LATE=late,
             AHEAD=self._gpu.overlap and t <= 8 and weight.numel() <= _PREFETCHED,
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(warps, stages),
@@ -321,6 +304,16 @@ class Linears:
         )
 
 
+def check_outputs(adapters: LoraWeight, weight: torch.Tensor, gated: bool) -> None:
+    """Whether adapters add to the outputs that a matrix has."""
+    n, parts = weight.shape[0], adapters.parts
+    if sum(parts) != n or (gated and parts != (n // 2, n // 2)):
+        raise KernelInputError(
+            f"adapters of parts {parts} do not fit a matrix {tuple(weight.shape)}"
+            f"{' of gate and up' if gated else ''}"
+        )
+
+
 def _adapters(made: Inner | None, none: torch.Tensor) -> tuple[Any, ...]:
     """Operands of a product's adapters, or of none."""
     return (none, none, none, none, 0, 0, 0, 0) if made is None else made.operands()
@@ -333,7 +326,7 @@ def _parts(made: Inner | None) -> dict[str, int]:
     return {"PARTS": made.inner.shape[1], "RANK": made.inner.shape[2]}
 
 
-def _check(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, gated: bool) -> None:
+def check_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, gated: bool) -> None:
     """Our kernels read by pointer: what does not fit must not get that far."""
     n, k = weight.shape
     if x.shape[1] != k or out.shape[1] != (n // 2 if gated else n) or out.shape[0] != x.shape[0]:
@@ -360,6 +353,11 @@ def tile_bytes(t: int, block_n: int, block_k: int, x: torch.Tensor, gated: bool)
     """Shared memory of one stage of `skinny_kernel`."""
     rows = max(16, power_of_two(t)) + block_n * (2 if gated else 1)
     return rows * block_k * x.element_size()
+
+
+def two_fit(stages: int, t: int, block_n: int, block_k: int, x: torch.Tensor, gated: bool) -> int:
+    """Stages, so many at most, with which two programs of `skinny_kernel` fit a processor."""
+    return min(stages, max(1, _SHARED // tile_bytes(t, block_n, block_k, x, gated)))
 
 
 def skinny_tile(t: int, n: int, gated: bool) -> tuple[int, int, int, int]:

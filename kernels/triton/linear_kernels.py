@@ -12,7 +12,7 @@ What may be compiled in:
          of a program's columns of the sum are added up for each row: `squares` [t, programs].
   NORMED x is what SCALED left, and the rows' scales come of its `squares`: with it, the product is
          that of the norm of the stream.
-  PARTS  of a layer with adapters (0 = none): each row gets B of its own slot times `inner`, which
+  PARTS  of a layer with adapters (0 = none), one row: it gets B of its slot times `inner`, which
          `lora_shrink_kernel`, the kernel before, is making meanwhile. That one lets this one start
          when x is there; this one waits for it just ahead of the end.
 """
@@ -24,12 +24,11 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from branchline.kernels.triton.device_functions import ask_for, dot, take_turn
-from branchline.kernels.triton.lora_kernels import add_adapters
+from branchline.kernels.triton.lora_kernels import add_adapter
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
-# size: _adapted: operands of a launch
-# size: _adapters_of: operands of a launch
 # size: fixed_kernel: operands of a launch
+# size: few_rows: operands of a launch
 # size: gemv_kernel: operands of a launch
 # size: _leave_scaled: operands of a launch
 # size: skinny_kernel: operands of a launch
@@ -44,46 +43,6 @@ def _part_of(base, PARTS: tl.constexpr, end0, end1):
     if PARTS > 2:
         part += (base >= end1).to(tl.int32)
     return part
-
-
-@triton.jit
-def _adapters_of(
-    ranks, slots, t, t_live, rank_stride, first, end0, end1,
-    GATED: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """(slot [T], part, rank [T], rank of the second half [T]) of rows t and the output `first`.
-
-    With GATED the halves are two parts; else the last one is the same rank again.
-    """
-    slot = tl.load(slots + t, mask=t_live, other=-1)
-    part = 0 if GATED else _part_of(first, PARTS, end0, end1)
-    rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
-    up_rank = rank
-    if GATED:
-        up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
-    return slot, part, rank, up_rank
-
-
-@triton.jit
-def _adapted(
-    acc, up_acc, b, inner, slot, part, rank, up_rank, t, n, n_live, n_rows, slot_stride,
-    GATED: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr, DOT: tl.constexpr,
-    WIDE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Both sums [T, N] with what the adapters add, once the kernel before has made `inner`."""
-    if PDL:
-        gdc_wait()
-    whole = 2 * n_rows if GATED else n_rows
-    acc = add_adapters(
-        acc, b, inner, slot, rank, part, t, n, n_live, whole, slot_stride,
-        PARTS, RANK, DOT, WIDE,
-    )  # fmt: skip
-    if GATED:
-        up_acc = add_adapters(
-            up_acc, b, inner, slot, up_rank, 1, t, n_rows + n, n_live, whole, slot_stride,
-            PARTS, RANK, DOT, WIDE,
-        )  # fmt: skip
-    return acc, up_acc
 
 
 @triton.jit
@@ -111,11 +70,11 @@ def gemv_kernel(
     if PARTS:
         if PDL:
             gdc_launch_dependents()
-        t = tl.arange(0, 1)
-        slot, part, rank, up_rank = _adapters_of(
-            ranks, slots, t, t >= 0, rank_stride, tl.program_id(0) * BLOCK_N, end0, end1,
-            GATED, PARTS,
-        )  # fmt: skip
+        slot = tl.load(slots)
+        part = 0 if GATED else _part_of(tl.program_id(0) * BLOCK_N, PARTS, end0, end1)
+        rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
+        if GATED:
+            up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
     else:
         take_turn(PDL)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -147,11 +106,17 @@ def gemv_kernel(
         if GATED:
             up += tl.load(bias + n_rows + n, mask=n < n_rows, other=0.0)
     if PARTS:
-        sums, up_sums = _adapted(
-            total[None, :], up[None, :], b, inner, slot, part, rank, up_rank, t, n, n < n_rows,
-            n_rows, slot_stride, GATED, PARTS, RANK, False, False, PDL,
-        )  # fmt: skip
-        total, up = tl.reshape(sums, [BLOCK_N]), tl.reshape(up_sums, [BLOCK_N])
+        if PDL:
+            gdc_wait()
+        whole = 2 * n_rows if GATED else n_rows
+        total = add_adapter(
+            total, b, inner, slot, rank, part, n, n < n_rows, whole, slot_stride, PARTS, RANK
+        )
+        if GATED:
+            up = add_adapter(
+                up, b, inner, slot, up_rank, 1, n_rows + n, n < n_rows, whole, slot_stride,
+                PARTS, RANK,
+            )  # fmt: skip
     if GATED:
         total = total / (1.0 + tl.exp(-total)) * up
     if ADD:
@@ -171,48 +136,14 @@ def _leave_scaled(result, norm, scaled, squares, place, here, t, n, t_live, n_li
 
 
 @triton.jit
-def skinny_kernel(
-    x, weight, bias, out, norm, scaled, squares, b, inner, ranks, slots, slot_stride, rank_stride,
-    end0, end1, tokens, n_rows, width, parts, eps,
-    GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
-    NORMED: tl.constexpr, SQUARES: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-    LATE: tl.constexpr, AHEAD: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+def few_rows(
+    x, lines, up_lines, t, t_live, n_live, width,
+    GATED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """At most BLOCK_T rows of x times the matrix, in the matrix units.
-
-    The matrix is [n_rows, width], or with GATED [2 * n_rows, width]; AHEAD asks for it before the
-    wait, which pays while the kernel before leaves the memory idle. LATE lets the next kernel start
-    only once x is there, which it then may read without waiting for this one.
-    """
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    t, k = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_K)
-    n_live, t_live = n < n_rows, t < tokens
-    READ: tl.constexpr = ".cg" if PARTS else ""
-    lines = weight + n.to(tl.int64)[None, :] * width
-    up_lines = lines + n_rows.to(tl.int64) * width
-    if PDL:
-        if not LATE:
-            gdc_launch_dependents()
-        if AHEAD:
-            near = weight + tl.minimum(n, n_rows - 1).to(tl.int64) * width
-            ask_for(near, width, 16)
-            if GATED:
-                ask_for(near + n_rows.to(tl.int64) * width, width, 16)
-        if not PARTS:
-            gdc_wait()
-        if LATE:
-            gdc_launch_dependents()
-    if PARTS:
-        slot, part, rank, up_rank = _adapters_of(
-            ranks, slots, t, t_live, rank_stride, tl.program_id(0) * BLOCK_N, end0, end1,
-            GATED, PARTS,
-        )  # fmt: skip
-    if NORMED:
-        p = tl.arange(0, SQUARES)
-        there = t_live[:, None] & (p < parts)[None, :]
-        square = tl.load(squares + t[:, None] * parts + p[None, :], mask=there, other=0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(square, axis=1) / width + eps)
+    """Sums [BLOCK_T, BLOCK_N] float32 of rows t of x times lines [1, BLOCK_N] of a matrix, and with
+    GATED times as many others; else the second ones mean nothing."""
+    k = tl.arange(0, BLOCK_K)
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     up_acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for first in tl.range(0, width, BLOCK_K, num_stages=STAGES):
@@ -223,23 +154,55 @@ def skinny_kernel(
             x + t[:, None] * width + place[None, :],
             mask=t_live[:, None] & (place < width)[None, :],
             other=0.0,
-            cache_modifier=READ,
         )
         acc = dot(y, w, acc, WIDE)
         if GATED:
             u = tl.load(up_lines + place[:, None], mask=live, other=0.0)
             up_acc = dot(y, u, up_acc, WIDE)
+    return acc, up_acc
+
+
+@triton.jit
+def skinny_kernel(
+    x, weight, bias, out, norm, scaled, squares, tokens, n_rows, width, parts, eps,
+    GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
+    NORMED: tl.constexpr, SQUARES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """At most BLOCK_T rows of x times the matrix, in the matrix units.
+
+    The matrix is [n_rows, width], or with GATED [2 * n_rows, width]; AHEAD asks for it before the
+    wait, which pays while the kernel before leaves the memory idle.
+    """
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    t = tl.arange(0, BLOCK_T)
+    n_live, t_live = n < n_rows, t < tokens
+    lines = weight + n.to(tl.int64)[None, :] * width
+    up_lines = lines + n_rows.to(tl.int64) * width
+    if PDL:
+        gdc_launch_dependents()
+        if AHEAD:
+            near = weight + tl.minimum(n, n_rows - 1).to(tl.int64) * width
+            ask_for(near, width, 16)
+            if GATED:
+                ask_for(near + n_rows.to(tl.int64) * width, width, 16)
+        gdc_wait()
+    if NORMED:
+        p = tl.arange(0, SQUARES)
+        there = t_live[:, None] & (p < parts)[None, :]
+        square = tl.load(squares + t[:, None] * parts + p[None, :], mask=there, other=0.0)
+        scale = 1.0 / tl.sqrt(tl.sum(square, axis=1) / width + eps)
+    acc, up_acc = few_rows(
+        x, lines, up_lines, t, t_live, n_live, width,
+        GATED, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, WIDE,
+    )  # fmt: skip
     if NORMED:
         acc, up_acc = acc * scale[:, None], up_acc * scale[:, None]
     if BIAS:
         acc += tl.load(bias + n, mask=n_live, other=0.0)[None, :]
         if GATED:
             up_acc += tl.load(bias + n_rows + n, mask=n_live, other=0.0)[None, :]
-    if PARTS:
-        acc, up_acc = _adapted(
-            acc, up_acc, b, inner, slot, part, rank, up_rank, t, n, n_live, n_rows, slot_stride,
-            GATED, PARTS, RANK, True, WIDE, PDL,
-        )  # fmt: skip
     if GATED:
         acc = acc / (1.0 + tl.exp(-acc)) * up_acc
     place = t[:, None] * n_rows + n[None, :]

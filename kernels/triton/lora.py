@@ -25,9 +25,9 @@ from branchline.kernels.triton.lora_kernels import (
 )
 from branchline.kernels.triton.tuning import Device, plain_launch, power_of_two
 
-__all__ = ["Adapters", "Inner"]
+__all__ = ["TILE", "Adapters", "Inner", "check_adapters", "most_tiles"]
 
-_TILE = 16
+TILE = 16
 _LARGE_TILE = 64
 _MANY = 512
 """Tokens from which on tiles are large: they read A, B and y less often, and waste more rows."""
@@ -35,9 +35,7 @@ _MAX_PARTS = 3
 _FEW = 64
 """Most rows whose sums are added on the way to the next norm."""
 _WIDEST = 4096
-"""Widest row of them."""
-_HELD = 2048
-"""Widest row of which a program keeps 16 rows of B in registers."""
+"""Widest row of them: its program keeps the first ranks of B in registers."""
 _STAGES = 4
 _FEW_TILES = 8
 """Most tiles whose B is asked into the cache before its turn; for 64 of them it gained nothing."""
@@ -48,7 +46,7 @@ and a program that finds nothing costs about as much as one that does little."""
 
 @dataclass(frozen=True)
 class Inner:
-    """What the end of a product of few rows needs to add adapters.
+    """What is left to multiply with B.
 
     Attributes:
         weight: of the layer.
@@ -60,11 +58,17 @@ class Inner:
     slots: torch.Tensor
     inner: torch.Tensor
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """B, `inner`, ranks and slots, as kernels take them."""
+        return self.weight.b, self.inner, self.weight.ranks, self.slots
+
+    def strides(self) -> tuple[int, int]:
+        """From slot to slot: of B, and of ranks."""
+        return self.weight.b.stride(0), self.weight.ranks.stride(0)
+
     def operands(self) -> tuple[Any, ...]:
-        """As `skinny_kernel` and `gemv_kernel` take them."""
-        w = self.weight
-        strides = (w.b.stride(0), w.ranks.stride(0))
-        return w.b, self.inner, w.ranks, self.slots, *strides, *_ends(w)
+        """As `gemv_kernel` takes them."""
+        return *self.tensors(), *self.strides(), *_ends(self.weight)
 
 
 class Adapters:
@@ -83,7 +87,7 @@ class Adapters:
         """Tokens sorted by slot."""
         t = slots.shape[0]
         order = torch.empty_like(slots)
-        starts = torch.empty(count + 1, dtype=torch.int32, device=slots.device)
+        starts = torch.empty(count + 2, dtype=torch.int32, device=slots.device)
         block = min(power_of_two(t), 1024)
         lora_order_kernel[(count + 1,)](
             slots, order, starts, t, count, BLOCK=block, **plain_launch(4)
@@ -101,16 +105,11 @@ class Adapters:
         """
         t, k = x.shape
         slots, parts, rank, _ = weight.a.shape
-        _check(weight, lora, t)
-        if weight.a.shape[3] != k or x.dtype != weight.a.dtype:
-            raise KernelInputError(
-                f"x {x.dtype} {tuple(x.shape)} cannot go through adapters {weight.a.dtype} "
-                f"{tuple(weight.a.shape)}: the last sizes and the dtypes must be the same"
-            )
+        check_adapters(weight, lora, t, x)
         inner = torch.empty(t, parts, rank, dtype=torch.float32, device=x.device)
         tile, block_r = self._tile(t), _block_of(rank)
         warps, block_k = _warps(tile, block_r)
-        lora_shrink_kernel[(_tiles(t, slots, tile), parts, rank // block_r)](
+        lora_shrink_kernel[(most_tiles(t, slots, tile), parts, rank // block_r)](
             x,
             weight.a,
             weight.ranks,
@@ -144,7 +143,7 @@ class Adapters:
     def lookup(self, ids: torch.Tensor, weight: LoraWeight, lora: LoraBatch) -> Inner:
         """The scaled rows of an embedding's A."""
         t, rank = ids.shape[0], weight.a.shape[2]
-        _check(weight, lora, t)
+        check_adapters(weight, lora, t)
         inner = torch.empty(t, 1, rank, dtype=torch.float32, device=ids.device)
         lora_lookup_kernel[(t,)](
             ids,
@@ -171,7 +170,7 @@ class Adapters:
                 f"be added to {tuple(y.shape)}"
             )
         tile, block_n = self._tile(t), max(16, min(power_of_two(n), 128))
-        tiles, blocks = _tiles(t, slots, tile), triton.cdiv(n, block_n)
+        tiles, blocks = most_tiles(t, slots, tile), triton.cdiv(n, block_n)
         programs = max(1, min(blocks, _ROUNDS * self._gpu.processors // tiles))
         span = triton.cdiv(blocks, programs) * block_n
         lora_expand_kernel[(tiles, triton.cdiv(n, span))](
@@ -227,25 +226,30 @@ class Adapters:
             eps,
             RANK=made.inner.shape[2],
             BLOCK=power_of_two(width),
-            HELD=width <= _HELD,
-            **self._gpu.launch(8),
+            **self._gpu.launch(_norm_warps(width)),
         )
         return out
 
     def _tile(self, tokens: int) -> int:
-        return _LARGE_TILE if tokens > _MANY and not self._deterministic else _TILE
+        return _LARGE_TILE if tokens > _MANY and not self._deterministic else TILE
 
 
-def _tiles(tokens: int, slots: int, tile: int) -> int:
+def most_tiles(tokens: int, slots: int, tile: int) -> int:
     """Most tiles that so many tokens can make: each slot may have one that is not full."""
     return min(tokens, tokens // tile + min(tokens, slots))
 
 
 def _warps(tile: int, block_r: int) -> tuple[int, int]:
     """(warps, columns of each at a time) of a program that multiplies with A in bfloat16."""
-    if tile == _TILE:
+    if tile == TILE:
         return 8, 32 if block_r <= 32 else 16
     return 4, 32
+
+
+def _norm_warps(width: int) -> int:
+    """Warps of a program that norms a row: a thread keeps 8 columns of 16 ranks of B. A step of 8B
+    with one adapter took 4 % longer where a row of 4,096 read B after its wait."""
+    return max(4, min(16, width // 256))
 
 
 def _block_of(rank: int) -> int:
@@ -259,7 +263,9 @@ def _ends(weight: LoraWeight) -> tuple[int, int]:
     return ends[0], ends[1]
 
 
-def _check(weight: LoraWeight, lora: LoraBatch, tokens: int) -> None:
+def check_adapters(
+    weight: LoraWeight, lora: LoraBatch, tokens: int, x: torch.Tensor | None = None
+) -> None:
     """Our kernels read by pointer: what does not fit must not get that far."""
     a, b, ranks, scales = weight.a, weight.b, weight.ranks, weight.scales
     slots, rank, n = b.shape
@@ -285,10 +291,15 @@ def _check(weight: LoraWeight, lora: LoraBatch, tokens: int) -> None:
             f"{tuple(b.shape)}, ranks {ranks.dtype} {tuple(ranks.shape)}, scales {scales.dtype} "
             f"{tuple(scales.shape)}, {weight.parts}"
         )
-    if lora.starts is None or lora.order is None or lora.starts.shape[0] != slots + 1:
+    if lora.starts is None or lora.order is None or lora.starts.shape[0] != slots + 2:
         raise KernelInputError(
             f"the step's tokens are not grouped for {slots} slots: make the batch with "
             "ops.lora_batch(slots, count)"
+        )
+    if x is not None and (a.shape[3] != x.shape[1] or x.dtype != a.dtype):
+        raise KernelInputError(
+            f"x {x.dtype} {tuple(x.shape)} cannot go through adapters {a.dtype} {tuple(a.shape)}: "
+            "the last sizes and the dtypes must be the same"
         )
     if lora.slots.shape[0] != tokens:
         raise KernelInputError(f"{lora.slots.shape[0]} slots given for {tokens} tokens")

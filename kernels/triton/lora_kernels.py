@@ -16,24 +16,68 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from branchline.kernels.triton.device_functions import INT32_MAX, ask_for, dot, take_turn
+from branchline.kernels.triton.device_functions import ask_for, dot, take_turn
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
-# size: add_adapters: operands of a launch
-# size: _add_by_row: operands of a launch
+# size: add_adapter: operands of a launch
 # size: lora_expand_kernel: operands of a launch
 # size: lora_lookup_kernel: operands of a launch
 # size: lora_norm_kernel: operands of a launch
 # size: lora_shrink_kernel: operands of a launch
+# size: shrink_beside: operands of a launch
+# size: times_a: operands of a launch
+
+
+HELD = tl.constexpr(16)
+"""Ranks of B that a program keeps in registers while it waits."""
+
+
+@triton.jit
+def read_b(lines, rank, live, n_all):
+    """Of the first HELD ranks the lines of B, a tensor as `live` each.
+
+    For one row of tokens, whose own B it is: nothing for the matrix units to share.
+    """
+    w = ()
+    for step in tl.static_range(HELD):
+        w += (tl.load(lines + step * n_all, mask=live & (step < rank), other=0.0),)  # type: ignore[assignment]
+    return w
+
+
+@triton.jit
+def times_b(sums, w, h_rows, rank):
+    """sums and `inner` times the lines that `read_b` has read."""
+    for step in tl.static_range(HELD):
+        h = tl.load(h_rows + step, mask=step < rank, other=0.0)
+        # Rounded as the matrix units want it, as wherever B is multiplied with.
+        sums += h.to(w[0].dtype).to(tl.float32) * w[step].to(tl.float32)
+    return sums
+
+
+@triton.jit
+def add_higher(sums, lines, h_rows, rank, top, live, n_all):
+    """sums and the ranks that `read_b` has not read, up to `top`, four at a time.
+
+    Few: Triton takes many seconds for loops around many reads.
+    """
+    for low in tl.range(HELD, top, 4, num_stages=1):
+        for step in tl.static_range(4):
+            known = low + step < rank
+            w = tl.load(lines + (low + step) * n_all, mask=live & known, other=0.0)
+            h = tl.load(h_rows + low + step, mask=known, other=0.0)
+            sums += h.to(w.dtype).to(tl.float32) * w.to(tl.float32)
+    return sums
 
 
 @triton.jit
 def lora_order_kernel(slots, order, starts, tokens, count, BLOCK: tl.constexpr):
     """Sort tokens by slot, stably, those of slot -1 last: program s places those of slot s.
 
-    starts [count + 1] int32: how many tokens have a slot below; the last program is that of -1.
+    starts [count + 2] int32: how many tokens have a slot below; the last program is that of -1.
     """
     mine = tl.program_id(0)
+    if mine == count:
+        tl.store(starts + count + 1, tokens)
     i = tl.arange(0, BLOCK)
     below = tl.zeros([BLOCK], dtype=tl.int32)
     for first in range(0, tokens, BLOCK):
@@ -58,7 +102,10 @@ def lora_settle_kernel(starts):
 
 @triton.jit
 def tile_of(starts, count, tile, TILE: tl.constexpr, BLOCK_S: tl.constexpr):
-    """(slot, first, end, tiles): order[first:end] is one of so many; none has slot >= count."""
+    """(slot, first, end, tiles): order[first:end] is one of so many; none has slot >= count.
+
+    With a `count` of one more than there are slots, the last one's tiles are those of base tokens.
+    """
     s = tl.arange(0, BLOCK_S)
     first = tl.load(starts + s, mask=s < count, other=0)
     last = tl.load(starts + s + 1, mask=s < count, other=0)
@@ -81,6 +128,70 @@ def _part_bounds(part, PARTS: tl.constexpr, n_rows, end0, end1):
 
 
 @triton.jit
+def times_a(
+    rows, live, lines, known, width, TILE: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr, READ: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """[TILE, BLOCK_R] float32: rows of x, `live` ones, times lines of A, `known` ones.
+
+    Each warp sums over columns of its own: one chain of products over all of them would take longer
+    than reading them.
+    """
+    k, w = tl.arange(0, BLOCK_K), tl.arange(0, WARPS)
+    acc = tl.zeros([WARPS, TILE, BLOCK_R], tl.float32)
+    for first in tl.range(0, width, WARPS * BLOCK_K, num_stages=STAGES):
+        place = first + w[:, None] * BLOCK_K + k[None, :]
+        w_live = place < width
+        u = tl.load(
+            lines[None, None, :] + place[:, :, None],
+            mask=w_live[:, :, None] & known[None, None, :],
+            other=0.0,
+        )
+        y = tl.load(
+            rows[None, :, None] + place[:, None, :],
+            mask=live[None, :, None] & w_live[:, None, :],
+            other=0.0,
+            cache_modifier=READ,
+        )
+        acc = dot(y, u, acc, WIDE)
+    return tl.sum(acc, axis=0)
+
+
+@triton.jit
+def shrink_beside(
+    x, a, ranks, scales, order, starts, inner, program, width, slot_stride, rank_stride, count,
+    PARTS: tl.constexpr, RANK: tl.constexpr, TILE: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
+    WIDE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """What one program of `lora_shrink_kernel` does, for all ranks of a tile of tokens and a part,
+    beside programs that do something else. It has let the next kernel start."""
+    tile, part = program // PARTS, program % PARTS
+    i, r = tl.arange(0, TILE), tl.arange(0, BLOCK_R)
+    slot, start, end, _ = tile_of(starts, count, tile, TILE, BLOCK_S)
+    live = start + i < end
+    token = tl.load(order + start + i, mask=live, other=0).to(tl.int64)
+    rank = tl.load(ranks + slot * rank_stride + part, mask=slot < count, other=0)
+    scale = tl.load(scales + slot * rank_stride + part, mask=slot < count, other=0.0)
+    lines = a + slot.to(tl.int64) * slot_stride + part * RANK * width
+    if PDL:
+        if rank > 0:
+            ask_for(lines + tl.minimum(r, rank - 1) * width, width, 16)
+        gdc_wait()
+    target = inner + token[:, None] * (PARTS * RANK) + part * RANK
+    for low in tl.range(0, rank, BLOCK_R, num_stages=1):
+        known = low + r < rank
+        row = tl.where(known, low + r, 0)
+        sums = times_a(
+            x + token * width, live, lines + row * width, known, width,
+            TILE, BLOCK_R, BLOCK_K, WARPS, STAGES, "", WIDE,
+        )  # fmt: skip
+        place = target + (low + r)[None, :]
+        tl.store(place, sums * scale, mask=live[:, None] & known[None, :])
+
+
+@triton.jit
 def lora_shrink_kernel(
     x, a, ranks, scales, order, starts, inner, b,
     width, n_rows, slot_stride, b_stride, rank_stride, count, end0, end1,
@@ -99,8 +210,7 @@ def lora_shrink_kernel(
     was there. This one ends after it, so that whoever waits for this one has waited for both.
     """
     part, low = tl.program_id(1), tl.program_id(2) * BLOCK_R
-    i, k, w = tl.arange(0, TILE), tl.arange(0, BLOCK_K), tl.arange(0, WARPS)
-    r = low + tl.arange(0, BLOCK_R)
+    i, r = tl.arange(0, TILE), low + tl.arange(0, BLOCK_R)
     slot, start, end, tiles = tile_of(starts, count, tl.program_id(0), TILE, BLOCK_S)
     live = start + i < end
     token = tl.load(order + start + i, mask=live, other=0).to(tl.int64)
@@ -122,27 +232,12 @@ def lora_shrink_kernel(
     # What other kernels wrote meanwhile must not be taken from a cache of before.
     READ: tl.constexpr = ".cg" if BESIDE else ""
     if low < rank:
-        rows = x + token * width
-        # Each warp sums over columns of its own: one chain of products over all of them would take
-        # longer than reading them.
-        acc = tl.zeros([WARPS, TILE, BLOCK_R], tl.float32)
-        for first in tl.range(0, width, WARPS * BLOCK_K, num_stages=STAGES):
-            place = first + w[:, None] * BLOCK_K + k[None, :]
-            w_live = place < width
-            u = tl.load(
-                lines[None, None, :] + place[:, :, None],
-                mask=w_live[:, :, None] & known[None, None, :],
-                other=0.0,
-            )
-            y = tl.load(
-                rows[None, :, None] + place[:, None, :],
-                mask=live[None, :, None] & w_live[:, None, :],
-                other=0.0,
-                cache_modifier=READ,
-            )
-            acc = dot(y, u, acc, WIDE)
+        sums = times_a(
+            x + token * width, live, lines, known, width,
+            TILE, BLOCK_R, BLOCK_K, WARPS, STAGES, READ, WIDE,
+        )  # fmt: skip
         target = inner + token[:, None] * (PARTS * RANK) + (part * RANK + r)[None, :]
-        tl.store(target, tl.sum(acc, axis=0) * scale, mask=live[:, None] & known[None, :])
+        tl.store(target, sums * scale, mask=live[:, None] & known[None, :])
     if PDL and BESIDE:
         gdc_wait()
 
@@ -163,57 +258,26 @@ def lora_norm_kernel(
     eps,
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
-    HELD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """`rms_norm_kernel` with ADD, of y [t, width] and what B adds to it; one row a program.
 
-    b [S, RANK, width], inner [t, RANK]. Ahead of the wait the first 16 ranks of B are read (HELD),
-    or asked into the cache: a wide row's would take all registers of a multiprocessor, and the
-    program could not start beside the kernel before. The stream of rows of rank 0 keeps its bits.
+    b [S, RANK, width], inner [t, RANK]. The first ranks of B are read ahead of the wait. The stream
+    of rows of rank 0 keeps its bits.
     """
     row = tl.program_id(0).to(tl.int64)
-    i, r = tl.arange(0, BLOCK), tl.arange(0, 16)
+    i, one = tl.arange(0, BLOCK), tl.arange(0, 1)
     live = i < width
-    slot = tl.load(slots + row)
+    slot = tl.load(slots + row + one)
     rank = tl.load(ranks + slot * rank_stride, mask=slot >= 0, other=0)
-    lines = b + slot.to(tl.int64) * slot_stride
-    h_row = inner + row * RANK
-    if HELD:
-        w = tl.load(
-            lines + r[:, None] * width + i[None, :],
-            mask=(r < rank)[:, None] & live[None, :],
-            other=0.0,
-        )
-    elif PDL:
-        # of rank 0 the first line of the first slot: asked for, and not used
-        first = tl.where(rank > 0, lines, b)
-        ask_for(first + tl.minimum(r, tl.maximum(rank, 1) - 1) * width, width, 32)
+    lines = b + slot.to(tl.int64) * slot_stride + i
+    h_rows = inner + row * RANK + one
+    w = read_b(lines, rank, live, width)
     take_turn(PDL)
     total = tl.load(y + row * width + i, mask=live, other=0.0).to(tl.float32)
-    if rank > 0:
-        # Rounded as the matrix units want it, as wherever B is multiplied with.
-        extra = tl.zeros([BLOCK], tl.float32)
-        if HELD:
-            for low in tl.range(0, rank, 16, num_stages=1):
-                known = low + r < rank
-                if low > 0:
-                    w = tl.load(
-                        lines + (low + r)[:, None] * width + i[None, :],
-                        mask=known[:, None] & live[None, :],
-                        other=0.0,
-                    )
-                h = tl.load(h_row + low + r, mask=known, other=0.0)
-                h = h.to(b.dtype.element_ty).to(tl.float32)
-                extra += tl.sum(h[:, None] * w.to(tl.float32), axis=0)
-        else:
-            for low in tl.range(0, rank, 8, num_stages=1):
-                for step in tl.static_range(8):
-                    place = tl.minimum(low + step, rank - 1)
-                    h = tl.load(h_row + place).to(b.dtype.element_ty).to(tl.float32)
-                    w = tl.load(lines + place * width + i, mask=live, other=0.0)
-                    extra += tl.where(low + step < rank, h, 0.0) * w.to(tl.float32)
-        total += extra
+    extra = times_b(tl.zeros_like(total), w, h_rows, rank)
+    extra = add_higher(extra, lines, h_rows, rank, tl.max(rank, axis=0), live, width)
+    total = tl.where(rank > 0, total + extra, total)
     before = tl.load(residual + row * width + i, mask=live, other=0.0)
     # Rounded once: the stream that later layers read is the one that is normed here.
     stream = (before.to(tl.float32) + total).to(residual.dtype.element_ty)
@@ -319,76 +383,21 @@ def lora_expand_kernel(
 
 
 @triton.jit
-def _add_by_row(
-    extra, b, h_rows, slot, rank, top, n, n_live, n_all, slot_stride, RANKS: tl.constexpr
-):
-    """extra [T, N] and the products of rows that have a B each: nothing for matrix units to share.
+def add_adapter(
+    acc, b, inner, slot, rank, part, n, n_live, n_all, slot_stride,
+    PARTS: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """acc [N] with what a part's outputs n get, for one row of rank `rank`.
 
-    RANKS of B are asked for at once.
+    The end of a product of one row, of outputs of one part. A row of rank 0 keeps its bits.
     """
     lines = b + slot.to(tl.int64) * slot_stride
-    for low in range(0, top, RANKS):
-        for step in tl.static_range(RANKS):
-            r = low + step
-            known = r < rank
-            h = tl.load(h_rows + r, mask=known, other=0.0)
-            w = tl.load(
-                lines[:, None] + r * n_all + n[None, :],
-                mask=known[:, None] & n_live[None, :],
-                other=0.0,
-            )
-            # Rounded as the matrix units want it, so that both ways give the same but for order.
-            h = h.to(b.dtype.element_ty).to(tl.float32)
-            extra += h[:, None] * w.to(tl.float32)
-    return extra
-
-
-@triton.jit
-def add_adapters(
-    acc,
-    b,
-    inner,
-    slot,
-    rank,
-    part,
-    t,
-    n,
-    n_live,
-    n_all,
-    slot_stride,
-    PARTS: tl.constexpr,
-    RANK: tl.constexpr,
-    DOT: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """acc [T, N] with what a part's outputs n get, for rows t of slots `slot` and ranks `rank`.
-
-    The end of a product of few rows, of outputs of one part. Rows of rank 0 keep their bits.
-    DOT: use the matrix units where all rows with an adapter have the same.
-    """
-    top = tl.max(rank, axis=0)
-    h_rows = inner + (t * PARTS + part) * RANK
     extra = tl.zeros_like(acc)
-    if DOT:
-        least = tl.min(tl.where(rank > 0, slot, INT32_MAX), axis=0)
-        if least == tl.max(tl.where(rank > 0, slot, -1), axis=0):
-            r16 = tl.arange(0, 16)
-            lines = b + least.to(tl.int64) * slot_stride
-            for low in tl.range(0, top, 16, num_stages=1):
-                r = low + r16
-                h = tl.load(
-                    h_rows[:, None] + r[None, :], mask=r[None, :] < rank[:, None], other=0.0
-                )
-                w = tl.load(
-                    lines + r[:, None] * n_all + n[None, :],
-                    mask=(r < top)[:, None] & n_live[None, :],
-                    other=0.0,
-                )
-                extra = dot(h.to(b.dtype.element_ty), w, extra, WIDE)
-        else:
-            extra = _add_by_row(
-                extra, b, h_rows, slot, rank, top, n, n_live, n_all, slot_stride, 16
-            )
-    else:
-        extra = _add_by_row(extra, b, h_rows, slot, rank, top, n, n_live, n_all, slot_stride, 16)
-    return tl.where((rank > 0)[:, None], acc + extra, acc)
+    for low in range(0, rank, 16):
+        for step in tl.static_range(16):
+            r = tl.minimum(low + step, rank - 1)
+            h = tl.where(low + step < rank, tl.load(inner + part * RANK + r), 0.0)
+            w = tl.load(lines + r * n_all + n, mask=n_live, other=0.0)
+            # Rounded as the matrix units want it, as wherever B is multiplied with.
+            extra += h.to(b.dtype.element_ty).to(tl.float32) * w.to(tl.float32)
+    return tl.where(rank > 0, acc + extra, acc)

@@ -16,13 +16,14 @@ import triton
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws, SamplingOps
+from branchline.kernels.triton.adapted import AdaptedProducts
 from branchline.kernels.triton.adapted_ops import AdaptedOps
 from branchline.kernels.triton.attention import attend
 from branchline.kernels.triton.beam import TritonBeam
 from branchline.kernels.triton.draft_ops import DraftOps
 from branchline.kernels.triton.linear import Linears, dense_of
 from branchline.kernels.triton.lora import Adapters
-from branchline.kernels.triton.rope_kernel import rope_write_kernel
+from branchline.kernels.triton.rope import write_heads
 from branchline.kernels.triton.row_kernels import (
     add_kernel,
     apply_bitmask_kernel,
@@ -70,6 +71,7 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         self._gpu = Device(self.device)
         self._linears = Linears(self._gpu, deterministic)
         self._adapters = Adapters(self._gpu, deterministic)
+        self._products = AdaptedProducts(self._gpu, self._adapters)
 
     def fused(self, rows: int) -> bool:
         """Whether norms and additions of so many rows are part of the products."""
@@ -201,31 +203,8 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         k_norm: torch.Tensor | None = None,
         eps: float = 1e-6,
     ) -> torch.Tensor:
-        t, (_, hkv, d) = qkv.shape[0], k_pool.shape
-        hq = qkv.shape[1] // d - 2 * hkv
-        out = qkv.new_empty(t, hq, d)
-        heads = 2 if t < 64 else 8
-        rope_write_kernel[(t, triton.cdiv(hq + 2 * hkv, heads))](
-            qkv,
-            cos_sin,
-            positions,
-            k_pool,
-            v_pool,
-            out_slots,
-            cos_sin if q_norm is None else q_norm,
-            cos_sin if k_norm is None else k_norm,
-            out,
-            eps,
-            hq,
-            hkv,
-            D=d,
-            HALF=power_of_two(d // 2),
-            HEADS=heads,
-            NORM_Q=q_norm is not None,
-            NORM_K=k_norm is not None,
-            **self._gpu.launch(1 if heads == 2 else 4),
-        )
-        return out
+        pools, norms = (k_pool, v_pool), (q_norm, k_norm)
+        return write_heads(self._gpu, qkv, cos_sin, positions, pools, out_slots, norms, eps)
 
     def paged_attention(
         self,

@@ -172,11 +172,14 @@ class EnginePort(Protocol):
 @runtime_checkable
 class AdapterPort(Protocol):
     """What an engine port can do besides if its engine takes adapters. Answers come on the loop
-    thread; the calls are made there, too, except `adapters`."""
+    thread; the calls are made there, too, except `adapters` and `adapter`."""
 
     def adapters(self) -> list[AdapterInfo]:
         """The adapters that requests may name, in the order in which they were first loaded. A
         moment's view, from any thread: where an adapter is and who uses it may have changed."""
+
+    def adapter(self, name: str) -> AdapterInfo | None:
+        """One of `adapters` by its name, from any thread; None = there is none."""
 
     def load_adapter(
         self,

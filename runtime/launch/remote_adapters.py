@@ -73,6 +73,11 @@ class RemoteAdapters:
         """See `AdapterPort.adapters`."""
         return [_shown(known) for known in list(self._known.values())]
 
+    def named(self, name: str) -> AdapterInfo | None:
+        """See `AdapterPort.adapter`."""
+        known = self._known.get(name)
+        return None if known is None else _shown(known)
+
     def check(self, name: str) -> None:
         """Raise `AdapterNotFound` for a name that is not loaded."""
         if name and name not in self._known:
@@ -186,6 +191,10 @@ class RemoteAdapterPort:
     def adapters(self) -> list[AdapterInfo]:
         """See `AdapterPort.adapters`."""
         return self._adapters.infos()
+
+    def adapter(self, name: str) -> AdapterInfo | None:
+        """See `AdapterPort.adapter`."""
+        return self._adapters.named(name)
 
     def load_adapter(
         self,

@@ -3,8 +3,8 @@
 Law: a sequence keeps the version that it began with. Loading under a name that is taken makes a
 new version; the old one serves those that have it and is forgotten with the last of them. Whatever
 is wrong with one adapter, its error goes to whoever loads it or waits for it, and nothing else
-changes. All calls but `infos` and `counters` are made on the loop thread, which reads no file and
-waits for no copy: that is the loader's work.
+changes. All calls but `infos`, `named` and `counters` are made on the loop thread, which reads no
+file and waits for no copy: that is the loader's work.
 """
 
 from __future__ import annotations
@@ -213,6 +213,11 @@ class AdapterManager:
     def infos(self) -> list[AdapterInfo]:
         """See `AdapterPort.adapters`."""
         return [self._info(adapter) for adapter in list(self._names.values())]
+
+    def named(self, name: str) -> AdapterInfo | None:
+        """See `AdapterPort.adapter`."""
+        found = self._names.get(name)
+        return None if found is None else self._info(found)
 
     def counters(self) -> dict[str, Any]:
         """See `Adapters.counters`."""

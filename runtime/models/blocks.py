@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from branchline.kernels.lora import LoraBatch
+from branchline.kernels.lora import LoraBatch, LoraProduct
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.core.forward import ForwardBatch
@@ -19,6 +19,9 @@ from branchline.runtime.layers.linear import Linear
 from branchline.runtime.layers.norm import RMSNorm
 from branchline.runtime.layers.parameter import Slot, WeightDtype
 from branchline.runtime.models.base import KVLayers
+
+Heads = LoraProduct
+"""Queries, keys and values of a layer's tokens: `y` is [t, q_size + 2 kv_size]."""
 
 
 class Attention:
@@ -63,13 +66,18 @@ class Attention:
             for which in ("q", "k")
         )
 
-    def forward(
-        self, qkv: torch.Tensor, batch: ForwardBatch, ops: Ops, kv: KVLayers
-    ) -> torch.Tensor:
-        """Heads [t, q_size + 2 kv_size] -> attended, before the output projection: [t, q_size]."""
+    def heads(self, x: torch.Tensor, ops: Ops, lora: LoraBatch | None) -> Heads:
+        """Of normed states [t, hidden]."""
+        qkv = self.qkv
+        if lora is None or qkv.lora is None:
+            return LoraProduct(ops.linear(x, qkv.weight, qkv.bias))
+        return ops.adapted_heads(x, qkv.weight, qkv.lora, lora, qkv.bias)
+
+    def forward(self, heads: Heads, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
+        """Attended, before the output projection: [t, q_size]."""
         k_pool, v_pool = kv.layer(self._index)
-        q = ops.qk_norm_rope_write(
-            qkv,
+        q = ops.adapted_rope_write(
+            heads,
             self.rotary,
             batch.positions,
             k_pool,
@@ -133,12 +141,13 @@ class DecoderLayer:
         self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", spec.hidden, spec.rms_eps)
         self.mlp = GatedMLP(spec, f"{name}.mlp", dtype)
 
-    def begin(self, residual: torch.Tensor, ops: Ops, lora: LoraBatch | None) -> torch.Tensor:
-        """Heads of the first layer: [t, q_size + 2 kv_size]."""
+    def begin(self, residual: torch.Tensor, ops: Ops, lora: LoraBatch | None) -> Heads:
+        """Heads of the first layer."""
         norm, qkv = self.input_norm, self.attention.qkv
         if lora is None:
-            return ops.norm_linear(residual, norm.weight, norm.eps, qkv.weight, qkv.bias)
-        return qkv.apply(ops.rms_norm(residual, norm.weight, norm.eps), ops, lora)
+            weight = norm.weight
+            return LoraProduct(ops.norm_linear(residual, weight, norm.eps, qkv.weight, qkv.bias))
+        return self.attention.heads(ops.rms_norm(residual, norm.weight, norm.eps), ops, lora)
 
     def gated(
         self, attended: torch.Tensor, residual: torch.Tensor, ops: Ops, lora: LoraBatch | None
@@ -154,10 +163,13 @@ class DecoderLayer:
         following: DecoderLayer,
         ops: Ops,
         lora: LoraBatch | None,
-    ) -> torch.Tensor:
+    ) -> Heads:
         """From this layer's gated values to the heads of the following one."""
-        norm, qkv = following.input_norm, following.attention.qkv
-        return step(gated, self.mlp.down, residual, norm, qkv, ops, lora)
+        norm, attention = following.input_norm, following.attention
+        if lora is None or attention.qkv.lora is None:
+            return LoraProduct(step(gated, self.mlp.down, residual, norm, attention.qkv, ops, lora))
+        normed = step(gated, self.mlp.down, residual, norm, None, ops, lora)
+        return attention.heads(normed, ops, lora)
 
     def end(
         self,

@@ -71,7 +71,7 @@ class Adapters:
 
     def find(self, name: str) -> AdapterInfo | None:
         """The adapter of this name, if there is one."""
-        return next((info for info in self.all() if info.name == name), None)
+        return None if self._port is None else self._port.adapter(name)
 
     # ---- which one a request means
 

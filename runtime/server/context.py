@@ -104,7 +104,8 @@ def make_context(
     model_names = model_names or (port.model_name,)
     limits = limits or Limits()
     metrics = Metrics(model_names[0], port.info)
-    watched = MeteredPort(QuotaPort(port, limits.max_adapter_requests), metrics, tracer)
+    quotas = QuotaPort(port, limits.max_adapter_requests, limits.max_adapter_waiting)
+    watched = MeteredPort(quotas, metrics, tracer)
     client = EngineClient(watched, prefix="http-")
     executor = Executor(watched)
     return ServerContext(

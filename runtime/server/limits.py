@@ -40,7 +40,10 @@ class Limits:
         512 * 1024 * 1024, "bytes of an adapter that is sent to be loaded"
     )
     max_adapter_requests: int | None = setting(
-        None, "requests of one adapter worked on at once, of programs too; more get 429"
+        None, "requests of one adapter worked on at once, of programs too; more wait"
+    )
+    max_adapter_waiting: int = setting(
+        256, "requests of one adapter that wait for that; more get 429"
     )
     idle_timeout_s: float = setting(
         120.0, "seconds a client may take to send its body, or to take the next part of an answer"

@@ -12,7 +12,7 @@ from branchline.kernels.errors import KernelInputError
 from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.testing import random_lora, with_adapters
-from branchline.kernels.triton import TritonOps
+from branchline.kernels.triton import TritonOps, adapted
 from branchline.kernels.weights import DenseWeight
 
 Dtype = torch.dtype
@@ -57,7 +57,7 @@ def test_tokens_are_sorted_by_slot(kernel_device: torch.device, slots: list[int]
     assert lora.order is not None and lora.starts is not None
     keys = torch.tensor([41 if s < 0 else s for s in slots])
     assert torch.equal(lora.order.cpu().long(), torch.argsort(keys, stable=True))
-    want = [sum(0 <= other < s for other in slots) for s in range(42)]
+    want = [*(sum(0 <= other < s for other in slots) for s in range(42)), len(slots)]
     assert lora.starts.cpu().tolist() == want
 
 
@@ -157,7 +157,10 @@ def test_a_product_ends_with_its_adapters(
     want = with_adapters(product, x, lora_weight, slots)
     plain = (ops.gated_linear if gated else ops.linear)(x, matrix, bias)
     base = slots < 0
-    assert torch.equal(got[base], plain[base])
+    if gated and tokens > 1:  # the gate is a kernel of its own then: what it reads is rounded
+        assert near(got[base], plain[base], plain[base], BOUNDS[dtype])
+    else:
+        assert torch.equal(got[base], plain[base])
     if gated:
         want, product = ReferenceOps().silu_mul(want), ReferenceOps().silu_mul(product)
     assert near(got, want, product, BOUNDS[dtype])
@@ -195,9 +198,58 @@ def test_a_norm_begins_with_the_adapters_before_it(ops: TritonOps, dtype: Dtype,
     assert near(got, want, want, 2 * BOUNDS[dtype])
 
 
-@pytest.mark.parametrize("tokens", [2, 40])
-def test_an_adapted_step_equals_the_reference(ops: TritonOps, dtype: Dtype, tokens: int) -> None:
+@pytest.mark.parametrize(("normed", "ranks"), [(True, [16, 0, 5]), (False, [40, 0, 16])], ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, 64])
+def test_heads_begin_with_their_adapters(
+    ops: TritonOps, dtype: Dtype, tokens: int, normed: bool, ranks: list[int]
+) -> None:
+    """What is written and what is asked for are those of the whole product, rotated."""
     torch.manual_seed(0)
+    k, d, hq, hkv = 48, 24, 4, 2
+    parts = (hq * d, hkv * d, hkv * d)
+    matrix, weight = DenseWeight(randn(ops, sum(parts), k) * 0.1), adapters(ops, ranks, k, parts)
+    slots = torch.randint(-1, 3, (tokens,), dtype=torch.int32)
+    slots[0] = 2 if tokens == 1 else -1
+    x, cos_sin = randn(ops, tokens, k), torch.randn(50, d, device=ops.device)
+    positions = torch.randint(0, 50, (tokens,), device=ops.device)
+    out_slots = torch.randperm(90)[:tokens].to(torch.int32).to(ops.device)
+    norms = [torch.rand(d, device=ops.device) + 0.5 if normed else None for _ in "qk"]
+    pools = [torch.zeros(90, hkv, d, dtype=dtype, device=ops.device) for _ in range(6)]
+
+    def rotated(ops: TritonOps | ReferenceOps, heads: torch.Tensor, first: int) -> torch.Tensor:
+        kept = [pool.float() if isinstance(ops, ReferenceOps) else pool for pool in pools]
+        k_pool, v_pool = kept[first : first + 2]
+        q = ops.qk_norm_rope_write(
+            heads, cos_sin, positions, k_pool, v_pool, out_slots,
+            q_norm=norms[0], k_norm=norms[1],
+        )  # fmt: skip
+        return torch.cat([y.flatten() for y in (q, k_pool, v_pool)])
+
+    product = ops.linear(x, matrix)
+    want = rotated(ReferenceOps(), with_adapters(product, x, weight, slots).to(x.device).float(), 0)
+    plain = rotated(ops, product, 2)
+    heads = ops.adapted_heads(x, matrix, weight, batch(ops, slots, 3))
+    q = ops.adapted_rope_write(
+        heads, cos_sin, positions, pools[4], pools[5], out_slots, q_norm=norms[0], k_norm=norms[1]
+    )
+    got = torch.cat([q.flatten(), pools[4].flatten(), pools[5].flatten()])
+    assert near(got, want, plain, BOUNDS[dtype])
+    own = ((slots < 0) | (torch.tensor(ranks)[slots.long()] == 0)).to(ops.device)
+    size = q.numel()
+    assert torch.equal(q[own], plain[:size].view_as(q)[own])
+    written = out_slots[own].long()
+    for at, pool in ((size, pools[4]), (size + pools[4].numel(), pools[5])):
+        assert torch.equal(pool[written], plain[at : at + pool.numel()].view_as(pool)[written])
+
+
+@pytest.mark.parametrize(("tokens", "large"), [(2, False), (40, False), (40, True)], ids=str)
+def test_an_adapted_step_equals_the_reference(
+    ops: TritonOps, dtype: Dtype, tokens: int, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside large matrices A has a kernel of its own."""
+    torch.manual_seed(0)
+    if large:
+        monkeypatch.setattr(adapted, "_LARGE", 0)
     h, f = 64, 128
     down, up = DenseWeight(randn(ops, h, f) * 0.1), DenseWeight(randn(ops, 2 * f, h) * 0.1)
     first, second = adapters(ops, [8, 16], f, (h,)), adapters(ops, [8, 16], h, (f, f))
@@ -275,10 +327,12 @@ def test_wrong_adapters_are_named(kernel_device: torch.device) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 24])
-def test_replays_serve_any_mix(rows: int) -> None:
+@pytest.mark.parametrize(("rows", "large"), [(1, False), (24, False), (24, True)], ids=str)
+def test_replays_serve_any_mix(rows: int, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded once, with the kernels starting early; slots and inputs change between replays."""
     torch.manual_seed(0)
+    if large:
+        monkeypatch.setattr(adapted, "_LARGE", 0)
     ops, h, f, count = TritonOps("cuda"), 1024, 768, 8
     down, up = DenseWeight(randn(ops, h, f) * 0.03), DenseWeight(randn(ops, 2 * f, h) * 0.03)
     first, second = adapters(ops, [16] * count, f, (h,)), adapters(ops, [16] * count, h, (f, f))

@@ -124,6 +124,7 @@ def test_an_adapter_is_found_by_its_name_and_brought_when_wanted(scene: Scene) -
     version = scene.use("sql")
     assert torch.equal(scene.q_of(version.slot), q_of_file(info.path))
     (listed,) = scene.manager.infos()
+    assert scene.manager.named(listed.name) == listed and scene.manager.named("other") is None
     assert (listed.state, listed.running) == ("device", 1)
     with pytest.raises(AdapterNotFound, match="Loaded: sql"):
         scene.manager.find("sqI")

@@ -425,7 +425,8 @@ def test_an_adapter_in_use_stays_unless_it_is_drained(folders: Path) -> None:
 
 def test_an_adapter_has_no_more_requests_than_its_quota() -> None:
     engine = AdaptedEngine("sql", "json", latency_s=0.4)
-    with serving(engine, limits=Limits(max_adapter_requests=2)) as server:
+    limits = Limits(max_adapter_requests=2, max_adapter_waiting=0)
+    with serving(engine, limits=limits) as server:
 
         async def ask(session: aiohttp.ClientSession, model: str) -> int:
             body = {"prompt": "q", "model": model, "n": 2}

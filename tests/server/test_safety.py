@@ -96,7 +96,12 @@ def test_what_is_beyond_a_limit_is_refused(engine: Engine, name: str) -> None:
 
 def test_every_limit_is_tested() -> None:
     elsewhere = {"max_open_requests", "idle_timeout_s", "total_timeout_s", "template_timeout_s"}
-    elsewhere |= {"max_adapters", "max_adapter_bytes", "max_adapter_requests"}  # test_adapters
+    elsewhere |= {
+        "max_adapters",
+        "max_adapter_bytes",
+        "max_adapter_requests",
+        "max_adapter_waiting",
+    }  # test_adapters
     bounds = {item.name for item in fields(Limits) if "help" in item.metadata}
     assert bounds == set(REFUSED) | elsewhere
 

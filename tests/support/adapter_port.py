@@ -46,6 +46,9 @@ class AdaptedEngine(ScriptedEngine):
     def adapters(self) -> list[AdapterInfo]:
         return [info for info in self._infos.values() if info.name not in self._drained]
 
+    def adapter(self, name: str) -> AdapterInfo | None:
+        return next((info for info in self.adapters() if info.name == name), None)
+
     def list_adapters(self, on_done: Callable[[list[AdapterInfo] | BranchlineError], None]) -> None:
         on_done(self.adapters())
 
