@@ -194,6 +194,12 @@ def adapters(made: TritonOps) -> None:
         for tokens in (1, 8, 64, 600):
             batch, x = made.lora_batch(empty("i4", tokens), slots), empty("b2", tokens, H)
             made.adapted_linear(x, matrix, lora, batch, gated=len(parts) == 2)
+    per_part, wide = (empty("i4", slots, 2), empty("f4", slots, 2)), 14336
+    lora = LoraWeight(
+        empty("b2", slots, 2, 16, H), empty("b2", slots, 16, 2 * wide), *per_part, (wide, wide)
+    )
+    batch, x = made.lora_batch(empty("i4", 64), slots), empty("b2", 64, H)
+    made.adapted_linear(x, DenseWeight(empty("b2", 2 * wide, H)), lora, batch, gated=True)
     per_part = empty("i4", slots, 1), empty("f4", slots, 1)
     a, b = empty("b2", slots, VOCABULARY, 16), empty("b2", slots, 16, H)
     batch = made.lora_batch(empty("i4", 8), slots)
