@@ -9,9 +9,10 @@ guess, and of no memory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
 from branchline.runtime.scheduler.pace import Pace
 
 logger = logging.getLogger(__name__)
+
+NO_GROWTH: Mapping[Request, int] = MappingProxyType({})
 
 _NO_SLOTS = np.zeros(0, dtype=np.int32)
 
@@ -141,24 +144,26 @@ class Drafts:
             self._wanted = dict(zip(names, counts, strict=True))
         return any(self._wanted.values())
 
-    def depth(self, request: Request) -> int:
+    def depth(self, request: Request, growth: int = 0) -> int:
         """Levels that a tree behind `request` may have; 0 = it gets none.
 
         The last id of an output needs no entry, so no candidate stands in its place.
+
+        Args:
+            growth: ids that the row may have got by then.
         """
         if request.sampling.speculative is False:
             return 0
-        return min(self._max_depth, request.max_len - request.length - 1)
+        return max(0, min(self._max_depth, request.max_len - request.length - 1 - growth))
 
     def nodes(self, request: Request, room: int, growth: int = 0) -> int:
         """Candidates to ask for, where `room` are possible.
 
         Args:
-            growth: ids that the row may have got by then; where that could leave no room for all
-                levels, it gets none.
+            growth: see `depth`; where that could leave less than half of the levels, it gets none.
         """
         depth = self.depth(request)
-        if depth == 0 or (growth and request.max_len - request.length - 1 - growth < depth):
+        if depth == 0 or 2 * self.depth(request, growth) < depth:
             return 0
         wanted = self._max_nodes if self._pace is None else self._wanted.get(request.id, 0)
         return min(wanted, room)
@@ -192,26 +197,28 @@ class Drafts:
         return found
 
     def reserve(
-        self, rows: Sequence[tuple[Request, int]], following: Container[Request] = ()
+        self, rows: Sequence[tuple[Request, int]], growth: Mapping[Request, int] = NO_GROWTH
     ) -> dict[Request, Draft]:
         """Places for candidates that the worker will make.
 
         Args:
             rows: requests, and how many candidates each has slots for.
-            following: those whose step before makes candidates, too, and is in flight.
+            growth: ids that rows may get in a step that is in flight; more than one where it has
+                candidates, so that how many is not known.
         """
         assert isinstance(self._drafter, StepDrafter), "the worker guesses"
         found: dict[Request, Draft] = {}
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
-            levels = min(self.depth(request), nodes) + known - 1
+            more = growth.get(request, 0)
+            levels = min(self.depth(request, more), nodes) + known - 1
             if request.planned_len > 0 and known <= self._drafter.levels:
                 found[request] = Draft(
                     *_places(nodes),
                     asked=nodes,
                     levels=min(levels, self._drafter.levels),
                     allowed=self._allowed(request),
-                    follows=request in following,
+                    follows=more > 1,
                 )
         if all(is_free(request) for request in found):
             return {request: replace(draft, in_place=True) for request, draft in found.items()}

@@ -69,22 +69,20 @@ class Proposals:
         if running != len(step.segments) or (waiting and running < self._max_running):
             return None
         spare = min(self._max_step_tokens - len(step.segments), MAX_GUESSES)
-        rows, behind = [], set()
+        rows, grown = [], {}
         for segment in step.segments:
             request, draft = segment.request, segment.draft
             going_on = request.finish is None and request.status is Status.DECODE
             if not going_on or request.inflight != 1 or (draft is not None and not draft.levels):
                 return None
-            growth = 1 if draft is None else draft.levels + 1
+            growth = grown[request] = 1 if draft is None else draft.levels + 1
             nodes = self._drafts.nodes(request, spare // len(step.segments), growth)
-            if draft is not None:
-                behind.add(request)
-            elif nodes == 0:
+            if nodes == 0 and draft is None:
                 continue
             if nodes == 0 or self._spare(request, growth + nodes) < growth + nodes:
                 return None
             rows.append((request, nodes))
-        return self._drafts.reserve(rows, behind)
+        return self._drafts.reserve(rows, grown)
 
     def _spare(self, request: Request, count: int) -> int:
         """Give a row slots behind its last id, `count` or as many as leave enough to others; how
