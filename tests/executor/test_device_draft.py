@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from branchline.runtime.executor.drafting import DraftSeed, best_tree
 from branchline.runtime.executor.host_draft import HostDraft, scratch_slots
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape
 from branchline.runtime.executor.recorder import Recorder
+from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.loading.eagle_checkpoint import EagleCheckpoint
 from branchline.runtime.models.base import Model
 from branchline.runtime.models.draft import DraftModel
@@ -68,6 +69,12 @@ def head(
     version, mapped = int(request.param[0]), "mapped" in request.param
     write_head(folder, version, VOCAB, draft_vocab=40 if mapped else None)
     return load_head(EagleCheckpoint(folder), model, ops, dtype="float32", device=CPU)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with torch_threads(1):
+        yield
 
 
 class Rounds:

@@ -16,7 +16,7 @@ from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.sections import SchedulerSection
 from branchline.runtime.core.batch import ScheduleBatch
-from branchline.runtime.core.drafting import StepDrafter
+from branchline.runtime.core.drafting import MAX_GUESSES, StepDrafter
 from branchline.runtime.core.messages import GenerateRequest
 from branchline.runtime.core.protocols import Pending
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
@@ -30,6 +30,7 @@ from branchline.runtime.models.base import Model
 from branchline.runtime.models.draft import StandaloneDraft
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Bounds, Intake
+from branchline.runtime.scheduler.pace import Pace
 from branchline.runtime.scheduler.scheduler import Scheduler
 from tests.executor.test_device_scheduler import Outbox
 from tests.executor.test_verify import (
@@ -109,21 +110,22 @@ def scheduler_for(
     page_size: int = 1,
     tokens: int = 960,
     graphs: bool = True,
-    nodes: int = NODES,
+    rows: int = ROWS,
+    pace: Pace | None = None,
     device: torch.device = CPU,
 ) -> tuple[Scheduler, Outbox, Watched]:
-    cache = CacheManager(tokens // page_size, page_size, ROWS, CONTEXT)
+    cache = CacheManager(tokens // page_size, page_size, rows, CONTEXT)
     cache.slot_table.record_changes()
     settings = DeviceSettings(
         page_size=page_size,
         max_step_tokens=STEP_TOKENS,
-        max_rows=ROWS,
+        max_rows=rows,
         slot_width=CONTEXT,
         kv_dtype=torch.float32,
         graphs=graphs,
         draft_width=WIDTH,
         draft_levels=LEVELS,
-        draft_nodes=nodes,
+        draft_nodes=NODES,
         guesses=guesser is not None,
     )
     draft = None if guesser is None else StandaloneDraft(guesser)
@@ -137,7 +139,7 @@ def scheduler_for(
         out,
         Intake(Bounds(VOCAB, CONTEXT, STEP_TOKENS // 2, model.spec.hidden), seed=1),
         max_step_tokens=STEP_TOKENS,
-        max_running=ROWS,
+        max_running=rows,
         eos_ids=EOS,
         grammars=TableGrammars(forcing=True),
         call_soon=lambda fn: fn(),
@@ -150,8 +152,9 @@ def scheduler_for(
                 StepDrafter(LEVELS),
                 vocab_size=VOCAB,
                 eos_ids=EOS,
-                max_nodes=nodes,
+                max_nodes=NODES,
                 max_depth=DEPTH,
+                pace=pace,
             )
         ),
     )
@@ -242,6 +245,21 @@ def test_constraints_are_asked_of_every_candidate(models: tuple[Ops, Model, Mode
     scheduler, out, worker = scheduler_for(ops, model, guesser, graphs=False)
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
     assert scheduler.stats.accepted_tokens > 0 and worker.learns > 0
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_more_rows_than_a_round_has_take_turns(
+    models: tuple[Ops, Model, Model], paced: bool
+) -> None:
+    """With and without a pace, which gives some rows guesses and others none."""
+    ops, model, guesser = models
+    requests = free_work(random.Random(7), 24)
+    sizes: dict[str, Any] = {"graphs": False, "rows": 18, "tokens": 2000}
+    wanted = run(*scheduler_for(ops, model, None, **sizes)[:2], requests)
+    pace = Pace(NODES, MAX_GUESSES) if paced else None
+    scheduler, out, worker = scheduler_for(ops, model, guesser, pace=pace, **sizes)
+    assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
+    assert scheduler.stats.accepted_tokens > 0 and worker.keeps > 0
 
 
 def test_guesses_end_with_the_context(models: tuple[Ops, Model, Model]) -> None:
