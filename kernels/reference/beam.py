@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from branchline.kernels.beam import HEADER, Beam, BeamOps
+from branchline.kernels.beam import HEADER, Beam, BeamOps, Check, SlotRows
 
 _DEAD = float("-inf")
 
@@ -13,11 +13,14 @@ class ReferenceBeam(BeamOps):
     """Every step in torch."""
 
     def beam_begin(self, beam: Beam) -> None:
-        rows, w, inputs = beam.rows, beam.width, beam.inputs
-        lens = inputs[:, 0].long()
+        rows, w, inputs, known = beam.rows, beam.width, beam.inputs, beam.known
+        where, told = inputs[:, 0].long(), inputs[:, 1]
+        beam.lengths.copy_(torch.where(told < 0, known.lengths[where], told))
+        lens = beam.lengths.long()
         entries = (lens - beam.first).clamp(min=0)
         table = beam.table.view(rows, w, -1)
-        table[:, :, : beam.context] = inputs[:, None, HEADER + beam.levels :]
+        size = min(beam.context, known.slots.shape[1]) - beam.first
+        table[:, :, :size] = known.slots[where, beam.first : beam.first + size][:, None]
         for level in range(beam.depth):
             n = rows * beam.size(level)
             positions = (lens + level).clamp(max=beam.context - 1)
@@ -25,10 +28,11 @@ class ReferenceBeam(BeamOps):
             beam.ends[level, :n] = (entries + level + 1).int().repeat_interleave(beam.size(level))
         own = beam.scratch + torch.arange(rows, device=inputs.device) * w
         table[torch.arange(rows), 0, entries] = own.int()
-        beam.ids[0, :rows] = inputs[:, HEADER]
+        given = inputs[:, HEADER]
+        beam.ids[0, :rows] = torch.where(given < 0, known.tokens[where, lens], given)
         beam.scores[0, :rows] = 0.0
         beam.nodes[0, :rows] = -1
-        beam.previous[0, :rows] = inputs[:, 1]
+        beam.previous[0, :rows] = known.slots[where, (lens - 1).clamp(min=0)]
 
     def beam_step(self, beam: Beam, level: int, logits: torch.Tensor) -> None:
         rows, w, size = beam.rows, beam.width, beam.size(level)
@@ -52,6 +56,76 @@ class ReferenceBeam(BeamOps):
         if level + 1 < beam.depth:
             _next(beam, level, ids, scores, known)
 
+    def beam_tree(self, beam: Beam, check: Check, most: int) -> None:
+        for row in range(beam.rows):
+            at, levels = int(beam.inputs[row, 4]), int(beam.inputs[row, 3])
+            if at >= 0 and int(check.firsts[at]) >= 0:
+                count = min(beam.count(levels), beam.found.shape[2])
+                length = int(beam.lengths[row])
+                pending = int((beam.inputs[row, HEADER + 1 :] >= 0).sum())
+                _plant(check, at, beam.found[:, row, :count], length + pending, beam.known)
+
+    def keep_guesses(
+        self, check: Check, known: SlotRows, depth: int, most: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        b, sampled = check.rows.shape[0], check.nodes[2]
+        moves = torch.zeros(2, b, depth, dtype=torch.int32, device=sampled.device)
+        for i in range(b):
+            first, n, row = int(check.firsts[i]), int(check.tree_lens[i]), int(check.rows[i])
+            if first < 0:
+                continue
+            ids, parents = check.nodes[:2, first + 1 : first + 1 + n].tolist()
+            base, node, kept = int(check.sample_positions[first]), -1, 0
+            while kept <= depth:
+                following = int(sampled[first + 1 + node])
+                if following >= 0:
+                    known.tokens[row, base + kept] = following
+                pairs = zip(parents, ids, strict=True)
+                child = next((j for j, pair in enumerate(pairs) if pair == (node, following)), None)
+                if child is None or kept == depth:
+                    break
+                moves[0, i, kept] = known.slots[row, base + child]
+                moves[1, i, kept] = known.slots[row, base + kept]
+                node, kept = child, kept + 1
+            known.lengths[row] = base + kept
+        return moves[0].flatten(), moves[1].flatten()
+
+
+def _plant(check: Check, at: int, found: torch.Tensor, last: int, known: SlotRows) -> None:
+    """Row `at` of a step gets the best of what was found, int32 [3, c], behind position `last`."""
+    n, first, row = int(check.tree_lens[at]), int(check.firsts[at]), int(check.rows[at])
+    scores = found[2].view(torch.float32)
+    order = scores.sort(descending=True, stable=True).indices[:n].tolist()
+    order = [place for place in order if scores[place] > _DEAD]
+    places = {place: node for node, place in enumerate(order)} | {-1: -1}
+    ids = [int(found[0, place]) for place in order] + [0] * (n - len(order))
+    parents = [places[int(found[1, place])] for place in order] + [-2] * (n - len(order))
+    depths: list[int] = []
+    seen: list[int] = []
+    for node, parent in enumerate(parents):
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        seen.append((seen[parent] if parent >= 0 else 0) | 1 << node)
+    token, words = int(check.extend_start[at + 1]) - n - 1, -(-n // 64)
+    positions = torch.tensor([last, *(last + 1 + depth for depth in depths)])
+    slots = known.slots[row]
+    sampled = slice(first, first + n + 1)
+    check.seq_lens[at] = last + 1 + n
+    check.input_ids[token + 1 : token + 1 + n] = torch.tensor(ids, dtype=torch.int32)
+    check.positions[token : token + 1 + n] = positions
+    check.out_slots[token : token + 1 + n] = slots[last : last + 1 + n]
+    check.previous[token] = slots[max(0, last - 1)]
+    before = last + 1 + torch.tensor(parents).clamp(min=-1)
+    check.previous[token + 1 : token + 1 + n] = slots[before]
+    check.sample_positions[sampled] = positions + 1
+    check.sample_places[sampled] = row * known.tokens.shape[1] + positions + 1
+    check.nodes[0, first + 1 : first + 1 + n] = torch.tensor(ids, dtype=torch.int32)
+    check.nodes[1, first + 1 : first + 1 + n] = torch.tensor(parents, dtype=torch.int32)
+    for node, bits in enumerate(seen):
+        for word in range(words):
+            part = (bits >> 64 * word) & (1 << 64) - 1
+            place = int(check.tree_offsets[at]) + node * words + word
+            check.tree_words[place] = part - (1 << 64 if part >> 63 else 0)
+
 
 def _next(
     beam: Beam, level: int, ids: torch.Tensor, scores: torch.Tensor, known: torch.Tensor
@@ -69,7 +143,7 @@ def _next(
     row = torch.arange(rows, device=ids.device)[:, None]
     before = beam.scratch + (level * beam.scratch_rows + row) * w
     beam.previous[there, :n] = (before + parents).int().flatten()
-    entries = (beam.inputs[:, 0].long() - beam.first).clamp(min=0)
+    entries = (beam.lengths.long() - beam.first).clamp(min=0)
     columns = (entries[:, None, None] + torch.arange(level + 1, device=ids.device)).expand(
         -1, w, -1
     )

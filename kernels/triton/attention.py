@@ -293,5 +293,5 @@ def _verify(
         BLOCK_B=max(32, power_of_two(b)),
         JOIN=max(1, 8192 // (m * power_of_two(d))),
         **_heads(gpu, q, k_pool),
-        **gpu.launch(4, 2),
+        **gpu.launch(2 if m <= 16 else 4, 2),
     )

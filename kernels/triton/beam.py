@@ -1,16 +1,17 @@
-"""Launches of the kernels of a beam search."""
+"""Launches of the kernels of a beam search, and of those around the step that checks it."""
 
 from __future__ import annotations
 
 import torch
 import triton
 
-from branchline.kernels.beam import Beam, BeamOps
+from branchline.kernels.beam import Beam, BeamOps, Check, SlotRows
 from branchline.kernels.triton.beam_kernels import (
     beam_begin_kernel,
     beam_part_kernel,
     beam_select_kernel,
 )
+from branchline.kernels.triton.check_kernels import beam_tree_kernel, keep_guesses_kernel
 from branchline.kernels.triton.tuning import Device, power_of_two
 
 __all__ = ["TritonBeam"]
@@ -27,8 +28,13 @@ class TritonBeam(BeamOps):
     _gpu: Device
 
     def beam_begin(self, beam: Beam) -> None:
+        known = beam.known
         beam_begin_kernel[(beam.rows * beam.width, triton.cdiv(beam.context, _SLOTS))](
             beam.inputs,
+            known.slots,
+            known.tokens,
+            known.lengths,
+            beam.lengths,
             beam.table,
             beam.positions,
             beam.ends,
@@ -37,6 +43,8 @@ class TritonBeam(BeamOps):
             beam.nodes,
             beam.previous,
             beam.inputs.stride(0),
+            known.slots.stride(0),
+            known.tokens.stride(0),
             beam.table.stride(0),
             beam.ids.stride(0),
             beam.first,
@@ -44,7 +52,6 @@ class TritonBeam(BeamOps):
             beam.scratch,
             beam.depth,
             W=beam.width,
-            LEVELS=beam.levels,
             LEVELS_PAD=power_of_two(beam.levels),
             BLOCK=_SLOTS,
             **self._gpu.launch(4),
@@ -82,6 +89,7 @@ class TritonBeam(BeamOps):
             tops,
             sums,
             beam.inputs,
+            beam.lengths,
             names,
             beam.ids,
             beam.scores,
@@ -112,3 +120,71 @@ class TritonBeam(BeamOps):
             MAPPED=mapped,
             **self._gpu.launch(4),
         )
+
+    def beam_tree(self, beam: Beam, check: Check, most: int) -> None:
+        count, nodes = beam.found.shape[2], power_of_two(most)
+        device, known = beam.found.device, beam.known
+        places = torch.empty(beam.rows, count, dtype=torch.int32, device=device)
+        order = torch.empty(beam.rows, nodes, dtype=torch.int32, device=device)
+        beam_tree_kernel[(beam.rows,)](
+            beam.inputs,
+            beam.lengths,
+            beam.found,
+            places,
+            order,
+            known.slots,
+            check.firsts,
+            check.rows,
+            check.seq_lens,
+            check.extend_start,
+            check.tree_lens,
+            check.tree_offsets,
+            check.tree_words,
+            check.input_ids,
+            check.out_slots,
+            check.previous,
+            check.positions,
+            check.sample_places,
+            check.sample_positions,
+            check.nodes,
+            beam.found.stride(0),
+            beam.found.stride(1),
+            beam.inputs.stride(0),
+            known.slots.stride(0),
+            known.tokens.stride(0),
+            check.nodes.stride(0),
+            W=beam.width,
+            DEPTH=beam.depth,
+            LEVELS=beam.levels,
+            LEVELS_PAD=power_of_two(beam.levels),
+            COUNT_PAD=power_of_two(count),
+            NODES_PAD=nodes,
+            WORDS_PAD=-(-nodes // 64),
+            BLOCK=min(128, power_of_two(count)),
+            **self._gpu.launch(8),
+        )
+
+    def keep_guesses(
+        self, check: Check, known: SlotRows, depth: int, most: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        b = check.rows.shape[0]
+        moves = torch.empty(2, b * depth, dtype=torch.int32, device=check.nodes.device)
+        keep_guesses_kernel[(b,)](
+            check.firsts,
+            check.rows,
+            check.tree_lens,
+            check.sample_positions,
+            check.nodes,
+            known.slots,
+            known.tokens,
+            known.lengths,
+            moves,
+            check.nodes.stride(0),
+            known.slots.stride(0),
+            known.tokens.stride(0),
+            moves.stride(0),
+            DEPTH=depth,
+            NODES_PAD=power_of_two(most),
+            **self._gpu.launch(1),
+        )
+        return moves[0], moves[1]

@@ -20,7 +20,7 @@ from branchline.kernels.triton.device_functions import INT32_MAX, take_turn
 # size: row_sums: operands of a launch
 
 NOTHING = tl.constexpr(-(2**63))
-HEADER = tl.constexpr(3)
+HEADER = tl.constexpr(5)
 
 
 @triton.jit
@@ -47,10 +47,10 @@ def place_of(number):
 
 @triton.jit
 def beam_begin_kernel(
-    inputs, table, positions, ends, ids, scores, nodes, previous,
-    input_stride, table_stride, level_stride, first, context, scratch, depth,
-    W: tl.constexpr, LEVELS: tl.constexpr, LEVELS_PAD: tl.constexpr, BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
+    inputs, known_slots, known_tokens, known_lengths, lengths, table, positions, ends, ids, scores,
+    nodes, previous, input_stride, slots_stride, tokens_stride, table_stride, level_stride, first,
+    context, scratch, depth,
+    W: tl.constexpr, LEVELS_PAD: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A program copies BLOCK slots of a row for one of its guesses; the first of a row's blocks
     writes what is known of all its levels."""
@@ -59,10 +59,14 @@ def beam_begin_kernel(
     given = inputs + row.to(tl.int64) * input_stride
     slots = table + line.to(tl.int64) * table_stride
     take_turn(PDL)
-    length = tl.load(given)
+    where = tl.load(given).to(tl.int64)
+    length = tl.load(given + 1)
+    if length < 0:
+        length = tl.load(known_lengths + where)
+    own = known_slots + where * slots_stride
     entries = tl.maximum(length - first, 0)
     i = block * BLOCK + tl.arange(0, BLOCK)
-    slot = tl.load(given + HEADER + LEVELS + i, mask=i < entries, other=0)
+    slot = tl.load(own + first + i, mask=i < entries, other=0)
     tl.store(slots + i, slot, mask=i < entries)
     if block == 0:
         level = tl.arange(0, LEVELS_PAD)
@@ -72,10 +76,14 @@ def beam_begin_kernel(
         tl.store(positions + place, position.to(tl.int64), mask=live)
         tl.store(ends + place, entries + level + 1, mask=live)
         if j == 0:
-            tl.store(ids + row, tl.load(given + HEADER))
+            token = tl.load(given + HEADER)
+            if token < 0:
+                token = tl.load(known_tokens + where * tokens_stride + length)
+            tl.store(lengths + row, length)
+            tl.store(ids + row, token)
             tl.store(scores + row, 0.0)
             tl.store(nodes + row, -1)
-            tl.store(previous + row, tl.load(given + 1))
+            tl.store(previous + row, tl.load(own + tl.maximum(length - 1, 0)))
             tl.store(slots + entries, scratch + line)
 
 
@@ -134,8 +142,8 @@ def row_sums(tops, sums, n, live, parts, PARTS_PAD: tl.constexpr):
 
 @triton.jit
 def beam_level(
-    inputs, ids, scores, nodes, previous, table, row, level, known, count, input_stride,
-    table_stride, level_stride, first, scratch, scratch_stride, score, name, flat, inside,
+    lengths, ids, scores, nodes, previous, table, row, level, known, count, table_stride,
+    level_stride, first, scratch, scratch_stride, score, name, flat, inside,
     W: tl.constexpr, W_PAD: tl.constexpr, LEVELS_PAD: tl.constexpr,
 ):  # fmt: skip
     """Write the next level: of the row's guesses, score, name and flat [S, W_PAD], the W best."""
@@ -161,7 +169,7 @@ def beam_level(
     tl.store(nodes + place, tl.where(forced, -1, best + count), mask=live)
     above = scratch + level * scratch_stride + row * W + parent
     tl.store(previous + place, above, mask=live)
-    length = tl.load(inputs + row.to(tl.int64) * input_stride)
+    length = tl.load(lengths + row)
     column = tl.maximum(length - first, 0) + tl.arange(0, LEVELS_PAD)
     old = (tl.arange(0, LEVELS_PAD) <= level)[None, :] & live[:, None]
     source = table + (row * W + parent).to(tl.int64) * table_stride
@@ -175,9 +183,9 @@ def beam_level(
 
 @triton.jit
 def beam_select_kernel(
-    numbers, tops, sums, inputs, vocabulary, ids, scores, nodes, previous, table, found, parts,
-    level, count, plane, found_stride, input_stride, table_stride, level_stride, first, scratch,
-    scratch_stride,
+    numbers, tops, sums, inputs, lengths, vocabulary, ids, scores, nodes, previous, table, found,
+    parts, level, count, plane, found_stride, input_stride, table_stride, level_stride, first,
+    scratch, scratch_stride,
     SIZE: tl.constexpr, SIZE_PAD: tl.constexpr, W: tl.constexpr, W_PAD: tl.constexpr,
     BLOCK: tl.constexpr, PARTS_PAD: tl.constexpr, LEVELS_PAD: tl.constexpr, NEXT: tl.constexpr,
     MORE: tl.constexpr, MAPPED: tl.constexpr, PDL: tl.constexpr,
@@ -206,7 +214,7 @@ def beam_select_kernel(
     score = tl.where(score == score, score, float("-inf"))  # nothing allowed: no sum either
     column = tl.where(inside, place_of(chosen), 0)
     name = tl.load(vocabulary + column, mask=inside, other=0) if MAPPED else column
-    known = tl.load(inputs + row.to(tl.int64) * input_stride) * 0 - 1
+    known = tl.load(lengths + row) * 0 - 1
     if MORE:
         known = tl.load(inputs + row.to(tl.int64) * input_stride + HEADER + level + 1)
     flat = s[:, None] * W + k[None, :]
@@ -218,7 +226,7 @@ def beam_select_kernel(
     tl.store(place + 2 * plane, shown.to(tl.int32, bitcast=True), mask=inside)
     if NEXT:
         beam_level(
-            inputs, ids, scores, nodes, previous, table, row, level, known, count, input_stride,
-            table_stride, level_stride, first, scratch, scratch_stride, score, name, flat, inside,
+            lengths, ids, scores, nodes, previous, table, row, level, known, count, table_stride,
+            level_stride, first, scratch, scratch_stride, score, name, flat, inside,
             W, W_PAD, LEVELS_PAD,
         )  # fmt: skip

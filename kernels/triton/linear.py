@@ -26,11 +26,12 @@ _OUTPUTS = 64
 """Most outputs of a program for one row; fewer ones divide it."""
 _SHARED = 110 << 10
 """Shared memory of a program where there are more than multiprocessors: two fit one."""
-_SUMS = 1 << 10
+_SUMS = 5 << 8
 """Sums of squares that a product of a few rows leaves to the one behind it, at most: every program
 of that one adds all of them up. Steps with 2,000 and more of them took 5 % longer than before."""
+_AHEAD_ROWS = 8
 _PREFETCHED = 16 << 20
-"""Elements of the largest matrix that is asked into the cache before its turn, for few rows: with
+"""Rows, and elements of the largest matrix, that is asked into the cache before its turn: with
 2 to 8 rows a step is 4 % faster for it, with 16 or more slower: attention wants the memory."""
 
 
@@ -273,7 +274,7 @@ class Linears:
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             STAGES=stages,
-            AHEAD=self._gpu.overlap and t <= 8 and weight.numel() <= _PREFETCHED,
+            AHEAD=self._gpu.overlap and t <= _AHEAD_ROWS and weight.numel() <= _PREFETCHED,
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(warps, stages),
         )
@@ -364,8 +365,8 @@ def skinny_tile(t: int, n: int, gated: bool) -> tuple[int, int, int, int]:
     """(outputs, columns at a time, stages, warps) of a program for t rows of x, measured."""
     if t > 32:
         return 16 if n < 2048 else 32, 128, 3 if n >= 8192 else 4 if gated else 6, 4
+    if gated and t > 16:
+        return (64, 128, 4, 4) if n > 2048 else (32, 64, 4, 4)
     if t > 16:
-        if gated:
-            return 64 if n > 2048 else 32, 128, 4, 4
         return 16 if n < 2048 else 32, 256, 6 if n < 32768 else 3, 4
-    return 32, 256, 3 if n >= 8192 else 4 if gated else 6, 4
+    return 32, 128 if gated and n < 2048 else 256, 3 if n >= 8192 else 4 if gated else 6, 4

@@ -125,12 +125,11 @@ def gemv_kernel(
 
 
 @triton.jit
-def _leave_scaled(result, norm, scaled, squares, place, here, t, n, t_live, n_live):
+def _leave_scaled(result, norms, scaled, squares, place, here, t, t_live):
     """For a norm: the sum times the norm's weights, and of each row the squares of this program's
     outputs; of the sum as it was rounded, since later layers read that one."""
     x = tl.where(here, result.to(tl.float32), 0.0)
-    weights = tl.load(norm + n, mask=n_live, other=0.0).to(tl.float32)
-    tl.store(scaled + place, (x * weights[None, :]).to(scaled.dtype.element_ty), mask=here)
+    tl.store(scaled + place, (x * norms[None, :]).to(scaled.dtype.element_ty), mask=here)
     whole = tl.sum(x * x, axis=1)
     tl.store(squares + t * tl.num_programs(0) + tl.program_id(0), whole, mask=t_live)
 
@@ -147,17 +146,17 @@ def few_rows(
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     up_acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for first in tl.range(0, width, BLOCK_K, num_stages=STAGES):
-        place = first + k
-        live = (place < width)[:, None] & n_live[None, :]
-        w = tl.load(lines + place[:, None], mask=live, other=0.0)
+        i = first + k
+        live = (i < width)[:, None] & n_live[None, :]
+        w = tl.load(lines + i[:, None], mask=live, other=0.0)
         y = tl.load(
-            x + t[:, None] * width + place[None, :],
-            mask=t_live[:, None] & (place < width)[None, :],
+            x + t[:, None] * width + i[None, :],
+            mask=t_live[:, None] & (i < width)[None, :],
             other=0.0,
         )
         acc = dot(y, w, acc, WIDE)
         if GATED:
-            u = tl.load(up_lines + place[:, None], mask=live, other=0.0)
+            u = tl.load(up_lines + i[:, None], mask=live, other=0.0)
             up_acc = dot(y, u, up_acc, WIDE)
     return acc, up_acc
 
@@ -192,12 +191,19 @@ def skinny_kernel(
         p = tl.arange(0, SQUARES)
         there = t_live[:, None] & (p < parts)[None, :]
         square = tl.load(squares + t[:, None] * parts + p[None, :], mask=there, other=0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(square, axis=1) / width + eps)
+    # What the end needs is asked for now, and used there: so nobody waits for it.
+    place = t[:, None] * n_rows + n[None, :]
+    here = t_live[:, None] & n_live[None, :]
+    if ADD:
+        before = tl.load(out + place, mask=here, other=0.0)
+    if SCALED:
+        norms = tl.load(norm + n, mask=n_live, other=0.0).to(tl.float32)
     acc, up_acc = few_rows(
         x, lines, up_lines, t, t_live, n_live, width,
         GATED, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, WIDE,
     )  # fmt: skip
     if NORMED:
+        scale = 1.0 / tl.sqrt(tl.sum(square, axis=1) / width + eps)
         acc, up_acc = acc * scale[:, None], up_acc * scale[:, None]
     if BIAS:
         acc += tl.load(bias + n, mask=n_live, other=0.0)[None, :]
@@ -205,14 +211,12 @@ def skinny_kernel(
             up_acc += tl.load(bias + n_rows + n, mask=n_live, other=0.0)[None, :]
     if GATED:
         acc = acc / (1.0 + tl.exp(-acc)) * up_acc
-    place = t[:, None] * n_rows + n[None, :]
-    here = t_live[:, None] & n_live[None, :]
     if ADD:
-        acc += tl.load(out + place, mask=here, other=0.0).to(tl.float32)
+        acc += before.to(tl.float32)
     result = acc.to(out.dtype.element_ty)
     tl.store(out + place, result, mask=here)
     if SCALED:
-        _leave_scaled(result, norm, scaled, squares, place, here, t, n, t_live, n_live)
+        _leave_scaled(result, norms, scaled, squares, place, here, t, t_live)
 
 
 @triton.jit

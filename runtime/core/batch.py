@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from branchline.runtime.core.tree import DraftTree
+
 if TYPE_CHECKING:
     from branchline.runtime.sampling.sampling_batch import SamplingBatch
 
@@ -88,12 +90,14 @@ class TreeMask:
         words: uint64; candidate j of a row owns ceil(count / 64) words, bit i = sees candidate i
             (its own bit is set).
         samples: where the sampled places stand, if some of them are candidates.
+        guessed: rows whose candidates are still to be made, if any.
     """
 
     counts: Int32Array
     offsets: Int32Array
     words: UInt64Array
     samples: TreeSamples | None = None
+    guessed: GuessedRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,28 @@ class ScoreRead:
     logit_rows: Int32Array
     token_ids: Int32Array
     top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuessedRows:
+    """Rows whose candidates the worker makes itself once the step is handed to it. In the plan they
+    are places: their ids, positions and who sees whom do not count.
+
+    Attributes:
+        rows: int32 [g], which of the batch (indices into b), increasing.
+        levels: int32 [g], levels of guesses, those of known ids behind the first included.
+        follows: bool [g], the step before decides how long the row is, and has not been looked at:
+            nothing that the plan says of the row's positions, slots and last id counts.
+        allowed: what may come first of each: int32 [ceil(V / 32)], bit set = allowed; None = all.
+        keeps: the worker keeps those that were sampled: their entries are moved to where they
+            belong, and the next step may follow. Else the scheduler does, by the next plan.
+    """
+
+    rows: Int32Array
+    levels: Int32Array
+    follows: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    allowed: list[Int32Array | None]
+    keeps: bool
 
 
 @dataclass(slots=True)
@@ -166,6 +192,11 @@ class ScheduleBatch:
     trunks: bool = True
 
     @property
+    def guessed(self) -> GuessedRows | None:
+        """Rows whose candidates are still to be made, if any."""
+        return None if self.tree is None else self.tree.guessed
+
+    @property
     def extend_start(self) -> Int32Array:
         """int32 [b + 1], where each row's tokens begin among the t, then t."""
         starts: Int32Array = np.zeros(len(self.extend_lens) + 1, dtype=np.int32)
@@ -217,6 +248,7 @@ class ForwardOutput:
         scores: of `ScoreRead`.
         hidden: float32 [p, hidden], final normed states of the plan's `hidden_rows`.
         bad_rows: sampled rows (indices into s) whose logits held NaN or nothing allowed.
+        trees: candidates that the worker made, of each of the plan's `guessed`.
     """
 
     token_ids: np.ndarray[tuple[int, int], np.dtype[np.int32]]
@@ -225,3 +257,4 @@ class ForwardOutput:
     scores: TopLogprobs | None = None
     hidden: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None = None
     bad_rows: tuple[int, ...] = ()
+    trees: list[DraftTree] = field(default_factory=list)

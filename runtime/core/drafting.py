@@ -61,6 +61,18 @@ class DraftRow:
     least: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class StepDrafter:
+    """Guesses are made by the worker, as part of the step that checks them (`GuessedRows`): nobody
+    is asked before it.
+
+    Attributes:
+        levels: of guesses at most, those of known ids behind the first included.
+    """
+
+    levels: int
+
+
 class Drafter(Protocol):
     """Guesses what follows. All calls come from the loop thread, one at a time."""
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from branchline.runtime.core.batch import ForwardOutput, ScheduleBatch
+    from branchline.runtime.core.tree import DraftTree
     from branchline.runtime.responses import ToolFormat, ToolSpec
     from branchline.runtime.responses.reasoning import ReasoningFormat
 
@@ -33,6 +34,15 @@ class Pending(Protocol):
 
     def done(self) -> bool:
         """True when `result` would not wait."""
+
+
+@runtime_checkable
+class GuessingPending(Pending, Protocol):
+    """A step whose candidates the worker makes."""
+
+    def trees(self) -> list[DraftTree]:
+        """Wait for the candidates, not for the step: one tree for each of the plan's `guessed`, of
+        as many places as the plan has; raise what the step raised."""
 
 
 class Worker(Protocol):

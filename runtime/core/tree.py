@@ -15,13 +15,18 @@ Int32Array = np.ndarray[tuple[int], np.dtype[np.int32]]
 UInt64Array = np.ndarray[tuple[int], np.dtype[np.uint64]]
 
 
+NOBODY = -2
+"""Parent of a place that holds no candidate."""
+
+
 @dataclass(frozen=True, slots=True)
 class DraftTree:
     """n candidate tokens; every parent stands before its children.
 
     Attributes:
         token_ids: int32 [n].
-        parents: int32 [n], index of the candidate before it; -1 = follows the row's last token.
+        parents: int32 [n], index of the candidate before it; -1 = follows the row's last token;
+            `NOBODY` = no candidate, a place alone.
         depths: int32 [n], 0 for candidates whose parent is -1.
     """
 

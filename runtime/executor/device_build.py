@@ -31,6 +31,7 @@ from branchline.runtime.executor.device_draft import (
 from branchline.runtime.executor.device_graphs import (
     ADAPTED_TOKENS,
     TOKEN_STEP,
+    VERIFY_ROWS,
     adapted_sizes,
     decode_sizes,
     extend_shapes,
@@ -47,7 +48,7 @@ from branchline.runtime.executor.draft_step import Draft
 from branchline.runtime.executor.host_draft import scratch_slots
 from branchline.runtime.executor.plan_buffers import StepShape
 from branchline.runtime.executor.recorder import Recorder
-from branchline.runtime.memory.kv_pool import KVPool
+from branchline.runtime.memory.kv_pool import MOVED_AT_ONCE, KVPool
 from branchline.runtime.memory.sizing import free_memory
 from branchline.runtime.models.base import Model
 from branchline.runtime.models.draft import DraftModel
@@ -73,6 +74,7 @@ class DeviceSettings:
         graphs: record forwards.
         draft_width, draft_levels: guesses of a row that a draft model looks into at each level, and
             levels at most.
+        draft_nodes: guesses of a row at most that are checked.
         guesses: some steps will check guesses.
         adapter_slots: that the model's layers were given.
     """
@@ -86,6 +88,7 @@ class DeviceSettings:
     graphs: bool = True
     draft_width: int = 0
     draft_levels: int = 0
+    draft_nodes: int = 0
     guesses: bool = False
     adapter_slots: int = 0
 
@@ -198,6 +201,12 @@ class DeviceBuilder:
             self._record()
         self._warm_eager()
         self._warm_sampling()
+        if self._draft_model is not None:
+            self._runner.guesser = self._record_guesses()
+            rows = {min(rows, self._settings.max_rows + 1) for rows in VERIFY_ROWS}
+            keeps = [partial(self._runner.record_keep, size) for size in sorted(rows)]
+            self._record_all("keep_graphs", keeps)
+            self._warm_moves()
         self._runner.stream.drain()
         return DeviceWorker(self._runner, overlap=overlap)
 
@@ -213,12 +222,11 @@ class DeviceBuilder:
             device=self._device,
         )
 
-    def guesser(self) -> DeviceDraft:
-        """What runs the draft model, recorded as far as memory goes; after `worker`."""
+    def _record_guesses(self) -> DeviceDraft:
+        """What runs the draft model, recorded as far as memory goes."""
         made = self._guesser(self._runner.recorder)
         sizes = [partial(made.record, *size) for size in draft_sizes(made.max_depth)]
         self._record_all("draft_graphs", sizes)
-        self._runner.stream.drain()
         return made
 
     def _guesser(self, recorder: Recorder) -> DeviceDraft:
@@ -229,10 +237,13 @@ class DeviceBuilder:
             self._ops,
             runner.stream,
             recorder,
+            runner.tables,
             max_context=self._model.max_context,
             width=self._settings.draft_width,
             max_depth=self._settings.draft_levels,
+            most=self._settings.draft_nodes,
             vocab_size=runner.vocab_size,
+            check=runner.recorded_check(),
         )
 
     def _record_all(self, name: str, sizes: Sequence[Callable[[], None]]) -> None:
@@ -307,6 +318,17 @@ class DeviceBuilder:
                     lora = runner.lora(torch.full_like(index, -1)) if adapted else None
                     self._model.logits(self._ops.gather_rows(hidden, index), self._ops, lora)
             count *= 2
+
+    def _warm_moves(self) -> None:
+        """What moves kept guesses where that is not recorded, once for each size."""
+        runner = self._runner
+        draft = runner.draft
+        assert draft is not None, "there is a draft model"
+        with runner.stream:
+            for count in (1 << bits for bits in range(MOVED_AT_ONCE.bit_length())):
+                none = torch.zeros(count, dtype=torch.int32, device=self._device)
+                for pool in (runner.kv_pool, draft.pool):
+                    pool.move_slots(self._ops, none, none)
 
     def _warm_sampling(self) -> None:
         """Every way to choose a token, once."""

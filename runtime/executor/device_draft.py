@@ -1,9 +1,10 @@
-"""Guessing on a device: all levels of several rows recorded as one graph, one copy there and back.
+"""Guessing on a device: all levels of several rows recorded as one graph, whose guesses become the
+candidates of a step that is queued behind it, without a look from the host.
 
 The same beam as `host_draft`, with fixed sizes: every row has `width` guesses at every level, dead
-ones score -inf. Invariant: nothing outside the scratch slots is written; what a replay gives for a
-row does not depend on the rows beside it, beyond what its kernels promise. Knows nothing of
-requests.
+ones score -inf. Invariant: of the caches nothing outside the scratch slots is written; what a
+replay gives for a row does not depend on the rows beside it, beyond what its kernels promise. Knows
+nothing of requests.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from itertools import product
 import numpy as np
 import torch
 
-from branchline.kernels.beam import HEADER, Beam, BeamOps
+from branchline.kernels.beam import HEADER, Beam, BeamOps, Check
 from branchline.kernels.ops import AttentionMeta, Ops
+from branchline.runtime.core.batch import GuessedRows, ScheduleBatch
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.errors import InvalidRequest
-from branchline.runtime.executor.device_stream import DeviceStream, host_buffer
+from branchline.runtime.executor.device_stream import DeviceStream, Mark, host_buffer
+from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.draft_step import Draft
-from branchline.runtime.executor.drafting import DraftSeed, Guesses
 from branchline.runtime.executor.recorder import Recorder
 from branchline.runtime.models.draft import EntryAttention
+
+_RING = 8
+"""Host buffers used in turn, one for each group of rows that is guessed for."""
 
 ROW_SIZES = (1, 2, 4, 8, 16)
 """Rows for which guessing is recorded; more take several turns."""
@@ -58,10 +63,13 @@ class DeviceDraft:
         ops: what it runs with.
         stream: where steps are queued too.
         recorder: of the levels.
+        tables: what the rows hold.
         max_context: of a row.
         width: guesses looked into at each level.
         max_depth: levels at most.
+        most: guesses of a row at most that become candidates.
         vocab_size: of the target.
+        check: recorded rounds make their guesses the candidates of this step.
 
     Raises:
         InvalidRequest: the ops cannot search.
@@ -73,11 +81,14 @@ class DeviceDraft:
         ops: Ops,
         stream: DeviceStream,
         recorder: Recorder,
+        tables: DeviceTables,
         *,
         max_context: int,
         width: int,
         max_depth: int,
+        most: int,
         vocab_size: int,
+        check: Check,
     ) -> None:
         if not isinstance(ops, BeamOps):
             raise InvalidRequest(
@@ -87,22 +98,23 @@ class DeviceDraft:
         self._draft, self._stream, self._recorder = draft, stream, recorder
         self._ops: Ops = ops
         self._search: BeamOps = ops
+        self._tables, self._most, self._check = tables, most, check
         self._width, self._context = width, max_context
         self._first = draft.model.sizes.first
         self._attention = EntryAttention()
         device, rows = stream.device, ROW_SIZES[-1]
-        # length, last slot, whether masked, pending ids, slots: what every row needs, in one copy
-        self._host = host_buffer((rows, HEADER + max_depth + max_context), torch.int32, device)
-        self._inputs = torch.zeros_like(self._host, device=device)
-        words = -(-vocab_size // 32)
-        self._host_masks = host_buffer((rows, words), torch.int32, device)
-        self._masks = torch.zeros((rows, words), dtype=torch.int32, device=device)
+        shape, words = (rows, HEADER + max_depth), (rows, -(-vocab_size // 32))
+        self._host = [host_buffer(shape, torch.int32, device) for _ in range(_RING)]
+        self._host_masks = [host_buffer(words, torch.int32, device) for _ in range(_RING)]
+        self._marks, self._turn = [Mark()] * _RING, 0
+        self._inputs = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._inputs[:, 4] = -1  # of no row of a step yet
+        self._masks = torch.zeros(words, dtype=torch.int32, device=device)
+        self._lengths = torch.zeros(rows, dtype=torch.int32, device=device)
         self._table = torch.zeros(
             (rows * width, max_context + max_depth), dtype=torch.int32, device=device
         )
-        most = width + (max_depth - 1) * width * width
-        self._back = host_buffer((3, rows, most), torch.int32, device)
-        self._graphs: dict[tuple[int, int], Callable[[], torch.Tensor]] = {}
+        self._graphs: dict[tuple[int, int], Callable[[], None]] = {}
         # What never changes is made once: in a recording each would be a kernel at every level.
         ints = torch.arange(rows * max_depth * width + 1, dtype=torch.int32, device=device)
         self._ints, self._ones = ints, torch.ones(rows * width, dtype=torch.int32, device=device)
@@ -118,76 +130,73 @@ class DeviceDraft:
             torch.OutOfMemoryError: no memory for it; what was recorded before stays usable.
         """
         with self._stream:
-            self._graphs[rows, depth] = self._recorder.record(lambda: self._run(rows, depth))
+            self._graphs[rows, depth] = self._recorder.record(
+                lambda: self._round(rows, depth, self._check)
+            )
 
-    def guess(self, seeds: Sequence[DraftSeed]) -> list[Guesses]:
-        """See `DraftExecutor.guess`."""
-        found: list[Guesses] = []
-        for first in range(0, len(seeds), ROW_SIZES[-1]):
-            found += self._guess(seeds[first : first + ROW_SIZES[-1]])
-        return found
+    def guess(self, plan: ScheduleBatch, check: Check) -> None:
+        """Queue the levels for a plan's guessed rows and make what they find the step's candidates;
+        the tables hold what the plan says.
 
-    def _guess(self, seeds: Sequence[DraftSeed]) -> list[Guesses]:
-        levels = [self._levels_of(seed) for seed in seeds]
-        if max(levels) < 1:
-            none = np.empty(0, dtype=np.int32)
-            return [Guesses(none, none, none.astype(np.float32))] * len(seeds)
-        rows = next(size for size in ROW_SIZES if size >= len(seeds))
-        depth = next(d for d in recorded_depths(self.max_depth) if d >= max(levels))
-        replay = self._graphs.get((rows, depth))
-        self._stream.adopt()
-        with self._stream:
-            self._load(seeds, rows)
-            result = self._run(rows, depth) if replay is None else replay()
-            back = self._back.view(-1)[: result.numel()].view(result.shape)
-            back.copy_(result, non_blocking=True)
-            mark = self._stream.mark()
-        mark.wait()
-        arrays = back.numpy()
-        return [self._read(arrays[:, row], max(0, count)) for row, count in enumerate(levels)]
+        Args:
+            check: the step as it was loaded, which is completed here.
+        """
+        guessed = plan.guessed
+        assert guessed is not None, "the plan asks for guesses"
+        recorded = check.nodes.data_ptr() == self._check.nodes.data_ptr()
+        for first in range(0, len(guessed.rows), ROW_SIZES[-1]):
+            group = np.arange(first, min(first + ROW_SIZES[-1], len(guessed.rows)))
+            rows = next(size for size in ROW_SIZES if size >= len(group))
+            levels = int(guessed.levels[group].max())
+            depth = next(d for d in recorded_depths(self.max_depth) if d >= levels)
+            self._load(plan, guessed, group, rows)
+            replay = self._graphs.get((rows, depth)) if recorded else None
+            if replay is None:
+                self._round(rows, depth, check)
+            else:
+                replay()
 
-    def _levels_of(self, seed: DraftSeed) -> int:
-        """Levels wanted, pending ids among them; rotations end with the context."""
-        wanted = seed.depth + len(seed.pending) - 1
-        return min(wanted, self.max_depth, self._context - len(seed.slots))
+    def keep(self, check: Check) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queue `BeamOps.keep_guesses` over the tables."""
+        return self._search.keep_guesses(check, self._tables.known, self.max_depth, self._most)
 
-    def _read(
-        self, arrays: np.ndarray[tuple[int, int], np.dtype[np.int32]], levels: int
-    ) -> Guesses:
-        w = self._width
-        count = w + (levels - 1) * w * w if levels else 0
-        ids, parents, scores = arrays[:, :count].copy()
-        return Guesses(ids, parents, scores.view(np.float32))
-
-    def _load(self, seeds: Sequence[DraftSeed], rows: int) -> None:
-        host, first = self._host.numpy(), HEADER + self.max_depth
-        masked = False
-        for row, seed in enumerate(seeds):
-            n, asks = len(seed.slots), seed.allowed is not None
-            known = seed.pending.tolist()
-            none = [-1] * (self.max_depth - len(known))
-            host[row, :first] = [n, int(seed.slots[-1]), asks, *known, *none]
-            host[row, first : first + n - self._first] = seed.slots[self._first :]
-            if seed.allowed is not None:
+    def _load(
+        self,
+        plan: ScheduleBatch,
+        guessed: GuessedRows,
+        group: np.ndarray[tuple[int], np.dtype[np.int64]],
+        rows: int,
+    ) -> None:
+        self._turn = (self._turn + 1) % _RING
+        self._marks[self._turn].wait()
+        host, masks = self._host[self._turn], self._host_masks[self._turn]
+        starts, masked, lines = plan.extend_start, False, []
+        for row, which in enumerate(group.tolist()):
+            at, allowed = int(guessed.rows[which]), guessed.allowed[which]
+            length, start, known = -1, int(starts[at]), []
+            if not guessed.follows[which]:
+                length = int(plan.seq_lens[at] - plan.extend_lens[at])
+                known = plan.input_ids[start : int(starts[at + 1]) - _places(plan, at)].tolist()
+            header = int(plan.rows[at]), length, allowed is not None, int(guessed.levels[which]), at
+            lines.append([*header, *known, *[-1] * (self.max_depth - len(known))])
+            if allowed is not None:
                 masked = True
-                self._host_masks.numpy()[row] = seed.allowed
-        if len(seeds) < rows:
-            host[len(seeds) : rows, :first] = [0, 0, 0, 0, *[-1] * (self.max_depth - 1)]
-        # of one row, what it has; of several, rows as they lie: a copy costs more than its bytes
-        size = first + len(seeds[0].slots) if rows == 1 else rows * host.shape[1]
-        self._inputs.view(-1)[:size].copy_(self._host.view(-1)[:size], non_blocking=True)
+                masks.numpy()[row] = allowed
+        rest = [self._tables.padding_row, 0, 0, 1, -1, 0, *[-1] * (self.max_depth - 1)]
+        host.numpy()[:rows] = lines + [rest] * (rows - len(lines))
+        self._inputs[:rows].copy_(host[:rows], non_blocking=True)
         if masked:
-            self._masks[:rows].copy_(self._host_masks[:rows], non_blocking=True)
+            self._masks[:rows].copy_(masks[:rows], non_blocking=True)
+        self._marks[self._turn] = self._stream.mark()
 
     # -- what is recorded --------------------------------------------------------------------------
 
-    def _run(self, rows: int, depth: int) -> torch.Tensor:
-        """int32 [3, rows, guesses]: ids, parents, bits of the scores."""
+    def _round(self, rows: int, depth: int, check: Check) -> None:
         beam = self._beam(rows, depth)
         self._search.beam_begin(beam)
         for level in range(depth):
             self._search.beam_step(beam, level, self._logits(beam, level))
-        return beam.found
+        self._search.beam_tree(beam, check, self._most)
 
     def _beam(self, rows: int, depth: int) -> Beam:
         """Buffers of a search, which what is recorded keeps."""
@@ -203,6 +212,8 @@ class DeviceDraft:
             scratch=self._draft.pool.first_scratch,
             scratch_rows=ROW_SIZES[-1],
             inputs=self._inputs[:rows],
+            known=self._tables.known,
+            lengths=self._lengths[:rows],
             masks=self._masks[:rows],
             vocabulary=self._draft.model.vocabulary,
             table=self._table[: rows * w],
@@ -239,3 +250,9 @@ class DeviceDraft:
             previous=beam.previous[level, :n],
         )
         return self._draft.model.level(batch, self._ops, self._draft.pool)
+
+
+def _places(plan: ScheduleBatch, at: int) -> int:
+    """Candidates of a row of the batch."""
+    assert plan.tree is not None, "places are kept free for candidates"
+    return int(plan.tree.counts[at])

@@ -237,10 +237,17 @@ class DeviceGraphs:
         found = _smallest(self._verify, plan) if _checks_guesses(plan) else None
         return found or _smallest(self._extend, plan)
 
-    def replay(self, graph: _Graph, plan: ScheduleBatch) -> tuple[StepTensors, Outputs]:
-        """Queue the step: what the recording reads and what it leaves."""
+    def replay(
+        self, graph: _Graph, plan: ScheduleBatch, loaded: Callable[[StepTensors], None]
+    ) -> tuple[StepTensors, Outputs]:
+        """Queue the step: what the recording reads and what it leaves.
+
+        Args:
+            loaded: queues what comes between the plan and the recording.
+        """
         meta = self._buffers.load(plan, graph.tensors)
         self._attention.plan_replay(graph.plan, meta)
+        loaded(graph.tensors)
         return graph.tensors, graph.replay()
 
 

@@ -7,10 +7,12 @@ Knows nothing of sampling parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from branchline.kernels.beam import Check
 from branchline.kernels.lora import LoraBatch
 from branchline.kernels.ops import Ops
 from branchline.kernels.sampling import Draws, SamplingOps
@@ -19,6 +21,7 @@ from branchline.runtime.core.batch import ScheduleBatch
 from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.errors import InvalidRequest
+from branchline.runtime.executor.device_draft import DeviceDraft
 from branchline.runtime.executor.device_graphs import (
     DECODE_STEP,
     TOKEN_STEP,
@@ -29,7 +32,7 @@ from branchline.runtime.executor.device_graphs import (
     idle_step,
     padded,
 )
-from branchline.runtime.executor.device_stream import DeviceStream
+from branchline.runtime.executor.device_stream import DeviceStream, Mark, to_host
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.draft_step import Draft, forward_step
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape, StepTensors
@@ -39,6 +42,14 @@ from branchline.runtime.models.base import Model
 
 GRAPH_TREE_WORDS = 1 << 14
 """Words of tree masks in a recorded step at most: one tree of 1,024 tokens, or many small ones."""
+
+
+@dataclass(slots=True)
+class _Made:
+    """What is known of a step's candidates once they are queued; see `QueuedForward`."""
+
+    check: Check | None = None
+    nodes: tuple[torch.Tensor, Mark] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,9 @@ class QueuedForward:
         greedy: int32 [s], the most likely ids, written to the token table already; or None.
         places: int64 [s], where sampled ids go in the flat token table.
         positions: int64 [s], position that each of them takes.
+        check: of a step whose candidates were made here.
+        nodes: int32 [3, most samples], see `Check`, in host memory once the mark has passed; of a
+            step whose candidates must be known before it is sampled.
     """
 
     hidden: torch.Tensor | None
@@ -58,6 +72,8 @@ class QueuedForward:
     greedy: torch.Tensor | None
     places: torch.Tensor
     positions: torch.Tensor
+    check: Check | None = None
+    nodes: tuple[torch.Tensor, Mark] | None = None
 
 
 class DeviceRunner:
@@ -75,6 +91,9 @@ class DeviceRunner:
         tree_words: words of tree masks in a step at most.
         draft: a draft model that keeps something of every token, if there is one.
         adapter_slots: that the model's layers were given.
+
+    Attributes:
+        guesser: makes the candidates of plans that ask for some; None = there are none.
     """
 
     def __init__(
@@ -101,6 +120,7 @@ class DeviceRunner:
         self.sampling: SamplingOps = ops
         self.kv_pool, self.tables = kv_pool, tables
         self.draft = draft
+        self.guesser: DeviceDraft | None = None
         self.attention = attention
         self._max_rows = max_rows
         self._adapter_slots = adapter_slots
@@ -123,6 +143,9 @@ class DeviceRunner:
             stream=stream,
             adapters=adapter_slots > 0,
         )
+        self._buffers = buffers
+        self._recorded_nodes = self.recorded_check().nodes.data_ptr()
+        self._keeps: dict[int, Callable[[], None]] = {}
         self.recorder = Recorder(stream)
         self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream, self.recorder)
         # Made once: in a recording each of its tensors would be made anew in every step.
@@ -139,14 +162,20 @@ class DeviceRunner:
             self.kv_pool.copy_slots(*plan.copies)
             if self.draft is not None:
                 self.draft.pool.copy_slots(*plan.copies)
-        sampled = len(plan.sample_rows)
+        sampled, made = len(plan.sample_rows), _Made()
+
+        def guess(tensors: StepTensors) -> None:
+            if plan.guessed is not None:
+                self._guess(plan, tensors, made)
+
         graph = self.graphs.find(plan)
         if graph is None:
             tensors = self._eager_buffers.views(eager_shape(plan, self._max_rows))
-            outputs = Outputs(hidden=self._eager(plan, tensors))
+            outputs = Outputs(hidden=self._eager(plan, tensors, guess))
         else:
-            tensors, outputs = self.graphs.replay(graph, plan)
-        there = tensors.sample_places[:sampled], tensors.sample_positions[:sampled]
+            tensors, outputs = self.graphs.replay(graph, plan, guess)
+        places, positions = tensors.sample_places[:sampled], tensors.sample_positions[:sampled]
+        there = places, positions, made.check, made.nodes
         if outputs.logits is not None:
             assert outputs.greedy is not None, "what gives logits chooses"
             return QueuedForward(None, outputs.logits[:sampled], outputs.greedy[:sampled], *there)
@@ -161,16 +190,63 @@ class DeviceRunner:
             logits = self.model.logits(rows, self.ops, lora)[:sampled]
         return QueuedForward(hidden, logits, None, *there)
 
+    def keep(self, check: Check, sampled: torch.Tensor) -> None:
+        """Queue: of the candidates that were made, keep those that int32 [s] ids were sampled for.
+
+        Their entries lie behind those of the row afterwards, and the tables tell ids and length.
+        """
+        check.nodes[2, : len(sampled)].copy_(sampled)
+        recorded = check.nodes.data_ptr() == self._recorded_nodes
+        replay = self._keeps.get(len(check.rows)) if recorded else None
+        if replay is None:
+            self._keep(check)
+        else:
+            replay()
+
+    def record_keep(self, rows: int) -> None:
+        """Record `keep` for recorded steps of so many rows, padding included.
+
+        Raises:
+            torch.OutOfMemoryError: no memory for it; what was recorded before stays usable.
+        """
+        check = self.recorded_check(rows)
+        with self.stream:
+            self._keeps[rows] = self.recorder.record(lambda: self._keep(check))
+
+    def recorded_check(self, rows: int | None = None) -> Check:
+        """What the recorded steps of so many rows read, None = of any number, whatever the number
+        of their tokens."""
+        tokens, rows = self._buffers.tokens, rows or self._buffers.rows
+        return self._buffers.views(StepShape(tokens, rows, tokens, tree=True)).check()
+
+    def _keep(self, check: Check) -> None:
+        assert self.guesser is not None and self.draft is not None, "somebody has guessed"
+        source, target = self.guesser.keep(check)
+        self.kv_pool.move_slots(self.ops, source, target)
+        self.draft.pool.move_slots(self.ops, source, target)
+
+    def _guess(self, plan: ScheduleBatch, tensors: StepTensors, made: _Made) -> None:
+        assert plan.guessed is not None and self.guesser is not None, "there is somebody to guess"
+        if plan.slot_writes is not None or plan.inits:  # else the step itself would be the first
+            self.tables.write(tensors.writes)
+        made.check = tensors.check()
+        self.guesser.guess(plan, made.check)
+        if not plan.guessed.keeps:
+            made.nodes = to_host(made.check.nodes), self.stream.mark()
+
     def lora(self, slots: torch.Tensor | None) -> LoraBatch | None:
         """What the ops take of the adapters' slots of n rows: int32 [n] on the device."""
         return None if slots is None else self.ops.lora_batch(slots, self._adapter_slots)
 
     def idle_hidden(self, shape: StepShape) -> torch.Tensor:
         """Queue a forward of padding alone, without a recording: [l, hidden]."""
-        return self._eager(idle_step(shape), self._eager_buffers.views(shape))
+        return self._eager(idle_step(shape), self._eager_buffers.views(shape), lambda _: None)
 
-    def _eager(self, plan: ScheduleBatch, tensors: StepTensors) -> torch.Tensor:
+    def _eager(
+        self, plan: ScheduleBatch, tensors: StepTensors, loaded: Callable[[StepTensors], None]
+    ) -> torch.Tensor:
         meta = self._eager_buffers.load(plan, tensors)
+        loaded(tensors)
         return self._hidden(tensors, self.attention.plan(meta))[0]
 
     def _hidden(

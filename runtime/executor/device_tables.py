@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from branchline.kernels.beam import SlotRows
 from branchline.runtime.core.batch import Int32Array, Int64Array, ScheduleBatch
 from branchline.runtime.executor.device_stream import to_device
 
@@ -63,6 +64,7 @@ class DeviceTables:
     Attributes:
         slots: int32 [rows + 1, slot_width].
         tokens: int32 [rows + 1, max_context + 1]: a full row still has room for the id after it.
+        lengths: int32 [rows + 1], computed tokens of rows whose last step kept guesses by itself.
         padding_row: index of the last row.
         padding_place: its first place in the flat token table.
         padding_slot_place: its first place in the flat slot table, which stays 0.
@@ -74,6 +76,12 @@ class DeviceTables:
         self.padding_place = rows * (max_context + 1)
         self.padding_slot_place = rows * slot_width
         self.tokens = torch.zeros((rows + 1, max_context + 1), dtype=torch.int32, device=device)
+        self.lengths = torch.zeros(rows + 1, dtype=torch.int32, device=device)
+
+    @property
+    def known(self) -> SlotRows:
+        """The tables, as the ops around guesses take them."""
+        return SlotRows(self.slots, self.tokens, self.lengths)
 
     def changes(self, plan: ScheduleBatch) -> TableChanges:
         """What the plan changes."""

@@ -7,6 +7,7 @@ looked at them. A step that fails while it is queued fails alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import torch
 
 from branchline.runtime.core.batch import ForwardOutput, Int32Array, ScheduleBatch, TopLogprobs
 from branchline.runtime.core.protocols import Pending
+from branchline.runtime.core.tree import DraftTree
 from branchline.runtime.errors import BackendError
 from branchline.runtime.executor.device_runner import DeviceRunner, QueuedForward
 from branchline.runtime.executor.device_scores import Head, Reading, queue_scores
@@ -33,13 +35,14 @@ class _Landing:
 
     mark: Mark
     ids: torch.Tensor | None = None
+    nodes: torch.Tensor | None = None
     logprobs: Reading | None = None
     scores: Reading | None = None
     hidden: torch.Tensor | None = None
 
 
 class DevicePending:
-    """A step on its way; see `core.protocols.Pending`."""
+    """A step on its way; see `core.protocols.Pending` and `GuessingPending`."""
 
     def __init__(self, plan: ScheduleBatch) -> None:
         self.plan = plan
@@ -47,11 +50,22 @@ class DevicePending:
         self.scores: Reading | None = None
         self.hidden: torch.Tensor | None = None
         self.landing: _Landing | None = None
+        self.nodes: tuple[torch.Tensor, Mark] | None = None
         self.error: Exception | None = None
 
     def done(self) -> bool:
         """True when `result` would not wait."""
         return self.error is not None or (self.landing is not None and self.landing.mark.passed())
+
+    def trees(self) -> list[DraftTree]:
+        """See `GuessingPending`."""
+        if self.error is not None:
+            raise self.error
+        if self.nodes is None:
+            return []
+        nodes, mark = self.nodes
+        mark.wait()
+        return trees_of(self.plan, nodes.numpy())
 
     def result(self) -> ForwardOutput:
         """Wait for the step; raise what it raised."""
@@ -78,6 +92,7 @@ class DevicePending:
             scores=scores,
             hidden=hidden,
             bad_rows=tuple(bad.tolist()),
+            trees=self.trees(),
         )
 
 
@@ -105,6 +120,7 @@ class DeviceWorker:
         try:
             with stream:
                 step.forwarded = self.runner.run(plan)
+                step.nodes = step.forwarded.nodes
                 if plan.score is not None and len(plan.score.logit_rows):
                     assert step.forwarded.hidden is not None, "scored steps give hidden states"
                     step.scores = queue_scores(
@@ -156,10 +172,19 @@ class DeviceWorker:
             sampling = plan.sampling
             simple = sampling.all_greedy and not sampling.edited and not len(sampling.logprob_rows)
             if bitmask is None and simple and forwarded.greedy is not None:
-                landing.ids = to_host(forwarded.greedy)
+                ids = forwarded.greedy
             else:
-                self._sample(plan, forwarded, bitmask, landing)
+                ids = self._sample(plan, forwarded, bitmask, landing)
+            check = forwarded.check
+            if check is not None and plan.guessed is not None and plan.guessed.keeps:
+                self.runner.keep(check, ids)
+                landing.nodes = to_host(check.nodes)  # what was sampled among it
+                landing.ids = landing.nodes[2, : len(ids)]
+            else:
+                landing.ids = to_host(ids)
         landing.mark = self.runner.stream.mark()
+        if landing.nodes is not None:
+            step.nodes = landing.nodes, landing.mark
         return landing
 
     def _sample(
@@ -168,7 +193,8 @@ class DeviceWorker:
         forwarded: QueuedForward,
         bitmask: Bitmask | None,
         landing: _Landing,
-    ) -> None:
+    ) -> torch.Tensor:
+        """int32 [s]; -1 where nothing could be sampled."""
         assert forwarded.logits is not None and plan.sampling is not None
         rows = plan.rows[plan.sample_rows]
         positions, tails = plan.sample_positions, plan.sample_tails
@@ -185,9 +211,31 @@ class DeviceWorker:
             forwarded.logits, plan.sampling, positions, history, bitmask, forwarded.positions
         )
         tables.put_tokens(forwarded.places, found.ids.clamp(min=0))
-        landing.ids = to_host(found.ids)
         if found.logprobs is not None:
             landing.logprobs = _reading_to_host(found.logprobs)
+        return found.ids
+
+
+def trees_of(
+    plan: ScheduleBatch, nodes: np.ndarray[tuple[int, int], np.dtype[np.int32]]
+) -> list[DraftTree]:
+    """Of each of a plan's guessed rows, from int32 [2 or 3, s] ids and parents at its places."""
+    guessed, tree = plan.guessed, plan.tree
+    if guessed is None or tree is None:
+        return []
+    found = []
+    firsts = np.searchsorted(plan.sample_rows, guessed.rows) + 1
+    for first, n in zip(firsts.tolist(), tree.counts[guessed.rows].tolist(), strict=True):
+        ids, parents = nodes[:2, first : first + n].copy()
+        found.append(DraftTree(ids, parents, _depths(parents.tolist())))
+    return found
+
+
+def _depths(parents: Sequence[int]) -> Int32Array:
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+    return np.array(depths, dtype=np.int32)
 
 
 def _reading_to_host(reading: Reading) -> Reading:

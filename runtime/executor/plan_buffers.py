@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from branchline.kernels.beam import Check
 from branchline.kernels.ops import AttentionMeta
 from branchline.runtime.core.batch import ScheduleBatch
 from branchline.runtime.executor.device_stream import DeviceStream, Mark, host_buffer
@@ -77,6 +78,8 @@ class StepTensors:
         sample_places: int64 [most samples], where their ids go in the flat token table, then a
             place of the padding row.
         sample_positions: int64 [most samples], position that each sampled id takes, then 0.
+        firsts: int32 [b], see `Check`; -1 for padding.
+        nodes: int32 [3, most samples], see `Check`.
         writes: changes of the tables, filled up with writes of padding.
         meta: who attends to what.
         lora_slots: int32 [t], slots of the tokens' adapters; None where no row has one.
@@ -93,11 +96,35 @@ class StepTensors:
     sample_idx: torch.Tensor
     sample_places: torch.Tensor
     sample_positions: torch.Tensor
+    firsts: torch.Tensor
+    nodes: torch.Tensor
     writes: TableWrites
     meta: AttentionMeta
     lora_slots: torch.Tensor | None = None
     logit_lora_slots: torch.Tensor | None = None
     sample_lora_slots: torch.Tensor | None = None
+
+    def check(self) -> Check:
+        """The same, for the ops that make a step's candidates; of a shape with trees."""
+        meta = self.meta
+        assert meta.tree_lens is not None and meta.tree_offsets is not None, "there are trees"
+        assert meta.tree_words is not None, "there are trees"
+        return Check(
+            firsts=self.firsts,
+            rows=meta.rows,
+            seq_lens=meta.seq_lens,
+            extend_start=meta.extend_start,
+            tree_lens=meta.tree_lens,
+            tree_offsets=meta.tree_offsets,
+            tree_words=meta.tree_words,
+            input_ids=self.input_ids,
+            out_slots=self.out_slots,
+            previous=self.previous,
+            positions=self.positions,
+            sample_places=self.sample_places,
+            sample_positions=self.sample_positions,
+            nodes=self.nodes,
+        )
 
 
 class PlanBuffers:
@@ -134,6 +161,7 @@ class PlanBuffers:
             ("seq_lens", rows, False),
             ("extend_lens", rows, False),
             ("extend_start", rows + 1, False),
+            ("firsts", rows, False),
             ("sample_idx", 2 * samples, False),
             ("sample_places", samples, True),
             ("sample_positions", samples, True),
@@ -163,6 +191,7 @@ class PlanBuffers:
         self._device = torch.zeros(at, dtype=torch.int32, device=device)
         self._host = [host_buffer((at,), torch.int32, device) for _ in range(_RING)]
         self._marks = [Mark() for _ in range(_RING)]
+        self._nodes = torch.zeros((3, samples), dtype=torch.int32, device=device)
         self._views = {name: _section(self._device, *place) for name, place in layout.items()}
         self._arrays: list[dict[str, Array]] = [
             {name: _section(host, *place).numpy() for name, place in layout.items()}
@@ -202,6 +231,8 @@ class PlanBuffers:
             sample_idx=v["sample_idx"],
             sample_places=v["sample_places"],
             sample_positions=v["sample_positions"],
+            firsts=v["firsts"][:rows],
+            nodes=self._nodes,
             writes=TableWrites(
                 v["slot_places"], v["slot_values"], v["token_places"], v["token_values"]
             ),
@@ -262,6 +293,9 @@ class PlanBuffers:
             a["sample_positions"][:s] = positions
             a["sample_positions"][s:] = 0
         a["sample_places"][s:] = self._tables.padding_place
+        a["firsts"][: shape.rows] = -1
+        if plan.guessed is not None:
+            a["firsts"][plan.guessed.rows] = np.searchsorted(plan.sample_rows, plan.guessed.rows)
         if shape.adapted:
             _fill_adapters(a, plan, shape)
         self._pad(a, plan, shape)
@@ -296,9 +330,11 @@ class PlanBuffers:
             return
         piece = 1 if shape.decode else max(PADDING_PIECE, -(-spare_tokens // spare_rows))
         piece = min(piece, self._tables.slots.shape[1])
-        ends = np.minimum(np.arange(1, spare_rows + 1) * piece, spare_tokens)
-        assert not spare_tokens or ends[-1] == spare_tokens, "padding fits into its rows"
-        lens = np.diff(ends, prepend=0).astype(np.int32)
+        lens: int | Array = spare_tokens
+        if spare_rows > 1:
+            ends = np.minimum(np.arange(spare_rows + 1) * piece, spare_tokens)
+            assert ends[-1] == spare_tokens, "padding fits into its rows"
+            lens = ends[1:] - ends[:-1]
         a["rows"][b : shape.rows] = self._tables.padding_row
         a["seq_lens"][b : shape.rows] = lens
         a["extend_lens"][b : shape.rows] = lens

@@ -14,6 +14,7 @@ import torch
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.engine import EngineConfig
+from branchline.runtime.core.drafting import StepDrafter
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.executor.build import (
@@ -68,14 +69,14 @@ class Backend:
 
     Attributes:
         pools: keys and values of the model, and of its draft.
-        guesses: runs the draft model, if there is one.
+        guesses: runs the draft model, if there is one, or says that the worker does.
     """
 
     cache: CacheManager
     worker: Worker
     sizing: SizingDecision
     pools: list[KVPool]
-    guesses: DraftExecutor | None = None
+    guesses: DraftExecutor | StepDrafter | None = None
 
 
 def choose_device(setting: str, decisions: list[Decision]) -> torch.device:
@@ -189,6 +190,7 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
             adapter_slots=loaded.adapter_slots,
             draft_width=0 if draft is None else draft.width,
             draft_levels=0 if draft is None else draft.levels,
+            draft_nodes=0 if draft is None else draft.nodes,
         ),
         loaded.device,
         None if draft is None else draft.model,
@@ -197,7 +199,7 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
     cache = _cache(config, loaded, sizing.num_pages)
     cache.slot_table.record_changes()
     worker = builder.worker(sizing.num_pages, overlap=config.scheduler.overlap)
-    guesses = None if draft is None else builder.guesser()
+    guesses = None if draft is None else StepDrafter(draft.levels)
     decisions.extend(Decision(*note) for note in builder.notes)
     return Backend(cache, worker, sizing, _pools(worker.runner), guesses)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from branchline.runtime.memory.kv_pool import KVPool
+from branchline.kernels.ops import Ops
+from branchline.runtime.memory.kv_pool import MOVED_AT_ONCE, KVPool
 from branchline.runtime.memory.types import Slots
 
 
@@ -72,3 +73,12 @@ class DraftPool(KVPool):
             source = torch.as_tensor(src, dtype=torch.int64, device=device)
             target = torch.as_tensor(dst, dtype=torch.int64, device=device)
             self.features.index_copy_(0, target, self.features.index_select(0, source))
+
+    def move_slots(self, ops: Ops, source: torch.Tensor, target: torch.Tensor) -> None:
+        """As the target's pool does, state vectors too."""
+        super().move_slots(ops, source, target)
+        if self.features.shape[1]:
+            states = self.features[None, :, None, :]
+            for first in range(0, len(source), MOVED_AT_ONCE):
+                part = slice(first, first + MOVED_AT_ONCE)
+                ops.copy_slots(states, source[part], target[part])

@@ -14,7 +14,11 @@ from __future__ import annotations
 
 import torch
 
+from branchline.kernels.ops import Ops
 from branchline.runtime.memory.types import Slots
+
+MOVED_AT_ONCE = 256
+"""Slots that one kernel copies."""
 
 
 class KVPool:
@@ -89,3 +93,10 @@ class KVPool:
         source = torch.as_tensor(src, dtype=torch.int64, device=device)
         target = torch.as_tensor(dst, dtype=torch.int64, device=device)
         self.buffer.index_copy_(2, target, self.buffer.index_select(2, source))
+
+    def move_slots(self, ops: Ops, source: torch.Tensor, target: torch.Tensor) -> None:
+        """As `copy_slots`, of slots int32 [n] on the device, by the ops; slot 0 may be named any
+        number of times, as both."""
+        for first in range(0, len(source), MOVED_AT_ONCE):
+            part = slice(first, first + MOVED_AT_ONCE)
+            ops.copy_slots(self.buffer, source[part], target[part])

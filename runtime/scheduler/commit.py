@@ -22,6 +22,7 @@ from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.scheduler.drafts import Draft
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.planner import Planner
+from branchline.runtime.scheduler.proposals import learn
 from branchline.runtime.scheduler.stats import SchedulerStats
 
 logger = logging.getLogger(__name__)
@@ -72,11 +73,14 @@ class Committer:
 
     def commit(self, plan: StepPlan, output: ForwardOutput) -> None:
         """Apply one step. Requests that ended meanwhile are passed over."""
+        learn(plan, output.trees, self._planner.drafts, self.broke)
         for segment in plan.segments:
             request = segment.request
             request.inflight -= 1
             request.progress.forwards += 1
             if request.finish is None:
+                if segment.draft is not None and segment.draft.follows:
+                    segment.start = request.computed_len  # where the step before has ended
                 request.computed_len = segment.start + segment.count
             else:
                 self.leave_if_idle(request)
@@ -148,7 +152,7 @@ class Committer:
         request, base = segment.request, segment.start + segment.count
         bad = {j - first for j in sampled.bad}
         path = draft.kept(sampled.ids[first : first + 1 + len(draft)], bad)
-        self._planner.keep(request, base, path)
+        self._planner.keep(request, base, path, in_place=draft.in_place)
         assert self._planner.drafts is not None, "somebody has guessed"
         self._planner.drafts.checked(request, draft, path)
         self._stats.drafts += 1
@@ -161,7 +165,7 @@ class Committer:
                 if int(request.ids[base + taken]) != int(draft.tree.token_ids[path[taken]]):
                     raise BackendError("a guess was kept that the output does not have")
                 taken += 1
-        request.sampled_len = request.length
+        request.sampled_len = request.length + request.inflight
         accepted = taken - len(draft.forced_nodes.intersection(path[:taken]))
         request.progress.accepted_tokens += accepted
         self._stats.accepted_tokens += accepted

@@ -9,19 +9,23 @@ guess, and of no memory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 
 from branchline.runtime.core.batch import Int32Array
-from branchline.runtime.core.drafting import Drafter, DraftRow
+from branchline.runtime.core.drafting import MAX_GUESSES, Drafter, DraftRow, StepDrafter
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
-from branchline.runtime.core.tree import DraftTree, GrowingTree
+from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
 from branchline.runtime.scheduler.pace import Pace
 
 logger = logging.getLogger(__name__)
+
+NO_GROWTH: Mapping[Request, int] = MappingProxyType({})
 
 _NO_SLOTS = np.zeros(0, dtype=np.int32)
 
@@ -38,8 +42,13 @@ class Draft:
             -1 = the sampled one.
         matchers: n + 1 places in the constraint where the masks begin; None = no mask there. Place
             0 is the request's own matcher, which is not in the list.
-        forced_nodes: candidates that are no guesses, but forced behind one.
+        forced_nodes: candidates that are no guesses: forced behind one, or places left empty.
         asked: guesses that there could have been.
+        levels: where the worker makes the candidates and the tree is n places yet: levels of
+            guesses, those of known ids behind the first included; 0 = the tree is known.
+        allowed: then, what may come first; None = all.
+        follows: then, the row's step before is in flight, and decides where the candidates begin.
+        in_place: the worker moves what it keeps to where it belongs.
     """
 
     tree: DraftTree
@@ -47,6 +56,10 @@ class Draft:
     matchers: tuple[TokenMatcher | None, ...]
     forced_nodes: frozenset[int] = frozenset()
     asked: int = 0
+    levels: int = 0
+    allowed: Int32Array | None = None
+    follows: bool = False
+    in_place: bool = False
 
     def __len__(self) -> int:
         return len(self.tree)
@@ -84,7 +97,7 @@ class Drafts:
     """Asks the drafter, and makes of its trees what a step can run.
 
     Args:
-        drafter: who guesses.
+        drafter: who guesses, the worker maybe.
         vocab_size: ids are below it.
         eos_ids: ids that end any output unless `ignore_eos`.
         max_nodes, max_depth: candidates of a row, and levels of its tree, at most.
@@ -93,7 +106,7 @@ class Drafts:
 
     def __init__(
         self,
-        drafter: Drafter,
+        drafter: Drafter | StepDrafter,
         *,
         vocab_size: int,
         eos_ids: frozenset[int],
@@ -108,6 +121,11 @@ class Drafts:
         self._max_depth = max_depth
         self._pace = pace
         self._wanted: dict[str, int] = {}
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the worker guesses: then there is `reserve`, else `propose`."""
+        return isinstance(self._drafter, StepDrafter)
 
     def due(self, requests: Sequence[Request]) -> bool:
         """Whether the next step should wait for the one before, to run candidates.
@@ -126,18 +144,26 @@ class Drafts:
             self._wanted = dict(zip(names, counts, strict=True))
         return any(self._wanted.values())
 
-    def depth(self, request: Request) -> int:
+    def depth(self, request: Request, growth: int = 0) -> int:
         """Levels that a tree behind `request` may have; 0 = it gets none.
 
         The last id of an output needs no entry, so no candidate stands in its place.
+
+        Args:
+            growth: ids that the row may have got by then.
         """
         if request.sampling.speculative is False:
             return 0
-        return min(self._max_depth, request.max_len - request.length - 1)
+        return max(0, min(self._max_depth, request.max_len - request.length - 1 - growth))
 
-    def nodes(self, request: Request, room: int) -> int:
-        """Candidates to ask for, where `room` are possible."""
-        if self.depth(request) == 0:
+    def nodes(self, request: Request, room: int, growth: int = 0) -> int:
+        """Candidates to ask for, where `room` are possible.
+
+        Args:
+            growth: see `depth`; where that could leave less than half of the levels, it gets none.
+        """
+        depth = self.depth(request)
+        if depth == 0 or 2 * self.depth(request, growth) < depth:
             return 0
         wanted = self._max_nodes if self._pace is None else self._wanted.get(request.id, 0)
         return min(wanted, room)
@@ -153,6 +179,7 @@ class Drafts:
             rows: requests with nothing in flight, and how many candidates each has slots for.
             slots: the slot table.
         """
+        assert not isinstance(self._drafter, StepDrafter), "the worker is not asked"
         wanted = [
             self._row(request, nodes, slots[request.row, : request.length + nodes])
             for request, nodes in rows
@@ -168,6 +195,41 @@ class Drafts:
             if draft is not None:
                 found[request] = draft
         return found
+
+    def reserve(
+        self, rows: Sequence[tuple[Request, int]], growth: Mapping[Request, int] = NO_GROWTH
+    ) -> dict[Request, Draft]:
+        """Places for candidates that the worker will make.
+
+        Args:
+            rows: requests, and how many candidates each has slots for.
+            growth: ids that rows may get in a step that is in flight; more than one where it has
+                candidates, so that how many is not known.
+        """
+        assert isinstance(self._drafter, StepDrafter), "the worker guesses"
+        found: dict[Request, Draft] = {}
+        for request, nodes in rows:
+            known = request.sampled_len - request.planned_len
+            more = growth.get(request, 0)
+            levels = min(self.depth(request, more), nodes) + known - 1
+            if request.planned_len > 0 and known <= self._drafter.levels:
+                found[request] = Draft(
+                    *_places(nodes),
+                    asked=nodes,
+                    levels=min(levels, self._drafter.levels),
+                    allowed=self._allowed(request),
+                    follows=more > 1,
+                )
+        if all(is_free(request) for request in found):
+            return {request: replace(draft, in_place=True) for request, draft in found.items()}
+        return found
+
+    def learn(self, request: Request, draft: Draft, tree: DraftTree) -> Draft:
+        """A draft of places, once the worker has made their candidates."""
+        empty = frozenset(np.flatnonzero(tree.parents == NOBODY).tolist())
+        if request.matcher is None:
+            return replace(draft, tree=tree, forced_nodes=empty, levels=0)
+        return _constrained_there(request, request.matcher, tree, draft)
 
     def checked(self, request: Request, draft: Draft, path: Sequence[int]) -> None:
         """These candidates of a draft were kept."""
@@ -185,11 +247,14 @@ class Drafts:
 
     def finished(self, request: Request) -> None:
         """The sequence has ended."""
-        self._drafter.finished(request.id)
+        if not isinstance(self._drafter, StepDrafter):
+            self._drafter.finished(request.id)
         if self._pace is not None:
             self._pace.finished(request.id)
 
     def _promising(self, request: Request) -> bool:
+        if isinstance(self._drafter, StepDrafter):
+            return True
         try:
             return self._drafter.promising(self._row(request, self._max_nodes, _NO_SLOTS))
         except Exception:
@@ -213,6 +278,13 @@ class Drafts:
             least=0.0 if self._pace is None else self._pace.least,
         )
 
+    def _allowed(self, request: Request) -> Int32Array | None:
+        """What the constraint lets follow the known ids; None = everything."""
+        if request.matcher is None:
+            return None
+        bitmask = np.full((1, -(-self._vocab_size // 32)), -1, dtype=np.int32)
+        return bitmask[0] if request.matcher.fill(bitmask, 0) else None
+
     def _draft(self, request: Request, tree: DraftTree, nodes: int) -> Draft | None:
         """What of a proposal can be run; None when nothing is left of it."""
         try:
@@ -232,6 +304,22 @@ class Drafts:
         """Ids that are never part of the output."""
         own = frozenset(request.sampling.stop_token_ids)
         return own if request.sampling.ignore_eos else own | self._eos_ids
+
+
+def is_free(request: Request) -> bool:
+    """Whether an id can be sampled and kept by what the worker knows of the row."""
+    sampling = request.sampling
+    plain = request.matcher is None and not sampling.has_penalties
+    return plain and request.output_len >= sampling.min_tokens
+
+
+@lru_cache(maxsize=MAX_GUESSES)
+def _places(
+    n: int,
+) -> tuple[DraftTree, tuple[int, ...], tuple[TokenMatcher | None, ...]]:
+    """Tree, forced ids and matchers of n places whose candidates are not known."""
+    none = np.zeros(n, dtype=np.int32)
+    return DraftTree(none, none - 1, none), (-1,) * (n + 1), (None,) * (n + 1)
 
 
 def check_tree(tree: DraftTree, max_nodes: int, vocab_size: int) -> None:
@@ -280,12 +368,18 @@ class _Walk:
 
     def try_add(self, token: int, parent: int) -> int | None:
         """The new candidate; None where it may not come."""
+        if not self.step(token, parent):
+            return None
+        return self.tree.add(token, parent)
+
+    def step(self, token: int, parent: int) -> bool:
+        """Whether a candidate may come; its place is the next one then."""
         run = self.runs[parent + 1]
         if run and token != run[0]:
-            return None
+            return False
         matcher = self.matchers[parent + 1].fork()
         if not matcher.accept(token):
-            return None
+            return False
         if run:
             rest = run[1:]
         else:
@@ -295,7 +389,7 @@ class _Walk:
             rest = []
         self.matchers.append(matcher)
         self.runs.append(rest)
-        return self.tree.add(token, parent)
+        return True
 
 
 def _constrained(
@@ -319,11 +413,43 @@ def _constrained(
         if run and node not in forced_at and walk.tree.depths[node] + 1 < max_depth:
             walk.try_add(run[0], node)
         node += 1
+    empty = frozenset(i for i, parent in enumerate(walk.tree.parents) if walk.runs[parent + 1])
+    return _walked(request, walk, walk.tree.build(), empty, max_nodes)
+
+
+def _constrained_there(
+    request: Request, matcher: TokenMatcher, tree: DraftTree, draft: Draft
+) -> Draft:
+    """A tree that the step already runs, under the constraint: what that refuses stays as places
+    that nothing leads to."""
+    walk = _Walk(request, matcher)
+    tokens, parents = tree.token_ids.tolist(), tree.parents.tolist()
+    for node, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+        stands = parent != NOBODY and (parent < 0 or parents[parent] != NOBODY)
+        if not (stands and walk.step(token, parent)):
+            parents[node] = NOBODY
+            walk.matchers.append(matcher)  # takes the place, and is not asked
+            walk.runs.append([])
+    rest = frozenset(
+        node for node, parent in enumerate(parents) if parent == NOBODY or walk.runs[parent + 1]
+    )
+    left = replace(tree, parents=np.array(parents, dtype=np.int32))
+    return replace(_walked(request, walk, left, rest, draft.asked), in_place=draft.in_place)
+
+
+def _walked(
+    request: Request, walk: _Walk, tree: DraftTree, forced_nodes: frozenset[int], asked: int
+) -> Draft:
+    """The draft of a tree whose places have been walked."""
     forced = tuple(run[0] if run else -1 for run in walk.runs)
     masks: list[TokenMatcher | None] = [None]
-    for depth, one, following in zip(walk.tree.depths, walk.matchers[1:], forced[1:], strict=True):
+    parents, depths = tree.parents.tolist(), tree.depths.tolist()
+    for parent, depth, one, following in zip(
+        parents, depths, walk.matchers[1:], forced[1:], strict=True
+    ):
+        if parent == NOBODY or following >= 0 or one.is_terminated():
+            masks.append(None)
+            continue
         enough = request.output_len + depth + 1 >= request.sampling.min_tokens
-        free = following >= 0 or one.is_terminated() or (enough and one.is_accepting())
-        masks.append(None if free else one)
-    nodes = frozenset(i for i, parent in enumerate(walk.tree.parents) if walk.runs[parent + 1])
-    return Draft(walk.tree.build(), forced, tuple(masks), nodes, max_nodes)
+        masks.append(None if enough and one.is_accepting() else one)
+    return Draft(tree, forced, tuple(masks), forced_nodes, asked)

@@ -12,12 +12,14 @@ import numpy as np
 from branchline.runtime.core.batch import (
     SHORTEST_TRUNK,
     ForwardMode,
+    GuessedRows,
     Int32Array,
     RowInit,
     ScheduleBatch,
     ScoreRead,
     TreeMask,
     TreeSamples,
+    UInt64Array,
 )
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import DraftTree, TreeGroup
@@ -119,6 +121,11 @@ class StepPlan:
     guesses: int = 0
     steady: bool = False
 
+    @property
+    def learns(self) -> bool:
+        """The worker makes candidates that must be known before the step is sampled."""
+        return self.batch.guessed is not None and not self.batch.guessed.keeps
+
 
 class PlanBuilder:
     """Builds plans; keeps the last sampling batch, which steady decoding reuses, and how many ids
@@ -198,6 +205,8 @@ class PlanBuilder:
     def _missing(self, segment: Segment) -> RowInit | None:
         """The row's ids up to the segment's end that the token table lacks; notes what it will
         have when the step is over."""
+        if segment.draft is not None and segment.draft.follows:
+            return None  # the worker knows
         request, end = segment.request, segment.start + segment.count
         told, known = int(self._told[request.row]), min(end, request.length)
         self._told[request.row] = max(told, end + segment.sample)
@@ -301,7 +310,7 @@ class PlanBuilder:
                 else None
             ),
             hidden_rows=np.concatenate(hidden_rows) if hidden_rows else None,
-            tree=_tree_mask(segments),
+            tree=tree_mask(segments),
             inits=inits,
             slot_writes=self._table.take_changes(),
             adapter_slots=_adapter_slots(segments),
@@ -344,6 +353,21 @@ def _adapter_slots(segments: list[Segment]) -> Int32Array | None:
     if not any(versions):
         return None
     return np.array([-1 if v is None else v.slot for v in versions], dtype=np.int32)
+
+
+def _guessed(segments: list[Segment]) -> GuessedRows | None:
+    drafts = [
+        (i, s.draft) for i, s in enumerate(segments) if s.draft is not None and s.draft.levels
+    ]
+    if not drafts:
+        return None
+    return GuessedRows(
+        rows=np.array([index for index, _ in drafts], dtype=np.int32),
+        levels=np.array([draft.levels for _, draft in drafts], dtype=np.int32),
+        follows=np.array([draft.follows for _, draft in drafts], dtype=np.bool_),
+        allowed=[draft.allowed for _, draft in drafts],
+        keeps=all(draft.in_place for _, draft in drafts),
+    )
 
 
 def _mode(segments: list[Segment]) -> ForwardMode:
@@ -413,7 +437,8 @@ def _top_k(segments: list[Segment]) -> int:
     )
 
 
-def _tree_mask(segments: list[Segment]) -> TreeMask | None:
+def tree_mask(segments: list[Segment]) -> TreeMask | None:
+    """Who sees whom among the candidates of a step; None where there are none."""
     if all(s.tree is None or len(s.tree) == 0 for s in segments):
         return None
     counts = np.zeros(len(segments), dtype=np.int32)
@@ -424,9 +449,17 @@ def _tree_mask(segments: list[Segment]) -> TreeMask | None:
         offsets[index] = total
         if segment.tree is not None and len(segment.tree):
             counts[index] = len(segment.tree)
-            words.append(segment.tree.mask_words())
+            words.append(_words(segment, segment.tree))
             total += len(words[-1])
-    return TreeMask(counts, offsets, np.concatenate(words), _tree_samples(segments))
+    return TreeMask(
+        counts, offsets, np.concatenate(words), _tree_samples(segments), _guessed(segments)
+    )
+
+
+def _words(segment: Segment, tree: DraftTree) -> UInt64Array:
+    if segment.draft is not None and segment.draft.levels:  # the worker's business
+        return np.zeros(len(tree) * -(-len(tree) // 64), dtype=np.uint64)
+    return tree.mask_words()
 
 
 def _tree_samples(segments: list[Segment]) -> TreeSamples | None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from branchline.runtime.core.batch import RowInit
-from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.core.tree import TreeGroup
 from branchline.runtime.memory.cache_manager import CacheManager
@@ -24,8 +23,9 @@ from branchline.runtime.memory.prefix_cache import CacheHandle
 from branchline.runtime.memory.types import Slots
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 from branchline.runtime.scheduler.drafts import Draft, Drafts
-from branchline.runtime.scheduler.plan_builder import Segment
+from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.prefixes import PrefixesInFlight
+from branchline.runtime.scheduler.proposals import Proposals
 from branchline.runtime.scheduler.stats import SchedulerStats
 from branchline.runtime.scheduler.waiting_queue import WaitingQueue
 
@@ -39,6 +39,7 @@ MAX_CANDIDATES = 128
 """Waiting requests that one step looks at; held-back ones count."""
 
 
+# size: Planner: rows, memory and tokens of a step are weighed against each other
 class Planner:
     """Owns the running set.
 
@@ -71,6 +72,11 @@ class Planner:
     ) -> None:
         self._started = started
         self.drafts = drafts
+        plenty = 2 * grow_ahead * max_running
+        self._proposals = None
+        if drafts is not None:
+            limits = max_running, max_step_tokens, plenty, grow_ahead
+            self._proposals = Proposals(drafts, cache, *limits)
         self._copies: list[tuple[Slots, Slots]] = []
         self._adapters = adapters or NoAdapters()
         self.running: dict[Request, None] = {}
@@ -81,7 +87,7 @@ class Planner:
         self._max_running = max_running
         self._max_step_tokens = max_step_tokens
         self._grow_ahead = grow_ahead
-        self._plenty = 2 * grow_ahead * max_running
+        self._plenty = plenty
         self._reserve_share = 0.5
         self.prefixes = PrefixesInFlight()
         self.constrained = 0
@@ -92,14 +98,20 @@ class Planner:
             return False
         return self.drafts.due([r for r in self.running if r.status is Status.DECODE])
 
-    def plan(self, *, draft: bool = False) -> tuple[list[Segment], list[RowInit]]:
+    def plan(
+        self, *, draft: bool = False, following: dict[Request, Draft] | None = None
+    ) -> tuple[list[Segment], list[RowInit]]:
         """Segments of the next step and rows to fill first; empty when there is nothing to do.
 
         Args:
             draft: no step is in flight, so that rows may be guessed for.
+            following: of `following`; the step has nothing else then.
         """
         segments: list[Segment] = []
         inits: list[RowInit] = []
+        if following is not None:
+            self._decode(segments, following)
+            return segments, inits
         budget = self._decode(segments, self._propose() if draft else {})
         budget = self._continue_prefill(segments, budget)
         if budget > 0:
@@ -114,28 +126,28 @@ class Planner:
         self._copies.clear()
         return src, dst
 
-    def keep(self, request: Request, base: int, path: list[int]) -> None:
-        """Keep some of the guesses, of which i lies at position base + i, as computed tokens."""
-        src, dst = self._cache.keep_path(request.row, base, [base + node for node in path])
-        if len(src):
-            self._copies.append((src, dst))
-        request.planned_len = request.computed_len = base + len(path)
+    def keep(self, request: Request, base: int, path: list[int], *, in_place: bool) -> None:
+        """Keep some of the guesses, of which i lies at position base + i, as computed tokens;
+        in_place: they have been moved to base, base + 1, … by now."""
+        if not in_place:
+            src, dst = self._cache.keep_path(request.row, base, [base + node for node in path])
+            if len(src):
+                self._copies.append((src, dst))
+        request.computed_len = base + len(path)
+        request.planned_len = request.computed_len + request.inflight  # a token in each of them
+
+    def following(self, step: StepPlan) -> dict[Request, Draft] | None:
+        """Candidates for a step behind one in flight, see `Proposals.following`."""
+        if self._proposals is None or self.constrained:
+            return None
+        return self._proposals.following(step, len(self.running), waiting=len(self._waiting) > 0)
 
     # -- running rows ----------------------------------------------------------------------------
 
     def _propose(self) -> dict[Request, Draft]:
-        if self.drafts is None:
+        if self._proposals is None:
             return {}
-        decoding = [request for request in self.running if _wants_decode(request)]
-        spare = self._max_step_tokens - sum(request.pending_len for request in decoding)
-        spare = min(spare, MAX_GUESSES)
-        rows = []
-        for request in decoding:
-            nodes = self.drafts.nodes(request, spare // len(decoding))
-            nodes = _spare_slots(self._cache, request, nodes, self._plenty)
-            if nodes > 0:
-                rows.append((request, nodes))
-        return self.drafts.propose(rows, self._cache.slot_table.array) if rows else {}
+        return self._proposals.make([r for r in self.running if _wants_decode(r)])
 
     def _decode(self, segments: list[Segment], drafts: dict[Request, Draft]) -> int:
         budget = self._max_step_tokens
@@ -359,19 +371,6 @@ class Planner:
 def _youngest(running: Iterable[Request]) -> Request:
     """Of the lowest priority."""
     return min(running, key=lambda r: (r.source.priority, -r.progress.arrival))
-
-
-def _spare_slots(cache: CacheManager, request: Request, count: int, plenty: int) -> int:
-    """Give a row slots behind its last id, `count` or as many as leave `plenty` to others; how many
-    it has there."""
-    table = cache.slot_table
-    held = table.held[request.row]
-    spare = cache.free_tokens + cache.evictable_tokens - plenty
-    room = min(table.max_context, max(held, held + spare)) - request.length
-    count = min(count, room)
-    if count > 0 and request.length + count > held:
-        return count if cache.extend(request.row, held, request.length + count) else 0
-    return count
 
 
 def _wants_decode(request: Request) -> bool:

@@ -5,7 +5,9 @@ it is sampled at once, before anyone has looked at N. Else N is committed first 
 N + 1 are filled: they need N's ids, the forward does not. While a constrained request runs, N is
 committed before N + 1 is planned: what N's ids force then joins N + 1, which saves more than the
 overlap; masks still fill while N + 1 computes. So it is around steps with guesses (`drafts`), which
-begin where the last ids are known and end anywhere. All calls are made on one thread, the loop
+begin where the last ids are known and end anywhere; unless the worker makes and keeps the guesses
+itself, and nothing but the same rows is to go on: then N + 1 begins where the worker knows that N
+has ended. All calls are made on one thread, the loop
 thread. Knows nothing of text, threads or sockets.
 """
 
@@ -31,10 +33,11 @@ from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 from branchline.runtime.scheduler.commit import Committer, Outbox
-from branchline.runtime.scheduler.drafts import Drafts
+from branchline.runtime.scheduler.drafts import Draft, Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.plan_builder import PlanBuilder, StepPlan
 from branchline.runtime.scheduler.planner import Planner
+from branchline.runtime.scheduler.proposals import learn_early
 from branchline.runtime.scheduler.stats import PhaseClock, SchedulerStats
 from branchline.runtime.scheduler.waiting_queue import WaitingQueue
 
@@ -67,6 +70,7 @@ class Grammars(Protocol):
     def prepare(self) -> None: ...
 
 
+# size: Scheduler: what one turn of the loop does, in its order
 class Scheduler:
     """Continuous batching over one worker.
 
@@ -201,23 +205,32 @@ class Scheduler:
         if not (had_inflight := bool(self._inflight)):
             self._committed = None
         self._expire()
-        drafting = self._planner.drafting()
+        drafting, following = self._planner.drafting(), None
         if had_inflight and (self._planner.constrained or drafting or self._inflight[0][0].guesses):
-            self._commit_oldest()
+            following = self._planner.following(self._inflight[0][0]) if drafting else None
+            if following is None:
+                self._commit_oldest()
         start = self._clock.read()
-        plan = self._plan(drafting and not self._inflight)
+        plan = self._plan(drafting and not self._inflight, following)
         self.stats.plan_s += self._clock.read() - start
+        learns = plan is not None and plan.learns
         free = plan is not None and not (
-            self._planner.constrained and any(r.matcher is not None for r in _sampled(plan))
+            learns
+            or (self._planner.constrained and any(r.matcher is not None for r in _sampled(plan)))
         )
         # Every step that a constrained row was part of has been committed above, so that its
         # matcher is where this step's mask begins.
-        filling = self._begin_mask(plan) if plan is not None and not free else None
+        filling = None
+        if plan is not None and not free and not learns:
+            filling = self._begin_mask(plan)
         start = self._clock.read()
         pending = self._worker.forward(plan.batch) if plan is not None else None
         if free and pending is not None:  # nothing of N is needed: the device has no reason to wait
             self._worker.sample(pending, None)
         self.stats.launch_s += self._clock.read() - start
+        if plan is not None and pending is not None and learns:
+            learn_early(plan, pending, self._drafts, self._committer.broke)
+            filling = self._begin_mask(plan)
         while self._inflight:
             self._commit_oldest()
         if plan is not None and pending is not None:
@@ -258,8 +271,8 @@ class Scheduler:
             else:
                 self._committer.leave_if_idle(request)
 
-    def _plan(self, draft: bool) -> StepPlan | None:
-        segments, inits = self._planner.plan(draft=draft)
+    def _plan(self, draft: bool, following: dict[Request, Draft] | None) -> StepPlan | None:
+        segments, inits = self._planner.plan(draft=draft, following=following)
         if not segments:
             return None
         return self._builder.build(segments, inits, self._planner.take_copies())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from branchline.runtime.config.sections import SpeculativeSection
-from branchline.runtime.core.drafting import Drafter
+from branchline.runtime.core.drafting import Drafter, StepDrafter
 from branchline.runtime.executor.drafting import DraftExecutor
 from branchline.runtime.speculative.model_drafter import ModelDrafter
 
@@ -26,7 +26,7 @@ class Drafting:
         why: in words.
     """
 
-    drafter: Drafter
+    drafter: Drafter | StepDrafter
     max_nodes: int
     max_depth: int
     adapts: bool
@@ -35,7 +35,7 @@ class Drafting:
 
 def model_drafting(
     section: SpeculativeSection,
-    executor: DraftExecutor,
+    executor: DraftExecutor | StepDrafter,
     vocab_size: int,
     *,
     max_nodes: int,
@@ -45,11 +45,13 @@ def model_drafting(
     """A draft model as drafter.
 
     Args:
-        executor: runs it.
+        executor: runs it, or says that the worker does.
         vocab_size: of the target.
         max_nodes, max_depth: what it was made for.
         least: chance below which no guess is made, unless the operator gave their number.
     """
+    if isinstance(executor, StepDrafter):
+        return _drafting(section, executor, max_nodes, max_depth)
     drafter = ModelDrafter(executor, vocab_size, 0.0 if section.speculative_tokens else least)
     return _drafting(section, drafter, max_nodes, max_depth)
 
@@ -65,7 +67,9 @@ def make_drafting(section: SpeculativeSection) -> Drafting | None:
     return _drafting(section, NgramDrafter(), nodes, min(section.speculative_steps or nodes, nodes))
 
 
-def _drafting(section: SpeculativeSection, drafter: Drafter, nodes: int, depth: int) -> Drafting:
+def _drafting(
+    section: SpeculativeSection, drafter: Drafter | StepDrafter, nodes: int, depth: int
+) -> Drafting:
     adapts = section.speculative_tokens is None
     as_measured = ", as many as pay" if adapts else ""
     why = f"up to {nodes} tokens a step, {depth} in a row{as_measured}"

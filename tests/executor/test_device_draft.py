@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+from branchline.kernels.beam import Check
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.kernels.reference import ReferenceOps
+from branchline.runtime.core.batch import (
+    ForwardMode,
+    GuessedRows,
+    ScheduleBatch,
+    TreeMask,
+    TreeSamples,
+)
+from branchline.runtime.core.tree import NOBODY, DraftTree
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
 from branchline.runtime.executor.device_draft import (
     DeviceDraft,
@@ -19,11 +29,14 @@ from branchline.runtime.executor.device_draft import (
     recordings_bytes,
 )
 from branchline.runtime.executor.device_stream import DeviceStream
+from branchline.runtime.executor.device_tables import DeviceTables
+from branchline.runtime.executor.device_worker import trees_of
 from branchline.runtime.executor.draft_load import load_head
-from branchline.runtime.executor.draft_step import Draft
-from branchline.runtime.executor.drafting import DraftSeed, Guesses
+from branchline.runtime.executor.drafting import DraftSeed, best_tree
 from branchline.runtime.executor.host_draft import HostDraft, scratch_slots
+from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape
 from branchline.runtime.executor.recorder import Recorder
+from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.loading.eagle_checkpoint import EagleCheckpoint
 from branchline.runtime.models.base import Model
 from branchline.runtime.models.draft import DraftModel
@@ -31,7 +44,7 @@ from tests.support.eagle_oracle import write_head
 from tests.support.model_driver import CONTEXT, Driver, Part, load_tiny, tiny_llama
 from tests.support.queued import Queued
 
-WIDTH, DEPTH, VOCAB = 3, 5, 101
+WIDTH, DEPTH, VOCAB, NODES = 3, 5, 101, 10
 IDS = [1, 17, 5, 99, 42, 42, 8, 63, 12, 30, 3, 55, 20, 7]
 CPU = torch.device("cpu")
 SCRATCH = scratch_slots(WIDTH, DEPTH)
@@ -58,69 +71,130 @@ def head(
     return load_head(EagleCheckpoint(folder), model, ops, dtype="float32", device=CPU)
 
 
-def made(draft: Draft, ops: Ops) -> DeviceDraft:
-    stream = DeviceStream(CPU)
-    return DeviceDraft(
-        draft,
-        ops,
-        stream,
-        Recorder(stream),
-        max_context=CONTEXT,
-        width=WIDTH,
-        max_depth=DEPTH,
-        vocab_size=VOCAB,
-    )
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with torch_threads(1):
+        yield
 
 
-def check(ours: Guesses, theirs: Guesses) -> None:
-    """The same guesses with the same scores; the order within a level is the device's own."""
-    assert best(ours) == best(theirs)
+class Rounds:
+    """A device's rounds for rows of a driver, and the trees that they make of them."""
+
+    def __init__(self, driver: Driver, ops: Ops) -> None:
+        draft = driver.runner.draft
+        assert draft is not None
+        self._driver, stream = driver, DeviceStream(CPU)
+        rows, width = driver.slots.shape
+        tables = DeviceTables(rows, width + NODES, CONTEXT, CPU)
+        sizes = {"tokens": 512, "rows": 24, "samples": 512, "tree_words": 512}
+        self._buffers = PlanBuffers(tables, stream=stream, **sizes)
+        self._tensors = self._buffers.views(StepShape(512, 24, 512, tree=True))
+        tables.slots[:rows, :width] = torch.from_numpy(driver.slots)
+        self.device = DeviceDraft(
+            draft,
+            ops,
+            stream,
+            Recorder(stream),
+            tables,
+            max_context=CONTEXT,
+            width=WIDTH,
+            max_depth=DEPTH,
+            most=NODES,
+            vocab_size=VOCAB,
+            check=self._tensors.check(),
+        )
+
+    def loaded(self, seeds: Sequence[Seed]) -> tuple[ScheduleBatch, Check]:
+        """A step with as many places for candidates behind each row as there may be."""
+        known = [len(seed.pending) for seed in seeds]
+        lens = np.array(known, dtype=np.int32) + np.int32(NODES)
+        before = np.array([self._driver.lengths[seed.row] for seed in seeds], dtype=np.int32)
+        tokens, places, count = int(lens.sum()), len(seeds) * (NODES + 1), len(seeds)
+        ids = [np.array([*seed.pending, *[0] * NODES], dtype=np.int32) for seed in seeds]
+        none, every = np.zeros(tokens, dtype=np.int32), np.arange(places, dtype=np.int32)
+        samples = TreeSamples(np.zeros(places, dtype=np.int64), {})
+        plan = ScheduleBatch(
+            mode=ForwardMode.VERIFY,
+            rows=np.array([seed.row for seed in seeds], dtype=np.int32),
+            seq_lens=before + lens,
+            extend_lens=lens,
+            input_ids=np.concatenate(ids),
+            positions=none.astype(np.int64),
+            out_slots=none,
+            logit_idx=every,
+            sample_idx=every,
+            sample_rows=np.repeat(np.arange(count, dtype=np.int32), NODES + 1),
+            tree=TreeMask(
+                np.full(count, NODES, dtype=np.int32),
+                np.arange(count, dtype=np.int32) * np.int32(NODES),
+                np.zeros(count * NODES, dtype=np.uint64),
+                samples,
+                guessed=GuessedRows(
+                    rows=np.arange(count, dtype=np.int32),
+                    levels=np.array([s.depth + len(s.pending) - 1 for s in seeds], dtype=np.int32),
+                    follows=np.zeros(count, dtype=np.bool_),
+                    allowed=[seed.allowed for seed in seeds],
+                    keeps=True,
+                ),
+            ),
+        )
+        self._buffers.load(plan, self._tensors)
+        return plan, self._tensors.check()
+
+    def trees(self, seeds: Sequence[Seed]) -> list[DraftTree]:
+        plan, check = self.loaded(seeds)
+        self.device.guess(plan, check)
+        return trees_of(plan, check.nodes.numpy())
 
 
-def best(guesses: Guesses) -> dict[tuple[int, ...], float]:
-    """Paths that have a chance, with their rounded scores."""
-    paths: list[tuple[int, ...]] = []
-    found: dict[tuple[int, ...], float] = {}
-    for token, parent, score in zip(
-        guesses.ids.tolist(), guesses.parents.tolist(), guesses.scores.tolist(), strict=True
-    ):
-        before = paths[parent] if parent >= 0 else ()
-        paths.append((*before, token))
-        if np.isfinite(score):
-            found[paths[-1]] = round(score, 2)
-    return found
+class Seed(NamedTuple):
+    """A row with ids behind what is computed of it, and what is wanted."""
+
+    row: int
+    pending: list[int]
+    depth: int
+    allowed: Any = None
+
+    def on_host(self, driver: Driver) -> DraftSeed:
+        slots = driver.slots[self.row, : driver.lengths[self.row]].copy()
+        pending = np.array(self.pending, dtype=np.int32)
+        return DraftSeed(slots, pending, self.depth, self.allowed)
+
+
+def paths(tree: DraftTree | None) -> set[tuple[int, ...]]:
+    """Of every candidate, the ids up to it."""
+    assert tree is not None
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
+        if parent == NOBODY:
+            break
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    return set(found)
 
 
 def test_guesses_equal_the_hosts(model: Model, head: DraftModel, ops: Ops) -> None:
     driver = Driver(model, ops, draft_model=head, draft_scratch=SCRATCH)
     for row in range(5):
         driver.run(Part(row, IDS[row : row + 6 + row]))
-    draft = driver.runner.draft
+    rounds, draft = Rounds(driver, ops), driver.runner.draft
     assert draft is not None
-    sizes = {"max_context": CONTEXT, "width": WIDTH, "max_depth": DEPTH}
-    host = HostDraft(draft, ops, **sizes)
-    device = made(draft, ops)
+    host = HostDraft(draft, ops, max_context=CONTEXT, width=WIDTH, max_depth=DEPTH)
     for size in draft_sizes(DEPTH)[1::2]:  # the others are run op by op
-        device.record(*size)
+        rounds.device.record(*size)
     even = np.full(4, 0x55555555, dtype=np.int32)
-
-    def seed(row: int, pending: list[int], depth: int, allowed: object = None) -> DraftSeed:
-        slots = driver.slots[row, : driver.lengths[row]].copy()
-        return DraftSeed(slots, np.array(pending, dtype=np.int32), depth, allowed)  # type: ignore[arg-type]
-
     seeds = [
-        seed(0, [9], DEPTH),
-        seed(1, [4, 70, 8], 2),
-        seed(2, [33], 1, even),
-        seed(3, [3, 4, 5, 6, 7], 3),
-        seed(4, [11, 12], DEPTH),
+        Seed(0, [9], DEPTH),
+        Seed(1, [4, 70, 8], 2),
+        Seed(2, [33], 1, even),
+        Seed(3, [3, 4, 5, 6, 7], 1),
+        Seed(4, [11, 12], DEPTH - 1),
     ]
     for group in ([seeds[0]], seeds[1:3], seeds, [seeds[3]] * 18):
-        for ours, theirs in zip(device.guess(group), host.guess(group), strict=True):
-            check(ours, theirs)
-    (masked,) = device.guess([seeds[2]])
-    assert (masked.ids[np.isfinite(masked.scores)] % 2 == 0).all()
-    assert np.isfinite(masked.scores).any()
+        theirs = host.guess([seed.on_host(driver) for seed in group])
+        for ours, guesses in zip(rounds.trees(group), theirs, strict=True):
+            assert paths(ours) == paths(best_tree(guesses, NODES))
+    (masked,) = paths_of = [paths(tree) for tree in rounds.trees([seeds[2]])]
+    assert masked and all(path[0] % 2 == 0 for path in paths_of[0])
 
 
 class Joining(ReferenceOps):
@@ -140,49 +214,28 @@ def test_inputs_side_by_side_give_the_same_guesses(
         head = load_head(checkpoint, model, used, dtype="float32", device=CPU)
         driver = Driver(model, used, draft_model=head, draft_scratch=SCRATCH)
         driver.run(Part(0, IDS))
-        draft = driver.runner.draft
-        assert draft is not None
-        slots = driver.slots[0, : len(IDS)].copy()
-        seed = DraftSeed(slots, np.array([9], dtype=np.int32), DEPTH)
-        found.append(made(draft, used).guess([seed])[0])
-    check(*found)
-
-
-def test_at_the_end_of_the_context_fewer_levels_are_tried(
-    model: Model, head: DraftModel, ops: Ops
-) -> None:
-    driver = Driver(model, ops, draft_model=head, draft_scratch=SCRATCH)
-    driver.run(Part(0, [i % VOCAB for i in range(CONTEXT - 2)]))
-    draft = driver.runner.draft
-    assert draft is not None
-    sizes = {"max_context": CONTEXT, "width": WIDTH, "max_depth": DEPTH}
-    seeds = [DraftSeed(driver.slots[0, : CONTEXT - 2], np.array([5], dtype=np.int32), DEPTH)]
-    (host,) = HostDraft(draft, ops, **sizes).guess(seeds)
-    (device,) = made(draft, ops).guess(seeds)
-    assert len(host.ids) == len(device.ids) == WIDTH + WIDTH**2
-    check(device, host)
+        found.append(paths(Rounds(driver, used).trees([Seed(0, [9], DEPTH)])[0]))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_recorded_round_is_one_launch_between_copies(
+def test_a_recorded_round_is_one_launch_behind_a_copy(
     model: Model, head: DraftModel, ops: Ops, rows: int, masked: bool
 ) -> None:
-    """There: what the rows are, and masks where there are some. Back: all guesses."""
+    """What the rows are goes there, and masks where there are some; nothing comes back."""
     driver = Driver(model, ops, draft_model=head, draft_scratch=SCRATCH)
-    draft = driver.runner.draft
-    assert draft is not None
-    device = made(draft, ops)
-    queued = Queued()
+    for row in range(rows):
+        driver.run(Part(row, IDS[:2]))
+    rounds, queued = Rounds(driver, ops), Queued()
     for size in draft_sizes(DEPTH):
-        device.record(*size)
-        device._graphs[size] = queued.one_launch(device._graphs[size])
-    ids = np.array([3], dtype=np.int32)
+        rounds.device.record(*size)
+        rounds.device._graphs[size] = queued.one_launch(rounds.device._graphs[size])
     allowed = np.full(4, -1, dtype=np.int32) if masked else None
-    seeds = [DraftSeed(np.array([1, 2], dtype=np.int32), ids, 2, allowed)] * rows
+    plan, check = rounds.loaded([Seed(row, [3], 2, allowed) for row in range(rows)])
     with queued:
-        device.guess(seeds)
-    assert queued.names == [*["copy_"] * (1 + masked), "replay", "copy_"]
+        rounds.device.guess(plan, check)
+    assert queued.names == [*["copy_"] * (1 + masked), "replay"]
 
 
 def built(model: Model, head: DraftModel, ops: Ops, *, graphs: bool) -> DeviceBuilder:
@@ -196,6 +249,7 @@ def built(model: Model, head: DraftModel, ops: Ops, *, graphs: bool) -> DeviceBu
         graphs=graphs,
         draft_width=WIDTH,
         draft_levels=DEPTH,
+        draft_nodes=NODES,
     )
     return DeviceBuilder(model, ops, settings, CPU, head)
 
@@ -203,26 +257,21 @@ def built(model: Model, head: DraftModel, ops: Ops, *, graphs: bool) -> DeviceBu
 def test_where_memory_ends_the_other_sizes_are_run_op_by_op(
     model: Model, head: DraftModel, ops: Ops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    builder = built(model, head, ops, graphs=False)
-    worker = builder.worker(4 * CONTEXT, overlap=True)
-    recorder, record = worker.runner.recorder, worker.runner.recorder.record
+    builder, record = built(model, head, ops, graphs=False), Recorder.record
 
-    def ending(run: Callable[[], object]) -> Callable[[], object]:
+    def ending(self: Recorder, run: Callable[[], object]) -> Callable[[], object]:
         if len(recorded) == 3:
             raise torch.OutOfMemoryError("no more")
         recorded.append(run)
-        return record(run)
+        return record(self, run)
 
     recorded: list[object] = []
-    monkeypatch.setattr(recorder, "record", ending)
-    device = builder.guesser()
+    monkeypatch.setattr(Recorder, "record", ending)
+    worker = builder.worker(4 * CONTEXT, overlap=True)
     notes = {name: (value, why) for name, value, why in builder.notes}
     value, why = notes["draft_graphs"]
     assert value == "3" and f"of {len(draft_sizes(DEPTH))} sizes: no memory" in why
-    seed = DraftSeed(np.array([1, 2], dtype=np.int32), np.array([5], dtype=np.int32), 2)
-    for rows in (1, 3):
-        for guesses in device.guess([seed] * rows):
-            assert len(guesses.ids) == WIDTH + WIDTH**2
+    assert worker.runner.guesser is not None and len(worker.runner.guesser._graphs) == 3
     worker.close()
 
 

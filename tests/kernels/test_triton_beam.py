@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from branchline.kernels.beam import HEADER, Beam
+from branchline.kernels.beam import HEADER, Beam, Check, SlotRows
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.triton import TritonOps
 
-CONTEXT, LEVELS, SCRATCH_ROWS = 40, 5, 4
+CONTEXT, LEVELS, SCRATCH_ROWS, NODES = 40, 5, 4, 128
 POISON = -77
 
 
@@ -18,13 +20,21 @@ def made(
 ) -> tuple[Beam, list[torch.Tensor]]:
     """A search over rows of random lengths, some masked and some with known ids; its logits."""
     ints = {"dtype": torch.int32}
-    inputs = torch.full((rows, HEADER + LEVELS + CONTEXT), -1, **ints)
+    tables = rows + 2
+    known = SlotRows(
+        slots=torch.randint(1, 999, (tables, CONTEXT + NODES), **ints),
+        tokens=torch.randint(0, 90, (tables, CONTEXT + NODES), **ints),
+        lengths=torch.tensor([CONTEXT - LEVELS, 3, 0] * tables, **ints)[:tables],
+    )
+    inputs = torch.full((rows, HEADER + LEVELS), -1, **ints)
     for row in range(rows):
-        length = [3, 0, CONTEXT - LEVELS, CONTEXT][row % 4]
-        known = [1, 1, 3, LEVELS][row % 4]
-        inputs[row, 0], inputs[row, 1], inputs[row, 2] = length, 900 + row, row % 3 == 0
-        inputs[row, HEADER : HEADER + known] = torch.randint(0, 90, (known,), **ints)
-        inputs[row, HEADER + LEVELS :] = torch.randint(0, 99, (CONTEXT,), **ints)
+        # the last one is as long as the step before left it
+        length = [3, 0, CONTEXT - LEVELS, -1][row % 4]
+        pending = [1, 1, 3, 0][row % 4]
+        inputs[row, :HEADER] = torch.tensor(
+            [(row + 1) % tables, length, row % 3 == 0, depth - row % 2, rows - 1 - row]
+        )
+        inputs[row, HEADER : HEADER + pending] = torch.randint(0, 90, (pending,), **ints)
     n, names = rows * width, 2 * vocabulary
     picked = torch.randperm(names)[:vocabulary].sort().values.int() if mapped else None
     beam = Beam(
@@ -35,6 +45,8 @@ def made(
         scratch=1000,
         scratch_rows=SCRATCH_ROWS,
         inputs=inputs,
+        known=known,
+        lengths=torch.full((rows,), POISON, **ints),
         masks=torch.randint(-(2**31), 2**31, (rows, names // 32 + 1)).int(),
         vocabulary=picked,
         table=torch.full((n, CONTEXT + LEVELS), POISON, **ints),
@@ -55,8 +67,17 @@ def made(
 
 
 def on(beam: Beam, device: torch.device) -> Beam:
-    fields = vars(beam)
-    return Beam(**{k: x.to(device) if torch.is_tensor(x) else x for k, x in fields.items()})
+    return Beam(**moved(beam, device))
+
+
+def moved(buffers: Beam | SlotRows | Check, device: torch.device) -> dict[str, Any]:
+    """Fields of a structure with copies of its tensors on a device."""
+    found: dict[str, Any] = {}
+    for name, x in vars(buffers).items():
+        found[name] = x.to(device, copy=True) if torch.is_tensor(x) else x
+        if isinstance(x, SlotRows):
+            found[name] = SlotRows(**moved(x, device))
+    return found
 
 
 def alive(beam: Beam, level: int) -> list[tuple[torch.Tensor, ...]]:
@@ -122,3 +143,87 @@ def test_equal_scores_are_taken_in_order(kernel_device: torch.device) -> None:
     ops.beam_step(beam, 0, logits)
     assert beam.found[0, 0, :4].tolist() == [7, 2999, 0, 1]
     assert beam.ids[1].tolist() == [7, 2999, 0, 1]
+
+
+def check_of(rows: int, counts: list[int]) -> Check:
+    """A step with a row more than a search, in another order: two known tokens, then candidates."""
+    ints, tokens, samples = {"dtype": torch.int32}, sum(counts) + 2 * (rows + 1), sum(counts) + rows
+    lens = torch.tensor([*counts, 0], **ints)
+    starts = torch.tensor([0, *(lens + 2).cumsum(0).tolist()], **ints)
+    words = [count * -(-count // 64) for count in [*counts, 0]]
+    return Check(
+        firsts=torch.tensor([*(sum(counts[:i]) + i for i in range(rows)), -1], **ints),
+        rows=torch.tensor([*(1 + (rows - 1 - i) % (rows + 2) for i in range(rows)), 0], **ints),
+        seq_lens=torch.full((rows + 1,), POISON, **ints),
+        extend_start=starts,
+        tree_lens=lens,
+        tree_offsets=torch.tensor([sum(words[:i]) for i in range(rows + 1)], **ints),
+        tree_words=torch.full((sum(words) + 1,), POISON, dtype=torch.int64),
+        input_ids=torch.full((tokens,), POISON, **ints),
+        out_slots=torch.full((tokens,), POISON, **ints),
+        previous=torch.full((tokens,), POISON, **ints),
+        positions=torch.full((tokens,), POISON, dtype=torch.int64),
+        sample_places=torch.full((samples + 1,), POISON, dtype=torch.int64),
+        sample_positions=torch.full((samples + 1,), POISON, dtype=torch.int64),
+        nodes=torch.full((3, samples + 1), POISON, **ints),
+    )
+
+
+@pytest.mark.parametrize(("width", "counts"), [(3, [7, 3, 12, 1]), (8, [40, 100, 64, 65])])
+def test_a_tree_and_what_is_kept_of_it_equal_the_reference(
+    kernel_device: torch.device, width: int, counts: list[int]
+) -> None:
+    torch.manual_seed(width)
+    depth, rows = 3, len(counts)
+    beam, logits = made(rows, width, depth, 2100, mapped=True, first=1)
+    beam.known.slots.copy_(torch.randperm(beam.known.slots.numel()).view(rows + 2, -1))
+    reference, ops = ReferenceOps(), TritonOps(kernel_device, torch.float32)
+    reference.beam_begin(beam)
+    for level in range(depth):
+        reference.beam_step(beam, level, logits[level])
+    theirs = check_of(rows, counts)
+    ours, there = Check(**moved(theirs, kernel_device)), on(beam, kernel_device)
+    reference.beam_tree(beam, theirs, NODES)
+    ops.beam_tree(there, ours, NODES)
+    assert_equal(ours, theirs)
+    trees_are_sound(beam, theirs)
+    for right in (0.0, 0.9):
+        sampled = torch.randint(0, 4000, theirs.nodes.shape[1:], dtype=torch.int32)
+        sampled[int(theirs.firsts[1])] = -1
+        follow(theirs, sampled, right)
+        theirs.nodes[2] = sampled
+        ours.nodes[2] = sampled.to(kernel_device)
+        got = ops.keep_guesses(ours, there.known, depth, NODES)
+        want = reference.keep_guesses(theirs, beam.known, depth, NODES)
+        assert all(torch.equal(x.cpu(), y) for x, y in zip(got, want, strict=True))
+        assert_equal(there.known, beam.known)
+        assert bool((want[0] != want[1]).any()) == (right > 0)
+
+
+def assert_equal(ours: Check | SlotRows, theirs: Check | SlotRows) -> None:
+    for name, x in vars(theirs).items():
+        torch.testing.assert_close(getattr(ours, name).cpu(), x, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def trees_are_sound(beam: Beam, check: Check) -> None:
+    """The best of what was found, parents first, each with its path as what it sees."""
+    for at, first in enumerate(check.firsts.tolist()):
+        n = int(check.tree_lens[at])
+        if first < 0:
+            continue
+        row = beam.rows - 1 - at
+        parents = check.nodes[1, first + 1 : first + 1 + n].tolist()
+        alive = [i for i, parent in enumerate(parents) if parent > -2]
+        limit = beam.count(int(beam.inputs[row, 3]))
+        finite = int(beam.found[2, row, :limit].view(torch.float32).isfinite().sum())
+        assert alive == list(range(min(n, finite)))
+        assert all(-2 <= parent < i for i, parent in enumerate(parents))
+
+
+def follow(check: Check, sampled: torch.Tensor, right: float) -> None:
+    """Make the sampled ids of most places those of a candidate behind them."""
+    for at, first in enumerate(check.firsts.tolist()):
+        for i in reversed(range(int(check.tree_lens[at]))):
+            token, parent = check.nodes[:2, first + 1 + i].tolist()
+            if first >= 0 and parent > -2 and float(torch.rand(())) < right:
+                sampled[first + 1 + parent] = token

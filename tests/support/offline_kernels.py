@@ -23,7 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import branchline.kernels.triton as room
-from branchline.kernels.beam import HEADER, Beam
+from branchline.kernels.beam import HEADER, Beam, Check, SlotRows
 from branchline.kernels.lora import LoraWeight
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws
@@ -145,6 +145,8 @@ def beams(made: TritonOps) -> None:
     """A search of two levels, with a smaller vocabulary."""
     levels, w, rows, count = 6, 8, 2, 16384
     ints = [empty("i4", levels, rows * w) for _ in range(4)]
+    tables = empty("i4", 8, CONTEXT), empty("i4", 8, CONTEXT + 1), empty("i4", 8)
+    known = SlotRows(*tables)
     beam = Beam(
         width=w,
         depth=3,
@@ -152,7 +154,9 @@ def beams(made: TritonOps) -> None:
         context=CONTEXT,
         scratch=SLOTS,
         scratch_rows=16,
-        inputs=empty("i4", rows, HEADER + levels + CONTEXT),
+        inputs=empty("i4", rows, HEADER + levels),
+        known=known,
+        lengths=empty("i4", rows),
         masks=empty("i4", rows, 4748),
         vocabulary=empty("i4", count),
         table=empty("i4", rows * w, CONTEXT + levels),
@@ -167,6 +171,12 @@ def beams(made: TritonOps) -> None:
     made.beam_begin(beam)
     for level in range(3):
         made.beam_step(beam, level, empty("f4", rows * beam.size(level), count))
+    ints = [empty("i4", rows + 1) for _ in range(6)]
+    longs = [empty("i8", 64) for _ in range(4)]
+    tokens = [empty("i4", 64) for _ in range(3)]
+    check = Check(*ints, longs[0], *tokens, *longs[1:], nodes=empty("i4", 3, 64))
+    made.beam_tree(beam, check, 24)
+    made.keep_guesses(check, known, levels, 24)
 
 
 def products(made: TritonOps) -> None:

@@ -1,0 +1,145 @@
+"""Which rows of a step get candidates, how many, and whether it can follow one in flight.
+
+Law: candidates take only memory that is to spare. Knows nothing of what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from branchline.runtime.core.drafting import MAX_GUESSES
+from branchline.runtime.core.protocols import GuessingPending, Pending
+from branchline.runtime.core.request import Request, Status
+from branchline.runtime.core.tree import DraftTree
+from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.scheduler.drafts import Draft, Drafts
+from branchline.runtime.scheduler.plan_builder import StepPlan, tree_mask
+
+
+class Proposals:
+    """Candidates for rows that decode.
+
+    Args:
+        drafts: who guesses.
+        cache: where their slots are.
+        max_running, max_step_tokens: of a step.
+        plenty: tokens that are left free for others.
+        grow_ahead: slots that a row which needs more is given at once.
+    """
+
+    def __init__(
+        self,
+        drafts: Drafts,
+        cache: CacheManager,
+        max_running: int,
+        max_step_tokens: int,
+        plenty: int,
+        grow_ahead: int,
+    ) -> None:
+        self._drafts, self._cache = drafts, cache
+        self._max_running, self._max_step_tokens = max_running, max_step_tokens
+        self._plenty, self._grow_ahead = plenty, grow_ahead
+
+    def make(self, decoding: Sequence[Request]) -> dict[Request, Draft]:
+        """For rows that are part of the next step, none of which is part of one in flight."""
+        spare = self._max_step_tokens - sum(request.pending_len for request in decoding)
+        spare = min(spare, MAX_GUESSES)
+        rows = []
+        for request in decoding:
+            nodes = self._spare(request, self._drafts.nodes(request, spare // len(decoding)))
+            if nodes > 0:
+                rows.append((request, nodes))
+        if self._drafts.in_step:
+            return self._drafts.reserve(rows)
+        return self._drafts.propose(rows, self._cache.slot_table.array) if rows else {}
+
+    def following(
+        self, step: StepPlan, running: int, *, waiting: bool
+    ) -> dict[Request, Draft] | None:
+        """For a step behind one in flight that keeps guesses by itself, if all there is to do is to
+        go on where that one ends; None = it must be known first.
+
+        Args:
+            running: requests that hold a row.
+            waiting: others wait for one.
+        """
+        guessed = step.batch.guessed
+        if guessed is None or not guessed.keeps:
+            return None
+        if running != len(step.segments) or (waiting and running < self._max_running):
+            return None
+        spare = min(self._max_step_tokens - len(step.segments), MAX_GUESSES)
+        rows, grown = [], {}
+        for segment in step.segments:
+            request, draft = segment.request, segment.draft
+            going_on = request.finish is None and request.status is Status.DECODE
+            if not going_on or request.inflight != 1 or (draft is not None and not draft.levels):
+                return None
+            growth = grown[request] = 1 if draft is None else draft.levels + 1
+            nodes = self._drafts.nodes(request, spare // len(step.segments), growth)
+            if nodes == 0 and draft is None:
+                continue
+            if nodes == 0 or self._spare(request, growth + nodes) < growth + nodes:
+                return None
+            rows.append((request, nodes))
+        return self._drafts.reserve(rows, grown)
+
+    def _spare(self, request: Request, count: int) -> int:
+        """Give a row slots behind its last id, `count` or as many as leave enough to others; how
+        many it has there."""
+        cache, table = self._cache, self._cache.slot_table
+        held = table.held[request.row]
+        spare = cache.free_tokens + cache.evictable_tokens - self._plenty
+        room = min(table.max_context, max(held, held + spare)) - request.length
+        count = min(count, room)
+        end = request.length + count
+        if count <= 0 or end <= held:
+            return count
+        # some more than are needed now: a device is told of changes, which costs more than they do
+        ahead = min(end + self._grow_ahead - 1, table.max_context)
+        plenty = self._grow_ahead > 1 and spare >= ahead - held
+        if plenty and cache.extend(request.row, held, ahead):
+            return count
+        return count if cache.extend(request.row, held, end) else 0
+
+
+def learn(
+    plan: StepPlan,
+    trees: Sequence[DraftTree],
+    drafts: Drafts | None,
+    broke: Callable[[Request, Exception], None],
+) -> None:
+    """The worker has made a step's candidates, of each of its `guessed` rows.
+
+    Args:
+        broke: told of a request that cannot go on with them.
+    """
+    guessed = plan.batch.guessed
+    if guessed is None or drafts is None:
+        return
+    for index, tree in zip(guessed.rows.tolist(), trees, strict=True):
+        segment = plan.segments[index]
+        request, draft = segment.request, segment.draft
+        if draft is None or not draft.levels or request.finish is not None:
+            continue
+        try:
+            segment.draft = drafts.learn(request, draft, tree)
+        except Exception as error:
+            broke(request, error)
+
+
+def learn_early(
+    plan: StepPlan,
+    pending: Pending,
+    drafts: Drafts | None,
+    broke: Callable[[Request, Exception], None],
+) -> None:
+    """`learn` while the step runs: what is sampled depends on its candidates, on what a constraint
+    says of them or on what lies between."""
+    assert isinstance(pending, GuessingPending), "the worker guesses"
+    try:
+        trees = pending.trees()
+    except Exception:  # the step failed, as its result will say
+        return
+    learn(plan, trees, drafts, broke)
+    plan.batch.tree = tree_mask(plan.segments)

@@ -1,0 +1,295 @@
+"""Guesses that the worker makes and keeps within its steps: outputs are those of plain decoding."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from branchline.kernels.dispatch import make_ops
+from branchline.kernels.ops import Ops
+from branchline.runtime.config.sections import SchedulerSection
+from branchline.runtime.core.batch import ScheduleBatch
+from branchline.runtime.core.drafting import MAX_GUESSES, StepDrafter
+from branchline.runtime.core.messages import GenerateRequest
+from branchline.runtime.core.protocols import Pending
+from branchline.runtime.core.sampling_params import Constraint, SamplingParams
+from branchline.runtime.executor.build import load_model
+from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
+from branchline.runtime.executor.device_worker import DeviceWorker
+from branchline.runtime.executor.torch_threads import torch_threads
+from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
+from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.models.base import Model
+from branchline.runtime.models.draft import StandaloneDraft
+from branchline.runtime.scheduler.drafts import Drafts
+from branchline.runtime.scheduler.intake import Bounds, Intake
+from branchline.runtime.scheduler.pace import Pace
+from branchline.runtime.scheduler.scheduler import Scheduler
+from tests.executor.test_device_scheduler import Outbox
+from tests.executor.test_verify import (
+    CONTEXT,
+    EOS,
+    ROWS,
+    STEP_TOKENS,
+    VOCAB,
+    assert_alike,
+    finish,
+    outcome,
+    work,
+)
+from tests.scheduler.harness import TableGrammars
+from tests.support.model_driver import load_tiny, tiny_llama
+
+CPU = torch.device("cpu")
+WIDTH, DEPTH, LEVELS, NODES = 3, 4, 6, 7
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ops, Model, Model]:
+    """Ops, a model, and one that is often of its opinion."""
+    ops = make_ops("reference")
+    folder = tiny_llama(tmp_path_factory.mktemp("tiny"))
+    return ops, load_tiny(folder, ops), doubtful(load_tiny(folder, ops))
+
+
+@pytest.fixture(autouse=True)
+def swift(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On a CPU: nothing is to be compiled ahead, and many threads are slow at small tensors."""
+    if request.node.get_closest_marker("gpu"):
+        yield
+        return
+    monkeypatch.setattr(DeviceBuilder, "_warm_eager", lambda self: None)
+    monkeypatch.setattr(DeviceBuilder, "_warm_sampling", lambda self: None)
+    with torch_threads(1):
+        yield
+
+
+def doubtful(model: Model) -> Model:
+    """The model with another final norm."""
+    norm = model.norm.weight  # type: ignore[attr-defined]
+    with torch.inference_mode():
+        noise = np.random.default_rng(1).standard_normal(norm.shape[0])
+        norm.add_(torch.from_numpy(0.15 * noise).to(norm))
+    return model
+
+
+class Watched:
+    """A worker whose plans are counted by how their candidates come about."""
+
+    def __init__(self, worker: DeviceWorker) -> None:
+        self._worker = worker
+        self.follows = self.learns = self.keeps = 0
+
+    def forward(self, plan: ScheduleBatch) -> Pending:
+        guessed = plan.guessed
+        if guessed is not None:
+            self.follows += bool(guessed.follows.any())
+            self.keeps += guessed.keeps
+            self.learns += not guessed.keeps
+        return self._worker.forward(plan)
+
+    def sample(self, pending: Pending, bitmask: Any) -> None:
+        self._worker.sample(pending, bitmask)
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+def scheduler_for(
+    ops: Ops,
+    model: Model,
+    guesser: Model | None,
+    *,
+    page_size: int = 1,
+    tokens: int = 960,
+    graphs: bool = True,
+    rows: int = ROWS,
+    pace: Pace | None = None,
+    device: torch.device = CPU,
+) -> tuple[Scheduler, Outbox, Watched]:
+    cache = CacheManager(tokens // page_size, page_size, rows, CONTEXT)
+    cache.slot_table.record_changes()
+    settings = DeviceSettings(
+        page_size=page_size,
+        max_step_tokens=STEP_TOKENS,
+        max_rows=rows,
+        slot_width=CONTEXT,
+        kv_dtype=torch.float32,
+        graphs=graphs,
+        draft_width=WIDTH,
+        draft_levels=LEVELS,
+        draft_nodes=NODES,
+        guesses=guesser is not None,
+    )
+    draft = None if guesser is None else StandaloneDraft(guesser)
+    builder = DeviceBuilder(model, ops, settings, device, draft)
+    worker = Watched(builder.worker(tokens // page_size, overlap=True))
+    out = Outbox()
+    scheduler = Scheduler(
+        SchedulerSection(),
+        cache,
+        worker,
+        out,
+        Intake(Bounds(VOCAB, CONTEXT, STEP_TOKENS // 2, model.spec.hidden), seed=1),
+        max_step_tokens=STEP_TOKENS,
+        max_running=rows,
+        eos_ids=EOS,
+        grammars=TableGrammars(forcing=True),
+        call_soon=lambda fn: fn(),
+        grow_ahead=4,
+        masks_beside=True,
+        drafts=(
+            None
+            if guesser is None
+            else Drafts(
+                StepDrafter(LEVELS),
+                vocab_size=VOCAB,
+                eos_ids=EOS,
+                max_nodes=NODES,
+                max_depth=DEPTH,
+                pace=pace,
+            )
+        ),
+    )
+    out.scheduler = scheduler
+    return scheduler, out, worker
+
+
+def run(scheduler: Scheduler, out: Outbox, requests: list[dict[str, Any]]) -> dict[str, Any]:
+    for i, one in enumerate(requests):
+        scheduler.submit(
+            GenerateRequest(id=str(i), prompt_ids=one["prompt"], sampling=one["params"])
+        )
+    finish(scheduler)
+    return {name: outcome(request) for name, request in out.done.items()}
+
+
+def free_work(r: random.Random, count: int) -> list[dict[str, Any]]:
+    """What a worker can keep guesses of by itself."""
+    drawn = {"temperature": 0.8, "seed": r.randrange(999), "top_p": 0.9}
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        drawn,
+        {"temperature": 0.0, "ignore_eos": True, "logprobs": 2},
+        {"temperature": 0.0, "stop_token_ids": tuple(range(3, 9))},
+        drawn | {"logit_bias": {r.randrange(VOCAB): 2.0}},
+    ]
+    return [
+        {
+            "prompt": [r.randrange(3, VOCAB) for _ in range(r.randint(2, 20))],
+            "params": SamplingParams(max_tokens=r.randint(30, 70), **kinds[i % len(kinds)]),
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page_size", "graphs", "count"), [(1, False, 1), (16, False, 8), (1, True, 4)]
+)
+def test_steps_follow_each_other_without_a_look_between(
+    models: tuple[Ops, Model, Model], page_size: int, graphs: bool, count: int
+) -> None:
+    ops, model, guesser = models
+    requests = free_work(random.Random(count), count)
+    scheduler, out, _ = scheduler_for(ops, model, None, graphs=False)
+    wanted = run(scheduler, out, requests)
+    sizes: dict[str, Any] = {"page_size": page_size, "graphs": graphs}
+    scheduler, out, worker = scheduler_for(ops, model, guesser, **sizes)
+    assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
+    assert 0 < scheduler.stats.accepted_tokens < scheduler.stats.drafted_tokens
+    assert worker.follows > 0 and worker.learns == 0
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_what_lies_between_is_known_where_it_counts(
+    models: tuple[Ops, Model, Model], page_size: int
+) -> None:
+    """Penalties, bounds from below and all the rest beside each other."""
+    ops, model, guesser = models
+    requests = work(random.Random(page_size))
+    scheduler, out, _ = scheduler_for(ops, model, None, graphs=False)
+    wanted = run(scheduler, out, requests)
+    scheduler, out, worker = scheduler_for(ops, model, guesser, page_size=page_size, graphs=False)
+    assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
+    assert scheduler.stats.accepted_tokens > 0 and worker.learns > 0
+
+
+def test_constraints_are_asked_of_every_candidate(models: tuple[Ops, Model, Model]) -> None:
+    """Masks, forced ids, ids forced where others are allowed, and an end that may come early."""
+    ops, model, guesser = models
+    r = random.Random(5)
+
+    def some(count: int) -> list[int]:
+        return sorted(r.sample(range(3, VOCAB), count))
+
+    tables: list[list[Any]] = [
+        [some(30) for _ in range(20)],
+        [[some(40), some(1), some(1), some(1), None][i % 5] for i in range(25)],
+        [{"run": some(1)} if i % 4 == 2 else None for i in range(20)],
+    ]
+    requests = []
+    for table in tables:
+        for text in (json.dumps(table), json.dumps({"rows": table, "enough": 6})):
+            constraint = Constraint(kind="json_schema", text=text)
+            sampling = SamplingParams(temperature=0.0, max_tokens=30, constraint=constraint)
+            requests.append({"prompt": some(9), "params": sampling})
+    scheduler, out, _ = scheduler_for(ops, model, None, graphs=False)
+    wanted = run(scheduler, out, requests)
+    scheduler, out, worker = scheduler_for(ops, model, guesser, graphs=False)
+    assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
+    assert scheduler.stats.accepted_tokens > 0 and worker.learns > 0
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_more_rows_than_a_round_has_take_turns(
+    models: tuple[Ops, Model, Model], paced: bool
+) -> None:
+    """With and without a pace, which gives some rows guesses and others none."""
+    ops, model, guesser = models
+    requests = free_work(random.Random(7), 24)
+    sizes: dict[str, Any] = {"graphs": False, "rows": 18, "tokens": 2000}
+    wanted = run(*scheduler_for(ops, model, None, **sizes)[:2], requests)
+    pace = Pace(NODES, MAX_GUESSES) if paced else None
+    scheduler, out, worker = scheduler_for(ops, model, guesser, pace=pace, **sizes)
+    assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
+    assert scheduler.stats.accepted_tokens > 0 and worker.keeps > 0
+
+
+def test_guesses_end_with_the_context(models: tuple[Ops, Model, Model]) -> None:
+    ops, model, guesser = models
+    sampling = SamplingParams(temperature=0.0, max_tokens=CONTEXT - 40, ignore_eos=True)
+    requests = [{"prompt": [5 + i % 50 for i in range(40)], "params": sampling}]
+    wanted = run(*scheduler_for(ops, model, None, graphs=False)[:2], requests)
+    scheduler, out, worker = scheduler_for(ops, model, guesser, graphs=False)
+    assert run(scheduler, out, requests) == wanted
+    assert worker.follows > 0 and len(wanted["0"][0]) == CONTEXT - 40
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_on_cuda_too(tmp_path: Path, page_size: int) -> None:
+    device = torch.device("cuda")
+    ops = make_ops(dtype=torch.float32, device=device)
+
+    def loaded() -> Model:
+        checkpoint = SafetensorsCheckpoint(tiny_llama(tmp_path))
+        return load_model(checkpoint, ops, dtype="float32", device=device)
+
+    model, guesser = loaded(), doubtful(loaded())
+    for name, make in (("free", lambda r: free_work(r, 9)), ("all", work)):
+        for seed in range(2):
+            requests = make(random.Random(seed))
+            wanted = run(*scheduler_for(ops, model, None, device=device)[:2], requests)
+            scheduler, out, worker = scheduler_for(
+                ops, model, guesser, page_size=page_size, device=device
+            )
+            assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
+            assert scheduler.stats.accepted_tokens > 0
+            assert (worker.follows if name == "free" else worker.learns) > 0
