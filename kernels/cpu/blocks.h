@@ -34,28 +34,6 @@ struct TileRow {
         : base(row / tile * tile), count(std::min(tile, m - base)), lane(row - base) {}
 };
 
-// One row of K floats -> codes, scale = max|x| / 127, scale * sum of codes, -128 * sum of codes.
-static inline void quantize_row(const float* x, int64_t k, TileRow row, Context& c) {
-    const int64_t blocks = k / BLOCK;
-    int8_t* codes = c.codes.get<int8_t>() + row.base * k + row.lane * BLOCK;
-    const int64_t first = row.base * blocks + row.lane;
-    float* scales = c.scales.get<float>() + first;
-    float* sums = c.sums.get<float>() + first;
-    int32_t* offsets = c.offsets.get<int32_t>() + first;
-    for (int64_t b = 0; b < blocks; ++b) {
-        f32x16 lo = load(x + b * BLOCK), hi = load(x + b * BLOCK + LANES);
-        float top = reduce_max(max(abs(lo), abs(hi)));
-        float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
-        i32x16 qlo = to_int(mul(lo, set1(inverse))), qhi = to_int(mul(hi, set1(inverse)));
-        store_i8(codes + b * row.count * BLOCK, qlo);
-        store_i8(codes + b * row.count * BLOCK + LANES, qhi);
-        int32_t sum = reduce_addi(addi(qlo, qhi));
-        scales[b * row.count] = scale;
-        sums[b * row.count] = scale * float(sum);
-        offsets[b * row.count] = -128 * sum;
-    }
-}
-
 struct GemmRows {
     const uint8_t* ask;  // what is likely read when `AHEAD` more bytes have been
     const int8_t* codes;
@@ -68,6 +46,14 @@ struct GemmRows {
     int64_t ldo;
     int width;  // columns of this group that exist, 1..16
 };
+
+// The sums of row r, with the bias, into the output.
+BL_INLINE void write_row(const GemmRows& a, int r, f32x16 sum) {
+    float* out = a.out + r * a.ldo;
+    if (a.bias) sum = add(sum, load_n(a.bias, a.width));
+    if (a.width == LANES) store(out, sum);
+    else store_n(out, sum, a.width);
+}
 
 BL_INLINE int32_t quad(const int8_t* p) {
     int32_t v;

@@ -12,9 +12,34 @@
 // 270 to 320 within a forward; one row 55 GB/s from cache, 28 GB/s from the third level, and the
 // read rate of the machine (15 GB/s) within a forward.
 #pragma once
-#include "blocks.h"
+#include "amx.h"
 
 namespace bl {
+
+// One row of K floats -> codes, scale = max|x| / 127, scale * sum of codes, -128 * sum of codes.
+static inline void quantize_row(const float* x, int64_t k, TileRow row, Context& c) {
+    const int64_t blocks = k / BLOCK;
+    int8_t* codes = c.codes.get<int8_t>() + row.base * k + row.lane * BLOCK;
+    const int64_t first = row.base * blocks + row.lane;
+    const bool pairs = paired(row.count, blocks);
+    float* scales = c.scales.get<float>() + first;
+    float* sums = c.sums.get<float>() + first;
+    int32_t* offsets = c.offsets.get<int32_t>() + first;
+    for (int64_t b = 0; b < blocks; ++b) {
+        f32x16 lo = load(x + b * BLOCK), hi = load(x + b * BLOCK + LANES);
+        float top = reduce_max(max(abs(lo), abs(hi)));
+        float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
+        i32x16 qlo = to_int(mul(lo, set1(inverse))), qhi = to_int(mul(hi, set1(inverse)));
+        int8_t* at = codes + b * row.count * BLOCK;
+        if (pairs) at = pair_row(c.codes.get<int8_t>() + row.base * k, b, row.lane, row.count);
+        store_i8(at, qlo);
+        store_i8(at + LANES, qhi);
+        int32_t sum = reduce_addi(addi(qlo, qhi));
+        scales[b * row.count] = scale;
+        sums[b * row.count] = scale * float(sum);
+        offsets[b * row.count] = -128 * sum;
+    }
+}
 
 // N rows of one block: integer chains side by side, then each row's float update.
 template <int N, int FORMAT>
@@ -81,12 +106,7 @@ static void gemm_tile(const uint8_t* group, const GemmRows& a) {
         sums += R;
         offsets += R;
     }
-    for (int r = 0; r < R; ++r) {
-        float* out = a.out + r * a.ldo;
-        if (a.bias) acc[r] = add(acc[r], load_n(a.bias, a.width));
-        if (a.width == LANES) store(out, acc[r]);
-        else store_n(out, acc[r], a.width);
-    }
+    for (int r = 0; r < R; ++r) write_row(a, r, acc[r]);
 }
 
 template <int FORMAT>
@@ -119,12 +139,15 @@ static void quant_gemm(Context& c, const Op& op, int64_t m, int64_t tile0, int64
     const int64_t tile = tile_rows(m), stride = group_bytes(format, blocks);
     // Behind this chunk comes, for this thread, most likely the one behind those of the others.
     const int64_t others = (c.threads - 1) * (group1 - group0) * stride;
+    TileShapes shapes;
     // A few groups per tile: their weights stay in the first-level cache, stores run in one page.
     const int64_t few = std::max<int64_t>(1, std::min<int64_t>(4, 32000 / stride));
     for (int64_t g0 = group0; g0 < group1; g0 += few) {
         for (int64_t t = tile0; t < tile1; ++t) {
             const int64_t first = t * tile, at = first * blocks;
             const int rows = int(std::min(tile, m - first));
+            const bool matrix = on_tiles(rows, blocks);
+            if (matrix) shapes.set(rows);
             for (int64_t g = g0; g < std::min(g0 + few, group1); ++g) {
                 const uint8_t* group = (const uint8_t*)op.p[1] + g * stride;
                 const float* bias = op.p[2] ? (const float*)op.p[2] + g * LANES : nullptr;
@@ -134,8 +157,9 @@ static void quant_gemm(Context& c, const Op& op, int64_t m, int64_t tile0, int64
                            c.offsets.get<int32_t>() + at, blocks, bias,
                            (float*)op.p[3] + first * n + g * LANES, n,
                            int(std::min<int64_t>(n - g * LANES, LANES))};
-                if (format == Q4_1) gemm_rows<Q4_1>(rows, group, a);
-                else gemm_rows<Q8_0>(rows, group, a);
+                const auto run = format == Q4_1 ? matrix ? amx_rows<Q4_1> : gemm_rows<Q4_1>
+                                                : matrix ? amx_rows<Q8_0> : gemm_rows<Q8_0>;
+                run(rows, group, a);
             }
         }
     }
