@@ -159,7 +159,7 @@ class Runner {
             context_.codes.reserve(m * (k + 1) * 2);
             return;
         }
-        context_.codes.reserve(m * k);
+        context_.codes.reserve((m + PAIR_ROWS) * k);  // pairs of blocks take twice the room
         context_.scales.reserve(m * (k / BLOCK) * 4);
         context_.sums.reserve(m * (k / BLOCK) * 4);
         context_.offsets.reserve(m * (k / BLOCK) * 4);
@@ -211,7 +211,9 @@ extern "C" {
 BL_EXPORT int bl_abi() { return int(sizeof(bl::Op)); }
 
 BL_EXPORT const char* bl_isa() {
-#if defined(BL_VNNI) && defined(BL_BF16)
+#if defined(BL_AMX) && defined(BL_BF16)
+    return bl::amx_ready() ? "avx512-vnni-bf16-amx" : "avx512-vnni-bf16";
+#elif defined(BL_VNNI) && defined(BL_BF16)
     return "avx512-vnni-bf16";
 #elif defined(BL_VNNI)
     return "avx512-vnni";

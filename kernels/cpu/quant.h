@@ -12,41 +12,16 @@
 // 270 to 320 within a forward; one row 55 GB/s from cache, 28 GB/s from the third level, and the
 // read rate of the machine (15 GB/s) within a forward.
 #pragma once
-#include <algorithm>
-
-#include "context.h"
+#include "amx.h"
 
 namespace bl {
-
-enum Format { Q4_1 = 0, Q8_0 = 1, F32 = 2, BF16 = 3 };
-
-BL_INLINE int64_t code_bytes(int format) { return format == Q4_1 ? 256 : 512; }
-BL_INLINE int64_t group_bytes(int format, int64_t blocks) {
-    int64_t size = blocks * (format == Q4_1 ? 320 : 544);
-    return (size + 63) / 64 * 64;
-}
-
-constexpr int MAX_TILE = 16;  // rows whose accumulators fit the registers beside one block
-constexpr int CHAINS = 4;     // rows whose integer chains run side by side
-constexpr int AHEAD = 16384;  // bytes of weight to ask for before their use: about what arrives from
-                              // memory while one waits for it, and little beside a cache
-
-// Rows of a tile when m rows are cut into equal tiles; the last one may have fewer.
-BL_INLINE int32_t tile_rows(int64_t m) { return m ? ceil_div(m, ceil_div(m, MAX_TILE)) : 1; }
-
-// Where a row of m lies: activations are kept as [tile][K / 32][row of tile], so that a kernel
-// finds every operand at a constant distance from one pointer.
-struct TileRow {
-    int64_t base, count, lane;
-    TileRow(int64_t row, int64_t m, int64_t tile)
-        : base(row / tile * tile), count(std::min(tile, m - base)), lane(row - base) {}
-};
 
 // One row of K floats -> codes, scale = max|x| / 127, scale * sum of codes, -128 * sum of codes.
 static inline void quantize_row(const float* x, int64_t k, TileRow row, Context& c) {
     const int64_t blocks = k / BLOCK;
     int8_t* codes = c.codes.get<int8_t>() + row.base * k + row.lane * BLOCK;
     const int64_t first = row.base * blocks + row.lane;
+    const bool pairs = paired(row.count, blocks);
     float* scales = c.scales.get<float>() + first;
     float* sums = c.sums.get<float>() + first;
     int32_t* offsets = c.offsets.get<int32_t>() + first;
@@ -55,32 +30,15 @@ static inline void quantize_row(const float* x, int64_t k, TileRow row, Context&
         float top = reduce_max(max(abs(lo), abs(hi)));
         float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
         i32x16 qlo = to_int(mul(lo, set1(inverse))), qhi = to_int(mul(hi, set1(inverse)));
-        store_i8(codes + b * row.count * BLOCK, qlo);
-        store_i8(codes + b * row.count * BLOCK + LANES, qhi);
+        int8_t* at = codes + b * row.count * BLOCK;
+        if (pairs) at = pair_row(c.codes.get<int8_t>() + row.base * k, b, row.lane, row.count);
+        store_i8(at, qlo);
+        store_i8(at + LANES, qhi);
         int32_t sum = reduce_addi(addi(qlo, qhi));
         scales[b * row.count] = scale;
         sums[b * row.count] = scale * float(sum);
         offsets[b * row.count] = -128 * sum;
     }
-}
-
-struct GemmRows {
-    const uint8_t* ask;  // what is likely read when `AHEAD` more bytes have been
-    const int8_t* codes;
-    const float* scales;
-    const float* sums;
-    const int32_t* offsets;
-    int64_t blocks;
-    const float* bias;
-    float* out;
-    int64_t ldo;
-    int width;  // columns of this group that exist, 1..16
-};
-
-BL_INLINE int32_t quad(const int8_t* p) {
-    int32_t v;
-    memcpy(&v, p, 4);
-    return v;
 }
 
 // N rows of one block: integer chains side by side, then each row's float update.
@@ -148,12 +106,7 @@ static void gemm_tile(const uint8_t* group, const GemmRows& a) {
         sums += R;
         offsets += R;
     }
-    for (int r = 0; r < R; ++r) {
-        float* out = a.out + r * a.ldo;
-        if (a.bias) acc[r] = add(acc[r], load_n(a.bias, a.width));
-        if (a.width == LANES) store(out, acc[r]);
-        else store_n(out, acc[r], a.width);
-    }
+    for (int r = 0; r < R; ++r) write_row(a, r, acc[r]);
 }
 
 template <int FORMAT>
@@ -186,12 +139,15 @@ static void quant_gemm(Context& c, const Op& op, int64_t m, int64_t tile0, int64
     const int64_t tile = tile_rows(m), stride = group_bytes(format, blocks);
     // Behind this chunk comes, for this thread, most likely the one behind those of the others.
     const int64_t others = (c.threads - 1) * (group1 - group0) * stride;
+    TileShapes shapes;
     // A few groups per tile: their weights stay in the first-level cache, stores run in one page.
     const int64_t few = std::max<int64_t>(1, std::min<int64_t>(4, 32000 / stride));
     for (int64_t g0 = group0; g0 < group1; g0 += few) {
         for (int64_t t = tile0; t < tile1; ++t) {
             const int64_t first = t * tile, at = first * blocks;
             const int rows = int(std::min(tile, m - first));
+            const bool matrix = on_tiles(rows, blocks);
+            if (matrix) shapes.set(rows);
             for (int64_t g = g0; g < std::min(g0 + few, group1); ++g) {
                 const uint8_t* group = (const uint8_t*)op.p[1] + g * stride;
                 const float* bias = op.p[2] ? (const float*)op.p[2] + g * LANES : nullptr;
@@ -201,8 +157,9 @@ static void quant_gemm(Context& c, const Op& op, int64_t m, int64_t tile0, int64
                            c.offsets.get<int32_t>() + at, blocks, bias,
                            (float*)op.p[3] + first * n + g * LANES, n,
                            int(std::min<int64_t>(n - g * LANES, LANES))};
-                if (format == Q4_1) gemm_rows<Q4_1>(rows, group, a);
-                else gemm_rows<Q8_0>(rows, group, a);
+                const auto run = format == Q4_1 ? matrix ? amx_rows<Q4_1> : gemm_rows<Q4_1>
+                                                : matrix ? amx_rows<Q8_0> : gemm_rows<Q8_0>;
+                run(rows, group, a);
             }
         }
     }

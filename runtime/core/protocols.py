@@ -52,7 +52,8 @@ class Worker(Protocol):
     applied to step N's logits. Every `forward` is followed by exactly one `sample`.
     """
 
-    def forward(self, plan: ScheduleBatch) -> Pending: ...
+    def forward(self, plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
+        """awaited: the caller does nothing else until the step is over."""
 
     def sample(self, pending: Pending, bitmask: Bitmask | None) -> None:
         """bitmask: int32 [s, ceil(V / 32)], one row for each sampled row; bit set = allowed."""

@@ -111,7 +111,7 @@ class DeviceWorker:
         device = runner.stream.device
         self._sampler = DeviceSampler(runner.sampling, lambda array: to_device(array, device))
 
-    def forward(self, plan: ScheduleBatch) -> Pending:
+    def forward(self, plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
         """Queue a step's forward. Raises `BackendError` after `close`."""
         if self._closed:
             raise BackendError("The worker is closed.", hint="Make a new engine.")

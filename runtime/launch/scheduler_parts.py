@@ -170,7 +170,7 @@ def build_scheduler(
         call_soon=call_soon,
         grow_ahead=1 if host else GROW_AHEAD,
         masks_beside=not host,
-        drafts=_drafts(config, loaded, backend, tokenizer.eos_ids, decisions),
+        drafts=_drafts(config, loaded, backend, tokenizer.eos_ids, decisions, quotes=host),
         adapters=adapters,
     )
     facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
@@ -193,6 +193,8 @@ def _drafts(
     backend: Backend,
     eos_ids: frozenset[int],
     decisions: list[Decision],
+    *,
+    quotes: bool,
 ) -> Drafts | None:
     vocab_size = loaded.model.spec.vocab_size
     draft = loaded.draft
@@ -204,6 +206,7 @@ def _drafts(
             max_nodes=draft.nodes,
             max_depth=draft.depth,
             least=draft.least,
+            quotes=quotes,
         )
     else:
         chosen = make_drafting(config.speculative)

@@ -63,6 +63,9 @@ LIKELY = 0.15
 """A guess of such a chance is made in any case: the share is rough, and where guesses are few, most
 of what they cost in the mean is not their own."""
 
+QUOTES = 0.75
+"""Where such a share of a row's guesses is kept, further ones are thought to be kept like them."""
+
 RECENT = 9
 """Times of a kind of step that are remembered."""
 
@@ -370,7 +373,13 @@ class Pace:
     def _gain(self, row: _Row, place: int) -> float:
         """Guesses of the rung that are likely kept: the row's own, and at first everybody's."""
         own, usual = row.kept[place], self._usual(place)
-        return (own.total + _PRIOR * usual) / (own.weight + _PRIOR)
+        found = (own.total + _PRIOR * usual) / (own.weight + _PRIOR)
+        if place == 0 or own.weight > 0.0:
+            return found
+        # More than the row has had: what others keep of so many says little of one that quotes.
+        fewer = self._gain(row, place - 1)
+        k, less = self._rungs[place], self._rungs[place - 1]
+        return max(found, fewer + 0.7 * (k - less) if fewer >= QUOTES * less else fewer)
 
     def _usual(self, place: int) -> float:
         """The same for a sequence of which nothing is known; beyond the largest rung that was

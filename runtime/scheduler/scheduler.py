@@ -214,19 +214,19 @@ class Scheduler:
         plan = self._plan(drafting and not self._inflight, following)
         self.stats.plan_s += self._clock.read() - start
         learns = plan is not None and plan.learns
-        free = plan is not None and not (
-            learns
-            or (self._planner.constrained and any(r.matcher is not None for r in _sampled(plan)))
-        )
-        # Every step that a constrained row was part of has been committed above, so that its
-        # matcher is where this step's mask begins.
+        masked = plan is not None and bool(self._planner.constrained) and _has_matchers(plan)
+        free = plan is not None and not learns and not masked
+        # Steps with constrained rows were committed above: masks begin where their matchers are.
         filling = None
-        if plan is not None and not free and not learns:
+        if plan is not None and masked and not learns:
             filling = self._begin_mask(plan)
         start = self._clock.read()
-        pending = self._worker.forward(plan.batch) if plan is not None else None
-        if free and pending is not None:  # nothing of N is needed: the device has no reason to wait
-            self._worker.sample(pending, None)
+        pending = None
+        if plan is not None:  # where there are guesses, the next turn begins with this step's ids
+            known = free and (drafting or plan.guesses > 0)
+            pending = self._worker.forward(plan.batch, awaited=known)
+            if free:  # nothing of N is needed: the device has no reason to wait
+                self._worker.sample(pending, None)
         self.stats.launch_s += self._clock.read() - start
         if plan is not None and pending is not None and learns:
             learn_early(plan, pending, self._drafts, self._committer.broke)
@@ -398,6 +398,10 @@ class Scheduler:
 def _sampled(plan: StepPlan) -> list[Request]:
     """The requests that get an id in a step, in the order of their rows."""
     return [plan.segments[index].request for index in plan.batch.sample_rows.tolist()]
+
+
+def _has_matchers(plan: StepPlan) -> bool:
+    return any(request.matcher is not None for request in _sampled(plan))
 
 
 def _suppress_ids(eos_ids: frozenset[int]) -> Callable[[Request], tuple[int, ...]]:

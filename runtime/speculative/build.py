@@ -5,7 +5,7 @@ Knows nothing of how a drafter guesses, nor of who asks it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from branchline.runtime.config.sections import SpeculativeSection
 from branchline.runtime.core.drafting import Drafter, StepDrafter
@@ -41,6 +41,7 @@ def model_drafting(
     max_nodes: int,
     max_depth: int,
     least: float = 0.0,
+    quotes: bool = False,
 ) -> Drafting:
     """A draft model as drafter.
 
@@ -49,11 +50,20 @@ def model_drafting(
         vocab_size: of the target.
         max_nodes, max_depth: what it was made for.
         least: chance below which no guess is made, unless the operator gave their number.
+        quotes: quotations are looked up instead, unless the operator gave it.
     """
     if isinstance(executor, StepDrafter):
         return _drafting(section, executor, max_nodes, max_depth)
-    drafter = ModelDrafter(executor, vocab_size, 0.0 if section.speculative_tokens else least)
-    return _drafting(section, drafter, max_nodes, max_depth)
+    if section.speculative_tokens is not None:
+        return _drafting(section, ModelDrafter(executor, vocab_size), max_nodes, max_depth)
+    drafter = ModelDrafter(executor, vocab_size, least)
+    if not quotes:
+        return _drafting(section, drafter, max_nodes, max_depth)
+    # Imported here: an engine without it does not load it.
+    from branchline.runtime.speculative.quoting import QuotingDrafter
+
+    found = _drafting(section, QuotingDrafter(drafter), max_nodes, max_nodes)
+    return replace(found, why=f"{found.why}; {max_depth} in a row where nothing is quoted")
 
 
 def make_drafting(section: SpeculativeSection) -> Drafting | None:

@@ -150,10 +150,12 @@ class NgramDrafter:
 
     Args:
         across_lanes: look at the outputs of the other lanes of a program, too.
+        least_match: ids that must have come before; with fewer there is no proposal.
     """
 
-    def __init__(self, *, across_lanes: bool = True) -> None:
+    def __init__(self, *, across_lanes: bool = True, least_match: int = LEVELS[-1]) -> None:
         self._across_lanes = across_lanes
+        self._least_match = least_match
         self._running: dict[str, Lane] = {}
         self._outputs: OrderedDict[str, Outputs] = OrderedDict()
         self._tokens = 0
@@ -165,7 +167,7 @@ class NgramDrafter:
 
     def promising(self, row: DraftRow) -> bool:
         """See `Drafter`."""
-        return self._follow(row).matched >= ENTER
+        return self._follow(row).matched >= max(ENTER, self._least_match)
 
     def propose(self, rows: Sequence[DraftRow]) -> list[DraftTree | None]:
         """See `Drafter`. A chain along the best match, the longer the more ids agree, and a short
@@ -236,9 +238,8 @@ class NgramDrafter:
         if outputs is not None:
             self._tokens -= outputs.tokens
 
-    @staticmethod
-    def _tree(row: DraftRow, lane: Lane) -> DraftTree | None:
-        if lane.matched < LEVELS[-1]:
+    def _tree(self, row: DraftRow, lane: Lane) -> DraftTree | None:
+        if lane.matched < self._least_match:
             return None
         tree = GrowingTree()
         depth = min(row.max_depth, 2 * lane.matched - 2)

@@ -52,7 +52,10 @@ def test_it_measures_plain_decoding_and_each_drafter(tmp_path: Path) -> None:
         assert plain.accept is None and plain.rate > 0 and cell.rate > 0
         assert cell.outputs == plain.outputs and plain.outputs
     assert "100%" in shown and "× plain" in shown
-    last = json.loads(shown.splitlines()[-1])
+    lines = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+    assert {"cpu_gain" in line for line in lines if line.get("drafter") == "plain"} == {False}
+    assert all(line["cpu_gain"] > 0 for line in lines if line.get("drafter") == "ngram")
+    last = lines[-1]
     assert last["bench"] == "speculative" and last["ngram"]["gain"] > 0
 
 

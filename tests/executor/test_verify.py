@@ -315,7 +315,7 @@ def test_a_recorded_check_of_guesses_is_one_launch_between_copies(
         graph.replay = queued.one_launch(graph.replay)
 
     class Watched:
-        def forward(self, plan: ScheduleBatch) -> Pending:
+        def forward(self, plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
             queued.names.clear()
             with queued:
                 return worker.forward(plan)

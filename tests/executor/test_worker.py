@@ -224,6 +224,56 @@ def test_the_caller_never_waits_and_steps_keep_their_order(driver: Driver) -> No
     worker.close()
 
 
+def test_an_awaited_step_runs_in_the_thread_that_waits(driver: Driver) -> None:
+    executor = SlowExecutor(driver.runner)
+    executor.gate.set()
+    worker = CpuWorker(executor)
+    step = worker.forward(sampled(driver, Part(0, PROMPTS[0])), awaited=True)
+    worker.sample(step, None)
+    assert not step.done() and executor.log == []
+    threads, want = torch.get_num_threads(), int(driver.run(Part(3, PROMPTS[0]))[-1].argmax())
+    assert step.result().token_ids.tolist() == [[want]] == step.result().token_ids.tolist()
+    assert executor.thread is threading.current_thread()
+    assert executor.log == ["forward 4", "sample 4"] and torch.get_num_threads() == threads
+    worker.close()
+
+
+def test_an_awaited_step_keeps_its_place_among_others(driver: Driver) -> None:
+    """Behind a step on its way, and ahead of one that comes before anybody waits for it."""
+    executor = SlowExecutor(driver.runner)
+    worker = CpuWorker(executor)
+    plans = [sampled(driver, Part(row, ids)) for row, ids in PROMPTS.items()]
+    steps = [worker.forward(plan, awaited=index == 1) for index, plan in enumerate(plans)]
+    executor.gate.set()
+    for step in steps:
+        worker.sample(step, None)
+    assert steps[1].result() is not None and steps[2].result() is not None
+    held = worker.forward(sampled(driver, Part(1, [-1])), awaited=True)
+    after = worker.forward(sampled(driver, Part(2, [-1])))
+    for step in (held, after):
+        worker.sample(step, None)
+    assert after.result() is not None and held.result() is not None
+    assert executor.thread is not threading.current_thread()
+    sizes = [int(line.split()[1]) for line in executor.log if line.startswith("forward")]
+    assert sizes == [4, 2, 7, 1, 1]
+    worker.close()
+
+
+def test_a_failed_awaited_step_raises_where_it_is_waited_for(driver: Driver) -> None:
+    worker = build_worker(driver.runner)
+    plan = sampled(driver, Part(0, PROMPTS[0]))
+    plan.sampling = "no parameters"  # type: ignore[assignment]
+    step = worker.forward(plan, awaited=True)
+    worker.sample(step, None)
+    for _ in range(2):
+        with pytest.raises(AttributeError):
+            step.result()
+    held = worker.forward(sampled(driver, Part(1, PROMPTS[1])), awaited=True)
+    worker.close()
+    with pytest.raises(BackendError, match="closed"):
+        held.result()
+
+
 def test_close_fails_what_was_not_sampled_and_refuses_more(driver: Driver) -> None:
     worker = build_worker(driver.runner)
     first = worker.forward(sampled(driver, Part(0, PROMPTS[0])))

@@ -29,6 +29,19 @@ def test_linear_row_ignores_other_rows(native: NativeOps, which: int) -> None:
         assert torch.equal(native.linear(x[first:last], weight), whole[first:last])
 
 
+@pytest.mark.parametrize("kind", [Q4_1Weight, Q8_0Weight])
+@pytest.mark.parametrize("k", [32, 64, 96, 576, 608])
+def test_quantized_row_is_the_same_however_many_rows_a_tile_has(
+    native: NativeOps, kind: type[Q4_1Weight | Q8_0Weight], k: int
+) -> None:
+    """Numbers of rows and of blocks, even and odd, choose between several kernels."""
+    torch.manual_seed(k)
+    weight, x = random_quantized(kind, 40, k, 1), torch.randn(41, k)
+    alone = torch.cat([native.linear(row[None], weight) for row in x])
+    for count in range(2, 42):
+        assert torch.equal(native.linear(x[:count], weight), alone[:count])
+
+
 def test_row_ops_ignore_other_rows(native: NativeOps) -> None:
     torch.manual_seed(0)
     x, w = torch.randn(50, 576), torch.randn(576)

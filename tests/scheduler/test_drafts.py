@@ -324,9 +324,9 @@ def test_beside_a_drafter_that_does_not_pay_steps_overlap_and_rows_are_left_alon
     def timed(rows: int, guesses: int, seconds: float) -> None:
         stepped(rows, guesses, 5e-3 if guesses else 1e-3)
 
-    def watched(plan: ScheduleBatch) -> Pending:
+    def watched(plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
         overlapped.append(len(scheduler._inflight))
-        return forward(plan)
+        return forward(plan, awaited=awaited)
 
     drafts.stepped = timed  # type: ignore[method-assign]
     bench.worker.forward = watched  # type: ignore[method-assign]

@@ -162,6 +162,22 @@ def test_a_row_that_is_never_right_is_left_alone_beside_others() -> None:
     assert asked["bad"] < 0.15 * asked["good"]
 
 
+def test_a_row_that_keeps_all_it_is_given_gets_more_whatever_others_keep() -> None:
+    def time(rows: int, guesses: int) -> float:
+        return 5e-3 * (1 + 0.08 * guesses)
+
+    world = World(time, 0.4, 1)
+    _, few = world.run(2000)
+    assert 0 < few < 6
+    pace, given = world.pace, 0
+    for _ in range(24):
+        (given,) = pace.guesses(["quoting"], 1)
+        if given:
+            pace.checked("quoting", given, range(given), given)
+        pace.stepped(1, given, time(1, given))
+    assert given >= 12, "within three decisions"
+
+
 def test_what_a_guess_must_promise_follows_what_it_costs() -> None:
     cheap, dear_ = World(flat, 0.8, 1), World(linear, 0.8, 1)
     assert cheap.pace.least == 0.0, "nothing is known"

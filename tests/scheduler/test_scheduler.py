@@ -415,9 +415,9 @@ def test_masks_fill_while_the_forward_runs_and_only_where_they_are_needed(overla
     worker, grammars = bench.worker, bench.grammars
     forward, sample, fill = worker.forward, worker.sample, grammars.fill
 
-    def forwarding(plan: Any) -> Any:
+    def forwarding(plan: Any, *, awaited: bool = False) -> Any:
         events.append("forward")
-        return forward(plan)
+        return forward(plan, awaited=awaited)
 
     def sampling(pending: Any, bitmask: Any) -> None:
         events.append("sample")

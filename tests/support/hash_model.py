@@ -149,7 +149,7 @@ class HashWorker:
         self._delay = threading.Event()
         self._delay_s = delay_s
 
-    def forward(self, plan: ScheduleBatch) -> Pending:
+    def forward(self, plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
         step = _Step(self, plan)
         self._queue.append(step)
         return step
