@@ -64,16 +64,23 @@ def attend(
         return out
     if not deterministic and meta.tree_lens is None and _longest_extend(meta) <= 1:
         _decode(gpu, q, k_pool, v_pool, meta, scale, out)
-    elif not deterministic and _few_tokens(meta, t):
+    elif not deterministic and _few_tokens(gpu, meta, t, hkv):
         _verify(gpu, q, k_pool, v_pool, meta, scale, out)
     else:
         _extend(gpu, q, k_pool, v_pool, meta, scale, out, small=deterministic)
     return out
 
 
-def _few_tokens(meta: AttentionMeta, t: int) -> bool:
-    """Whether the rows of a step have so few tokens that it is their keys that take long."""
-    return t <= _CHECKED_TOKENS and (meta.tree_lens is not None or t <= 16 * meta.rows.shape[0])
+def _few_tokens(gpu: Device, meta: AttentionMeta, t: int, hkv: int) -> bool:
+    """Whether the rows of a step have so few tokens that it is their keys that take long.
+
+    Without trees that is so only where rows and heads do not fill the device by themselves: 32 rows
+    of eight heads took a third longer in parts.
+    """
+    if t > _CHECKED_TOKENS or meta.tree_lens is not None:
+        return t <= _CHECKED_TOKENS
+    rows = meta.rows.shape[0]
+    return t <= 16 * rows and 2 * rows * hkv <= 3 * gpu.processors
 
 
 def _trunk_rows(group: int) -> int:

@@ -9,6 +9,7 @@ guess, and of no memory.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from branchline.runtime.core.drafting import MAX_GUESSES, Drafter, DraftRow, Ste
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
-from branchline.runtime.scheduler.pace import Pace
+from branchline.runtime.scheduler.pace import ASKED, Pace
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ class Drafts:
         self._max_depth = max_depth
         self._pace = pace
         self._wanted: dict[str, int] = {}
+        self._asked_s = 0.0  # spent on asking rows since the last step was over
 
     @property
     def in_step(self) -> bool:
@@ -138,11 +140,15 @@ class Drafts:
         self._wanted = {}
         if self._pace.rests(len(requests)):
             return False
+        begin = time.perf_counter()
         names = [r.id for r in requests if self.depth(r) > 0 and self._promising(r)]
-        if names:
-            counts = self._pace.guesses(names, len(requests))
-            self._wanted = dict(zip(names, counts, strict=True))
-        return any(self._wanted.values())
+        self._asked_s = time.perf_counter() - begin
+        if not names:
+            self._pace.asked_in_vain(len(requests), self._asked_s)
+            return False
+        counts = self._pace.guesses(names, len(requests))
+        self._wanted = dict(zip(names, counts, strict=True))
+        return any(counts)
 
     def depth(self, request: Request, growth: int = 0) -> int:
         """Levels that a tree behind `request` may have; 0 = it gets none.
@@ -242,7 +248,9 @@ class Drafts:
 
     def stepped(self, rows: int, guesses: int, seconds: float) -> None:
         """A step of decoding rows alone is over, so long after the one before."""
-        if self._pace is not None:
+        asked_s, self._asked_s = self._asked_s, 0.0
+        # A step without guesses for which rows were long asked does not say what a plain one takes.
+        if self._pace is not None and (guesses > 0 or asked_s <= ASKED * seconds):
             self._pace.stepped(rows, guesses, seconds)
 
     def finished(self, request: Request) -> None:

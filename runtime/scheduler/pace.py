@@ -43,6 +43,9 @@ HELD = 8
 RESTED = 64
 """Steps that pass at most before rows are looked at again, where no guesses pay."""
 
+ASKED = 0.03
+"""Share of the time that may go into asking rows of which none promises anything."""
+
 MORE_EVERY = 24
 """While guesses pay, after so many steps some with more of them are tried."""
 
@@ -236,6 +239,14 @@ class Pace:
         self._since_more += 1
         if guesses and self._decision.usual is not None:
             self._credit -= max(0.0, seconds - self._decision.usual)
+
+    def asked_in_vain(self, rows: int, seconds: float) -> None:
+        """No row of the next step, of `rows` rows, promises anything; to ask them took so long.
+        They are left alone until that is a small share of the time."""
+        self._decided_for = rows
+        plain = self._costs.plain(rows)
+        steps = 1 if plain is None else min(int(seconds / (ASKED * plain)), RESTED)
+        self._decision = Decision(0, steps)
 
     def checked(self, name: str, asked: int, path: Sequence[int], proposed: int) -> None:
         """Of `proposed` guesses for a sequence, of the `asked` that there could be, those of

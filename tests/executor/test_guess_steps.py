@@ -87,13 +87,13 @@ class Watched:
         self._worker = worker
         self.follows = self.learns = self.keeps = 0
 
-    def forward(self, plan: ScheduleBatch) -> Pending:
+    def forward(self, plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
         guessed = plan.guessed
         if guessed is not None:
             self.follows += bool(guessed.follows.any())
             self.keeps += guessed.keeps
             self.learns += not guessed.keeps
-        return self._worker.forward(plan)
+        return self._worker.forward(plan, awaited=awaited)
 
     def sample(self, pending: Pending, bitmask: Any) -> None:
         self._worker.sample(pending, bitmask)

@@ -52,6 +52,14 @@ def processes(pool: WorkerPool) -> int:
     return pool.started - 2 * pool.starved + (pool.starved > 0 and not own_children())
 
 
+def idle_worker(pool: WorkerPool) -> psutil.Process:
+    """The pool's process, once it has done a job without being starved."""
+    while not own_children():
+        pool.compile(regex("a+"))
+    (child,) = own_children()
+    return child
+
+
 @pytest.fixture
 def pool() -> Iterator[WorkerPool]:
     made = WorkerPool(ByteVocabulary(), vocab_size=257, size=1, limits=Limits(compile_s=5.0))
@@ -232,8 +240,7 @@ def test_what_an_engine_prints_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_worker_takes_only_time_that_nobody_else_wants(pool: WorkerPool) -> None:
-    pool.compile(regex("a+"))
-    (child,) = own_children()
+    child = idle_worker(pool)
     assert os.sched_getscheduler(child.pid) == os.SCHED_IDLE
     assert os.sched_getscheduler(0) != os.SCHED_IDLE
 
@@ -242,8 +249,7 @@ def test_a_starved_job_is_done_again_by_a_process_that_takes_its_turns(
     pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What makes a machine too busy cannot be had here: the clock of its processes stands still."""
-    pool.compile(regex("a+"))
-    (first,) = own_children()
+    first, starved, started = idle_worker(pool), pool.starved, pool.started
     monkeypatch.setattr(worker, "PATIENCE_S", 0.001)
     monkeypatch.setattr(worker, "_cpu_seconds", lambda pid: 0.0)
     policies: list[int] = []
@@ -255,7 +261,7 @@ def test_a_starved_job_is_done_again_by_a_process_that_takes_its_turns(
 
     monkeypatch.setattr(worker._Process, "ask", ask)
     assert b"__VERSION__" in pool.compile(ebnf("root ::= [a-z]{1,2000}"))
-    assert pool.starved == 1 and pool.started == 2 and pool.killed == 0
+    assert (pool.starved, pool.started, pool.killed) == (starved + 1, started + 1, 0)
     assert policies == [os.SCHED_IDLE, os.SCHED_OTHER]
     assert not own_children() and not psutil.pid_exists(first.pid)
     monkeypatch.undo()

@@ -338,6 +338,36 @@ def test_beside_a_drafter_that_does_not_pay_steps_overlap_and_rows_are_left_alon
     assert asked < 0.05 * len(overlapped) * len(names)
 
 
+def test_rows_that_promise_nothing_and_are_long_asked_cost_hardly_a_step() -> None:
+    """To ask takes thirty times as long as a step: then it is done once in a while, and the steps
+    it has held up are not taken for plain ones."""
+    asked, told = 0, []
+
+    class Slow(Chains):
+        def promising(self, row: DraftRow) -> bool:
+            nonlocal asked
+            asked += 1
+            time.sleep(0.003)
+            return False
+
+    bench = Bench(drafter=Slow({}), pace=True, max_nodes=4)
+    drafts = bench.scheduler._drafts
+    assert drafts is not None and drafts._pace is not None
+    stepped, pace_stepped = drafts.stepped, drafts._pace.stepped
+    drafts.stepped = lambda rows, guesses, seconds: stepped(rows, guesses, 1e-4)  # type: ignore[method-assign]
+
+    def heard(rows: int, guesses: int, seconds: float) -> None:
+        told.append(asked)
+        pace_stepped(rows, guesses, seconds)
+
+    drafts._pace.stepped = heard  # type: ignore[method-assign]
+    bench.submit("a", [1, 2], 400)
+    bench.run()
+    assert bench.output("a") == expected_output([1, 2], 400)
+    assert 2 <= asked <= 12
+    assert len(told) >= 380, "steps for which nobody was asked"
+
+
 def test_a_drafter_hears_of_every_end_once() -> None:
     drafter = OracleDrafter({}, VOCAB)
     bench = Bench(drafter=drafter)

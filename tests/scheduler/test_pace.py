@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from branchline.runtime.scheduler.pace import LIKELY, Costs, Pace, bucket
+from branchline.runtime.scheduler.pace import ASKED, LIKELY, Costs, Pace, bucket
 
 Time = Callable[[int, int], float]
 """Seconds of a step, of its rows and guesses."""
@@ -98,6 +98,23 @@ def test_where_none_pay_rows_are_hardly_looked_at_and_little_is_tried(rows: int)
     speed, _ = world.run(800, first=1)
     assert speed > 0.98 * plain_speed(world)
     assert (world.looks - looks) < 0.05 * (world.steps - steps)
+
+
+@pytest.mark.parametrize("asking", [3e-3, 3e-4, 1e-5])
+def test_rows_that_promise_nothing_are_asked_a_small_share_of_the_time(asking: float) -> None:
+    pace, asked, total = Pace(16, 256), 0.0, 0.0
+    for step in range(2000):
+        took = 1e-3
+        if not pace.rests(64):
+            pace.asked_in_vain(64, asking)
+            asked, took = asked + asking, took + asking
+        else:
+            pace.stepped(64, 0, 1e-3)
+        if step >= 20:
+            total += took
+        else:
+            asked = 0.0
+    assert 0.5 * min(asking / 1e-3, ASKED) <= asked / total <= 1.6 * ASKED
 
 
 def test_a_row_that_comes_or_goes_is_no_reason_to_look_again() -> None:
