@@ -245,7 +245,15 @@ def test_a_model_that_cannot_be_loaded_is_the_error_of_the_start(
 
 def _children() -> list[psutil.Process]:
     found = psutil.Process().children(recursive=True)
-    return [one for one in found if "branchline.runtime.launch" in " ".join(one.cmdline())]
+    return [one for one in found if "branchline.runtime.launch" in " ".join(_words(one))]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """Of its command line; none where it has just ended."""
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
 
 
 def test_closing_ends_requests_processes_and_sockets(settings: dict[str, Any]) -> None:
