@@ -247,6 +247,7 @@ class Pace:
         plain = self._costs.plain(rows)
         steps = 1 if plain is None else min(int(seconds / (ASKED * plain)), RESTED)
         self._decision = Decision(0, steps)
+        self._step += 1
 
     def checked(self, name: str, asked: int, path: Sequence[int], proposed: int) -> None:
         """Of `proposed` guesses for a sequence, of the `asked` that there could be, those of

@@ -14,7 +14,6 @@ import torch
 
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
-from branchline.runtime.config.sections import SchedulerSection
 from branchline.runtime.core.batch import ScheduleBatch
 from branchline.runtime.core.drafting import MAX_GUESSES, StepDrafter
 from branchline.runtime.core.messages import GenerateRequest
@@ -29,7 +28,6 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.models.base import Model
 from branchline.runtime.models.draft import StandaloneDraft
 from branchline.runtime.scheduler.drafts import Drafts
-from branchline.runtime.scheduler.intake import Bounds, Intake
 from branchline.runtime.scheduler.pace import Pace
 from branchline.runtime.scheduler.scheduler import Scheduler
 from tests.executor.test_device_scheduler import Outbox
@@ -42,9 +40,9 @@ from tests.executor.test_verify import (
     assert_alike,
     finish,
     outcome,
+    scheduler_over,
     work,
 )
-from tests.scheduler.harness import TableGrammars
 from tests.support.model_driver import load_tiny, tiny_llama
 
 CPU = torch.device("cpu")
@@ -131,34 +129,11 @@ def scheduler_for(
     draft = None if guesser is None else StandaloneDraft(guesser)
     builder = DeviceBuilder(model, ops, settings, device, draft)
     worker = Watched(builder.worker(tokens // page_size, overlap=True))
-    out = Outbox()
-    scheduler = Scheduler(
-        SchedulerSection(),
-        cache,
-        worker,
-        out,
-        Intake(Bounds(VOCAB, CONTEXT, STEP_TOKENS // 2, model.spec.hidden), seed=1),
-        max_step_tokens=STEP_TOKENS,
-        max_running=rows,
-        eos_ids=EOS,
-        grammars=TableGrammars(forcing=True),
-        call_soon=lambda fn: fn(),
-        grow_ahead=4,
-        masks_beside=True,
-        drafts=(
-            None
-            if guesser is None
-            else Drafts(
-                StepDrafter(LEVELS),
-                vocab_size=VOCAB,
-                eos_ids=EOS,
-                max_nodes=NODES,
-                max_depth=DEPTH,
-                pace=pace,
-            )
-        ),
-    )
-    out.scheduler = scheduler
+    drafts = None
+    if guesser is not None:
+        limits = {"vocab_size": VOCAB, "max_nodes": NODES, "max_depth": DEPTH}
+        drafts = Drafts(StepDrafter(LEVELS), eos_ids=EOS, pace=pace, **limits)
+    scheduler, out = scheduler_over(cache, worker, model, drafts, rows=rows, device=True)
     return scheduler, out, worker
 
 

@@ -19,7 +19,7 @@ from branchline.runtime.core.batch import ForwardMode, ScheduleBatch
 from branchline.runtime.core.drafting import Drafter, DraftRow
 from branchline.runtime.core.messages import GenerateRequest
 from branchline.runtime.core.outputs import TokenLogprob
-from branchline.runtime.core.protocols import Pending
+from branchline.runtime.core.protocols import Pending, Worker
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import DraftTree
@@ -101,6 +101,24 @@ def scheduler_for(
             cache.slot_table.array,
         )
         worker = build_worker(runner, overlap=False)
+    drafts = None
+    if drafter is not None:
+        drafts = Drafts(
+            drafter, vocab_size=VOCAB, eos_ids=EOS, max_nodes=nodes[0], max_depth=nodes[1]
+        )
+    return scheduler_over(cache, worker, model, drafts, device=kind == "device")
+
+
+def scheduler_over(
+    cache: CacheManager,
+    worker: Worker,
+    model: Model,
+    drafts: Drafts | None,
+    *,
+    rows: int = ROWS,
+    device: bool,
+) -> tuple[Scheduler, Outbox]:
+    """A scheduler of tests, set as one over such a worker is."""
     out = Outbox()
     scheduler = Scheduler(
         SchedulerSection(),
@@ -109,19 +127,13 @@ def scheduler_for(
         out,
         Intake(Bounds(VOCAB, CONTEXT, STEP_TOKENS // 2, model.spec.hidden), seed=1),
         max_step_tokens=STEP_TOKENS,
-        max_running=ROWS,
+        max_running=rows,
         eos_ids=EOS,
         grammars=TableGrammars(forcing=True),
         call_soon=lambda fn: fn(),
-        grow_ahead=4 if kind == "device" else 1,
-        masks_beside=kind == "device",
-        drafts=(
-            None
-            if drafter is None
-            else Drafts(
-                drafter, vocab_size=VOCAB, eos_ids=EOS, max_nodes=nodes[0], max_depth=nodes[1]
-            )
-        ),
+        grow_ahead=4 if device else 1,
+        masks_beside=device,
+        drafts=drafts,
     )
     out.scheduler = scheduler
     return scheduler, out

@@ -216,6 +216,15 @@ def test_a_client_that_leaves_frees_its_memory(
     wait_for(lambda: engine.core.info()["scheduler"]["aborted"] > aborted or not busy())
     # A request that was sent twice may come yet, and a row in flight is free when its step is over.
     wait_for(lambda: not busy() and engine.core.info()["scheduler"]["running"] == 0 and all_free())
+
+    async def status() -> int:
+        few: Any = {"max_new_tokens": 3} if path == "/generate" else 3
+        short = {**body, names.get(path, "max_tokens"): few}
+        url = server.url + path
+        async with aiohttp.ClientSession() as session, session.post(url, json=short) as answer:
+            return answer.status
+
+    assert asyncio.run(status()) == 200, "others are served as before"
     wait_for(lambda: not len(server.context.running))
 
 
