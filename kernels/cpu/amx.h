@@ -8,12 +8,7 @@
 // rows (Q4_1; without tiles 20, 25, 29 and 46). A row more costs 1.4 ns, most of it its float sums.
 #pragma once
 #include "blocks.h"
-
-#if defined(BL_VNNI) && defined(__AMX_INT8__) && defined(__linux__)
-#define BL_AMX 1
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "tiles.h"
 
 namespace bl {
 
@@ -23,27 +18,6 @@ constexpr int PAIR_ROWS = 8;  // up to so many, two blocks go through a tile at 
 #if defined(BL_AMX)
 #define BL_LAMBDA __attribute__((always_inline))
 
-// Whether the system lets this process use the unit, which it must be asked for once.
-static bool amx_ready() {
-    static const bool ready = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
-    return ready;
-}
-
-// Tiles move whole pieces of memory, which are named here so that accumulators may stay in registers.
-template <int BYTES>
-struct Piece {
-    uint8_t bytes[BYTES];
-};
-template <int T, int BYTES>
-BL_INLINE void tile_load(const void* rows, int64_t stride) {
-    const auto* piece = (const Piece<BYTES>*)rows;
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(T), "m"(*piece));
-}
-template <int T, int BYTES>
-BL_INLINE void tile_store(void* rows, int64_t stride) {
-    auto* piece = (Piece<BYTES>*)rows;
-    asm volatile("tilestored %%tmm%c3, (%1,%2,1)" : "=m"(*piece) : "r"(rows), "r"(stride), "i"(T));
-}
 // Tile OUT = signed bytes of X times unsigned bytes of W.
 template <int OUT, int X, int W>
 BL_INLINE void tile_product() {
@@ -51,29 +25,24 @@ BL_INLINE void tile_product() {
                  "i"(W));
 }
 
-// The shapes of a thread's tiles: 0 to 3 sums, 4 and 5 rows, 6 and 7 weights. Given back at the end,
-// so that threads that compute something else carry no tiles along.
-class TileShapes {
+// The tiles of products with `rows` rows: 0 to 3 sums, 4 and 5 rows, 6 and 7 weights.
+class ProductTiles {
   public:
-    ~TileShapes() {
-        if (rows_) asm volatile("tilerelease" ::: "memory");
-    }
     void set(int rows) {
         if (rows == rows_) return;
         rows_ = rows;
         const int blocks = rows <= PAIR_ROWS ? 2 : 1;
-        struct alignas(64) {
-            uint8_t palette = 1, start = 0, reserved[14] = {};
-            uint16_t bytes[16] = {64, 64, 64, 64, 0, 0, 64, 64};
-            uint8_t rows[16] = {};
-        } shapes;
-        shapes.bytes[4] = shapes.bytes[5] = uint16_t(blocks * BLOCK);
-        for (int t = 0; t < 8; ++t) shapes.rows[t] = uint8_t(blocks * (t < 6 ? rows : BLOCK / 4));
-        asm volatile("ldtilecfg %0" ::"m"(shapes));
+        TileShapes shapes;
+        for (int t = 0; t < 8; ++t) {
+            const bool moved = t == 4 || t == 5;
+            shapes.set(t, blocks * (t < 6 ? rows : BLOCK / 4), moved ? blocks * BLOCK : 64);
+        }
+        tiles_.configure(shapes);
     }
 
   private:
     int rows_ = 0;
+    Tiles tiles_;
 };
 
 // R accumulators, each of them named, since the compiler keeps an array beside tiles in memory.
@@ -202,8 +171,7 @@ static void amx_rows(int rows, const uint8_t* group, const GemmRows& a) {
 
 #else
 
-static bool amx_ready() { return false; }
-struct TileShapes {
+struct ProductTiles {
     void set(int) {}
 };
 template <int FORMAT>

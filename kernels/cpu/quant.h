@@ -139,7 +139,7 @@ static void quant_gemm(Context& c, const Op& op, int64_t m, int64_t tile0, int64
     const int64_t tile = tile_rows(m), stride = group_bytes(format, blocks);
     // Behind this chunk comes, for this thread, most likely the one behind those of the others.
     const int64_t others = (c.threads - 1) * (group1 - group0) * stride;
-    TileShapes shapes;
+    ProductTiles tiles;
     // A few groups per tile: their weights stay in the first-level cache, stores run in one page.
     const int64_t few = std::max<int64_t>(1, std::min<int64_t>(4, 32000 / stride));
     for (int64_t g0 = group0; g0 < group1; g0 += few) {
@@ -147,7 +147,7 @@ static void quant_gemm(Context& c, const Op& op, int64_t m, int64_t tile0, int64
             const int64_t first = t * tile, at = first * blocks;
             const int rows = int(std::min(tile, m - first));
             const bool matrix = on_tiles(rows, blocks);
-            if (matrix) shapes.set(rows);
+            if (matrix) tiles.set(rows);
             for (int64_t g = g0; g < std::min(g0 + few, group1); ++g) {
                 const uint8_t* group = (const uint8_t*)op.p[1] + g * stride;
                 const float* bias = op.p[2] ? (const float*)op.p[2] + g * LANES : nullptr;
