@@ -11,7 +11,7 @@
 // One thread, Sapphire Rapids, 9 and 3 heads of 64, one layer: 1024 new tokens 12.8 ms (94 GFLOP/s
 // of 215); one token over 1024 float32 keys 0.09 ms in cache, 0.12 ms from memory (bfloat16 0.09).
 #pragma once
-#include "attention_plan.h"
+#include "attention_tiles.h"
 #include "transpose.h"
 
 namespace bl {
@@ -20,7 +20,8 @@ namespace bl {
 struct Tile {
     float *q, *keys, *values, *scores, *state, *m, *l, *alpha, *beta;
     int32_t* pairs;
-    Tile(const Attention& a, Buffer& buffer) {
+    int tile_rows;  // of the matrix unit
+    Tile(const Attention& a, const Unit& u, Buffer& buffer) : tile_rows(row_tile(u.count * a.group())) {
         const size_t rows = size_t(a.tile_rows()) + LANES, wide = size_t(a.padded());
         float* p = buffer.get<float>();
         keys = p; p += KEYS * wide;
@@ -40,8 +41,12 @@ struct Tile {
         const int64_t row = int64_t(x) * a.group();
         t.q += row * (a.bf16 ? a.d / 2 : a.d);
         t.state += row * a.padded();
+        t.scores += row * KEYS;
+        t.pairs += row * KEYS / 2;
         t.m += row;
         t.l += row;
+        t.alpha += row;
+        t.beta += row;
         return t;
     }
 };
@@ -87,18 +92,22 @@ static void load_keys(const Attention& a, const Unit& u, const int32_t* slots, i
     }
 }
 
-// Values of the slots in rows, as `fold_block` reads them where it cannot read the pool.
-static void load_values(const Attention& a, const Unit& u, const int32_t* slots, int count,
-                        Tile& t) {
+// Values of the slots from `first` on, an even one, in rows, as they are read where not in the pool.
+static void load_values(const Attention& a, const Unit& u, const int32_t* slots, int first,
+                        int count, Tile& t) {
     const int words = a.bf16 ? a.d / 2 : a.d, wide = a.padded();
     const int32_t* v = (const int32_t*)a.v_pool + u.head * words;
     const int64_t stride = int64_t(a.hkv) * words;
     if (a.bf16) {
-        for (int j = 0; j < count; j += 2)
+        int32_t* to = (int32_t*)t.values;
+        int j = first;
+        for (; j < count; j += 2)
             interleave(v + slots[j] * stride, j + 1 < count ? v + slots[j + 1] * stride : nullptr,
-                       a.d, (int32_t*)t.values + int64_t(j / 2) * wide);
+                       a.d, to + int64_t(j / 2) * wide);
+        if (a.on_tiles())
+            std::fill(to + int64_t(j / 2) * wide, to + int64_t(a.padded_keys(count) / 2) * wide, 0);
     } else {
-        for (int j = 0; j < count; ++j)
+        for (int j = first; j < count; ++j)
             memcpy(t.values + int64_t(j) * wide, v + slots[j] * stride, sizeof(float) * a.d);
     }
 }
@@ -107,6 +116,11 @@ static void load_values(const Attention& a, const Unit& u, const int32_t* slots,
 static void hide_keys(const Attention& a, const Unit& u, int x, int first, int padded, float* s) {
     const int visible = a.reach(u.row, u.first + x + 1);
     for (int j = std::max(0, visible - first); j < padded; ++j) s[j] = MINUS_INF;
+}
+
+// The same over the scores from `count` on.
+static void hide_from(int count, int padded, float* s) {
+    for (int j = count; j < padded; ++j) s[j] = MINUS_INF;
 }
 
 // Folds block statistics (mc, lc) into (m, l) and leaves the factors of old and new in alpha, beta.
@@ -156,7 +170,28 @@ static void score_block(const Attention& a, const Unit& u, const int32_t* slots,
         s.b = t.keys + (j / PANEL) * s.depth * PANEL;
         s.c = t.scores + j;
         s.width = std::min(PANEL, padded - j);
-        if (a.bf16) panel_gemm<true>(rows, s);
+        if (a.on_tiles()) tile_gemm(rows, t.tile_rows, s);
+        else if (a.bf16) panel_gemm<true>(rows, s);
+        else panel_gemm<false>(rows, s);
+    }
+}
+
+// o = alpha o + beta p V for the first rows of the tile, with p of `count` keys and their values.
+static void fold_values(const Attention& a, int rows, int count, Tile& t) {
+    const int wide = a.padded();
+    Strip s{};
+    s.a = a.bf16 ? (const void*)t.pairs : (const void*)t.scores;
+    s.lda = a.bf16 ? KEYS / 2 : KEYS;
+    s.depth = a.on_tiles() ? a.padded_keys(count) / 2 : a.bf16 ? (count + 1) / 2 : count;
+    s.ldb = s.ldc = wide;
+    s.alpha = t.alpha;
+    s.beta = t.beta;
+    for (int i = 0; i < a.d; i += PANEL) {
+        s.b = t.values + i;
+        s.c = t.state + i;
+        s.width = std::min(PANEL, a.d - i);
+        if (a.on_tiles()) tile_gemm(rows, t.tile_rows, s);
+        else if (a.bf16) panel_gemm<true>(rows, s);
         else panel_gemm<false>(rows, s);
     }
 }
@@ -164,33 +199,28 @@ static void score_block(const Attention& a, const Unit& u, const int32_t* slots,
 // Folds scored keys into the tile's (m, l) and o.
 static void fold_block(const Attention& a, const Unit& u, const int32_t* slots, int count,
                        Tile& t) {
-    const int rows = u.count * a.group(), wide = a.padded();
+    const int rows = u.count * a.group();
     float mc[TILE_ROWS + MAX_GROUP], lc[TILE_ROWS + MAX_GROUP];
-    soft_block(a, rows, (count + LANES - 1) / LANES * LANES, t, mc, lc);
+    soft_block(a, rows, a.padded_keys(count), t, mc, lc);
     fold(rows, mc, lc, t.m, t.l, t.alpha, t.beta);
+    if (!a.values_in_place(rows)) {
+        load_values(a, u, slots, 0, count, t);
+        return fold_values(a, rows, count, t);
+    }
     Strip s{};
-    s.a = a.bf16 ? (const void*)t.pairs : (const void*)t.scores;
-    s.lda = a.bf16 ? KEYS / 2 : KEYS;
-    s.depth = a.bf16 ? (count + 1) / 2 : count;
-    s.ldb = s.ldc = wide;
+    s.a = t.scores;
+    s.lda = KEYS;
+    s.depth = count;
+    s.ldb = int64_t(a.hkv) * a.d;
+    s.ldc = a.padded();
     s.alpha = t.alpha;
     s.beta = t.beta;
-    const bool in_place = a.values_in_place(rows);
-    const float* values = t.values;
-    if (in_place) {
-        values = (const float*)a.v_pool + u.head * a.d;
-        s.ldb = int64_t(a.hkv) * a.d;
-        s.slots = slots;
-    } else {
-        load_values(a, u, slots, count, t);
-    }
+    s.slots = slots;
     for (int i = 0; i < a.d; i += PANEL) {
-        s.b = values + i;
+        s.b = (const float*)a.v_pool + u.head * a.d + i;
         s.c = t.state + i;
         s.width = std::min(PANEL, a.d - i);
-        if (a.bf16) panel_gemm<true>(rows, s);
-        else if (in_place) panel_gemm<false, true>(rows, s);
-        else panel_gemm<false>(rows, s);
+        panel_gemm<false, true>(rows, s);
     }
 }
 
@@ -198,7 +228,7 @@ static void fold_block(const Attention& a, const Unit& u, const int32_t* slots, 
 static void attend_block(const Attention& a, const Unit& u, int block, Tile& t) {
     const int first = block * KEYS;
     const int count = std::min(KEYS, a.reach(u.row, u.first + u.count) - first);
-    const int padded = (count + LANES - 1) / LANES * LANES;
+    const int padded = a.padded_keys(count);
     const int32_t* slots = a.slots(u.row) + first;
     score_block(a, u, slots, count, t);
     for (int x = 0; x < u.count; ++x)
@@ -220,10 +250,8 @@ static void attend_path(const Attention& a, const Unit& u, int x, Tile& whole) {
     int32_t slots[KEYS];
     int next = u.blocks * KEYS, count = 0;
     auto flush = [&] {
-        const int padded = (count + LANES - 1) / LANES * LANES;
         score_block(a, one, slots, count, t);
-        for (int g = 0; g < group; ++g)
-            std::fill(t.scores + g * KEYS + count, t.scores + g * KEYS + padded, MINUS_INF);
+        for (int g = 0; g < group; ++g) hide_from(count, a.padded_keys(count), t.scores + g * KEYS);
         fold_block(a, one, slots, count, t);
         count = 0;
     };
@@ -236,8 +264,30 @@ static void attend_path(const Attention& a, const Unit& u, int x, Tile& whole) {
     if (count) flush();
 }
 
-// The same for all candidates of the unit. What is left of the prefix and the whole tree are scored
-// once; then each candidate's scores move together, so that the keys of its path follow the prefix.
+// Moves the scores of a tile's candidates, made of `rest` keys and the whole tree, together, so that
+// the keys of each path follow the prefix. Writes how many each sees; returns the most.
+static int gather_paths(const Attention& a, const Unit& u, int rest, Tile& t, int* counts) {
+    const int tree = a.tree(u.row), group = a.group();
+    int most = 0;
+    for (int x = 0; x < u.count; ++x) {
+        int count = rest;
+        float* scores = t.scores + x * group * KEYS;
+        for (int y = 0; y < tree; ++y) {
+            if (!a.on_path(u.row, u.first + x, y)) continue;
+            for (float* s = scores; s < scores + group * KEYS; s += KEYS) s[count] = s[rest + y];
+            ++count;
+        }
+        counts[x] = count;
+        most = std::max(most, count);
+    }
+    for (int r = 0; r < u.count * group; ++r)
+        hide_from(counts[r / group], a.padded_keys(most), t.scores + r * KEYS);
+    return most;
+}
+
+// The same for all candidates of the unit, if the prefix's rest and the tree are one block of keys.
+// Both are scored once. Values are laid out path by path: one that ends in a leaf serves all
+// candidates on it, as the keys that one of them does not see come behind its own.
 static void attend_paths(const Attention& a, const Unit& u, Tile& whole) {
     const int tree = a.tree(u.row), group = a.group(), from = u.blocks * KEYS;
     const int rest = a.reach(u.row, u.first + 1) - from;
@@ -247,25 +297,32 @@ static void attend_paths(const Attention& a, const Unit& u, Tile& whole) {
     }
     const int32_t* table = a.slots(u.row) + from;
     score_block(a, u, table, rest + tree, whole);
-    int32_t slots[KEYS];
+    int counts[TILE_ROWS], slots[KEYS];
+    const int most = gather_paths(a, u, rest, whole, counts), rows = u.count * group;
+    float mc[TILE_ROWS + MAX_GROUP], lc[TILE_ROWS + MAX_GROUP];
+    soft_block(a, rows, a.padded_keys(most), whole, mc, lc);
+    fold(rows, mc, lc, whole.m, whole.l, whole.alpha, whole.beta);
     std::copy(table, table + rest, slots);
-    Unit one = u;
-    one.count = 1;
-    for (int x = 0; x < u.count; ++x) {
-        Tile t = whole.from_query(a, x);
-        t.scores += x * group * KEYS;
+    bool left[TILE_ROWS];
+    std::fill(left, left + u.count, true);
+    int loaded = 0;  // pairs of values of the prefix stay
+    for (int leaf = u.count - 1; leaf >= 0; --leaf) {
+        if (!left[leaf]) continue;
         int count = rest;
-        for (int y = 0; y < tree; ++y) {
-            if (!a.on_path(u.row, u.first + x, y)) continue;
-            for (float* s = t.scores; s < t.scores + group * KEYS; s += KEYS)
-                s[count] = s[rest + y];
-            slots[count++] = table[rest + y];
+        for (int y = 0; y < tree; ++y)
+            if (a.on_path(u.row, u.first + leaf, y)) slots[count++] = table[rest + y];
+        load_values(a, u, slots, loaded, count, whole);
+        loaded = rest / 2 * 2;
+        const auto mine = [&](int x) {
+            return left[x] && a.begins(u.row, u.first + leaf, u.first + x);
+        };
+        for (int x = 0; x <= leaf; ++x) {
+            int run = 0;
+            while (x + run <= leaf && mine(x + run)) left[x + run++] = false;
+            Tile t = whole.from_query(a, x);
+            if (run) fold_values(a, run * group, count, t);
+            x += run;
         }
-        if (!count) continue;
-        const int padded = (count + LANES - 1) / LANES * LANES;
-        for (int g = 0; g < group; ++g)
-            std::fill(t.scores + g * KEYS + count, t.scores + g * KEYS + padded, MINUS_INF);
-        fold_block(a, one, slots, count, t);
     }
 }
 
@@ -321,8 +378,9 @@ static void merge_blocks(const Context& c, const Attention& a, const Unit& u, Ti
 
 static void attention_unit(Context& c, const Op& op, const Unit& u, int worker) {
     Attention a(op);
-    Tile t(a, *c.workers[worker]);
+    Tile t(a, u, *c.workers[worker]);
     const int rows = u.count * a.group(), wide = a.padded();
+    AttentionTiles tiles(a.on_tiles(), rows);
     load_queries(a, u, t);
     clear_state(rows, wide, t);
     if (u.block < 0) {

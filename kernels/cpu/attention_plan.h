@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "dense.h"
+#include "tiles.h"
 
 namespace bl {
 
@@ -35,6 +36,19 @@ struct Attention {
     int tile_tokens() const { return std::max(1, TILE_ROWS / group()); }
     int tile_rows() const { return tile_tokens() * group(); }
     int padded() const { return (d + PANEL - 1) / PANEL * PANEL; }
+    // Whether products run on the matrix unit.
+    bool on_tiles() const {
+#if defined(BL_AMX_BF16)
+        return bf16 && d % (2 * TILE_PAIRS) == 0 && amx_ready();
+#else
+        return false;
+#endif
+    }
+    // Keys of a product with values, when there are `count`: those behind hold zeros.
+    int padded_keys(int count) const {
+        const int step = on_tiles() ? 2 * TILE_PAIRS : LANES;
+        return ceil_div(count, step) * step;
+    }
     int tree(int row) const { return tree_lens ? tree_lens[row] : 0; }
     // Tokens of the step that come before the row's candidates.
     int plain(int row) const { return extend_lens[row] - tree(row); }
@@ -46,12 +60,25 @@ struct Attention {
     int reach(int row, int last) const {
         return seq_lens[row] - extend_lens[row] + std::min(last, plain(row));
     }
+    int words(int row) const { return (tree(row) + 63) / 64; }
+    // Which candidates of the row its token x sees; null = none.
+    const uint64_t* path(int row, int x) const {
+        const int64_t candidate = x - plain(row);
+        return candidate < 0 ? nullptr : tree_words + tree_offsets[row] + candidate * words(row);
+    }
     // Whether candidate y of the row is on the path of its token x, which may be x itself.
     bool on_path(int row, int x, int y) const {
-        if (x < plain(row)) return false;
-        const int words = (tree(row) + 63) / 64;
-        const uint64_t* path = tree_words + tree_offsets[row] + (x - plain(row)) * words;
-        return path[y / 64] >> (y % 64) & 1;
+        const uint64_t* seen = path(row, x);
+        return seen && seen[y / 64] >> (y % 64) & 1;
+    }
+    // Whether what token y sees is what comes first on the path of x.
+    bool begins(int row, int x, int y) const {
+        const uint64_t *longer = path(row, x), *seen = path(row, y);
+        int w = seen ? words(row) - 1 : -1;
+        while (w >= 0 && !seen[w]) --w;
+        if (w < 0) return true;
+        if (!longer || (seen[w] ^ longer[w]) & ~uint64_t(0) >> __builtin_clzll(seen[w])) return false;
+        return !memcmp(seen, longer, sizeof(uint64_t) * w);
     }
     // Whether a tree and what the blocks of keys leave of its prefix are one block more.
     bool one_block(int row) const {

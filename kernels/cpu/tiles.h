@@ -10,8 +10,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(BL_AMX) && defined(BL_BF16) && defined(__AMX_BF16__)
+#define BL_AMX_BF16 1
+#endif
 
 namespace bl {
+
+constexpr int TILE_PAIRS = 16;  // pairs of 16-bit numbers of a row that a product takes
 
 #if defined(BL_AMX)
 
