@@ -299,6 +299,7 @@ static void attend_paths(const Attention& a, const Unit& u, Tile& whole) {
     score_block(a, u, table, rest + tree, whole);
     int counts[TILE_ROWS], slots[KEYS];
     const int most = gather_paths(a, u, rest, whole, counts), rows = u.count * group;
+    if (!most) return;
     float mc[TILE_ROWS + MAX_GROUP], lc[TILE_ROWS + MAX_GROUP];
     soft_block(a, rows, a.padded_keys(most), whole, mc, lc);
     fold(rows, mc, lc, whole.m, whole.l, whole.alpha, whole.beta);
