@@ -220,7 +220,9 @@ BL_INLINE f32x16 exp(f32x16 x) {
     return select_lt(x, low, set1(0.0f), mul(p, scale));
 }
 
-// 2^x to about 1 ulp for x <= 127 (polynomial of the fraction in [-1/2, 1/2]); 0 far below.
+// 2^x to about 1 ulp for x <= 127 (polynomial of the fraction in [-1/2, 1/2]); 0 below -125.5, since
+// a result that is no normal number takes a processor 50 times as long as another, and hidden keys
+// are such.
 BL_INLINE f32x16 exp2(f32x16 x) {
     f32x16 y = max(x, set1(-160.0f));
 #if defined(BL_AVX512)
@@ -236,11 +238,12 @@ BL_INLINE f32x16 exp2(f32x16 x) {
     p = fma(p, f, set1(2.402264791363012e-1f));
     p = fma(p, f, set1(6.931472028550421e-1f));
     p = fma(p, f, set1(1.0f));
+    const f32x16 least = set1(-125.0f);
 #if defined(BL_AVX512)
-    return _mm512_scalef_ps(p, n);
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, least, _CMP_NLT_UQ), p, n);
 #else
-    f32x16 scale = as_float(shift_left(addi(to_int(max(n, set1(-126.0f))), set1i(127)), 23));
-    return select_lt(n, set1(-126.0f), set1(0.0f), mul(p, scale));
+    f32x16 scale = as_float(shift_left(addi(to_int(max(n, least)), set1i(127)), 23));
+    return select_lt(n, least, set1(0.0f), mul(p, scale));
 #endif
 }
 
