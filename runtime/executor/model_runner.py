@@ -62,6 +62,7 @@ class ModelRunner:
         self.ops = ops
         self.kv_pool = kv_pool
         self.token_table = token_table
+        self._table = token_table.numpy()
         self._attention = attention
         self._slot_table = slot_table
         self.draft = draft
@@ -121,7 +122,7 @@ class ModelRunner:
     def _prepare(self, plan: ScheduleBatch) -> None:
         for init in plan.inits:
             end = init.start + len(init.ids)
-            self.token_table[init.row, init.start : end] = torch.from_numpy(init.ids)
+            self._table[init.row, init.start : end] = init.ids
         if plan.copies is not None:
             self.kv_pool.copy_slots(*plan.copies)
             if self.draft is not None:

@@ -93,6 +93,10 @@ class Sampler:
                 not have; see `TreeSamples.tails`.
         """
         size = len(logits)
+        if bitmask is None and batch.likeliest_alone:
+            found = _likeliest(logits)
+            if found is not None:
+                return found
         wanted = batch.logprob_rows
         masked = _masked_rows(bitmask)
         source: Tensor | None = None
@@ -230,6 +234,16 @@ class Sampler:
             if not len(left):
                 break
         return found
+
+
+def _likeliest(logits: Tensor) -> SampleResult | None:
+    """Greedy ids alone; None where some row cannot be sampled. What is done between two steps is
+    not in the caches, so a few array calls take a third of the time of the general way."""
+    values = logits.numpy()
+    ids = values.argmax(axis=-1)
+    if not np.isfinite(values[np.arange(len(ids)), ids]).all():
+        return None
+    return SampleResult(torch.from_numpy(ids.astype(np.int32)), None, ())
 
 
 def _cut(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -104,11 +105,17 @@ class SamplingBatch:
         return len(self.greedy_rows) == self.size
 
     @property
+    def likeliest_alone(self) -> bool:
+        """True when nothing but the likeliest ids is wanted of any row."""
+        return self.all_greedy and not self.edited and not len(self.logprob_rows)
+
+    @property
     def edited(self) -> bool:
         """True when some row's logits are changed before the mask."""
         return self.bias is not None or bool(self.penalties) or self.suppression is not None
 
     @staticmethod
+    @lru_cache(maxsize=256)  # checks of guesses differ in their number from step to step
     def greedy(size: int) -> SamplingBatch:
         """Of s rows whose most likely ids are wanted, and nothing else. Their seeds are not kept:
         nobody draws."""

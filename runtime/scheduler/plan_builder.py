@@ -336,7 +336,7 @@ class PlanBuilder:
         # The requests themselves are kept: the address of one that is gone may be another's.
         same = len(requests) == len(self._sampled) and all(map(is_, requests, self._sampled))
         if not same or self._sampling is None:
-            if all(merely_greedy(r.sampling) for r in requests):
+            if all(merely_greedy(r.sampling) for r in dict.fromkeys(requests)):
                 self._sampling = SamplingBatch.greedy(len(requests))
             else:
                 rows = (

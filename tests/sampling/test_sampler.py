@@ -263,3 +263,23 @@ def test_build_takes_any_seed_and_rejects_unknown_tokens() -> None:
     ):
         with pytest.raises(InvalidRequest):
             check_token_ids(bad, 10)
+
+
+def test_the_likeliest_ids_alone_are_those_of_the_general_way() -> None:
+    """Without a mask a shorter way is taken; a mask that forbids nothing chooses the long one."""
+    logits = torch.randn(7, 100, generator=torch.Generator().manual_seed(5))
+    logits[1, [20, 70]] = 9.0
+    logits[2, :] = -torch.inf
+    logits[3, 4] = torch.inf
+    logits[4, 50] = torch.nan
+    rows, places = [RowSampling(SamplingParams(temperature=0.0), 0, 0)] * 7, list(range(7))
+    mask = np.full((7, 4), -1, dtype=np.int32)
+    mask[0, 0] = -2  # forbids id 0 in one row, so that the mask is looked at
+    logits[0, 0] = -9.0
+    for some in (slice(0, 7), slice(0, 2), slice(5, 7)):
+        short = draw(logits[some], rows[some], places[some])
+        general = draw(logits[some], rows[some], places[some], bitmask=mask[some])
+        assert torch.equal(short.ids, general.ids)
+        assert short.bad_rows == general.bad_rows
+    assert draw(logits, rows, places).ids[1] == 20
+    assert draw(logits, rows, places).bad_rows == (2, 3, 4)
