@@ -1,7 +1,7 @@
 // The matrix unit of a CPU that has one (AMX): eight tiles of up to 16 rows of 64 bytes for a thread.
 //
-// A thread that uses tiles gives them back when its `Tiles` end, so that threads which compute
-// something else carry none along.
+// A thread that uses tiles gives them back when its `Tiles` end: while it has some, whatever else it
+// computes takes a quarter longer (Sapphire Rapids), far more than the 0.1 us of shaping them anew.
 #pragma once
 #include "simd.h"
 
