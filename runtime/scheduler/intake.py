@@ -19,6 +19,7 @@ from branchline.runtime.core.pooling import PoolState
 from branchline.runtime.core.request import Request, TokenIds
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import ScoreState, build_groups
+from branchline.runtime.sampling.sampling_batch import merely_greedy
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 
 _SEED_MASK = (1 << 63) - 1
@@ -124,6 +125,7 @@ class Intake:
             sampling=sampling,
             source=source,
             seed=seed,
+            greedy=merely_greedy(sampling),
         )
 
 
