@@ -15,6 +15,7 @@ from branchline.runtime.core.messages import (
     GenerateRequest,
     ScoreRequest,
 )
+from branchline.runtime.core.packed_ids import PackedIds
 from branchline.runtime.core.pooling import PoolState
 from branchline.runtime.core.request import Request, TokenIds
 from branchline.runtime.core.sampling_params import SamplingParams
@@ -132,6 +133,7 @@ class Intake:
 def _as_array(ids: list[int]) -> TokenIds | None:
     """int32 [n], the caller's own; None where there are none, or some are no ids."""
     try:
-        return np.array(ids, dtype=np.int32) if ids else None
+        known = ids.packed() if isinstance(ids, PackedIds) else ids
+        return np.array(known, dtype=np.int32) if ids else None
     except (OverflowError, TypeError, ValueError):
         return None
