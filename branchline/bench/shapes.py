@@ -13,11 +13,11 @@ from functools import cache
 
 import branchline as bl
 
-_VOCABULARY = (
+_WORDS = (
     "river stone light garden winter market letter music number window paper engine summer "
     "morning teacher village silver forest bridge answer reason mountain silent travel carry "
     "build learn write open close early never often small large clear strong gentle honest"
-)
+).split()
 JSON_RECORD = (
     r'\{"name": "[A-Za-z ]{1,20}", "age": [1-9][0-9]?, "city": "[A-Za-z ]{1,20}", '
     r'"kind": "(person|company|place)", "zip": "[0-9]{5}"\}'
@@ -29,8 +29,7 @@ ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth")
 
 def words(count: int, seed: int) -> str:
     """`count` words drawn with `seed`."""
-    rng, known = random.Random(seed), _VOCABULARY.split()
-    return " ".join(rng.choice(known) for _ in range(count))
+    return " ".join(random.Random(seed).choices(_WORDS, k=count))
 
 
 def fixed(name: str, tokens: int) -> bl.Expression:

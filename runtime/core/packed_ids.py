@@ -27,7 +27,7 @@ class PackedIds(list[int]):
         """
         packed = self._packed
         if len(packed) < len(self):
-            packed.extend(self[len(packed) :])
+            packed.extend(array("i", self[len(packed) :]))  # three times as fast as from a list
         return packed
 
     def copy(self) -> PackedIds:
