@@ -13,11 +13,12 @@ from functools import cache
 
 import branchline as bl
 
-_WORDS = (
+_VOCABULARY = (
     "river stone light garden winter market letter music number window paper engine summer "
     "morning teacher village silver forest bridge answer reason mountain silent travel carry "
     "build learn write open close early never often small large clear strong gentle honest"
-).split()
+)
+_WORDS = _VOCABULARY.split()
 JSON_RECORD = (
     r'\{"name": "[A-Za-z ]{1,20}", "age": [1-9][0-9]?, "city": "[A-Za-z ]{1,20}", '
     r'"kind": "(person|company|place)", "zip": "[0-9]{5}"\}'
