@@ -12,7 +12,7 @@
 
 namespace bl {
 
-constexpr int AMX_ROWS = 5;   // from so many rows on it is the faster way
+constexpr int AMX_ROWS = 6;   // from so many rows on it is the faster way
 constexpr int PAIR_ROWS = 8;  // up to so many, two blocks go through a tile at once
 
 #if defined(BL_AMX)
@@ -154,7 +154,6 @@ static void tile_product_rows(const uint8_t* group, const GemmRows& a) {
 template <int FORMAT>
 static void amx_rows(int rows, const uint8_t* group, const GemmRows& a) {
     switch (rows) {
-        case 5: return tile_product_rows<5, FORMAT>(group, a);
         case 6: return tile_product_rows<6, FORMAT>(group, a);
         case 7: return tile_product_rows<7, FORMAT>(group, a);
         case 8: return tile_product_rows<8, FORMAT>(group, a);
