@@ -123,7 +123,9 @@ class Outputs:
             first, new = 1, new[1:]
         count, n = len(new), self.tokens
         while n + count > len(self.pairs):
-            self.pairs, self.lanes, self.ends = map(_twice, (self.pairs, self.lanes, self.ends))
+            self.pairs = np.concatenate([self.pairs, np.zeros_like(self.pairs)])
+            self.lanes = np.concatenate([self.lanes, np.zeros_like(self.lanes)])
+            self.ends = np.concatenate([self.ends, np.zeros_like(self.ends)])
         ids = said.ids[first - 1 : first + count].astype(np.uint64)
         self.pairs[n : n + count] = (ids[:-1] << np.uint64(32)) | ids[1:]
         self.lanes[n : n + count] = lane
@@ -144,10 +146,6 @@ class Outputs:
         found = found[: -COMPARED - 1 : -1]
         longer = [p for p in found if _same_before(p, ids)]
         return [(place_match(p, ids), p) for p in longer] or [(LEAST, p) for p in found]
-
-
-def _twice(array: np.ndarray) -> np.ndarray:
-    return np.concatenate([array, np.zeros_like(array)])
 
 
 def _same_before(place: Place, ids: TokenIds) -> bool:
