@@ -74,15 +74,21 @@ class Kept:
         share = made.value if made.weight >= 1.0 else float(k)
         return max(count, round(share * count))
 
-    def gain(self, row: list[Mean], place: int) -> float:
-        """Guesses of the rung that are likely kept: the row's own, and at first everybody's."""
+    def gain(self, row: list[Mean], place: int, *, hoped: bool = False) -> float:
+        """Guesses of the rung that are likely kept: the row's own, and at first everybody's.
+
+        Args:
+            hoped: of more than the row has had, as many as there may be; else as many as are sure.
+        """
         own, usual = row[place], self._usual(place)
         found = (own.total + _PRIOR * usual) / (own.weight + _PRIOR)
         if place == 0 or own.weight > 0.0:
             return found
         # More than the row has had: what others keep of so many says little of one that quotes.
-        fewer = self.gain(row, place - 1)
+        fewer = self.gain(row, place - 1, hoped=hoped)
         k, less = self.rungs[place], self.rungs[place - 1]
+        if hoped:
+            return self._further(fewer, 0.0 if place == 1 else self.gain(row, place - 2), place)
         return max(found, fewer + 0.7 * (k - less) if fewer >= QUOTES * less else fewer)
 
     def _usual(self, place: int) -> float:
@@ -90,10 +96,14 @@ class Kept:
         tried, somewhat fewer of the further ones are thought to be kept."""
         if self._all[place].weight >= 1.0:
             return self._all[place].value
-        k = self.rungs[place]
         if place == 0:
             return 0.5
-        before, less = self._usual(place - 1), self.rungs[place - 1]
-        earlier = self._usual(place - 2) if place > 1 else 0.0
+        return self._further(
+            self._usual(place - 1), self._usual(place - 2) if place > 1 else 0.0, place
+        )
+
+    def _further(self, before: float, earlier: float, place: int) -> float:
+        """What a rung keeps beyond the two before it."""
+        k, less = self.rungs[place], self.rungs[place - 1]
         step = less - (self.rungs[place - 2] if place > 1 else 0)
         return before + 0.7 * (before - earlier) / step * (k - less)

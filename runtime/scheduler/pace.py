@@ -163,6 +163,7 @@ class Pace:
         self._lost = 0.0  # times that what the next step loses counts as tried
         self._run, self._runs = 0, Mean()  # guessed steps one behind the other
         self._since_plain = self._since_more = 0
+        self._turn = 0  # of what is tried
         self._price = 0.0  # of one guess, in ids that must be kept for it
 
     def another(self) -> Pace:
@@ -378,7 +379,7 @@ class Pace:
         extra = self._costs.extra(rows, guesses, hoped=hoped) or 0.0
         run = self._runs.value if self._runs.weight else _RUN
         extra += self._costs.edges(rows) / run
-        kept = sum(self._kept.gain(row.kept, place) for row in willing)
+        kept = sum(self._kept.gain(row.kept, place, hoped=hoped) for row in willing)
         return (1.0 + kept / rows) / (1.0 + extra / plain)
 
     def _go_on(self, best: int, count: int, rows: int, plain: float, promise: float) -> None:
@@ -401,7 +402,7 @@ class Pace:
         tries, count = self._costs.tries(rows), min(len(known), FIRST_ROWS)
         saved = self._saved(rows, plain)
         if tries < 0.9 * FIRST_TRIES:
-            k, hope = min(FIRST_GUESSES[round(tries) % 2] if rows <= 8 else 1, self._most), GAIN
+            k, hope = min(FIRST_GUESSES[self._turn % 2] if rows <= 8 else 1, self._most), GAIN
         else:
             k, hope = self._best(known, rows, plain, self._beyond(rows), hoped=True)
         if k == 0 or k * count > self._limit:
@@ -414,6 +415,7 @@ class Pace:
         wait = self._tried.wait(cost, saved) / plain
         least, many, times = HOPELESS
         if wait == 0.0:
+            self._turn += 1
             dear = times if hope < least and rows > many else 1.0
             self._decision = Decision(k, 1, usual=plain, rows=count, dear=dear)
         else:
