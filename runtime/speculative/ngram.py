@@ -197,17 +197,21 @@ class Lane:
 
     Attributes:
         seen: ids of prompt and output taken in.
+        known: whether places have been looked for behind these ids.
         said: its output, where it is kept for its program.
         number: of that there.
         best: places that match the last ids, best first.
         matched: ids that agree at the best place.
+        broken: where a long match goes on if the last id is put for another.
     """
 
     seen: int
+    known: bool = False
     said: Said | None = None
     number: int = -1
     best: list[Place] = field(default_factory=list)
     matched: int = 0
+    broken: Place | None = None
 
 
 class NgramDrafter:
@@ -232,54 +236,52 @@ class NgramDrafter:
 
     def promising(self, row: DraftRow) -> bool:
         """See `Drafter`."""
-        return self._follow(row).matched >= max(ENTER, self._least_match)
+        lane, outputs = self._follow(row)
+        likely = lane.known or lane.broken is not None or _said_before(row.ids)
+        if outputs is None and not likely:
+            return False  # most rows, most of the time: this is all that they cost
+        return self._found(row, lane, outputs).matched >= max(ENTER, self._least_match)
 
     def propose(self, rows: Sequence[DraftRow]) -> list[DraftTree | None]:
         """See `Drafter`. A chain along the best match, the longer the more ids agree, and a short
         branch where the next best goes on otherwise."""
-        return [self._tree(row, self._follow(row)) for row in rows]
+        return [self._tree(row, self._found(row, *self._follow(row))) for row in rows]
 
     def finished(self, request_id: str) -> None:
         """See `Drafter`. What it has put out stays with its program."""
         self._running.pop(request_id, None)
 
-    def _follow(self, row: DraftRow) -> Lane:
-        """The row's lane, with all its ids taken in."""
+    def _follow(self, row: DraftRow) -> tuple[Lane, Outputs | None]:
+        """The row's lane, with all its ids taken in, and the outputs of its program."""
         lane, outputs = self._running.get(row.request_id), None
         if self._across_lanes and row.program_id:
             outputs = self._outputs_of(row.program_id)
         if lane is None:
-            lane = self._running[row.request_id] = Lane(0)
+            lane = self._running[row.request_id] = Lane(len(row.ids))
             if outputs is None:
-                lane.seen = len(row.ids)
-                self._look_up(row.ids, lane, None)
-                return lane
+                return lane, None
             lane.seen = row.prompt_len
             outputs.enter(lane, row.ids[max(0, row.prompt_len - MATCH) : row.prompt_len])
-            if len(row.ids) == row.prompt_len:
-                self._look_up(row.ids, lane, outputs)
-        new = row.ids[lane.seen :]
-        if len(new):
+        if lane.seen < len(row.ids):
+            new = row.ids[lane.seen :]
             lane.seen = len(row.ids)
             if outputs is not None:
                 self._keep(outputs, row, lane, new)
-            self._go_on(row.ids, lane, new, outputs)
-        return lane
+            if lane.best:
+                _go_on(row.ids, lane, new)
+            else:
+                lane.known, lane.broken = False, None
+        return lane, outputs
 
-    def _go_on(self, ids: TokenIds, lane: Lane, new: TokenIds, outputs: Outputs | None) -> None:
-        """New ids have come: they go on where the best places do, or others are looked for."""
-        broken = _behind_a_change(lane, ids, len(new))
-        going_on = [
-            Place(text, end + len(new))
-            for text, end in lane.best
-            if _goes_on(ids if text is None else text.ids[: text.length], end, new)
-        ]
-        lane.best = [place for place in going_on if place.end < _length(place, ids)]
-        lane.matched = min(lane.matched + len(new), MATCH) if lane.best else 0
-        if not lane.best:
-            self._look_up(ids, lane, outputs)
-        if lane.matched < LONG // 2 and broken is not None:
-            lane.best, lane.matched = [broken], ENTER
+    def _found(self, row: DraftRow, lane: Lane, outputs: Outputs | None) -> Lane:
+        """The lane, with the places that match."""
+        if not lane.known:
+            lane.known = True
+            broken, lane.broken = lane.broken, None
+            self._look_up(row.ids, lane, outputs)
+            if lane.matched < LONG // 2 and broken is not None:
+                lane.best, lane.matched = [broken], ENTER
+        return lane
 
     def _look_up(self, ids: TokenIds, lane: Lane, outputs: Outputs | None) -> None:
         lane.best, lane.matched = [], 0
@@ -325,11 +327,30 @@ class NgramDrafter:
         return tree.build() if len(tree) else None
 
 
+def _go_on(ids: TokenIds, lane: Lane, new: TokenIds) -> None:
+    """New ids have come: they go on where the best places do, or others must be looked for."""
+    broken = _behind_a_change(lane, ids, len(new))
+    going_on = [
+        Place(said, end + len(new))
+        for said, end in lane.best
+        if _stands(ids if said is None else said.ids[: said.length], end, new)
+    ]
+    lane.best = [place for place in going_on if place.end < _length(place, ids)]
+    lane.matched = min(lane.matched + len(new), MATCH) if lane.best else 0
+    lane.known = bool(lane.best)
+    lane.broken = None if lane.known else broken
+
+
+def _said_before(ids: TokenIds) -> bool:
+    """Whether the last `ENTER` ids have come before, unless what looks like them has."""
+    return ids[-ENTER:].tobytes() in ids[-SEARCHED:-1].tobytes()
+
+
 def _length(place: Place, ids: TokenIds) -> int:
     return len(ids) if place.lane is None else place.lane.length
 
 
-def _goes_on(text: TokenIds, end: int, new: TokenIds) -> bool:
+def _stands(text: TokenIds, end: int, new: TokenIds) -> bool:
     """Whether these ids stand at a place of a text."""
     there = text[end : end + len(new)]
     return len(there) == len(new) and bool((there == new).all())
@@ -344,7 +365,7 @@ def _behind_a_change(lane: Lane, ids: TokenIds, count: int) -> Place | None:
     last = end + count - 1
     if last + 1 >= len(text) or text[last] == ids[-1]:
         return None
-    if count > 1 and not _goes_on(text, end, ids[-count:-1]):
+    if count > 1 and not _stands(text, end, ids[-count:-1]):
         return None
     return Place(where, last + 1)
 
