@@ -23,7 +23,7 @@ TRIED = 0.01
 ASKED = 0.01
 """Share of the time that may be lost by asking rows of which none promises anything."""
 
-SAVED = 1.5, 4.0
+SAVED = 5.0, 4.0
 """Plain steps' time of either that is saved up at most: with very many rows, and more with one,
 which is there from the start."""
 
@@ -43,9 +43,13 @@ GAIN = 1.05
 BEYOND = 3
 """So many times the guesses of a step that have been timed, more are not decided on unseen."""
 
-HOPELESS = 0.9, 8, 4.0
+HOPELESS = 0.9, 4, 16.0
 """Where no number of guesses would be worth so much even if more of them cost no more than those
-that have been timed, in steps of more rows, what is lost by trying counts so many times."""
+that have been timed, what is lost by trying counts more: by this power of how far off it is, and so
+many times at most. So it is with more than `FEW` rows, whose tries are dear."""
+
+FEW = 8
+"""Rows that are tried with several guesses each at once, and looked at anew when one ends."""
 
 HELD = 8
 """Steps that a decision stands."""
@@ -163,7 +167,7 @@ class Pace:
         self._lost = 0.0  # times that what the next step loses counts as tried
         self._run, self._runs = 0, Mean()  # guessed steps one behind the other
         self._since_plain = self._since_more = 0
-        self._turn = 0  # of what is tried
+        self._turn = self._untold = 0  # of what is tried, and the step by which it will be known
         self._price = 0.0  # of one guess, in ids that must be kept for it
 
     def another(self) -> Pace:
@@ -224,6 +228,8 @@ class Pace:
             self._tried.spend(max(0.0, took - decision.usual * ids) * decision.dear)
         elif guessed:
             self._watch(rows, plain * ids, took)
+            if asked_s > 0.0:  # what asking brings may be spent on it
+                self._asked.earn(max(0.0, plain * ids - took) / ASKED, saved)
         elif self._lost:  # the end of what was tried
             self._tried.spend(max(0.0, took - plain) * self._lost)
         self._lost = 0.0 if decision.usual is None else decision.dear
@@ -232,14 +238,16 @@ class Pace:
         """Rows were asked for the next step, of `rows` rows, and none promises anything. They are
         asked again as soon as what is lost by it may be."""
         plain = self._costs.plain(rows)
-        if plain is None:
-            return
-        steps = 2  # until it is told how long it took
-        if self._in_vain.weight:
-            wait = self._asked.wait(self._in_vain.value, self._saved(rows, plain))
-            steps = min(round(wait / plain), RESTED[1])
-        self._rest(rows, steps)
-        self._step += 1
+        if plain is not None:  # at first until it is told how long it took
+            self._rest(rows, self._unasked(rows, plain) if self._in_vain.weight else 2)
+            self._step += 1
+
+    def _unasked(self, rows: int, plain: float) -> int:
+        """Steps for which rows are not asked, since it would most likely be in vain."""
+        if not self._in_vain.weight:
+            return 0
+        wait = self._asked.wait(self._in_vain.value, self._saved(rows, plain))
+        return min(round(wait / plain), RESTED[1])
 
     def checked(self, name: str, asked: int, path: Sequence[int], proposed: int) -> None:
         """Of `proposed` guesses for a sequence, of the `asked` that there could be, those of
@@ -256,7 +264,7 @@ class Pace:
 
     def finished(self, name: str) -> None:
         """The sequence has ended."""
-        if self._rows.pop(name, None) is not None and self._decided_for <= 8:
+        if self._rows.pop(name, None) is not None and self._decided_for <= FEW:
             self._decision.steps = 0  # what was decided was decided for this one
 
     def _count(self, guesses: int, first: bool) -> None:
@@ -290,9 +298,13 @@ class Pace:
         """Whether the next step, of `rows` rows, has no guesses, whatever the rows are; then
         nothing else is to be asked for it. So a step costs next to nothing where none pay."""
         if not self._stands(rows):
-            if self._costs.plain(rows) is not None and self._since_plain < PLAIN_EVERY:
+            plain = self._costs.plain(rows)
+            steps = PLAIN_STEPS
+            if plain is not None and self._since_plain < PLAIN_EVERY:
+                steps = 0 if self._run else self._unasked(rows, plain)
+            if steps == 0:
                 return False
-            self._rest(rows, PLAIN_STEPS)
+            self._rest(rows, steps)
         if self._decision.guesses:
             return False
         self._begin_step()
@@ -401,25 +413,25 @@ class Pace:
         may be."""
         tries, count = self._costs.tries(rows), min(len(known), FIRST_ROWS)
         saved = self._saved(rows, plain)
+        k, hope = self._best(known, rows, plain, self._beyond(rows), hoped=True)
         if tries < 0.9 * FIRST_TRIES:
-            k, hope = min(FIRST_GUESSES[self._turn % 2] if rows <= 8 else 1, self._most), GAIN
-        else:
-            k, hope = self._best(known, rows, plain, self._beyond(rows), hoped=True)
+            k = min(FIRST_GUESSES[self._turn % 2] if rows <= FEW else 1, self._most)
         if k == 0 or k * count > self._limit:
             k, count = 1, min(count, self._limit)
         extra = self._costs.extra(rows, k * count)
-        cost = saved if rows > 8 else plain * SAVED[1] / rows
+        cost = 0.5 * saved if rows > FEW else plain * SAVED[1] / rows
         if extra is not None:
             kept = sum(self._kept.gain(row.kept, self._kept.rung_of(k)) for row in known[:count])
             cost = max(0.0, extra + self._costs.edges(rows) - plain * kept / rows)
         wait = self._tried.wait(cost, saved) / plain
-        least, many, times = HOPELESS
-        if wait == 0.0:
-            self._turn += 1
-            dear = times if hope < least and rows > many else 1.0
-            self._decision = Decision(k, 1, usual=plain, rows=count, dear=dear)
-        else:
+        if wait > 0.0 or (rows > FEW and self._step < self._untold):
             self._rest(rows, min(max(round(wait), HELD), RESTED[0]))
+            return
+        least, power, most = HOPELESS
+        dear = min(max(1.0, (least / hope) ** power), most) if hope > 0.0 and rows > FEW else 1.0
+        self._decision = Decision(k, 1, usual=plain, rows=count, dear=dear)
+        self._turn += 1
+        self._untold = self._step + HELD  # it may take a step or two until this one is told of
 
     def _row(self, name: str) -> _Row:
         row = self._rows.get(name)
