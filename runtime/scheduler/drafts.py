@@ -104,6 +104,7 @@ class Drafts:
         max_nodes, max_depth: candidates of a row, and levels of its tree, at most.
         pace: decides how many rows get; None = as many as there can be. Steps with constrained rows
             take other times, and keep other guesses: they have one of their own.
+        linked: the drafter is a model that reads the state of the token before each.
     """
 
     def __init__(
@@ -115,7 +116,9 @@ class Drafts:
         max_nodes: int,
         max_depth: int,
         pace: Pace | None = None,
+        linked: bool = True,
     ) -> None:
+        self.linked = linked
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
@@ -146,14 +149,14 @@ class Drafts:
         if pace.rests(len(requests)):
             return False
         begin = time.perf_counter()
-        names = [r.id for r in requests if self.depth(r) > 0 and self._promising(r)]
+        kinds = {r.id: kind for r in requests if self.depth(r) > 0 and (kind := self._promising(r))}
         if not isinstance(self._drafter, StepDrafter):
             self._asked_s += time.perf_counter() - begin
-        if not names:
+        if not kinds:
             pace.asked(len(requests))
             return False
-        counts = pace.guesses(names, len(requests))
-        self._wanted = dict(zip(names, counts, strict=True))
+        counts = pace.guesses(list(kinds), len(requests), list(kinds.values()))
+        self._wanted = dict(zip(kinds, counts, strict=True))
         return any(counts)
 
     def depth(self, request: Request, growth: int = 0) -> int:
@@ -286,14 +289,14 @@ class Drafts:
             self._free_pace.finished(request.id)
             self._constrained_pace.finished(request.id)
 
-    def _promising(self, request: Request) -> bool:
+    def _promising(self, request: Request) -> int:
         if isinstance(self._drafter, StepDrafter):
-            return True
+            return 1
         try:
             return self._drafter.promising(self._row(request, self._max_nodes, _NO_SLOTS))
         except Exception:
             logger.exception("the drafter failed")
-            return False
+            return 0
 
     def _row(self, request: Request, nodes: int, slots: Int32Array) -> DraftRow:
         source = request.source

@@ -107,3 +107,78 @@ class Kept:
         k, less = self.rungs[place], self.rungs[place - 1]
         step = less - (self.rungs[place - 2] if place > 1 else 0)
         return before + 0.7 * (before - earlier) / step * (k - less)
+
+
+@dataclass(slots=True)
+class Row:
+    """What guesses of one kind have brought a sequence.
+
+    Attributes:
+        kept: by rung.
+        others: what such guesses bring others.
+        cool: the step up to which it is left alone.
+        patience: steps that it is left alone for next.
+    """
+
+    kept: list[Mean]
+    others: Kept
+    cool: int
+    patience: int
+
+    def gain(self, place: int, *, hoped: bool = False) -> float:
+        """See `Kept.gain`."""
+        return self.others.gain(self.kept, place, hoped=hoped)
+
+
+class Rows:
+    """Sequences, each with what it is known for by kind of guesses.
+
+    Args:
+        most: guesses of a row at most.
+        patience: of a row at first.
+    """
+
+    def __init__(self, most: int, patience: int) -> None:
+        self._most, self._patience = most, patience
+        self._kept = {1: Kept(most)}  # by kind
+        self._rows: dict[tuple[str, int], Row] = {}
+        self._kinds: dict[str, int] = {}  # when they were last asked for
+
+    @property
+    def rungs(self) -> list[int]:
+        """See `Kept`."""
+        return self._kept[1].rungs
+
+    @property
+    def kinds(self) -> int:
+        """Kinds of guesses that there have been, at least 1."""
+        return len(self._kept)
+
+    def ask(self, name: str, kind: int) -> Row:
+        """A row whose guesses will be of this kind."""
+        self._kinds[name] = kind
+        row = self._rows.get((name, kind))
+        if row is None:
+            others = self._kept.get(kind)
+            if others is None:
+                others = self._kept[kind] = Kept(self._most)
+            row = self._rows[name, kind] = Row(others.row(), others, 0, self._patience)
+        return row
+
+    def last(self, name: str) -> Row:
+        """As it was last asked for."""
+        return self.ask(name, self._kinds.get(name, 1))
+
+    def finished(self, name: str) -> bool:
+        """The sequence has ended; whether anything was known of it."""
+        for kind in self._kept:
+            self._rows.pop((name, kind), None)
+        return self._kinds.pop(name, None) is not None
+
+
+def guesses_made(rows: Sequence[Row], place: int) -> int:
+    """About how many guesses the rows make if they are allowed this rung."""
+    others = rows[0].others
+    if all(row.others is others for row in rows):
+        return others.made(place, len(rows))
+    return sum(row.others.made(place, 1) for row in rows)

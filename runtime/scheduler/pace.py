@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from branchline.runtime.scheduler.kept_guesses import Kept, Mean
+from branchline.runtime.scheduler.kept_guesses import Mean, Row, Rows, guesses_made
 from branchline.runtime.scheduler.step_costs import Budget, Costs, Usual
 
 TRIED = 0.01
@@ -39,6 +39,9 @@ tells a device from a processor."""
 
 GAIN = 1.05
 """Guesses must promise to be so much faster than none, to be begun with."""
+
+WORTH = 1.02
+"""And promise and bring so much, to be gone on with: times that are compared are not quite sure."""
 
 BEYOND = 3
 """So many times the guesses of a step that have been timed, more are not decided on unseen."""
@@ -89,20 +92,6 @@ _RUN = 16.0
 
 
 @dataclass(slots=True)
-class _Row:
-    """What guesses have brought a sequence.
-
-    Attributes:
-        cool: the step up to which it is left alone.
-        patience: steps that it is left alone for next.
-    """
-
-    kept: list[Mean]
-    cool: int = 0
-    patience: int = COOL[0]
-
-
-@dataclass(slots=True)
 class Decision:
     """Guesses for each row, and for how many steps still.
 
@@ -110,6 +99,7 @@ class Decision:
         usual: seconds of an id of each row by what seemed best, where others are tried.
         rows: that are tried, whatever they have brought; 0 = all that seem to be worth it.
         dear: so many times what is lost by trying counts.
+        kind: of the guesses that it was made for, where there are few rows.
     """
 
     guesses: int
@@ -117,6 +107,7 @@ class Decision:
     usual: float | None = None
     rows: int = 0
     dear: float = 1.0
+    kind: int = 1
 
 
 @dataclass(slots=True)
@@ -153,11 +144,11 @@ class Pace:
 
     def __init__(self, most: int, limit: int) -> None:
         self._most, self._limit = most, limit
-        self._kept = Kept(most)
         self._costs = Costs()
         self._tried, self._asked = Budget(TRIED), Budget(ASKED)
         self._in_vain = Usual()  # seconds that were lost by asking in vain
-        self._rows: dict[str, _Row] = {}
+        self._rows = Rows(most, COOL[0])
+        self._rungs = self._rows.rungs
         self._decision = Decision(0, 0)
         self._decided_for = 0
         self._step = 0
@@ -214,11 +205,11 @@ class Pace:
             return
         saved, few = self._saved(rows, plain), plain * SAVED[1] / rows
         self._tried.earn(seconds, saved, first=few)
-        self._asked.earn(seconds, saved, first=few)
+        self._asked.earn(seconds, plain)
         if not guessed and not first:
             if asked_s > 0.0:
                 lost = min(asked_s, max(0.0, seconds - plain))
-                self._in_vain.add(lost)
+                self._in_vain.add(lost / rows)
                 self._asked.spend(lost)
             return
         decision = decision or self._decision
@@ -229,7 +220,7 @@ class Pace:
         elif guessed:
             self._watch(rows, plain * ids, took)
             if asked_s > 0.0:  # what asking brings may be spent on it
-                self._asked.earn(max(0.0, plain * ids - took) / ASKED, saved)
+                self._asked.earn(max(0.0, plain * ids - took) / ASKED, plain)
         elif self._lost:  # the end of what was tried
             self._tried.spend(max(0.0, took - plain) * self._lost)
         self._lost = 0.0 if decision.usual is None else decision.dear
@@ -246,25 +237,26 @@ class Pace:
         """Steps for which rows are not asked, since it would most likely be in vain."""
         if not self._in_vain.weight:
             return 0
-        wait = self._asked.wait(self._in_vain.value, self._saved(rows, plain))
+        wait = self._asked.wait(self._in_vain.value * rows, plain)
         return min(round(wait / plain), RESTED[1])
 
     def checked(self, name: str, asked: int, path: Sequence[int], proposed: int) -> None:
         """Of `proposed` guesses for a sequence, of the `asked` that there could be, those of
         `path` (indices) were kept."""
-        row = self._row(name)
+        row = self._rows.last(name)
         self._brought += len(path)
-        self._kept.add(row.kept, asked, path, proposed)
+        row.others.add(row.kept, asked, path, proposed)
         if self._decided_for == 1:
             return  # it is alone, and all is decided for it
-        if self._kept.gain(row.kept, self._kept.rung_of(asked)) < max(POOR, self._price * proposed):
+        place = row.others.rung_of(asked)
+        if row.gain(place) < max(POOR, self._price * proposed):
             row.cool, row.patience = self._step + row.patience, min(2 * row.patience, COOL[1])
         elif path:
             row.patience = COOL[0]
 
     def finished(self, name: str) -> None:
         """The sequence has ended."""
-        if self._rows.pop(name, None) is not None and self._decided_for <= FEW:
+        if self._rows.finished(name) and self._decided_for <= FEW:
             self._decision.steps = 0  # what was decided was decided for this one
 
     def _count(self, guesses: int, first: bool) -> None:
@@ -285,7 +277,7 @@ class Pace:
         found.add(plain, took)
         if found.steps < 2.0 + 8.0 / rows:
             return
-        if found.plain < found.took:
+        if found.plain < WORTH * found.took:
             until, patience = self._step + found.patience, min(2 * found.patience, COOL[1])
             self._outcome = _Outcome(until=until, patience=patience)
             self._decision = Decision(0, 0)
@@ -310,11 +302,25 @@ class Pace:
         self._begin_step()
         return True
 
-    def guesses(self, names: Sequence[str], rows: int) -> list[int]:
-        """For the next step of `rows` rows: guesses for each of some of them, 0 = none."""
-        known = [self._row(name) for name in names]
-        if not self._stands(rows):
+    def guesses(
+        self, names: Sequence[str], rows: int, kinds: Sequence[int] | None = None
+    ) -> list[int]:
+        """For the next step of `rows` rows: guesses for each of some of them, 0 = none.
+
+        Args:
+            kinds: of their guesses, which are judged apart; None = all the same.
+        """
+        kinds = kinds or [1] * len(names)
+        known = [self._rows.ask(name, kind) for name, kind in zip(names, kinds, strict=True)]
+        best = max(kinds, default=1)
+        if not self._stands(rows) or (rows <= FEW and best != self._decision.kind):
             self._decide(known, rows)
+            self._decision.kind = best
+            if self._decision.guesses == 0 and self._rows.kinds > 1:
+                # another kind may come as soon as they are asked again
+                plain = self._costs.plain(rows)
+                steps = 1 if plain is None else max(1, self._unasked(rows, plain))
+                self._decision.steps = min(self._decision.steps, steps)
         self._begin_step()
         wanted = self._decision.guesses
         if wanted == 0:
@@ -337,7 +343,7 @@ class Pace:
         self._decided_for = rows
         self._decision = Decision(0, steps)
 
-    def _willing(self, row: _Row) -> bool:
+    def _willing(self, row: Row) -> bool:
         return row.cool <= self._step
 
     @staticmethod
@@ -346,7 +352,7 @@ class Pace:
         many, one = SAVED
         return plain * (many + one / rows)
 
-    def _decide(self, known: list[_Row], rows: int) -> None:
+    def _decide(self, known: list[Row], rows: int) -> None:
         plain = self._costs.plain(rows)
         if plain is None or self._since_plain >= PLAIN_EVERY or not known:
             self._rest(rows, PLAIN_STEPS)
@@ -354,10 +360,10 @@ class Pace:
         self._decided_for = rows
         willing = [row for row in known if self._willing(row)]
         best, promise = self._best(willing, rows, plain, self._beyond(rows))
-        enough = GAIN if self._run == 0 else 1.0
+        enough = GAIN if self._run == 0 else WORTH
         untried = self._costs.tries(rows) < 0.9 * FIRST_TRIES
         if not untried and promise >= enough and self._outcome.until <= self._step:
-            self._go_on(best, len(willing), rows, plain, promise)
+            self._go_on(best, willing, rows, plain, promise)
         else:
             self._try_a_few(known, rows, plain)
 
@@ -366,7 +372,7 @@ class Pace:
         return min(self._limit, BEYOND * self._costs.most(rows))
 
     def _best(
-        self, willing: list[_Row], rows: int, plain: float, limit: int, *, hoped: bool = False
+        self, willing: list[Row], rows: int, plain: float, limit: int, *, hoped: bool = False
     ) -> tuple[int, float]:
         """The number of guesses that promises most, and how much faster it would be.
 
@@ -375,40 +381,40 @@ class Pace:
             hoped: see `Costs.extra`.
         """
         best, promise = 0, 0.0
-        for place, k in enumerate(self._kept.rungs if willing else ()):
-            if self._kept.made(place, len(willing)) > limit:
+        for place, k in enumerate(self._rungs if willing else ()):
+            if guesses_made(willing, place) > limit:
                 break
             speed = self._speed(willing, place, rows, plain, hoped)
             if speed > promise:
                 best, promise = k, speed
         return best, promise
 
-    def _speed(
-        self, willing: list[_Row], place: int, rows: int, plain: float, hoped: bool
-    ) -> float:
+    def _speed(self, willing: list[Row], place: int, rows: int, plain: float, hoped: bool) -> float:
         """How much faster than plain steps those with so many guesses are thought to be."""
-        guesses = self._kept.made(place, len(willing))
+        guesses = guesses_made(willing, place)
         extra = self._costs.extra(rows, guesses, hoped=hoped) or 0.0
         run = self._runs.value if self._runs.weight else _RUN
         extra += self._costs.edges(rows) / run
-        kept = sum(self._kept.gain(row.kept, place, hoped=hoped) for row in willing)
+        kept = sum(row.gain(place, hoped=hoped) for row in willing)
         return (1.0 + kept / rows) / (1.0 + extra / plain)
 
-    def _go_on(self, best: int, count: int, rows: int, plain: float, promise: float) -> None:
+    def _go_on(
+        self, best: int, willing: list[Row], rows: int, plain: float, promise: float
+    ) -> None:
         """Do what is best, and now and then somewhat more."""
-        guesses = self._kept.made(self._kept.rungs.index(best), count)
+        guesses, count = guesses_made(willing, self._rungs.index(best)), len(willing)
         extra = self._costs.extra(rows, guesses) or 0.0
         self._price = extra / guesses * rows / plain
         known = self._costs.timed(rows, guesses) >= FIRST_TRIES
         self._decision = Decision(best, HELD if known else FIRST_TRIES)
-        place = self._kept.rungs.index(best) + 2
-        more = self._kept.rungs[min(place, len(self._kept.rungs) - 1)]
+        place = self._rungs.index(best) + 2
+        more = self._rungs[min(place, len(self._rungs) - 1)]
         due = self._since_more >= MORE_EVERY and self._tried.wait(0.0, 0.0) == 0.0
         if due and more > best and more * count <= self._limit:
             self._since_more = 0
             self._decision = Decision(more, 3, usual=plain / promise)
 
-    def _try_a_few(self, known: list[_Row], rows: int, plain: float) -> None:
+    def _try_a_few(self, known: list[Row], rows: int, plain: float) -> None:
         """Try guesses where none seem to pay, if little enough is lost by it; else none until it
         may be."""
         tries, count = self._costs.tries(rows), min(len(known), FIRST_ROWS)
@@ -421,7 +427,8 @@ class Pace:
         extra = self._costs.extra(rows, k * count)
         cost = 0.5 * saved if rows > FEW else plain * SAVED[1] / rows
         if extra is not None:
-            kept = sum(self._kept.gain(row.kept, self._kept.rung_of(k)) for row in known[:count])
+            place = known[0].others.rung_of(k)
+            kept = sum(row.gain(place) for row in known[:count])
             cost = max(0.0, extra + self._costs.edges(rows) - plain * kept / rows)
         wait = self._tried.wait(cost, saved) / plain
         if wait > 0.0 or (rows > FEW and self._step < self._untold):
@@ -432,9 +439,3 @@ class Pace:
         self._decision = Decision(k, 1, usual=plain, rows=count, dear=dear)
         self._turn += 1
         self._untold = self._step + HELD  # it may take a step or two until this one is told of
-
-    def _row(self, name: str) -> _Row:
-        row = self._rows.get(name)
-        if row is None:
-            row = self._rows[name] = _Row(self._kept.row())
-        return row

@@ -129,7 +129,9 @@ class Scheduler:
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
         self._builder = PlanBuilder(
-            cache.slot_table, _suppress_ids(eos_ids), linked=drafts is not None
+            cache.slot_table,
+            _suppress_ids(eos_ids),
+            linked=drafts is not None and drafts.linked,
         )
         self._drafts = drafts
         self._committed: float | None = None  # when the last step of a busy stretch was

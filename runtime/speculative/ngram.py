@@ -234,13 +234,16 @@ class NgramDrafter:
         """Output ids that are kept."""
         return self._tokens
 
-    def promising(self, row: DraftRow) -> bool:
-        """See `Drafter`."""
+    def promising(self, row: DraftRow) -> int:
+        """See `Drafter`. A long match is another kind: it is rarely one by chance."""
         lane, outputs = self._follow(row)
         likely = lane.known or lane.broken is not None or _said_before(row.ids)
         if outputs is None and not likely:
-            return False  # most rows, most of the time: this is all that they cost
-        return self._found(row, lane, outputs).matched >= max(ENTER, self._least_match)
+            return 0  # most rows, most of the time: this is all that they cost
+        matched = self._found(row, lane, outputs).matched
+        if matched < max(ENTER, self._least_match):
+            return 0
+        return 2 if matched >= LONG else 1
 
     def propose(self, rows: Sequence[DraftRow]) -> list[DraftTree | None]:
         """See `Drafter`. A chain along the best match, the longer the more ids agree, and a short
