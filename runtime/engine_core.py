@@ -14,6 +14,7 @@ import numpy as np
 from branchline.runtime.core.adapters import AdapterInfo, AdapterSource, adapter_namespace
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import Output
+from branchline.runtime.core.packed_ids import PackedIds
 from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.errors import (
@@ -173,7 +174,8 @@ def hold_lease(
             scheduler.cache.release_lease(lane_id)
             return
     own = adapter_namespace(namespace, adapter, number)
-    scheduler.cache.lease(lane_id, np.asarray(ids, dtype=np.int32), own)
+    known = ids.packed() if isinstance(ids, PackedIds) else ids
+    scheduler.cache.lease(lane_id, np.array(known, dtype=np.int32), own)
 
 
 def counters(scheduler: Scheduler) -> dict[str, Any]:

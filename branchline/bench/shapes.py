@@ -18,6 +18,7 @@ _VOCABULARY = (
     "morning teacher village silver forest bridge answer reason mountain silent travel carry "
     "build learn write open close early never often small large clear strong gentle honest"
 )
+_WORDS = _VOCABULARY.split()
 JSON_RECORD = (
     r'\{"name": "[A-Za-z ]{1,20}", "age": [1-9][0-9]?, "city": "[A-Za-z ]{1,20}", '
     r'"kind": "(person|company|place)", "zip": "[0-9]{5}"\}'
@@ -29,8 +30,7 @@ ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth")
 
 def words(count: int, seed: int) -> str:
     """`count` words drawn with `seed`."""
-    rng, known = random.Random(seed), _VOCABULARY.split()
-    return " ".join(rng.choice(known) for _ in range(count))
+    return " ".join(random.Random(seed).choices(_WORDS, k=count))
 
 
 def fixed(name: str, tokens: int) -> bl.Expression:

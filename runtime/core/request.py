@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# size: Request: what is known of a sequence in one record, read row by row in every step
 import time
 from dataclasses import dataclass, field
 from enum import Enum
@@ -94,6 +95,8 @@ class Request:
         inflight: steps planned and not committed; its memory is released when this is zero.
         readout: what is read of a request that generates nothing; None for generation.
         adapter: the version that it runs with; None = the base model.
+        greedy: its most likely ids are wanted, of the model's own logits, and nothing else.
+        quiet: of its next ids nobody but itself needs to hear before its end, unless they end it.
     """
 
     id: str
@@ -115,6 +118,8 @@ class Request:
     readout: ScoreState | PoolState | None = None
     finish: FinishReason | None = None
     adapter: AdapterVersion | None = None
+    greedy: bool = False
+    quiet: bool = False
     progress: Progress = field(default_factory=Progress)
 
     @property

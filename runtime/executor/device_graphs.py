@@ -54,10 +54,11 @@ class Outputs:
     """What a recorded forward leaves in its buffers, overwritten by the next replay.
 
     Attributes:
-        hidden: [l, hidden], final hidden states; None where logits are given.
-        logits: [l, V] in recordings of decoding and of checking guesses.
-        greedy: int32 [l], most likely ids of these, -1 where there is none; written to the token
-            table already.
+        hidden: [l, hidden], final hidden states; None in decoding and in checking guesses.
+        logits: [l, V] in recordings of decoding and of checking guesses; in those of mixed steps
+            [n, V] of the first n places that are sampled; None where choices are scored.
+        greedy: int32, most likely ids of these, -1 where there is none; written to the token table
+            already.
     """
 
     hidden: torch.Tensor | None = None

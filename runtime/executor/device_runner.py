@@ -42,6 +42,8 @@ from branchline.runtime.models.base import Model
 
 GRAPH_TREE_WORDS = 1 << 14
 """Words of tree masks in a recorded step at most: one tree of 1,024 tokens, or many small ones."""
+MIXED_SAMPLES = 256
+"""Rows of a recorded mixed step whose logits are part of it; of steps that sample more, none is."""
 
 
 @dataclass(slots=True)
@@ -176,12 +178,14 @@ class DeviceRunner:
             tensors, outputs = self.graphs.replay(graph, plan, guess)
         places, positions = tensors.sample_places[:sampled], tensors.sample_positions[:sampled]
         there = places, positions, made.check, made.nodes
-        if outputs.logits is not None:
-            assert outputs.greedy is not None, "what gives logits chooses"
-            return QueuedForward(None, outputs.logits[:sampled], outputs.greedy[:sampled], *there)
-        assert outputs.hidden is not None, "a graph gives logits or hidden states"
-        hidden = outputs.hidden[: len(plan.logit_idx)]
+        hidden = None if outputs.hidden is None else outputs.hidden[: len(plan.logit_idx)]
         logits = None
+        if outputs.logits is not None and sampled <= len(outputs.logits):
+            assert outputs.greedy is not None, "what gives logits chooses"
+            if sampled:
+                logits = outputs.logits[:sampled]
+            return QueuedForward(hidden, logits, outputs.greedy[:sampled], *there)
+        assert outputs.hidden is not None, "a graph gives logits or hidden states"
         if sampled:
             index = tensors.sample_idx[: padded(sampled)]
             rows = self.ops.gather_rows(outputs.hidden, index)
@@ -275,11 +279,19 @@ class DeviceRunner:
         return forward_step(self.model, self.draft, batch, self.ops, self.kv_pool), own
 
     def _recorded(self, shape: StepShape, tensors: StepTensors, plan: AttentionPlan) -> Outputs:
-        """What a graph holds: in decoding and verifying, the choice of the likeliest ids too."""
+        """What a graph holds: the choice of the likeliest ids too, but for choices to score."""
         hidden, lora = self._hidden(tensors, plan)
-        if not (shape.decode or shape.verify):
+        every = shape.decode or shape.verify
+        if shape.tree and not every:
             return Outputs(hidden=hidden)
-        logits = self.model.logits(hidden, self.ops, lora)
-        ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(shape.logits))
-        self.tables.put_tokens(tensors.sample_places[: shape.logits], ids)
-        return Outputs(logits=logits, greedy=torch.where(bad, -1, ids))
+        count, rows = shape.logits, hidden
+        if not every:
+            count = min(shape.rows, MIXED_SAMPLES)
+            rows = self.ops.gather_rows(hidden, tensors.sample_idx[:count])
+            slots = tensors.sample_lora_slots
+            lora = self.lora(None if slots is None else slots[:count])
+        logits = self.model.logits(rows, self.ops, lora)
+        ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(count))
+        self.tables.put_tokens(tensors.sample_places[:count], ids)
+        greedy = torch.where(bad, -1, ids)
+        return Outputs(hidden=None if every else hidden, logits=logits, greedy=greedy)

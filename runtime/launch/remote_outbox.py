@@ -81,6 +81,10 @@ class RemoteOutbox:
             self._to_detokenizer.append(tokens)
         return False
 
+    def quiet(self, request: Request) -> bool:
+        """See `Outbox`."""
+        return not self._told[request.id].as_they_come
+
     def finish(self, request: Request) -> None:
         """See `Outbox`."""
         self._forget(request)

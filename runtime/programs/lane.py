@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from branchline.runtime.core.packed_ids import PackedIds
 from branchline.runtime.errors import ProgramError
 from branchline.runtime.programs.text import Ids, TextEncoder
 
@@ -110,7 +111,7 @@ class Lane:
     def __init__(self, lane_id: int, key: str, waiting: Unborn | None = None) -> None:
         self.id = lane_id
         self.key = key
-        self.ids: list[int] = []
+        self.ids = PackedIds()
         self.texts: list[str] = []
         self.variables: dict[str, str] = {}
         self.history: list[tuple[str, str]] = []
@@ -240,7 +241,8 @@ class Lane:
 
     def clear(self) -> None:
         """Free everything but the error."""
-        self.ids, self.texts, self.history, self.content, self.pending = [], [], [], [], []
+        self.ids = PackedIds()
+        self.texts, self.history, self.content, self.pending = [], [], [], []
         self.variables = {}
         self.queue.clear()
         self.waiting = None

@@ -11,11 +11,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
 from branchline.runtime.core.batch import ForwardOutput, TopLogprobs
 from branchline.runtime.core.outputs import FinishReason, TokenLogprob
-from branchline.runtime.core.pooling import HiddenStates
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.errors import BackendError, BranchlineError
@@ -23,6 +20,7 @@ from branchline.runtime.scheduler.drafts import Draft
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.planner import Planner
 from branchline.runtime.scheduler.proposals import learn
+from branchline.runtime.scheduler.readouts import logprob_entry, pool_states, read_scores
 from branchline.runtime.scheduler.stats import SchedulerStats
 
 logger = logging.getLogger(__name__)
@@ -39,6 +37,9 @@ class Outbox(Protocol):
 
     def finish(self, request: Request) -> None:
         """`request` has ended; called exactly once for each."""
+
+    def quiet(self, request: Request) -> bool:
+        """Whether `push` does nothing for `request`, and never will."""
 
 
 class _Sampled(NamedTuple):
@@ -87,12 +88,13 @@ class Committer:
         for span in plan.spans:
             segment = plan.segments[span.segment]
             if segment.request.finish is None and output.scores is not None:
-                self._read_scores(segment, output.scores, span.start, span.count)
+                read_scores(segment, output.scores, span.start, span.count, self.end)
         for span in plan.hidden_spans:
             segment = plan.segments[span.segment]
             if segment.request.finish is None and output.hidden is not None:
-                self._pool(segment, output.hidden[span.start : span.start + span.count])
-        for segment in plan.segments:
+                states = output.hidden[span.start : span.start + span.count]
+                pool_states(segment, states, self.end)
+        for segment in plan.segments[plan.plain :]:
             request = segment.request
             if segment.count > 1 and segment.start < request.prompt_len and request.finish is None:
                 self._planner.share(request, _shareable(request))
@@ -101,21 +103,46 @@ class Committer:
     def _sampled(self, plan: StepPlan, output: ForwardOutput) -> None:
         sampled = _Sampled(output.token_ids[:, 0].tolist(), set(output.bad_rows), output.logprobs)
         segments, rows = plan.segments, plan.batch.sample_rows.tolist()
-        for j, index in enumerate(rows):
-            segment = segments[index]
-            if segment.request.finish is not None or (j and rows[j - 1] == index):
-                continue
-            try:
-                if segment.draft is None:
-                    request = segment.request
-                    if request.matcher is None and request.sampling.logprobs is None:
-                        self._free(request, sampled, j)
-                    else:
-                        self._place(request, sampled, j)
-                else:
-                    self._path(segment, segment.draft, sampled, j)
-            except Exception as error:
-                self.broke(segment.request, error)
+        for j in self._plain(segments[: plan.plain], sampled):
+            self._take(segments[j], sampled, j)
+        for j in range(plan.plain, len(rows)):
+            if rows[j - 1] != rows[j] or j == 0:
+                self._take(segments[rows[j]], sampled, j)
+
+    def _plain(self, segments: list[Segment], sampled: _Sampled) -> list[int]:
+        """Append the ids of which nobody needs to hear; the places of all others."""
+        rest: list[int] = []
+        eos_ids, bad = self._eos_ids, sampled.bad
+        for j, (segment, token) in enumerate(zip(segments, sampled.ids, strict=False)):
+            request = segment.request
+            length = request.length
+            if (
+                not request.quiet
+                or length + 1 >= min(request.max_len, len(request.ids))
+                or (token in eos_ids and not request.sampling.ignore_eos)
+                or (bad and j in bad)
+            ):
+                rest.append(j)
+            else:
+                request.ids[length] = token
+                request.length = length + 1
+        self._stats.sampled_tokens += len(segments) - len(rest)
+        return rest
+
+    def _take(self, segment: Segment, sampled: _Sampled, j: int) -> None:
+        """Take what was sampled for a segment, at places j and following."""
+        request = segment.request
+        if request.finish is not None:
+            return
+        try:
+            if segment.draft is not None:
+                self._path(segment, segment.draft, sampled, j)
+            elif request.matcher is None and request.sampling.logprobs is None:
+                self._free(request, sampled, j)
+            else:
+                self._place(request, sampled, j)
+        except Exception as error:
+            self.broke(request, error)
 
     def _free(self, request: Request, sampled: _Sampled, j: int) -> None:
         """`_place` for a request of which nothing but its id is wanted, as most of a step are."""
@@ -188,6 +215,7 @@ class Committer:
         follows on it finds it.
         """
         request.finish = reason
+        request.quiet = False
         request.progress.error = error
         request.status = Status.FINISHED
         request.times.finished = time.monotonic()
@@ -224,6 +252,12 @@ class Committer:
         sampling = request.sampling
         if request.times.first_token == 0.0:
             request.times.first_token = time.monotonic()
+            request.quiet = (
+                request.matcher is None
+                and sampling.logprobs is None
+                and not sampling.stop_token_ids
+                and self._outbox.quiet(request)
+            )
         ended = (token_id in self._eos_ids and not sampling.ignore_eos) or (
             token_id in sampling.stop_token_ids
         )
@@ -313,48 +347,6 @@ class Committer:
             computed = min(request.computed_len, request.length) if whole else 0
             self._planner.leave(request, computed, insert=whole)
 
-    def _read_scores(self, segment: Segment, scores: TopLogprobs, start: int, count: int) -> None:
-        request = segment.request
-        if segment.group is None:
-            known = len(request.progress.prompt_logprobs)
-            top_k = request.sampling.prompt_logprobs or 0
-            tokens = request.ids[segment.start + 1 : segment.start + 1 + count].tolist()
-            for offset, token in enumerate(tokens):
-                if segment.start + offset >= known:
-                    request.progress.prompt_logprobs.append(
-                        _entry(token, scores, start + offset, top_k)
-                    )
-            return
-        assert request.score is not None
-        values = scores.chosen[start : start + count]
-        if not bool(np.isfinite(values).all()):
-            error = BackendError("the model gave no usable log-probabilities for the choices")
-            self.end(request, "error", error=error)
-            return
-        for choice, reads in segment.group.choices:
-            request.score.results[choice] = [float(values[read]) for read in reads]
-        if request.times.first_token == 0.0:
-            request.times.first_token = time.monotonic()
-        if request.score.complete:
-            self.end(request, "stop")
-        else:
-            request.planned_len = request.length - 1
-
-    def _pool(self, segment: Segment, states: HiddenStates) -> None:
-        request = segment.request
-        assert request.pool is not None
-        if not bool(np.isfinite(states).all()):
-            error = BackendError(
-                "the model gave no usable hidden states (NaN or infinite)",
-                hint="Only this request was ended. Check the weights.",
-            )
-            self.end(request, "error", error=error)
-            return
-        request.pool.add(states)
-        if segment.start + segment.count == request.prompt_len:
-            request.times.first_token = time.monotonic()
-            self.end(request, "stop")
-
 
 def _shareable(request: Request) -> int:
     """Tokens that others may use while `request` still runs. A score request runs its last prompt
@@ -368,10 +360,4 @@ def _logprob(
 ) -> TokenLogprob | None:
     if request.sampling.logprobs is None or logprobs is None:
         return None
-    return _entry(token, logprobs, row, request.sampling.logprobs)
-
-
-def _entry(token: int, read: TopLogprobs, row: int, top_k: int) -> TokenLogprob:
-    ids = read.top_ids[row].tolist()[:top_k]
-    values = read.top_values[row].tolist()[:top_k]
-    return TokenLogprob(token, float(read.chosen[row]), tuple(zip(ids, values, strict=True)))
+    return logprob_entry(token, logprobs, row, request.sampling.logprobs)

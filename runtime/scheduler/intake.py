@@ -15,10 +15,12 @@ from branchline.runtime.core.messages import (
     GenerateRequest,
     ScoreRequest,
 )
+from branchline.runtime.core.packed_ids import PackedIds
 from branchline.runtime.core.pooling import PoolState
 from branchline.runtime.core.request import Request, TokenIds
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import ScoreState, build_groups
+from branchline.runtime.sampling.sampling_batch import merely_greedy
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 
 _SEED_MASK = (1 << 63) - 1
@@ -124,12 +126,14 @@ class Intake:
             sampling=sampling,
             source=source,
             seed=seed,
+            greedy=merely_greedy(sampling),
         )
 
 
 def _as_array(ids: list[int]) -> TokenIds | None:
     """int32 [n], the caller's own; None where there are none, or some are no ids."""
     try:
-        return np.array(ids, dtype=np.int32) if ids else None
+        known = ids.packed() if isinstance(ids, PackedIds) else ids
+        return np.array(known, dtype=np.int32) if ids else None
     except (OverflowError, TypeError, ValueError):
         return None

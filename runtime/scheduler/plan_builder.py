@@ -25,7 +25,7 @@ from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import DraftTree, TreeGroup
 from branchline.runtime.memory.slot_table import SlotTable
 from branchline.runtime.memory.types import Slots
-from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch, merely_greedy
+from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
 from branchline.runtime.scheduler.drafts import Draft
 from branchline.runtime.scheduler.pace import Decision
 
@@ -115,6 +115,7 @@ class StepPlan:
         steady: it decodes, and computes nothing of a prompt.
         waited: it was begun when the one before was over, to have guesses.
         decision: how many of them it was to have.
+        plain: so many segments, the first ones, are plain; each has one sampled place, in order.
     """
 
     batch: ScheduleBatch
@@ -125,6 +126,7 @@ class StepPlan:
     steady: bool = False
     waited: bool = False
     decision: Decision | None = None
+    plain: int = 0
 
     @property
     def learns(self) -> bool:
@@ -173,7 +175,10 @@ class PlanBuilder:
         """
         for entered in inits:
             self._told[entered.row] = entered.start + len(entered.ids)
-        plain, rest = [s for s in segments if s.plain], [s for s in segments if not s.plain]
+        plain: list[Segment] = []
+        rest: list[Segment] = []
+        for segment in segments:
+            (plain if segment.count == 1 and segment.plain else rest).append(segment)
         segments = plain + rest
         first = self._decoding(plain)
         inits = [
@@ -185,6 +190,7 @@ class PlanBuilder:
             plan = self._extend(segments, first, inits)
         else:
             plan = self._decode(segments, first, inits)
+        plan.plain = len(plain)
         plan.batch.copies = copies
         if self._linked:
             plan.batch.previous = self._previous(plan)
@@ -327,21 +333,24 @@ class PlanBuilder:
     def _decoding(self, segments: list[Segment]) -> _Decoding:
         """What a step has of plain segments, all at once."""
         n = len(segments)
-        rows = np.fromiter([s.request.row for s in segments], np.int32, n)
-        starts = np.fromiter([s.start for s in segments], np.int32, n)
+        requests = [s.request for s in segments]
+        rows = np.array([r.row for r in requests], np.int32)
+        starts = np.array([s.start for s in segments], np.int32)
         missing: list[RowInit] = []
         if (self._told[rows] <= starts).any():
             missing = [init for s in segments if (init := self._missing(s)) is not None]
         else:
             self._told[rows] = starts + 2
-        ids = np.fromiter([_known_id(s.request, s.start) for s in segments], np.int32, n)
+        ids = np.full(n, -1, np.int32)  # where a step in flight samples it
+        for i in np.flatnonzero(starts < np.array([r.length for r in requests], np.int32)).tolist():
+            ids[i] = requests[i].ids[segments[i].start]
         return _Decoding(rows, starts, ids, self._slots[rows, starts], missing)
 
     def _sampling_batch(self, requests: list[Request]) -> SamplingBatch:
         # The requests themselves are kept: the address of one that is gone may be another's.
         same = len(requests) == len(self._sampled) and all(map(is_, requests, self._sampled))
         if not same or self._sampling is None:
-            if all(merely_greedy(r.sampling) for r in requests):
+            if all(r.greedy for r in requests):
                 self._sampling = SamplingBatch.greedy(len(requests))
             else:
                 rows = (
@@ -388,10 +397,6 @@ def _sizes(segments: list[Segment], first: _Decoding) -> tuple[Int32Array, Int32
     lens[len(first.rows) :] = table[:, 0]
     seq_lens = np.concatenate([first.starts, table[:, 1]]) + lens
     return lens, seq_lens, np.concatenate([first.rows, table[:, 2]])
-
-
-def _known_id(request: Request, position: int) -> int:
-    return int(request.ids[position]) if position < request.length else -1
 
 
 def _segment_ids(segment: Segment) -> Int32Array:

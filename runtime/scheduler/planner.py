@@ -26,11 +26,9 @@ from branchline.runtime.scheduler.drafts import Draft, Drafts
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.prefixes import PrefixesInFlight
 from branchline.runtime.scheduler.proposals import Proposals
+from branchline.runtime.scheduler.reserve import Reserve
 from branchline.runtime.scheduler.stats import SchedulerStats
 from branchline.runtime.scheduler.waiting_queue import WaitingQueue
-
-RESERVE_TOKENS = 256
-"""Tokens a running request may still write that admission keeps free for it at most."""
 
 PROMPT_SCORE_CHUNK = 128
 """Chunk of a prompt whose log-probabilities are wanted: each of its tokens needs a logit row."""
@@ -88,7 +86,7 @@ class Planner:
         self._max_step_tokens = max_step_tokens
         self._grow_ahead = grow_ahead
         self._plenty = plenty
-        self._reserve_share = 0.5
+        self._reserve = Reserve(cache)
         self.prefixes = PrefixesInFlight()
         self.constrained = 0
 
@@ -151,12 +149,26 @@ class Planner:
 
     def _decode(self, segments: list[Segment], drafts: dict[Request, Draft]) -> int:
         budget = self._max_step_tokens
-        held = self._cache.slot_table.held
+        held, decode = self._cache.slot_table.held, Status.DECODE
         for request in list(self.running):
-            if not _wants_decode(request) or request not in self.running or budget == 0:
+            start, end = request.planned_len, request.sampled_len
+            if (  # as nearly always
+                start + 1 == end < request.max_len
+                and request.status is decode
+                and request.finish is None
+                and request.matcher is None
+                and end <= held[request.row]
+                and budget > 0
+                and not drafts
+            ):
+                segments.append(Segment(request, start, 1, True))
+                request.planned_len, request.sampled_len = end, end + 1
+                request.inflight += 1
+                budget -= 1
                 continue
-            start = request.planned_len
-            pending = request.sampled_len - start
+            if not _wants_decode(request) or budget == 0:
+                continue
+            pending = end - start
             count = min(pending, budget)  # more than 1 after forced tokens
             end = start + count
             if end > held[request.row] and not self._make_room(request, end):
@@ -255,7 +267,7 @@ class Planner:
             request.pool.restart()
         request.status = Status.WAITING
         self._stats.retractions += 1
-        self._reserve_share = min(1.0, self._reserve_share + 0.2)
+        self._reserve.retracted()
         self._waiting.add_first(request)
 
     def leave(self, request: Request, computed_len: int, *, insert: bool) -> None:
@@ -297,8 +309,7 @@ class Planner:
     def _admit(self, segments: list[Segment], inits: list[RowInit], budget: int) -> None:
         if len(self.running) >= self._max_running or not len(self._waiting):
             return
-        reserved = sum(self._reserve(request) for request in self.running)
-        self._reserve_share = max(0.1, self._reserve_share - 0.001)
+        reserved = self._reserve.of_all(self.running)
         starved = False
         for looked_at, request in enumerate(self._waiting.candidates()):
             if budget <= 0 or len(self.running) >= self._max_running or looked_at > MAX_CANDIDATES:
@@ -316,7 +327,7 @@ class Planner:
                 self._stats.held_back += 1
                 continue
             self._cache.lock(match.handle)
-            if not self._fits(request, match.cached_len, reserved):
+            if not self._reserve.fits(request, match.cached_len, reserved, alone=not self.running):
                 self._cache.unlock(match.handle)
                 break
             row = self._cache.allocate_row()
@@ -326,7 +337,7 @@ class Planner:
             self._enter(request, row, match.handle, match.cached_len)
             inits.append(RowInit(row, 0, request.ids[: request.length].copy()))
             budget -= self._add_chunk(request, segments, budget)
-            reserved += self._reserve(request)
+            reserved += self._reserve.of(request)
 
     def _enter(self, request: Request, row: int, handle: CacheHandle, cached_len: int) -> None:
         self._cache.attach(row, handle)
@@ -345,27 +356,6 @@ class Planner:
             self._started(request)
         if request.pending_len > 1:
             self.prefixes.add(request)
-
-    def _reserve(self, request: Request) -> int:
-        """Tokens to keep free for what a running request has still to compute and may write."""
-        nodes, sampled = 0, request.sampled_len
-        if request.readout is not None and request.score is not None and not request.score.complete:
-            nodes = max(len(group.tree) for group in request.score.groups)
-        room = min(request.max_len - sampled, RESERVE_TOKENS)
-        return sampled - request.planned_len + nodes + int(room * self._reserve_share)
-
-    def _fits(self, request: Request, cached_len: int, reserved: int) -> bool:
-        """True when `request` may start; with nothing running, leases give way to it."""
-        nodes = max(len(g.tree) for g in request.score.groups) if request.score is not None else 0
-        needed = request.length - cached_len + nodes + self._cache.page_size
-        if self.running:
-            room = min(request.max_len - request.length, RESERVE_TOKENS)
-            needed += reserved + int(room * self._reserve_share)
-        available = self._cache.free_tokens + self._cache.evictable_tokens
-        if available < needed and not self.running:
-            self._cache.break_leases(needed)
-            available = self._cache.free_tokens + self._cache.evictable_tokens
-        return available >= needed
 
 
 def _youngest(running: Iterable[Request]) -> Request:

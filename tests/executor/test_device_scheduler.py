@@ -13,12 +13,14 @@ import torch
 from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.sections import SchedulerSection
+from branchline.runtime.core.batch import ForwardMode, ScheduleBatch
 from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, Pooling, ScoreRequest
 from branchline.runtime.core.outputs import EmbedResult
 from branchline.runtime.core.protocols import Worker
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.sequence import reading_of
+from branchline.runtime.executor import device_runner
 from branchline.runtime.executor.build import (
     RunnerSettings,
     build_runner,
@@ -26,6 +28,7 @@ from branchline.runtime.executor.build import (
     load_model,
 )
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
+from branchline.runtime.executor.device_runner import QueuedForward
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.models.base import Model
@@ -49,6 +52,9 @@ class Outbox:
 
     def push(self, request: Request) -> bool:
         return False
+
+    def quiet(self, request: Request) -> bool:
+        return True
 
     def finish(self, request: Request) -> None:
         self.done[request.id] = request
@@ -156,6 +162,28 @@ def test_outputs_are_those_of_the_host_path(model: Model, ops: Ops, tokens: int,
     wanted = outputs(model, ops, device=None, tokens=tokens, seed=seed)
     found = outputs(model, ops, device=torch.device("cpu"), tokens=tokens, seed=seed)
     assert_alike(found, wanted)
+
+
+@pytest.mark.parametrize("places", [2, 4])
+def test_mixed_steps_that_sample_more_than_their_recording_chooses_for(
+    model: Model, ops: Ops, places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[bool] = []
+    run = device_runner.DeviceRunner.run
+
+    def noted(self: device_runner.DeviceRunner, plan: ScheduleBatch) -> QueuedForward:
+        found, count = run(self, plan), len(plan.sample_rows)
+        if plan.mode is ForwardMode.EXTEND and count and self.graphs.find(plan) is not None:
+            chosen.append(found.greedy is not None)
+            assert chosen[-1] == (count <= places)
+        return found
+
+    monkeypatch.setattr(device_runner, "MIXED_SAMPLES", places)
+    monkeypatch.setattr(device_runner.DeviceRunner, "run", noted)
+    wanted = outputs(model, ops, device=None, tokens=600, seed=1)
+    found = outputs(model, ops, device=torch.device("cpu"), tokens=600, seed=1)
+    assert_alike(found, wanted)
+    assert (places == 4) == any(chosen) and not all(chosen)
 
 
 @pytest.mark.gpu

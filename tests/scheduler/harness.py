@@ -152,6 +152,9 @@ class Recorder:
         assert request.id not in self.done
         return request.output_len >= self.stop_after.get(request.id, 1 << 30)
 
+    def quiet(self, request: Request) -> bool:
+        return request.id not in self.stop_after
+
     def finish(self, request: Request) -> None:
         assert request.id not in self.done, "a request ended twice"
         self.done[request.id] = request

@@ -91,6 +91,7 @@ def test_an_outbox_that_breaks_ends_its_own_request() -> None:
         return breaking() if request.id == "broken" and request.output_len == 3 else push(request)
 
     bench.out.push = breaks  # type: ignore[method-assign]
+    bench.out.quiet = lambda request: False  # type: ignore[method-assign]
     bench.submit("broken", [1, 2], 9)
     bench.submit("free", [3, 4], 9)
     bench.run()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.core.sequence import reading_of
 from branchline.runtime.errors import BackendError, InvalidRequest, QueueFull
@@ -443,3 +444,29 @@ def test_masks_fill_while_the_forward_runs_and_only_where_they_are_needed(overla
     for at in fills:
         assert (events[at - 1], events[at + 1]) == ("forward", "sample")
         assert sorted(events[at]) == [False, True]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_an_outbox_that_need_not_hear_is_told_of_the_first_id_and_of_the_end(overlap: bool) -> None:
+    heard: list[str] = []
+    outputs = []
+    for quiet in (True, False):
+        bench = Bench(overlap=overlap, eos=frozenset({best(checksum([5, 6]))}))
+        heard.clear()
+        push = bench.out.push
+
+        def pushed(request: Request, push: Any = push) -> bool:
+            heard.append(request.id)
+            return bool(push(request))
+
+        bench.out.push = pushed  # type: ignore[method-assign]
+        bench.out.quiet = lambda request, quiet=quiet: quiet  # type: ignore[method-assign, misc]
+        for name, prompt in (("long", [1, 2, 3]), ("ends", [5, 6]), ("also", [9, 9])):
+            bench.submit(name, prompt, 30, ignore_eos=name != "ends")
+        bench.run()
+        names = ("long", "ends", "also")
+        outputs.append([(bench.output(n), bench.out.done[n].finish) for n in names])
+        # The first id, those that find no room in the array of ids, and the last one.
+        assert (heard.count("long") < 10) == quiet
+    assert outputs[0] == outputs[1]
+    assert outputs[0][1] == ([], "stop")
