@@ -419,7 +419,8 @@ class Pace:
         may be."""
         tries, count = self._costs.tries(rows), min(len(known), FIRST_ROWS)
         saved = self._saved(rows, plain)
-        k, hope = self._best(known, rows, plain, self._beyond(rows), hoped=True)
+        _, hope = self._best(known, rows, plain, self._limit, hoped=True)
+        k, _ = self._best(known, rows, plain, self._beyond(rows), hoped=True)
         if tries < 0.9 * FIRST_TRIES:
             k = min(FIRST_GUESSES[self._turn % 2] if rows <= FEW else 1, self._most)
         if k == 0 or k * count > self._limit:

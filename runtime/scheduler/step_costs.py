@@ -109,7 +109,8 @@ class Costs:
         known = _nearest(self._extra, rows)
         if not known:
             return None
-        points = [(0, 0.0), *((n, usual.value) for n, usual in sorted(known.items()))]
+        measured = [(n, usual.value) for n, usual in sorted(known.items())]
+        points = [(0, _fixed(measured)), *measured]
         for (n, low), (m, high) in pairwise(points):
             if guesses <= m:
                 return low + (high - low) * (guesses - n) / (m - n)
@@ -130,6 +131,14 @@ class Costs:
         """About how many steps with guesses of such a number of rows have been timed lately."""
         known = _nearest(self._extra, rows)
         return 0.0 if not known else sum(usual.weight for usual in known.values())
+
+
+def _fixed(measured: list[tuple[int, float]]) -> float:
+    """What guesses add however few they are: where the line through the fewest two ends."""
+    if len(measured) < 2:
+        return 0.0
+    (n, low), (m, high) = measured[:2]
+    return min(max(0.0, low - (high - low) / (m - n) * n), low)
 
 
 def _value(usual: Usual | None) -> float:
