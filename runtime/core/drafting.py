@@ -76,12 +76,15 @@ class StepDrafter:
 class Drafter(Protocol):
     """Guesses what follows. All calls come from the loop thread, one at a time."""
 
-    def promising(self, row: DraftRow) -> bool:
+    def promising(self, row: DraftRow) -> int:
         """Whether a proposal for this row is likely to come of asking, as cheaply as can be told.
+
+        0 = it is not; else of which kind it would be: 1 for most, more for kinds that are kept more
+        often. What kinds bring is judged apart.
 
         Asked before a step while the one before may still run, whose ids `row.ids` then lacks;
         `row.slots` is empty. Where no row is promising the step is planned without waiting for the
-        one before, and `propose` is not called. Drafters that always have a guess say True.
+        one before, and `propose` is not called. Drafters that always have a guess say 1.
         """
 
     def propose(self, rows: Sequence[DraftRow]) -> list[DraftTree | None]:

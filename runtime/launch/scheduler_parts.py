@@ -220,6 +220,7 @@ def _drafts(
         max_nodes=chosen.max_nodes,
         max_depth=chosen.max_depth,
         pace=Pace(chosen.max_nodes, MAX_GUESSES) if chosen.adapts else None,
+        linked=draft is not None,
     )
 
 

@@ -22,7 +22,7 @@ from branchline.runtime.core.drafting import MAX_GUESSES, Drafter, DraftRow, Ste
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
-from branchline.runtime.scheduler.pace import ASKED, Pace
+from branchline.runtime.scheduler.pace import Decision, Pace
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,9 @@ class Drafts:
         vocab_size: ids are below it.
         eos_ids: ids that end any output unless `ignore_eos`.
         max_nodes, max_depth: candidates of a row, and levels of its tree, at most.
-        pace: decides how many rows get; None = as many as there can be.
+        pace: decides how many rows get; None = as many as there can be. Steps with constrained rows
+            take other times, and keep other guesses: they have one of their own.
+        linked: the drafter is a model that reads the state of the token before each.
     """
 
     def __init__(
@@ -114,13 +116,16 @@ class Drafts:
         max_nodes: int,
         max_depth: int,
         pace: Pace | None = None,
+        linked: bool = True,
     ) -> None:
+        self.linked = linked
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         self._max_nodes = max_nodes
         self._max_depth = max_depth
-        self._pace = pace
+        self._pace = self._free_pace = pace  # of the step that is planned
+        self._constrained_pace = None if pace is None else pace.another()
         self._wanted: dict[str, int] = {}
         self._asked_s = 0.0  # spent on asking rows since the last step was over
 
@@ -137,17 +142,21 @@ class Drafts:
         """
         if self._pace is None:
             return any(self.depth(r) > 0 and self._promising(r) for r in requests)
+        free = all(request.matcher is None for request in requests)
+        pace = self._pace = self._free_pace if free else self._constrained_pace
+        assert pace is not None, "both are there or none"
         self._wanted = {}
-        if self._pace.rests(len(requests)):
+        if pace.rests(len(requests)):
             return False
         begin = time.perf_counter()
-        names = [r.id for r in requests if self.depth(r) > 0 and self._promising(r)]
-        self._asked_s = time.perf_counter() - begin
-        if not names:
-            self._pace.asked_in_vain(len(requests), self._asked_s)
+        kinds = {r.id: kind for r in requests if self.depth(r) > 0 and (kind := self._promising(r))}
+        if not isinstance(self._drafter, StepDrafter):
+            self._asked_s += time.perf_counter() - begin
+        if not kinds:
+            pace.asked(len(requests))
             return False
-        counts = self._pace.guesses(names, len(requests))
-        self._wanted = dict(zip(names, counts, strict=True))
+        counts = pace.guesses(list(kinds), len(requests), list(kinds.values()))
+        self._wanted = dict(zip(kinds, counts, strict=True))
         return any(counts)
 
     def depth(self, request: Request, growth: int = 0) -> int:
@@ -246,28 +255,48 @@ class Drafts:
             kept = [ranks[node] for node in path if node in ranks]
             self._pace.checked(request.id, draft.asked, kept, draft.guesses)
 
-    def stepped(self, rows: int, guesses: int, seconds: float) -> None:
-        """A step of decoding rows alone is over, so long after the one before."""
+    @property
+    def decision(self) -> Decision | None:
+        """What the step that is planned has been given guesses by."""
+        return None if self._pace is None else self._pace.decision
+
+    def stepped(
+        self,
+        rows: int,
+        guesses: int,
+        seconds: float,
+        *,
+        waited: bool = False,
+        decision: Decision | None = None,
+    ) -> None:
+        """A step of decoding rows alone is over, so long after the one before.
+
+        Args:
+            waited: see `Pace.stepped`.
+            decision: that it was planned by.
+        """
         asked_s, self._asked_s = self._asked_s, 0.0
-        # A step without guesses for which rows were long asked does not say what a plain one takes.
-        if self._pace is not None and (guesses > 0 or asked_s <= ASKED * seconds):
-            self._pace.stepped(rows, guesses, seconds)
+        if self._pace is not None:
+            self._pace.stepped(
+                rows, guesses, seconds, waited=waited, asked_s=asked_s, decision=decision
+            )
 
     def finished(self, request: Request) -> None:
         """The sequence has ended."""
         if not isinstance(self._drafter, StepDrafter):
             self._drafter.finished(request.id)
-        if self._pace is not None:
-            self._pace.finished(request.id)
+        if self._free_pace is not None and self._constrained_pace is not None:
+            self._free_pace.finished(request.id)
+            self._constrained_pace.finished(request.id)
 
-    def _promising(self, request: Request) -> bool:
+    def _promising(self, request: Request) -> int:
         if isinstance(self._drafter, StepDrafter):
-            return True
+            return 1
         try:
             return self._drafter.promising(self._row(request, self._max_nodes, _NO_SLOTS))
         except Exception:
             logger.exception("the drafter failed")
-            return False
+            return 0
 
     def _row(self, request: Request, nodes: int, slots: Int32Array) -> DraftRow:
         source = request.source

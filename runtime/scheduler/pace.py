@@ -1,59 +1,78 @@
 """How many guesses pay: measured times of steps against measured acceptance.
 
-Law: what is lost by trying is bounded: beyond a few first steps at most `TRIED` of the time goes
-into trying what is not known to pay. Decisions change how fast outputs come, never what they are.
-Times are given, not taken: knows no clock, no drafter and no model.
+Law: what is lost by guessing is bounded, by the clock and from the first step on: `TRIED` of the
+time may go into steps whose guesses are not known to pay, `ASKED` into asking rows in vain, and
+guesses that bring less than was expected of them are given up. Decisions change how fast outputs
+come, never what they are. Times are given, not taken: knows no clock, no drafter and no model.
 
-A step of R rows that checks n guesses takes some time more than a plain one. That extra is measured
-for the numbers that occur and drawn as a line between and beyond them. What k guesses of a row
-bring is measured at each proposal for every smaller number, too, by counting how many of the first
-k were kept. So one large proposal tells about all small ones. Of the guesses that a row is allowed,
-those that are not likely enough for what one costs are not made (`least`).
+What guesses cost is known by `step_costs`, what they bring by `kept_guesses`. Of the guesses that a
+row is allowed, those that are not likely enough for what one costs are not made (`least`).
 """
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import TypeVar
+from dataclasses import dataclass
 
-T = TypeVar("T")
+from branchline.runtime.scheduler.kept_guesses import Mean, Row, Rows, guesses_made
+from branchline.runtime.scheduler.step_costs import Budget, Costs, Usual
 
 TRIED = 0.01
-"""Share of the time that may be spent on trying what does not seem to pay."""
+"""Share of the time that may be lost by trying what does not seem to pay."""
+
+ASKED = 0.01
+"""Share of the time that may be lost by asking rows of which none promises anything."""
+
+SAVED = 5.0, 4.0
+"""Plain steps' time of either that is saved up at most: with very many rows, and more with one,
+which is there from the start."""
 
 FIRST_TRIES = 3
-"""Steps with few guesses that are run before anything is known of their time."""
+"""Steps with guesses that are run before anything is believed of their time."""
 
 FIRST_ROWS = 16
 """Rows that have guesses in those; a drafter may need several turns for more."""
 
+FIRST_GUESSES = 4, 16
+"""Guesses of one row in the first steps that are tried, by turns: whether more of them cost more
+tells a device from a processor."""
+
 GAIN = 1.05
-"""Guesses must promise to be so much faster than none."""
+"""Guesses must promise to be so much faster than none, to be begun with."""
+
+WORTH = 1.02
+"""And promise and bring so much, to be gone on with: times that are compared are not quite sure."""
 
 BEYOND = 3
 """So many times the guesses of a step that have been timed, more are not decided on unseen."""
 
+HOPELESS = 0.9, 4, 16.0
+"""Where no number of guesses would be worth so much even if more of them cost no more than those
+that have been timed, what is lost by trying counts more: by this power of how far off it is, and so
+many times at most. So it is with more than `FEW` rows, whose tries are dear."""
+
+FEW = 8
+"""Rows that are tried with several guesses each at once, and looked at anew when one ends."""
+
 HELD = 8
 """Steps that a decision stands."""
 
-RESTED = 64
-"""Steps that pass at most before rows are looked at again, where no guesses pay."""
-
-ASKED = 0.03
-"""Share of the time that may go into asking rows of which none promises anything."""
+RESTED = 64, 1024
+"""Steps that pass at most before it is decided anew, where no guesses pay: at most, and where it is
+known that nothing may be spent until then."""
 
 MORE_EVERY = 24
 """While guesses pay, after so many steps some with more of them are tried."""
 
 PLAIN_EVERY = 100
-"""While guesses pay, one step of so many is plain, so that its time stays known."""
+"""After so many steps that were not plain, a few are, so that their time stays known."""
+
+PLAIN_STEPS = 4
+"""Those few: the first does not overlap with the one before."""
 
 COOL = (16, 1024)
-"""Steps for which a row that guesses do not help is left alone: at first, and at most."""
+"""Steps for which a row that guesses do not help beside others is left alone: at first, and at
+most. So many are all rows, where what was expected of guesses did not come."""
 
 POOR = 0.05
 """Guesses kept in a step below which they help no row, however little they cost."""
@@ -66,125 +85,10 @@ LIKELY = 0.15
 """A guess of such a chance is made in any case: the share is rough, and where guesses are few, most
 of what they cost in the mean is not their own."""
 
-QUOTES = 0.75
-"""Where such a share of a row's guesses is kept, further ones are thought to be kept like them."""
+PAUSE = 8.0
+"""A step that takes so many plain ones longer than those of its kind was held up by others."""
 
-RECENT = 9
-"""Times of a kind of step that are remembered."""
-
-_FADE = 0.9
-_TIME_FADE = 0.9
-_PRIOR = 2.0
-
-
-def bucket(count: int) -> int:
-    """Numbers that are near each other, as one: 1, 2, 3, 4, 6, 8, 12, 16, …"""
-    if count <= 4:
-        return count
-    half = 1 << (count - 1).bit_length() - 1
-    return half + half // 2 if count <= half + half // 2 else 2 * half
-
-
-@dataclass(slots=True)
-class _Mean:
-    """A mean that fades: later values count more."""
-
-    total: float = 0.0
-    weight: float = 0.0
-
-    def add(self, value: float, fade: float) -> None:
-        self.total = self.total * fade + value
-        self.weight = self.weight * fade + 1.0
-
-    @property
-    def value(self) -> float:
-        return self.total / self.weight
-
-
-@dataclass(slots=True)
-class _Usual:
-    """The median of the last values: on a machine that does other things, too, some steps take
-    several times as long as they need.
-
-    Attributes:
-        weight: about how many values there have been lately.
-    """
-
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
-    weight: float = 0.0
-
-    def add(self, value: float) -> None:
-        self.recent.append(value)
-        self.weight = self.weight * _TIME_FADE + 1.0
-
-    @property
-    def value(self) -> float:
-        return statistics.median(self.recent)
-
-
-class Costs:
-    """Seconds of steps, as far as they are known."""
-
-    def __init__(self) -> None:
-        self._plain: dict[int, _Usual] = {}
-        self._extra: dict[int, dict[int, _Usual]] = {}
-
-    def add(self, rows: int, guesses: int, seconds: float) -> None:
-        """A step of `rows` rows that checked so many guesses, 0 = plain, took so long."""
-        near = bucket(rows)
-        if guesses == 0:
-            self._plain.setdefault(near, _Usual()).add(seconds)
-        elif near in self._plain:
-            extra = max(0.0, seconds - self._plain[near].value)
-            known = self._extra.setdefault(near, {})
-            known.setdefault(bucket(guesses), _Usual()).add(extra)
-
-    def plain(self, rows: int) -> float | None:
-        """Seconds of a plain step; None where nothing of the kind is known."""
-        found = _nearest(self._plain, rows)
-        return None if found is None else found.value
-
-    def extra(self, rows: int, guesses: int) -> float | None:
-        """Seconds that so many guesses add; None where nothing of the kind is known."""
-        known = _nearest(self._extra, rows)
-        if not known:
-            return None
-        points = [(0, 0.0), *((n, usual.value) for n, usual in sorted(known.items()))]
-        for (n, low), (m, high) in pairwise(points):
-            if guesses <= m:
-                return low + (high - low) * (guesses - n) / (m - n)
-        (n, low), (m, high) = points[-2:]
-        slope = max(0.0, (high - low) / (m - n), high / m)
-        return high + slope * (guesses - m)
-
-    def most(self, rows: int) -> int:
-        """The most guesses that a step of such a number of rows has been timed with."""
-        return max(_nearest(self._extra, rows) or (0,))
-
-    def tries(self, rows: int) -> float:
-        """About how many steps with guesses of such a number of rows have been timed lately."""
-        known = _nearest(self._extra, rows)
-        return 0.0 if not known else sum(usual.weight for usual in known.values())
-
-
-def _nearest(known: dict[int, T], rows: int) -> T | None:
-    """What is known of the nearest number of rows, at most twice as many or half of them."""
-    near = [n for n in known if n <= 2 * rows and rows <= 2 * n]
-    return known[min(near, key=lambda n: abs(n - rows))] if near else None
-
-
-@dataclass(slots=True)
-class _Row:
-    """What guesses have brought a sequence.
-
-    Attributes:
-        cool: the step up to which it is left alone.
-        patience: steps that it is left alone for next.
-    """
-
-    kept: list[_Mean]
-    cool: int = 0
-    patience: int = COOL[0]
+_RUN = 16.0
 
 
 @dataclass(slots=True)
@@ -192,14 +96,42 @@ class Decision:
     """Guesses for each row, and for how many steps still.
 
     Attributes:
-        usual: seconds of a step of the kind that seemed best, where others are tried to learn.
+        usual: seconds of an id of each row by what seemed best, where others are tried.
         rows: that are tried, whatever they have brought; 0 = all that seem to be worth it.
+        dear: so many times what is lost by trying counts.
+        kind: of the guesses that it was made for, where there are few rows.
     """
 
     guesses: int
     steps: int
     usual: float | None = None
     rows: int = 0
+    dear: float = 1.0
+    kind: int = 1
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What steps with guesses that were thought to pay brought lately.
+
+    Attributes:
+        plain: seconds that plain steps would have taken for the same ids.
+        took: seconds that they took.
+        steps: about how many of them.
+        until: the step up to which none are made, since they took longer.
+        patience: steps that none are made for next.
+    """
+
+    plain: float = 0.0
+    took: float = 0.0
+    steps: float = 0.0
+    until: int = 0
+    patience: int = COOL[0]
+
+    def add(self, plain: float, took: float) -> None:
+        fade = 0.97
+        self.plain, self.took = fade * self.plain + plain, fade * self.took + took
+        self.steps = fade * self.steps + 1.0
 
 
 class Pace:
@@ -211,18 +143,32 @@ class Pace:
     """
 
     def __init__(self, most: int, limit: int) -> None:
-        self._rungs = [k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if k < most] + [most]
-        self._limit = limit
+        self._most, self._limit = most, limit
         self._costs = Costs()
-        self._kept = [_Mean() for _ in self._rungs]
-        self._made = [_Mean() for _ in self._rungs]  # guesses of those that a row was allowed
-        self._rows: dict[str, _Row] = {}
+        self._tried, self._asked = Budget(TRIED), Budget(ASKED)
+        self._in_vain = Usual()  # seconds that were lost by asking in vain
+        self._rows = Rows(most, COOL[0])
+        self._rungs = self._rows.rungs
         self._decision = Decision(0, 0)
         self._decided_for = 0
         self._step = 0
-        self._credit = 0.0
+        self._outcome = _Outcome()
+        self._brought = 0  # guesses kept since the last step was told of
+        self._guessed = False  # the last step that was told of was no plain one
+        self._lost = 0.0  # times that what the next step loses counts as tried
+        self._run, self._runs = 0, Mean()  # guessed steps one behind the other
         self._since_plain = self._since_more = 0
+        self._turn = self._untold = 0  # of what is tried, and the step by which it will be known
         self._price = 0.0  # of one guess, in ids that must be kept for it
+
+    def another(self) -> Pace:
+        """One for steps of another kind, that knows nothing yet."""
+        return Pace(self._most, self._limit)
+
+    @property
+    def decision(self) -> Decision:
+        """What the next step is planned by."""
+        return self._decision
 
     @property
     def least(self) -> float:
@@ -231,59 +177,150 @@ class Pace:
 
     # -- what is told ------------------------------------------------------------------------------
 
-    def stepped(self, rows: int, guesses: int, seconds: float) -> None:
-        """A step of decoding rows alone is over, `seconds` after the one before."""
-        self._costs.add(rows, guesses, seconds)
-        self._credit = min(self._credit + TRIED * seconds, 20.0 * seconds)
-        self._since_plain = self._since_plain + 1 if guesses else 0
-        self._since_more += 1
-        if guesses and self._decision.usual is not None:
-            self._credit -= max(0.0, seconds - self._decision.usual)
+    def stepped(
+        self,
+        rows: int,
+        guesses: int,
+        seconds: float,
+        *,
+        waited: bool = False,
+        asked_s: float = 0.0,
+        decision: Decision | None = None,
+    ) -> None:
+        """A step of decoding rows alone is over, `seconds` after the one before.
 
-    def asked_in_vain(self, rows: int, seconds: float) -> None:
-        """No row of the next step, of `rows` rows, promises anything; to ask them took so long.
-        They are left alone until that is a small share of the time."""
-        self._decided_for = rows
+        Args:
+            decision: that it was planned by; None = the last one.
+            waited: it was begun when that was over, to have guesses, though it may have none.
+            asked_s: of this time, spent on asking rows.
+        """
+        brought, self._brought = self._brought, 0
+        guessed = guesses > 0 or waited
+        first, self._guessed = guessed != self._guessed, guessed
+        if guesses > 0 or not (waited or asked_s > 0.0):
+            self._costs.add(rows, guesses, seconds, first=first)
+        self._count(guesses, first)
         plain = self._costs.plain(rows)
-        steps = 1 if plain is None else min(int(seconds / (ASKED * plain)), RESTED)
-        self._decision = Decision(0, steps)
-        self._step += 1
+        if plain is None:
+            return
+        saved, few = self._saved(rows, plain), plain * SAVED[1] / rows
+        self._tried.earn(seconds, saved, first=few)
+        self._asked.earn(seconds, plain)
+        if not guessed and not first:
+            if asked_s > 0.0:
+                lost = min(asked_s, max(0.0, seconds - plain))
+                self._in_vain.add(lost / rows)
+                self._asked.spend(lost)
+            return
+        decision = decision or self._decision
+        ids = 1.0 + brought / rows
+        took = min(seconds, plain + (self._costs.extra(rows, guesses) or 0.0) + PAUSE * plain)
+        if decision.usual is not None:
+            self._tried.spend(max(0.0, took - decision.usual * ids) * decision.dear)
+        elif guessed:
+            self._watch(rows, plain * ids, took)
+            if asked_s > 0.0:  # what asking brings may be spent on it
+                self._asked.earn(max(0.0, plain * ids - took) / ASKED, plain)
+        elif self._lost:  # the end of what was tried
+            self._tried.spend(max(0.0, took - plain) * self._lost)
+        self._lost = 0.0 if decision.usual is None else decision.dear
+
+    def asked(self, rows: int) -> None:
+        """Rows were asked for the next step, of `rows` rows, and none promises anything. They are
+        asked again as soon as what is lost by it may be."""
+        plain = self._costs.plain(rows)
+        if plain is not None:  # at first until it is told how long it took
+            self._rest(rows, self._unasked(rows, plain) if self._in_vain.weight else 2)
+            self._step += 1
+
+    def _unasked(self, rows: int, plain: float) -> int:
+        """Steps for which rows are not asked, since it would most likely be in vain."""
+        if not self._in_vain.weight:
+            return 0
+        wait = self._asked.wait(self._in_vain.value * rows, plain)
+        return min(round(wait / plain), RESTED[1])
 
     def checked(self, name: str, asked: int, path: Sequence[int], proposed: int) -> None:
         """Of `proposed` guesses for a sequence, of the `asked` that there could be, those of
         `path` (indices) were kept."""
-        row = self._row(name)
-        for place, k in enumerate(self._rungs):
-            if k > asked and proposed == asked:
-                break
-            kept = float(sum(node < k for node in path))
-            row.kept[place].add(kept, _FADE)
-            self._kept[place].add(kept, 0.99)
-            self._made[place].add(float(min(k, proposed)), 0.99)
-        if self._gain(row, self._rung_of(asked)) < max(POOR, self._price * proposed):
+        row = self._rows.last(name)
+        self._brought += len(path)
+        row.others.add(row.kept, asked, path, proposed)
+        if self._decided_for == 1:
+            return  # it is alone, and all is decided for it
+        place = row.others.rung_of(asked)
+        if row.gain(place) < max(POOR, self._price * proposed):
             row.cool, row.patience = self._step + row.patience, min(2 * row.patience, COOL[1])
         elif path:
             row.patience = COOL[0]
 
     def finished(self, name: str) -> None:
         """The sequence has ended."""
-        self._rows.pop(name, None)
+        if self._rows.finished(name) and self._decided_for <= FEW:
+            self._decision.steps = 0  # what was decided was decided for this one
+
+    def _count(self, guesses: int, first: bool) -> None:
+        """Runs of steps with guesses, and how long ago there were plain ones."""
+        if guesses:
+            self._run += 1
+        elif self._run:
+            if self._run >= HELD or self._decision.guesses:  # not ended by what is decided here
+                self._runs.add(float(self._run), 0.8)
+            self._run = 0
+        self._since_plain = self._since_plain + 1 if self._guessed or first else 0
+        self._since_more += 1
+
+    def _watch(self, rows: int, plain: float, took: float) -> None:
+        """Guesses that were thought to pay have been made; where they do not, none are for a
+        while, which is the longer the more often it happens."""
+        found = self._outcome
+        found.add(plain, took)
+        if found.steps < 2.0 + 8.0 / rows:
+            return
+        if found.plain < WORTH * found.took:
+            until, patience = self._step + found.patience, min(2 * found.patience, COOL[1])
+            self._outcome = _Outcome(until=until, patience=patience)
+            self._decision = Decision(0, 0)
+        elif found.plain > GAIN * found.took:
+            found.patience = COOL[0]
 
     # -- what is decided ---------------------------------------------------------------------------
 
     def rests(self, rows: int) -> bool:
         """Whether the next step, of `rows` rows, has no guesses, whatever the rows are; then
         nothing else is to be asked for it. So a step costs next to nothing where none pay."""
-        if not self._stands(rows) or self._decision.guesses:
+        if not self._stands(rows):
+            plain = self._costs.plain(rows)
+            steps = PLAIN_STEPS
+            if plain is not None and self._since_plain < PLAIN_EVERY:
+                steps = 0 if self._run else self._unasked(rows, plain)
+            if steps == 0:
+                return False
+            self._rest(rows, steps)
+        if self._decision.guesses:
             return False
         self._begin_step()
         return True
 
-    def guesses(self, names: Sequence[str], rows: int) -> list[int]:
-        """For the next step of `rows` rows: guesses for each of some of them, 0 = none."""
-        known = [self._row(name) for name in names]
-        if not self._stands(rows):
+    def guesses(
+        self, names: Sequence[str], rows: int, kinds: Sequence[int] | None = None
+    ) -> list[int]:
+        """For the next step of `rows` rows: guesses for each of some of them, 0 = none.
+
+        Args:
+            kinds: of their guesses, which are judged apart; None = all the same.
+        """
+        kinds = kinds or [1] * len(names)
+        known = [self._rows.ask(name, kind) for name, kind in zip(names, kinds, strict=True)]
+        best = max(kinds, default=1)
+        if not self._stands(rows) or (rows <= FEW and best != self._decision.kind):
             self._decide(known, rows)
+            self._decision.kind = best
+            if self._decision.guesses == 0 and self._rows.kinds > 1:
+                # another kind may come as soon as they are asked again
+                plain = self._costs.plain(rows)
+                steps = 1 if plain is None else max(1, self._unasked(rows, plain))
+                self._decision.steps = min(self._decision.steps, steps)
         self._begin_step()
         wanted = self._decision.guesses
         if wanted == 0:
@@ -302,106 +339,104 @@ class Pace:
         self._step += 1
         self._decision.steps -= 1
 
-    def _willing(self, row: _Row) -> bool:
+    def _rest(self, rows: int, steps: int) -> None:
+        self._decided_for = rows
+        self._decision = Decision(0, steps)
+
+    def _willing(self, row: Row) -> bool:
         return row.cool <= self._step
 
-    def _decide(self, known: list[_Row], rows: int) -> None:
-        self._decided_for = rows
+    @staticmethod
+    def _saved(rows: int, plain: float) -> float:
+        """Seconds that may be lost at once."""
+        many, one = SAVED
+        return plain * (many + one / rows)
+
+    def _decide(self, known: list[Row], rows: int) -> None:
         plain = self._costs.plain(rows)
         if plain is None or self._since_plain >= PLAIN_EVERY or not known:
-            self._decision = Decision(0, 2)
+            self._rest(rows, PLAIN_STEPS)
             return
+        self._decided_for = rows
         willing = [row for row in known if self._willing(row)]
-        best = self._best(willing, rows, plain) if willing else 0
-        if best:
-            self._go_on(best, len(willing), rows, plain)
+        best, promise = self._best(willing, rows, plain, self._beyond(rows))
+        enough = GAIN if self._run == 0 else WORTH
+        untried = self._costs.tries(rows) < 0.9 * FIRST_TRIES
+        if not untried and promise >= enough and self._outcome.until <= self._step:
+            self._go_on(best, willing, rows, plain, promise)
         else:
-            self._try_a_few(len(known), rows, plain)
+            self._try_a_few(known, rows, plain)
 
-    def _best(self, willing: list[_Row], rows: int, plain: float) -> int:
-        """The number of guesses that promises most; 0 where none promises enough."""
-        best, promise = 0, GAIN
-        if self._untried(rows):
-            return best
-        limit = min(self._limit, BEYOND * self._costs.most(rows))
-        for place, k in enumerate(self._rungs):
-            count = self._guesses(place, len(willing))
-            if count > limit:
+    def _beyond(self, rows: int) -> int:
+        """Guesses of a step that may be decided on."""
+        return min(self._limit, BEYOND * self._costs.most(rows))
+
+    def _best(
+        self, willing: list[Row], rows: int, plain: float, limit: int, *, hoped: bool = False
+    ) -> tuple[int, float]:
+        """The number of guesses that promises most, and how much faster it would be.
+
+        Args:
+            limit: guesses of the step at most.
+            hoped: see `Costs.extra`.
+        """
+        best, promise = 0, 0.0
+        for place, k in enumerate(self._rungs if willing else ()):
+            if guesses_made(willing, place) > limit:
                 break
-            extra = self._costs.extra(rows, count) or 0.0
-            kept = sum(self._gain(row, place) for row in willing)
-            speed = (1.0 + kept / rows) / (1.0 + extra / plain)
+            speed = self._speed(willing, place, rows, plain, hoped)
             if speed > promise:
                 best, promise = k, speed
-        return best
+        return best, promise
 
-    def _go_on(self, best: int, count: int, rows: int, plain: float) -> None:
+    def _speed(self, willing: list[Row], place: int, rows: int, plain: float, hoped: bool) -> float:
+        """How much faster than plain steps those with so many guesses are thought to be."""
+        guesses = guesses_made(willing, place)
+        extra = self._costs.extra(rows, guesses, hoped=hoped) or 0.0
+        run = self._runs.value if self._runs.weight else _RUN
+        extra += self._costs.edges(rows) / run
+        kept = sum(row.gain(place, hoped=hoped) for row in willing)
+        return (1.0 + kept / rows) / (1.0 + extra / plain)
+
+    def _go_on(
+        self, best: int, willing: list[Row], rows: int, plain: float, promise: float
+    ) -> None:
         """Do what is best, and now and then somewhat more."""
-        guesses = self._guesses(self._rungs.index(best), count)
+        guesses, count = guesses_made(willing, self._rungs.index(best)), len(willing)
         extra = self._costs.extra(rows, guesses) or 0.0
         self._price = extra / guesses * rows / plain
-        self._decision = Decision(best, HELD)
+        known = self._costs.timed(rows, guesses) >= FIRST_TRIES
+        self._decision = Decision(best, HELD if known else FIRST_TRIES)
         place = self._rungs.index(best) + 2
         more = self._rungs[min(place, len(self._rungs) - 1)]
-        due = self._since_more >= MORE_EVERY and self._credit >= 0.0
+        due = self._since_more >= MORE_EVERY and self._tried.wait(0.0, 0.0) == 0.0
         if due and more > best and more * count <= self._limit:
             self._since_more = 0
-            self._decision = Decision(more, 3, usual=plain + extra)
+            self._decision = Decision(more, 3, usual=plain / promise)
 
-    def _try_a_few(self, count: int, rows: int, plain: float) -> None:
+    def _try_a_few(self, known: list[Row], rows: int, plain: float) -> None:
         """Try guesses where none seem to pay, if little enough is lost by it; else none until it
         may be."""
-        self._decision = Decision(0, HELD)
-        few = 1 if rows > 8 else min(4, self._rungs[-1])
-        untried = self._untried(rows)
-        count = min(count, FIRST_ROWS) if untried else count
-        if few * count > self._limit:
+        tries, count = self._costs.tries(rows), min(len(known), FIRST_ROWS)
+        saved = self._saved(rows, plain)
+        _, hope = self._best(known, rows, plain, self._limit, hoped=True)
+        k, _ = self._best(known, rows, plain, self._beyond(rows), hoped=True)
+        if tries < 0.9 * FIRST_TRIES:
+            k = min(FIRST_GUESSES[self._turn % 2] if rows <= FEW else 1, self._most)
+        if k == 0 or k * count > self._limit:
+            k, count = 1, min(count, self._limit)
+        extra = self._costs.extra(rows, k * count)
+        cost = 0.5 * saved if rows > FEW else plain * SAVED[1] / rows
+        if extra is not None:
+            place = known[0].others.rung_of(k)
+            kept = sum(row.gain(place) for row in known[:count])
+            cost = max(0.0, extra + self._costs.edges(rows) - plain * kept / rows)
+        wait = self._tried.wait(cost, saved) / plain
+        if wait > 0.0 or (rows > FEW and self._step < self._untold):
+            self._rest(rows, min(max(round(wait), HELD), RESTED[0]))
             return
-        cost = self._costs.extra(rows, few * count)
-        if untried or (cost is not None and self._credit >= cost):
-            self._decision = Decision(few, 1, usual=plain, rows=count)
-        elif cost is not None:
-            steps = int((cost - self._credit) / (TRIED * plain)) + 1
-            self._decision.steps = min(max(steps, HELD), RESTED)
-
-    def _guesses(self, place: int, count: int) -> int:
-        """About how many guesses so many rows make that are allowed this rung."""
-        made, k = self._made[place], self._rungs[place]
-        share = made.value if made.weight >= 1.0 else float(k)
-        return max(count, round(share * count))
-
-    def _untried(self, rows: int) -> bool:
-        return self._costs.tries(rows) < 0.9 * FIRST_TRIES
-
-    def _row(self, name: str) -> _Row:
-        row = self._rows.get(name)
-        if row is None:
-            row = self._rows[name] = _Row([_Mean() for _ in self._rungs])
-        return row
-
-    def _rung_of(self, asked: int) -> int:
-        return max((i for i, k in enumerate(self._rungs) if k <= asked), default=0)
-
-    def _gain(self, row: _Row, place: int) -> float:
-        """Guesses of the rung that are likely kept: the row's own, and at first everybody's."""
-        own, usual = row.kept[place], self._usual(place)
-        found = (own.total + _PRIOR * usual) / (own.weight + _PRIOR)
-        if place == 0 or own.weight > 0.0:
-            return found
-        # More than the row has had: what others keep of so many says little of one that quotes.
-        fewer = self._gain(row, place - 1)
-        k, less = self._rungs[place], self._rungs[place - 1]
-        return max(found, fewer + 0.7 * (k - less) if fewer >= QUOTES * less else fewer)
-
-    def _usual(self, place: int) -> float:
-        """The same for a sequence of which nothing is known; beyond the largest rung that was
-        tried, somewhat fewer of the further ones are thought to be kept."""
-        if self._kept[place].weight >= 1.0:
-            return self._kept[place].value
-        k = self._rungs[place]
-        if place == 0:
-            return 0.5
-        before, less = self._usual(place - 1), self._rungs[place - 1]
-        earlier = self._usual(place - 2) if place > 1 else 0.0
-        step = less - (self._rungs[place - 2] if place > 1 else 0)
-        return before + 0.7 * (before - earlier) / step * (k - less)
+        least, power, most = HOPELESS
+        dear = min(max(1.0, (least / hope) ** power), most) if hope > 0.0 and rows > FEW else 1.0
+        self._decision = Decision(k, 1, usual=plain, rows=count, dear=dear)
+        self._turn += 1
+        self._untold = self._step + HELD  # it may take a step or two until this one is told of

@@ -27,6 +27,7 @@ from branchline.runtime.memory.slot_table import SlotTable
 from branchline.runtime.memory.types import Slots
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
 from branchline.runtime.scheduler.drafts import Draft
+from branchline.runtime.scheduler.pace import Decision
 
 _NO_INTS = np.zeros(0, dtype=np.int32)
 
@@ -112,6 +113,8 @@ class StepPlan:
         guesses: candidates that are sampled; where there are some, what rows become is known at
             the step's commit.
         steady: it decodes, and computes nothing of a prompt.
+        waited: it was begun when the one before was over, to have guesses.
+        decision: how many of them it was to have.
         plain: so many segments, the first ones, are plain; each has one sampled place, in order.
     """
 
@@ -121,6 +124,8 @@ class StepPlan:
     hidden_spans: list[Span] = field(default_factory=list)
     guesses: int = 0
     steady: bool = False
+    waited: bool = False
+    decision: Decision | None = None
     plain: int = 0
 
     @property

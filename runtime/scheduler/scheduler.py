@@ -129,7 +129,9 @@ class Scheduler:
         )
         self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
         self._builder = PlanBuilder(
-            cache.slot_table, _suppress_ids(eos_ids), linked=drafts is not None
+            cache.slot_table,
+            _suppress_ids(eos_ids),
+            linked=drafts is not None and drafts.linked,
         )
         self._drafts = drafts
         self._committed: float | None = None  # when the last step of a busy stretch was
@@ -211,7 +213,7 @@ class Scheduler:
             if following is None:
                 self._commit_oldest()
         start = self._clock.read()
-        plan = self._plan(drafting and not self._inflight, following)
+        plan = self._plan(drafting, following)
         self.stats.plan_s += self._clock.read() - start
         learns = plan is not None and plan.learns
         masked = plan is not None and bool(self._planner.constrained) and _has_matchers(plan)
@@ -271,11 +273,15 @@ class Scheduler:
             else:
                 self._committer.leave_if_idle(request)
 
-    def _plan(self, draft: bool, following: dict[Request, Draft] | None) -> StepPlan | None:
+    def _plan(self, drafting: bool, following: dict[Request, Draft] | None) -> StepPlan | None:
+        draft = drafting and not self._inflight
         segments, inits = self._planner.plan(draft=draft, following=following)
         if not segments:
             return None
-        return self._builder.build(segments, inits, self._planner.take_copies())
+        plan = self._builder.build(segments, inits, self._planner.take_copies())
+        if self._drafts is not None:
+            plan.waited, plan.decision = draft, self._drafts.decision
+        return plan
 
     def _begin_mask(self, plan: StepPlan) -> Callable[[], Bitmask | None]:
         """A call that gives what each sampled row may take; None when nothing is forbidden."""
@@ -344,7 +350,13 @@ class Scheduler:
         if self._drafts is not None:
             now = time.perf_counter()
             if self._committed is not None and plan.steady:
-                self._drafts.stepped(len(plan.segments), plan.guesses, now - self._committed)
+                self._drafts.stepped(
+                    len(plan.segments),
+                    plan.guesses,
+                    now - self._committed,
+                    waited=plan.waited,
+                    decision=plan.decision,
+                )
             self._committed = now
         self.stats.commit_s += self._clock.read() - begin
 

@@ -29,9 +29,9 @@ class ModelDrafter:
         self._least = least
         self._words = -(-vocab_size // 32)
 
-    def promising(self, row: DraftRow) -> bool:
+    def promising(self, row: DraftRow) -> int:
         """A model always has a guess."""
-        return True
+        return 1
 
     def propose(self, rows: Sequence[DraftRow]) -> list[DraftTree | None]:
         """See `Drafter`; nothing behind more pending ids than the model has levels."""

@@ -28,9 +28,9 @@ class QuotingDrafter:
         self._quotes = NgramDrafter(least_match=LONG_MATCH)
         self._other = other
 
-    def promising(self, row: DraftRow) -> bool:
+    def promising(self, row: DraftRow) -> int:
         """See `Drafter`."""
-        return self._other.promising(row) or self._quotes.promising(row)
+        return self._quotes.promising(row) or self._other.promising(row)
 
     def propose(self, rows: Sequence[DraftRow]) -> list[DraftTree | None]:
         """See `Drafter`."""

@@ -321,8 +321,8 @@ def test_beside_a_drafter_that_does_not_pay_steps_overlap_and_rows_are_left_alon
     assert drafts is not None
     stepped = drafts.stepped
 
-    def timed(rows: int, guesses: int, seconds: float) -> None:
-        stepped(rows, guesses, 5e-3 if guesses else 1e-3)
+    def timed(rows: int, guesses: int, seconds: float, **kind: Any) -> None:
+        stepped(rows, guesses, 5e-3 if guesses else 1e-3, **kind)
 
     def watched(plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
         overlapped.append(len(scheduler._inflight))
@@ -341,7 +341,7 @@ def test_beside_a_drafter_that_does_not_pay_steps_overlap_and_rows_are_left_alon
 def test_rows_that_promise_nothing_and_are_long_asked_cost_hardly_a_step() -> None:
     """To ask takes thirty times as long as a step: then it is done once in a while, and the steps
     it has held up are not taken for plain ones."""
-    asked, told = 0, []
+    asked, told = 0, list[int]()
 
     class Slow(Chains):
         def promising(self, row: DraftRow) -> bool:
@@ -353,19 +353,19 @@ def test_rows_that_promise_nothing_and_are_long_asked_cost_hardly_a_step() -> No
     bench = Bench(drafter=Slow({}), pace=True, max_nodes=4)
     drafts = bench.scheduler._drafts
     assert drafts is not None and drafts._pace is not None
-    stepped, pace_stepped = drafts.stepped, drafts._pace.stepped
-    drafts.stepped = lambda rows, guesses, seconds: stepped(rows, guesses, 1e-4)  # type: ignore[method-assign]
+    stepped = drafts.stepped
 
-    def heard(rows: int, guesses: int, seconds: float) -> None:
-        told.append(asked)
-        pace_stepped(rows, guesses, seconds)
+    def timed(rows: int, guesses: int, seconds: float, **kind: Any) -> None:
+        asks = asked - sum(told)
+        told.append(asks)
+        stepped(rows, guesses, 1e-4 + 3e-3 * asks, **kind)
 
-    drafts._pace.stepped = heard  # type: ignore[method-assign]
+    drafts.stepped = timed  # type: ignore[method-assign]
     bench.submit("a", [1, 2], 400)
     bench.run()
     assert bench.output("a") == expected_output([1, 2], 400)
-    assert 2 <= asked <= 12
-    assert len(told) >= 380, "steps for which nobody was asked"
+    assert 1 <= asked <= 4
+    assert drafts._pace._costs.plain(1) == pytest.approx(1e-4)
 
 
 def test_a_drafter_hears_of_every_end_once() -> None:

@@ -1,0 +1,184 @@
+"""How many guesses are kept, of each sequence and of all, by how many there are.
+
+Law: one proposal of many guesses tells about all smaller ones, whose guesses are its first. Knows
+no time, and not what is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+QUOTES = 0.75
+"""Where such a share of a row's guesses is kept, further ones are thought to be kept like them."""
+
+_FADE = 0.9
+_PRIOR = 2.0
+
+
+@dataclass(slots=True)
+class Mean:
+    """A mean that fades: later values count more."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float, fade: float) -> None:
+        """One more value."""
+        self.total = self.total * fade + value
+        self.weight = self.weight * fade + 1.0
+
+    @property
+    def value(self) -> float:
+        """Of at least one."""
+        return self.total / self.weight
+
+
+class Kept:
+    """Guesses kept by rung, a number of guesses that a row may be allowed.
+
+    Args:
+        most: guesses of a row at most.
+
+    Attributes:
+        rungs: ascending.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.rungs = [k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if k < most] + [most]
+        self._all = self.row()
+        self._made = self.row()  # guesses of those that a row was allowed
+
+    def row(self) -> list[Mean]:
+        """Of a sequence of which nothing is known, by rung."""
+        return [Mean() for _ in self.rungs]
+
+    def add(self, row: list[Mean], asked: int, path: Sequence[int], proposed: int) -> None:
+        """Of `proposed` guesses for a row, of the `asked` that there could be, those of `path`
+        (indices) were kept."""
+        for place, k in enumerate(self.rungs):
+            if k > asked and proposed == asked:
+                break
+            kept = float(sum(node < k for node in path))
+            row[place].add(kept, _FADE)
+            self._all[place].add(kept, 0.99)
+            self._made[place].add(float(min(k, proposed)), 0.99)
+
+    def rung_of(self, asked: int) -> int:
+        """The largest rung of at most so many guesses."""
+        return max((i for i, k in enumerate(self.rungs) if k <= asked), default=0)
+
+    def made(self, place: int, count: int) -> int:
+        """About how many guesses so many rows make that are allowed this rung."""
+        made, k = self._made[place], self.rungs[place]
+        share = made.value if made.weight >= 1.0 else float(k)
+        return max(count, round(share * count))
+
+    def gain(self, row: list[Mean], place: int, *, hoped: bool = False) -> float:
+        """Guesses of the rung that are likely kept: the row's own, and at first everybody's.
+
+        Args:
+            hoped: of more than the row has had, as many as there may be; else as many as are sure.
+        """
+        own, usual = row[place], self._usual(place)
+        found = (own.total + _PRIOR * usual) / (own.weight + _PRIOR)
+        if place == 0 or own.weight > 0.0:
+            return found
+        # More than the row has had: what others keep of so many says little of one that quotes.
+        fewer = self.gain(row, place - 1, hoped=hoped)
+        k, less = self.rungs[place], self.rungs[place - 1]
+        if hoped:
+            return self._further(fewer, 0.0 if place == 1 else self.gain(row, place - 2), place)
+        return max(found, fewer + 0.7 * (k - less) if fewer >= QUOTES * less else fewer)
+
+    def _usual(self, place: int) -> float:
+        """The same for a sequence of which nothing is known; beyond the largest rung that was
+        tried, somewhat fewer of the further ones are thought to be kept."""
+        if self._all[place].weight >= 1.0:
+            return self._all[place].value
+        if place == 0:
+            return 0.5
+        return self._further(
+            self._usual(place - 1), self._usual(place - 2) if place > 1 else 0.0, place
+        )
+
+    def _further(self, before: float, earlier: float, place: int) -> float:
+        """What a rung keeps beyond the two before it."""
+        k, less = self.rungs[place], self.rungs[place - 1]
+        step = less - (self.rungs[place - 2] if place > 1 else 0)
+        return before + 0.7 * (before - earlier) / step * (k - less)
+
+
+@dataclass(slots=True)
+class Row:
+    """What guesses of one kind have brought a sequence.
+
+    Attributes:
+        kept: by rung.
+        others: what such guesses bring others.
+        cool: the step up to which it is left alone.
+        patience: steps that it is left alone for next.
+    """
+
+    kept: list[Mean]
+    others: Kept
+    cool: int
+    patience: int
+
+    def gain(self, place: int, *, hoped: bool = False) -> float:
+        """See `Kept.gain`."""
+        return self.others.gain(self.kept, place, hoped=hoped)
+
+
+class Rows:
+    """Sequences, each with what it is known for by kind of guesses.
+
+    Args:
+        most: guesses of a row at most.
+        patience: of a row at first.
+    """
+
+    def __init__(self, most: int, patience: int) -> None:
+        self._most, self._patience = most, patience
+        self._kept = {1: Kept(most)}  # by kind
+        self._rows: dict[tuple[str, int], Row] = {}
+        self._kinds: dict[str, int] = {}  # when they were last asked for
+
+    @property
+    def rungs(self) -> list[int]:
+        """See `Kept`."""
+        return self._kept[1].rungs
+
+    @property
+    def kinds(self) -> int:
+        """Kinds of guesses that there have been, at least 1."""
+        return len(self._kept)
+
+    def ask(self, name: str, kind: int) -> Row:
+        """A row whose guesses will be of this kind."""
+        self._kinds[name] = kind
+        row = self._rows.get((name, kind))
+        if row is None:
+            others = self._kept.get(kind)
+            if others is None:
+                others = self._kept[kind] = Kept(self._most)
+            row = self._rows[name, kind] = Row(others.row(), others, 0, self._patience)
+        return row
+
+    def last(self, name: str) -> Row:
+        """As it was last asked for."""
+        return self.ask(name, self._kinds.get(name, 1))
+
+    def finished(self, name: str) -> bool:
+        """The sequence has ended; whether anything was known of it."""
+        for kind in self._kept:
+            self._rows.pop((name, kind), None)
+        return self._kinds.pop(name, None) is not None
+
+
+def guesses_made(rows: Sequence[Row], place: int) -> int:
+    """About how many guesses the rows make if they are allowed this rung."""
+    others = rows[0].others
+    if all(row.others is others for row in rows):
+        return others.made(place, len(rows))
+    return sum(row.others.made(place, 1) for row in rows)

@@ -1,0 +1,145 @@
+"""A pace where steps are queued ahead: a check costs the same for one guess as for sixteen, a run
+of guessed steps costs something to begin and to end, and what a step brought is known a step late.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+
+from branchline.runtime.scheduler.pace import TRIED, Decision, Pace
+
+PLAIN, CYCLE, EDGES = 0.52e-3, 1.24e-3, 0.6e-3
+"""Seconds of a plain step and of a guessed one of one row, and of a run beside them."""
+
+
+@dataclass
+class Device:
+    """Outputs one behind the other, on a device.
+
+    Attributes:
+        steps: by the guesses of a row.
+    """
+
+    seed: int = 0
+    plain: float = PLAIN
+    cycle: float = CYCLE
+    most: int = 63
+    steps: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.most, 256)
+        self.random = random.Random(self.seed)
+        self.outputs = 0
+
+    def kept(self, guesses: int, right: float) -> list[int]:
+        """Ranks of the guesses of a tree of six levels that are right."""
+        path: list[int] = []
+        rank = -1
+        for _ in range(6):
+            rank += 1 + int(self.random.expovariate(0.8))
+            if self.random.random() >= right or rank >= guesses:
+                break
+            path.append(rank)
+        return path
+
+    def run(self, right: float, rows: int = 1, tokens: int = 96) -> float:
+        """`rows` outputs at once; how many times as fast as plain steps."""
+        r, pace, self.outputs = self.random, self.pace, self.outputs + 1
+        names = [f"{self.outputs}.{i}" for i in range(rows)]
+        made, seconds, before = dict.fromkeys(names, 0), 0.0, 0
+        known: tuple[list[int], float, Decision] | None = None
+        while min(made.values()) < tokens or known is not None:
+            planned = None
+            if min(made.values()) < tokens:
+                counts = [0] * rows if pace.rests(rows) else pace.guesses(names, rows)
+                total = sum(counts)
+                took = self.plain if total == 0 else self.cycle + 20e-6 * max(0, total - 63)
+                took += EDGES / 2 if (total > 0) != (before > 0) else 0.0
+                planned = counts, took * r.uniform(0.97, 1.03), pace.decision
+                before = total
+                self.steps[max(counts)] += 1
+            if known is not None:
+                counts, took, decision = known
+                for name, count in zip(names, counts, strict=True):
+                    path = self.kept(count, right) if count else []
+                    if count:
+                        pace.checked(name, count, path, count)
+                    made[name] += len(path) + 1
+                pace.stepped(rows, sum(counts), took, decision=decision)
+                seconds += took
+            known = planned
+        for name in names:
+            pace.finished(name)
+        return sum(made.values()) / rows * self.plain / seconds
+
+
+def speed(device: Device, right: float, outputs: int = 12) -> float:
+    """Mean of outputs, behind four that do not count."""
+    runs = [device.run(right) for _ in range(4 + outputs)][4:]
+    return len(runs) / sum(1.0 / run for run in runs)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("right", [0.0, 0.3, 0.5, 0.6, 0.7])
+def test_one_output_is_never_much_slower(right: float, seed: int) -> None:
+    assert speed(Device(seed), right) > 0.97
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_many_guesses_are_found_to_pay_where_few_do_not(seed: int) -> None:
+    """Four guesses keep too little for what sixteen cost as well."""
+    device = Device(seed)
+    assert speed(device, 0.8) > 1.4
+    assert sum(n for k, n in device.steps.items() if k >= 12) > 0.6 * device.steps.total()
+
+
+@pytest.mark.parametrize("right", [0.0, 0.6, 0.9])
+@pytest.mark.parametrize("cycle", [1.5e-3, 4e-3])
+def test_a_batch_loses_next_to_nothing_from_the_first_step_on(cycle: float, right: float) -> None:
+    device = Device(plain=0.9e-3, cycle=cycle)
+    runs = [device.run(right, rows=64) for _ in range(12)]
+    assert runs[0] > 0.97
+    assert len(runs) / sum(1.0 / run for run in runs) > 0.98
+    assert sorted(runs)[2] > 0.98, "but for those in which something was tried"
+
+
+def test_a_batch_is_tried_less_often_where_that_is_hopeless() -> None:
+    device = Device(plain=0.9e-3, cycle=4e-3)
+    for _ in range(60):
+        device.run(0.6, rows=64)
+    tried = device.steps.total() - device.steps[0]
+    assert tried > 0
+    assert tried * (4e-3 + EDGES) < 0.5 * TRIED * 60 * 96 * 0.9e-3
+
+
+def test_a_step_that_waited_for_guesses_and_has_none_is_no_plain_one() -> None:
+    pace = Pace(16, 256)
+    for _ in range(4):
+        assert pace.rests(1)
+        pace.stepped(1, 0, 1e-3)
+    for _ in range(40):
+        pace.stepped(1, 0, 2e-3, waited=True)
+        pace.stepped(1, 0, 1.5e-3)  # does not overlap with that
+    assert pace._costs.plain(1) == pytest.approx(1e-3)
+    assert pace._costs.edges(1) == pytest.approx(0.5e-3)
+
+
+def test_kinds_of_guesses_are_judged_apart() -> None:
+    """Of one kind all are kept, of another none; a row has now one, now the other."""
+    pace, given = Pace(16, 256), {1: 0, 2: 0}
+    steps = Counter[int]()
+    for step in range(900):
+        kind, count, asked_s = 1 if step // 6 % 2 else 2, 0, 0.0
+        if not pace.rests(1):
+            (count,), asked_s = pace.guesses(["a"], 1, [kind]), 1e-6
+            given[kind] += count > 0
+        if count:
+            pace.checked("a", count, range(count if kind == 2 else 0), count)
+        steps[kind] += 1
+        pace.stepped(1, count, PLAIN if count == 0 else CYCLE, asked_s=asked_s)
+    assert given[2] > 0.6 * steps[2]
+    assert given[1] < 0.05 * steps[1]
