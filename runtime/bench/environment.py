@@ -23,7 +23,17 @@ _PACKAGES = (
     "pyzmq",
     "aiohttp",
 )
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "neon", "asimd")
+_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "neon",
+    "asimd",
+)
 
 
 def versions() -> dict[str, str]:
