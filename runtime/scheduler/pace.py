@@ -34,8 +34,8 @@ FIRST_ROWS = 16
 """Rows that have guesses in those; a drafter may need several turns for more."""
 
 FIRST_GUESSES = 4, 16
-"""Guesses of one row in the first steps that are tried, by turns: whether more of them cost more
-tells a device from a processor."""
+"""Guesses of one row in the first steps that are tried, by turns, and the least of every other try
+later: whether more of them cost more tells a device from a processor."""
 
 GAIN = 1.05
 """Guesses must promise to be so much faster than none, to be begun with."""
@@ -84,6 +84,9 @@ is the larger as the time could be spent on steps that bring more than one id.""
 LIKELY = 0.15
 """A guess of such a chance is made in any case: the share is rough, and where guesses are few, most
 of what they cost in the mean is not their own."""
+
+HELD_UP = 4.0
+"""So many times what it takes to ask may be lost by it: what follows comes late for a device."""
 
 PAUSE = 8.0
 """A step that takes so many plain ones longer than those of its kind was held up by others."""
@@ -145,7 +148,7 @@ class Pace:
     def __init__(self, most: int, limit: int) -> None:
         self._most, self._limit = most, limit
         self._costs = Costs()
-        self._tried, self._asked = Budget(TRIED), Budget(ASKED)
+        self._tried, self._trusted, self._asked = Budget(TRIED), Budget(TRIED), Budget(ASKED)
         self._in_vain = Usual()  # seconds that were lost by asking in vain
         self._rows = Rows(most, COOL[0])
         self._rungs = self._rows.rungs
@@ -203,14 +206,15 @@ class Pace:
         plain = self._costs.plain(rows)
         if plain is None:
             return
-        saved, few = self._saved(rows, plain), plain * SAVED[1] / rows
-        self._tried.earn(seconds, saved, first=few)
+        saved, few = _saved(rows, plain), plain * SAVED[1] / rows
+        for budget in (self._tried, self._trusted):
+            budget.earn(seconds, saved, first=few)
         self._asked.earn(seconds, plain)
         if not guessed and not first:
             if asked_s > 0.0:
-                lost = min(asked_s, max(0.0, seconds - plain))
-                self._in_vain.add(lost / rows)
-                self._asked.spend(lost)
+                # A single step tells little. It may be held up longer than it took to ask.
+                self._in_vain.add(min(seconds - plain, HELD_UP * asked_s) / rows)
+                self._asked.spend(max(0.0, self._in_vain.value * rows))
             return
         decision = decision or self._decision
         ids = 1.0 + brought / rows
@@ -278,6 +282,7 @@ class Pace:
         if found.steps < 2.0 + 8.0 / rows:
             return
         if found.plain < WORTH * found.took:
+            self._trusted.spend(max(0.0, found.took - found.plain))
             until, patience = self._step + found.patience, min(2 * found.patience, COOL[1])
             self._outcome = _Outcome(until=until, patience=patience)
             self._decision = Decision(0, 0)
@@ -346,12 +351,6 @@ class Pace:
     def _willing(self, row: Row) -> bool:
         return row.cool <= self._step
 
-    @staticmethod
-    def _saved(rows: int, plain: float) -> float:
-        """Seconds that may be lost at once."""
-        many, one = SAVED
-        return plain * (many + one / rows)
-
     def _decide(self, known: list[Row], rows: int) -> None:
         plain = self._costs.plain(rows)
         if plain is None or self._since_plain >= PLAIN_EVERY or not known:
@@ -362,7 +361,8 @@ class Pace:
         best, promise = self._best(willing, rows, plain, self._beyond(rows))
         enough = GAIN if self._run == 0 else WORTH
         untried = self._costs.tries(rows) < 0.9 * FIRST_TRIES
-        if not untried and promise >= enough and self._outcome.until <= self._step:
+        free = self._outcome.until <= self._step and self._trusted.wait(0.0, 0.0) == 0.0
+        if not untried and promise >= enough and free:
             self._go_on(best, willing, rows, plain, promise)
         else:
             self._try_a_few(known, rows, plain)
@@ -418,11 +418,13 @@ class Pace:
         """Try guesses where none seem to pay, if little enough is lost by it; else none until it
         may be."""
         tries, count = self._costs.tries(rows), min(len(known), FIRST_ROWS)
-        saved = self._saved(rows, plain)
+        saved = _saved(rows, plain)
         _, hope = self._best(known, rows, plain, self._limit, hoped=True)
         k, _ = self._best(known, rows, plain, self._beyond(rows), hoped=True)
-        if tries < 0.9 * FIRST_TRIES:
-            k = min(FIRST_GUESSES[self._turn % 2] if rows <= FEW else 1, self._most)
+        if rows <= FEW and self._turn % 2:
+            k = max(k, min(FIRST_GUESSES[1], self._most))
+        elif tries < 0.9 * FIRST_TRIES:
+            k = min(FIRST_GUESSES[0], self._most) if rows <= FEW else 1
         if k == 0 or k * count > self._limit:
             k, count = 1, min(count, self._limit)
         extra = self._costs.extra(rows, k * count)
@@ -440,3 +442,9 @@ class Pace:
         self._decision = Decision(k, 1, usual=plain, rows=count, dear=dear)
         self._turn += 1
         self._untold = self._step + HELD  # it may take a step or two until this one is told of
+
+
+def _saved(rows: int, plain: float) -> float:
+    """Seconds that may be lost at once."""
+    many, one = SAVED
+    return plain * (many + one / rows)
