@@ -48,7 +48,7 @@ class TimedWorker:
 
     Attributes:
         steps: rows and tokens of each.
-        awaited: steps of which another was in flight when they were given.
+        overlapped: steps that were given while another one was on its way.
     """
 
     def __init__(
