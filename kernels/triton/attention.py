@@ -248,7 +248,8 @@ def _extend(
         hkv,
         GROUP_PAD=group_pad,
         TOKENS=tokens,
-        BLOCK_N=64 if no_tree and q.dtype != torch.float32 else 32,
+        # deterministic: of the same size whether or not some row of the step has candidates
+        BLOCK_N=64 if (no_tree or small) and q.dtype != torch.float32 else 32,
         BLOCK_B=power_of_two(b),
         TREE=not no_tree,
         **_heads(gpu, q, k_pool),

@@ -46,6 +46,17 @@ class DraftTree:
         size = (n + 63) // 64 * 8
         return np.frombuffer(b"".join(word.to_bytes(size, "little") for word in bits), np.uint64)
 
+    def first_path(self) -> DraftTree:
+        """The first candidate of all, the first behind that one, and so on."""
+        kept: list[int] = []
+        last = -1
+        for node, parent in enumerate(self.parents.tolist()):
+            if parent == last:
+                kept.append(node)
+                last = node
+        order = np.arange(len(kept), dtype=np.int32)
+        return DraftTree(self.token_ids[kept], order - 1, order)
+
     def path(self, node: int) -> list[int]:
         """Candidates from the first level down to `node`; empty for -1."""
         found: list[int] = []

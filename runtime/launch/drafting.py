@@ -110,11 +110,23 @@ def load_draft(
         path, model = _standalone(config, checkpoint, target, ops, dtype=dtype, device=device)
     nodes = section.speculative_tokens or NODES[device.type]
     depth = min(section.speculative_steps or DEPTH, nodes)
+    wide = width(device.type, nodes)
+    if guesses_in_chains(config, device):
+        nodes, wide = depth, 1
     decisions.append(
         Decision("speculative_draft", str(path), f"takes {model.memory() / 1e6:.0f} MB")
     )
-    wide, least = width(device.type, nodes), LEAST[device.type]
-    return DraftChoice(model, wide, depth + PENDING, nodes, depth, least)
+    return DraftChoice(model, wide, depth + PENDING, nodes, depth, LEAST[device.type])
+
+
+def guesses_in_chains(config: EngineConfig, device: torch.device) -> bool:
+    """Whether guesses must stand one behind the other.
+
+    Where results are not to depend on the rest of a step, a device sums over keys in blocks. A
+    candidate behind another branch of a tree has its keys in other places than in plain decoding,
+    so that its sums end in other bits; on a CPU each path is summed by itself.
+    """
+    return config.device.deterministic and device.type != "cpu"
 
 
 def width(kind: str, nodes: int) -> int:

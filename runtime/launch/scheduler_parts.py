@@ -24,6 +24,7 @@ from branchline.runtime.grammar.base import GrammarBackend
 from branchline.runtime.grammar.service import GrammarService
 from branchline.runtime.launch.adapters import load_adapters, make_slots
 from branchline.runtime.launch.decisions import Decision
+from branchline.runtime.launch.drafting import guesses_in_chains
 from branchline.runtime.launch.text_parts import AnyTokenizer, TextParts
 from branchline.runtime.launch.workers import (
     Backend,
@@ -221,6 +222,7 @@ def _drafts(
         max_depth=chosen.max_depth,
         pace=Pace(chosen.max_nodes, MAX_GUESSES) if chosen.adapts else None,
         linked=draft is not None,
+        chains=guesses_in_chains(config, loaded.device),
     )
 
 

@@ -105,6 +105,7 @@ class Drafts:
         pace: decides how many rows get; None = as many as there can be. Steps with constrained rows
             take other times, and keep other guesses: they have one of their own.
         linked: the drafter is a model that reads the state of the token before each.
+        chains: of a tree of guesses only its first path is run.
     """
 
     def __init__(
@@ -117,8 +118,10 @@ class Drafts:
         max_depth: int,
         pace: Pace | None = None,
         linked: bool = True,
+        chains: bool = False,
     ) -> None:
         self.linked = linked
+        self._chains = chains
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
@@ -206,6 +209,8 @@ class Drafts:
             return {}
         found: dict[Request, Draft] = {}
         for (request, nodes), tree in zip(rows, trees, strict=True):
+            if tree is not None and self._chains:
+                tree = tree.first_path()
             draft = None if tree is None else self._draft(request, tree, nodes)
             if draft is not None:
                 found[request] = draft

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from branchline.kernels.testing import meta_on, random_step
 from branchline.kernels.triton import TritonOps
 from branchline.kernels.triton.attention import find_trunks, trunk_tiles
 from branchline.kernels.weights import DenseWeight
+from branchline.runtime.core.tree import DraftTree
 
 
 def test_split_rows_equal_whole_ones(kernel_device: torch.device) -> None:
@@ -202,6 +204,35 @@ def test_deterministic_rows_ignore_chunks_and_mates(kernel_device: torch.device)
         )
         got = ops.paged_attention(q[first:last], k, v, meta_on(meta, kernel_device), 0.2)
         assert torch.equal(got, whole[first:last])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deterministic_rows_ignore_guesses_in_chains(
+    kernel_device: torch.device, dtype: torch.dtype
+) -> None:
+    """Tokens that are checked as a chain of candidates have the bits that they have in a prompt,
+    and a row beside them those that it has alone."""
+    torch.manual_seed(0)
+    step = random_step([(90, 90), (200, 1)], seed=6)
+    ops = TritonOps(kernel_device, dtype, deterministic=True)
+    q = torch.randn(91, 6, 32, device=kernel_device, dtype=dtype)
+    k, v = torch.randn(2, step.num_slots, 2, 32, device=kernel_device).to(dtype).unbind(0)
+    whole = ops.paged_attention(q, k, v, meta_on(step.meta, kernel_device), 0.2)
+    order = np.arange(9, dtype=np.int32)
+    chain = DraftTree(order, order - 1, order)
+    meta = AttentionMeta(
+        rows=step.meta.rows,
+        slot_table=step.meta.slot_table,
+        seq_lens=step.meta.seq_lens,
+        extend_lens=torch.tensor([10, 1], dtype=torch.int32),
+        extend_start=torch.tensor([0, 10, 11], dtype=torch.int32),
+        tree_lens=torch.tensor([9, 0], dtype=torch.int32),
+        tree_offsets=torch.tensor([0, 0], dtype=torch.int32),
+        tree_words=torch.from_numpy(chain.mask_words().view(np.int64).copy()),
+    )
+    got = ops.paged_attention(q[80:], k, v, meta_on(meta, kernel_device), 0.2)
+    assert torch.equal(got, whole[80:])
 
 
 @pytest.mark.gpu
