@@ -73,10 +73,6 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         self._adapters = Adapters(self._gpu, deterministic)
         self._products = AdaptedProducts(self._gpu, self._adapters)
 
-    def fused(self, rows: int) -> bool:
-        """Whether norms and additions of so many rows are part of the products."""
-        return self._linears.fuses(rows)
-
     def prepare(self, weight: Weight) -> Weight:
         """The weight as a dense matrix of `dtype` on the device."""
         dense = weight.tensor if isinstance(weight, DenseWeight) else weight.dequantize()
@@ -135,8 +131,8 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         weight: Weight,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if self.fused(x.shape[0]):
-            dense = dense_of(weight)
+        dense = dense_of(weight)
+        if self._linears.norms(x.shape[0], dense):
             return self._linears.norm_linear(x, norm, eps, dense, bias, gated=False)
         return super().norm_linear(x, norm, eps, weight, bias)
 
@@ -160,13 +156,15 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if self.fused(x.shape[0]):
+        rows = x.shape[0]
+        if weight is None and self._linears.adds(rows):
             self._linears.linear_add(x, dense_of(projection), residual, projection_bias)
-            if weight is None:
-                return self.rms_norm(residual, norm, eps)
+            return self.rms_norm(residual, norm, eps)
+        if weight is not None and self._linears.norms(rows, dense_of(weight)):
+            self._linears.linear_add(x, dense_of(projection), residual, projection_bias)
             dense = dense_of(weight)
             return self._linears.norm_linear(residual, norm, eps, dense, bias, gated=gated)
-        if weight is not None and self._linears.steps(*residual.shape):
+        if weight is not None and self._linears.steps(x.shape[0], dense_of(projection)):
             return self._linears.norm_step(
                 x,
                 dense_of(projection),
