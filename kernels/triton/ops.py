@@ -10,6 +10,8 @@ On a CPU the same kernels run under Triton's interpreter (TRITON_INTERPRET=1), f
 
 from __future__ import annotations
 
+from weakref import ref
+
 import torch
 import triton
 
@@ -72,6 +74,7 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         self._linears = Linears(self._gpu, deterministic)
         self._adapters = Adapters(self._gpu, deterministic)
         self._products = AdaptedProducts(self._gpu, self._adapters)
+        self._turned = None
 
     def prepare(self, weight: Weight) -> Weight:
         """The weight as a dense matrix of `dtype` on the device."""
@@ -202,7 +205,9 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         eps: float = 1e-6,
     ) -> torch.Tensor:
         pools, norms = (k_pool, v_pool), (q_norm, k_norm)
-        return write_heads(self._gpu, qkv, cos_sin, positions, pools, out_slots, norms, eps)
+        out = write_heads(self._gpu, qkv, cos_sin, positions, pools, out_slots, norms, eps)
+        self._turned = ref(out)
+        return out
 
     def paged_attention(
         self,
@@ -212,7 +217,8 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         meta: AttentionMeta,
         scale: float,
     ) -> torch.Tensor:
-        return attend(self._gpu, q, k_pool, v_pool, meta, scale, self.deterministic)
+        turned = self._turned is not None and q is self._turned()
+        return attend(self._gpu, q, k_pool, v_pool, meta, scale, self.deterministic, turned=turned)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         t, width = gate_up.shape[0], gate_up.shape[1] // 2
