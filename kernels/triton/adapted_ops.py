@@ -8,6 +8,8 @@ adapters are added to what the product gave.
 
 from __future__ import annotations
 
+from weakref import ReferenceType, ref
+
 import torch
 
 from branchline.kernels.lora import LoraBatch, LoraProduct, LoraWeight
@@ -32,6 +34,8 @@ class AdaptedOps(Ops):
     _linears: Linears
     _adapters: Adapters
     _products: AdaptedProducts
+    _turned: ReferenceType[torch.Tensor] | None
+    """The queries that were rotated last; see `attend`."""
 
     def _few(self, rows: int) -> bool:
         """Whether A goes beside the product of so many rows."""
@@ -101,9 +105,11 @@ class AdaptedOps(Ops):
     ) -> torch.Tensor:
         made = heads.left if isinstance(heads.left, Inner) else None
         pools, norms = (k_pool, v_pool), (q_norm, k_norm)
-        return write_heads(
+        out = write_heads(
             self._gpu, heads.y, cos_sin, positions, pools, out_slots, norms, eps, made=made
         )
+        self._turned = ref(out)
+        return out
 
     def adapted_step(
         self,

@@ -14,6 +14,7 @@ import triton
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.triton.attention_kernels import decode_kernel, extend_kernel
+from branchline.kernels.triton.rope import turns_late
 from branchline.kernels.triton.trunk_kernels import (
     first_difference_kernel,
     trunk_kernel,
@@ -39,6 +40,13 @@ _CHECKED_TOKENS = 512
 parts."""
 _CHECKED_QUERIES = 32
 """Queries of a tile of such a step, where rows have more than a few tokens and tiles are many."""
+_SMALL_TILE = 16
+_WAYS = 4
+_KEY_BYTES = 16 << 10
+"""Queries of a tile whose keys several warps share, how many do, and bytes of the keys of a block:
+a check of 16 tokens spends a third less on attention than with a block for all warps."""
+_AT_ONCE = 4
+"""Parts of a tile of a check that are asked for at once when they are joined."""
 _COMPARED = 512
 """Slots of each row that one program compares."""
 SHORTEST_TRUNK = 256
@@ -53,8 +61,16 @@ def attend(
     meta: AttentionMeta,
     scale: float,
     deterministic: bool,
+    *,
+    turned: bool = False,
 ) -> torch.Tensor:
-    """See `Ops.paged_attention`. With `deterministic`, one kernel serves all rows, uncut."""
+    """See `Ops.paged_attention`. With `deterministic`, one kernel serves all rows, uncut.
+
+    Args:
+        turned: q comes of `write_heads`: what else the kernels read is older, but for new keys, and
+            may be read before that has ended.
+    """
+    early = turned and turns_late(q.shape[0])
     t, hq, d = q.shape
     hkv = k_pool.shape[1]
     if hq % hkv:
@@ -63,9 +79,9 @@ def attend(
     if t == 0:
         return out
     if not deterministic and meta.tree_lens is None and _longest_extend(meta) <= 1:
-        _decode(gpu, q, k_pool, v_pool, meta, scale, out)
+        _decode(gpu, q, k_pool, v_pool, meta, scale, out, early)
     elif not deterministic and _few_tokens(gpu, meta, t, hkv):
-        _verify(gpu, q, k_pool, v_pool, meta, scale, out)
+        _verify(gpu, q, k_pool, v_pool, meta, scale, out, early)
     else:
         _extend(gpu, q, k_pool, v_pool, meta, scale, out, small=deterministic)
     return out
@@ -164,6 +180,7 @@ def _decode(
     meta: AttentionMeta,
     scale: float,
     out: torch.Tensor,
+    early: bool,
 ) -> None:
     b, hq, d, hkv = meta.rows.shape[0], *q.shape[1:], k_pool.shape[1]
     group, trunks = hq // hkv, meta.trunk_lens
@@ -175,9 +192,8 @@ def _decode(
     many = trunks is None and splits == 1 and power_of_two(d) * k_pool.element_size() <= _MANY_BYTES
     trunk_parts = 0 if trunks is None else _parts(gpu, len(trunks) * hkv)
     parts = splits + trunk_parts
-    shape = (b, hkv, parts, group) if parts > 1 else (1,)
-    part_out = torch.empty(*shape, d, dtype=torch.float32, device=q.device)
-    part_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    shape = (b, hkv, parts, group, d) if parts > 1 else (1,)
+    part_out, part_lse = torch.empty(2, *shape, dtype=torch.float32, device=q.device).unbind(0)
     if trunks is not None:
         trunk_kernel[(len(trunks), hkv, trunk_parts)](
             *_operands(q, k_pool, v_pool, meta),
@@ -214,6 +230,8 @@ def _decode(
         SPLITS=splits,
         JOIN_G=power_of_two(group),
         JOIN_S=min(power_of_two(parts), max(1, 16 // power_of_two(group))),
+        AT_ONCE=min(power_of_two(parts), 2 * _AT_ONCE),
+        EARLY=early,
         **_heads(gpu, q, k_pool),
         **(gpu.launch(4, 2) if many else gpu.launch(2, 2 if b < 128 else 3)),
     )
@@ -265,21 +283,26 @@ def _verify(
     meta: AttentionMeta,
     scale: float,
     out: torch.Tensor,
+    early: bool,
 ) -> None:
     """A step of few tokens, with trees or without."""
     b, t, d, hkv = meta.rows.shape[0], q.shape[0], q.shape[2], k_pool.shape[1]
     group = q.shape[1] // hkv
     # Small tiles while all of them run at once: a program's time is that of its own few steps.
-    m = max(16, power_of_two(group))
+    m = max(_SMALL_TILE, power_of_two(group))
     if t * group > 16 * b and (t // (m // group) + b) * hkv > gpu.processors:
         m = max(_CHECKED_QUERIES, m)
     tokens = m // group
     tiles = t // tokens + b
-    block = _DECODE_KEYS if q.dtype != torch.float32 else 32
+    ways = _WAYS if m <= _SMALL_TILE else 0
+    if ways:
+        block = max(16 * ways, min(_MANY_KEYS, _KEY_BYTES // power_of_two(d) // q.element_size()))
+    else:
+        block = _DECODE_KEYS if q.dtype != torch.float32 else 32
     splits = min(_parts(gpu, tiles * hkv), triton.cdiv(meta.slot_table.shape[1], block))
     if tiles * hkv > gpu.counters.shape[0]:
         splits = 1
-    shape = (tiles, hkv, splits, m)
+    shape = (2, tiles, hkv, splits, m, d)
     trees: tuple[torch.Tensor | None, ...] = meta.tree_lens, meta.tree_offsets, meta.tree_words
     if meta.tree_lens is None:  # no row has candidates
         none = gpu.flags[0]
@@ -287,8 +310,7 @@ def _verify(
     verify_kernel[(tiles, hkv, splits)](
         *_operands(q, k_pool, v_pool, meta),
         *trees,
-        torch.empty(*shape, d, dtype=torch.float32, device=q.device),
-        torch.empty(shape, dtype=torch.float32, device=q.device),
+        *torch.empty(shape, dtype=torch.float32, device=q.device).unbind(0),
         gpu.counters,
         out,
         scale * _LOG2_E,
@@ -299,7 +321,9 @@ def _verify(
         M=m,
         BLOCK_N=block,
         BLOCK_B=max(32, power_of_two(b)),
-        JOIN=max(1, 8192 // (m * power_of_two(d))),
+        AT_ONCE=_AT_ONCE,
+        EARLY=early,
+        WAYS=ways,
         **_heads(gpu, q, k_pool),
-        **gpu.launch(2 if m <= 16 else 4, 2),
+        **gpu.launch(4, 2),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from branchline.kernels.triton.device_functions import dot, take_turn
 
@@ -19,6 +20,7 @@ from branchline.kernels.triton.device_functions import dot, take_turn
 # size: decode_kernel: operands of a launch
 # size: extend_kernel: operands of a launch
 # size: join_parts: operands of a launch
+# size: join_tile: operands of a launch
 # size: load_queries: operands of a launch
 
 
@@ -119,18 +121,22 @@ def decode_kernel(
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr, TRUNK_BLOCK: tl.constexpr, TRUNK_ROWS: tl.constexpr,
     TRUNK_PARTS: tl.constexpr, SPLITS: tl.constexpr, JOIN_G: tl.constexpr, JOIN_S: tl.constexpr,
-    WIDE: tl.constexpr, PDL: tl.constexpr,
+    AT_ONCE: tl.constexpr, EARLY: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Rows of at most one token. A program takes one row, one KV head and one of SPLITS parts.
 
     Where TRUNK_PARTS is not 0, the first keys of a row, as many as `trunk_lens` says for its
     TRUNK_ROWS neighbours, have been seen to by the kernel before (`trunk_kernel`). The program that
     arrives last at `arrived` [b * hkv] joins all parts and sets it back to 0. Float32 scratch:
-    part_out [b, hkv, PARTS, GROUP, D] and part_lse [b, hkv, PARTS, GROUP].
+    part_out and part_lse [b, hkv, PARTS, GROUP, D], with a trunk part_lse without the D. EARLY:
+    `attend` was told that q is turned.
     """
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     PARTS: tl.constexpr = TRUNK_PARTS + SPLITS
-    take_turn(PDL)
+    if not EARLY:
+        take_turn(PDL)
+    elif PDL:
+        gdc_launch_dependents()
     extend = tl.load(extend_lens + row)
     length = tl.where(extend > 0, tl.load(seq_lens + row), 0)
     trunk = length * 0
@@ -142,13 +148,15 @@ def decode_kernel(
     token = tl.load(extend_start + row).to(tl.int64)
     table = slot_table + tl.load(rows + row).to(tl.int64) * context
     g, i = tl.arange(0, GROUP_PAD), tl.arange(0, BLOCK_D)
+    part, used_own = parts_of(length - trunk, SPLITS, BLOCK_N)
+    start = trunk + split * part
+    end = tl.minimum(start + part, length)
+    if PDL and EARLY:
+        gdc_wait()
     # Compared after it is spread: the interpreter spreads numbers, not truth values.
     query, q_place, q_live = load_queries(
         q, token, head, g, g * 0 + length > 0, scale_log2, k_pool, hkv, GROUP, D, BLOCK_D
     )
-    part, used_own = parts_of(length - trunk, SPLITS, BLOCK_N)
-    start = trunk + split * part
-    end = tl.minimum(start + part, length)
     top, total, acc = attend_keys(
         query, k_pool, v_pool, table, start, end, head, hkv, D, BLOCK_N, False, WIDE
     )
@@ -158,9 +166,13 @@ def decode_kernel(
     else:
         one = (row * hkv + head).to(tl.int64)
         mine = (one * PARTS + TRUNK_PARTS + split) * GROUP + g
+        place = mine[:, None] * D + i[None, :]
         lse = tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
-        tl.store(part_out + mine[:, None] * D + i[None, :], value, mask=q_live)
-        tl.store(part_lse + mine, lse, mask=g < GROUP)
+        tl.store(part_out + place, value, mask=q_live)
+        if TRUNK_PARTS:
+            tl.store(part_lse + mine, lse, mask=g < GROUP)
+        else:
+            tl.store(part_lse + place, tl.broadcast_to(lse[:, None], value.shape), mask=q_live)
         tl.debug_barrier()  # the whole program has written before it says so
         before = SPLITS - 1
         if SPLITS > 1:
@@ -168,16 +180,26 @@ def decode_kernel(
         if before == SPLITS - 1:
             if SPLITS > 1:
                 tl.store(arrived + one, 0)
-            join_parts(
-                part_out, part_lse, out, token, one, head, hkv, used_trunk + used_own, used_trunk,
-                GROUP, JOIN_G, D, BLOCK_D, TRUNK_PARTS, PARTS, JOIN_S,
-            )  # fmt: skip
+            if TRUNK_PARTS:
+                join_parts(
+                    part_out, part_lse, out, token, one, head, hkv, used_trunk + used_own,
+                    used_trunk, GROUP, JOIN_G, D, BLOCK_D, TRUNK_PARTS, PARTS, JOIN_S,
+                )  # fmt: skip
+            else:
+                joined = join_tile(
+                    part_out, part_lse, one * PARTS, used_own, GROUP, JOIN_G, D, BLOCK_D, AT_ONCE
+                )
+                target = (token * hkv + head) * GROUP + tl.arange(0, JOIN_G)[:, None]
+                there = (tl.arange(0, JOIN_G) < GROUP)[:, None] & (i < D)[None, :]
+                there = there & (target * 0 + length > 0)
+                joined = joined.to(out.dtype.element_ty)
+                tl.store(out + target * D + tl.arange(0, BLOCK_D)[None, :], joined, mask=there)
 
 
 @triton.jit
-def parts_of(length, PARTS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(keys of a part, parts in use) when `length` keys are cut into at most PARTS parts."""
-    part = tl.cdiv(tl.cdiv(length, PARTS), BLOCK_N) * BLOCK_N
+def parts_of(length, parts, BLOCK_N: tl.constexpr):
+    """(keys of a part, parts in use) when `length` keys are cut into at most so many parts."""
+    part = tl.cdiv(tl.cdiv(length, parts), BLOCK_N) * BLOCK_N
     return part, tl.cdiv(length, tl.maximum(part, 1))
 
 
@@ -225,6 +247,37 @@ def join_parts(
     value = acc / tl.where(total > 0, total, 1.0)[:, None]
     target = out + (token * hkv * GROUP + head * GROUP + g[:, None]) * D + i[None, :]
     tl.store(target, value.to(out.dtype.element_ty), mask=inside & (g[:, None] * 0 + used > 0))
+
+
+@triton.jit
+def join_tile(
+    part_out, part_lse, first_part, used,
+    LINES: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """The `used` parts of a tile of LINES queries from place `first_part` on, joined in order:
+    [M, BLOCK_D].
+
+    Each thread joins its own elements, so that none waits for another; that is why part_lse is as
+    wide as part_out here. AT_ONCE parts are asked for at once.
+    """
+    m, i = tl.arange(0, M)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    top = tl.full([M, BLOCK_D], float("-inf"), tl.float32)
+    total = tl.zeros([M, BLOCK_D], tl.float32)
+    acc = tl.zeros([M, BLOCK_D], tl.float32)
+    for first in range(0, used, AT_ONCE):
+        for j in tl.static_range(AT_ONCE):
+            part = first + j
+            live = (m * 0 + part < used) & (m < LINES) & (i < D)
+            place = ((first_part + part) * LINES + m) * D + i
+            # .cg: what other multiprocessors wrote is in L2, not in this one's L1.
+            lse = tl.load(part_lse + place, mask=live, other=float("-inf"), cache_modifier=".cg")
+            value = tl.load(part_out + place, mask=live, other=0.0, cache_modifier=".cg")
+            new = tl.maximum(top, lse)
+            base = tl.where(new == float("-inf"), 0.0, new)
+            shrink, weight = tl.exp2(top - base), tl.exp2(lse - base)
+            total, acc, top = total * shrink + weight, acc * shrink + value * weight, new
+    return acc / tl.where(total > 0, total, 1.0)
 
 
 @triton.jit

@@ -24,6 +24,15 @@ def take_turn(PDL: tl.constexpr):
 
 
 @triton.jit
+def let_next_start(PDL: tl.constexpr):
+    """With PDL: wait for the kernel before to end, and only then let the next one start: what it
+    reads before its own wait may be all that kernels before this one wrote."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
 def dot(x, y, acc, WIDE: tl.constexpr):
     """x @ y + acc in float32, the products of the operands as they are.
 

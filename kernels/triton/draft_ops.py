@@ -70,7 +70,7 @@ class DraftOps(Ops):
             return self._linears.norm_linear(
                 residual, norm, eps, matrix, None, gated=False, dtype=wide
             )
-        if self._linears.steps(*residual.shape):
+        if self._linears.steps(x.shape[0], first):
             operands = x, first, residual, norm, eps, matrix, None, None
             return self._linears.norm_step(*operands, gated=False, dtype=wide)
         return super().head_step(x, projection, residual, norm, eps, head)

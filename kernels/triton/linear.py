@@ -13,7 +13,12 @@ import triton
 
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.lora import LoraWeight
-from branchline.kernels.triton.linear_kernels import fixed_kernel, gemv_kernel, skinny_kernel
+from branchline.kernels.triton.linear_kernels import (
+    fixed_kernel,
+    gemv_kernel,
+    rows_kernel,
+    skinny_kernel,
+)
 from branchline.kernels.triton.lora import Inner
 from branchline.kernels.triton.tuning import Device, power_of_two
 from branchline.kernels.weights import DenseWeight, Weight
@@ -22,6 +27,12 @@ __all__ = ["Linears", "check_outputs", "check_product", "dense_of", "skinny_tile
 
 _FEW = 64
 """Most rows that our kernels take; for more, the library is faster."""
+_READY_ROWS = 16
+_READY_WIDTH = 3072
+_READY = 4 << 20
+"""Rows, columns and elements of a matrix below which programs have their lines of it at hand before
+the rows are there: its reading then hides behind the kernel before. Reading larger ones takes
+longer than that, and is faster in larger parts."""
 _OUTPUTS = 64
 """Most outputs of a program for one row; fewer ones divide it."""
 _SHARED = 110 << 10
@@ -71,12 +82,16 @@ class Linears:
         """Whether norms and additions are part of the product for so many rows."""
         return rows == 1 and not self._deterministic
 
-    def steps(self, rows: int, width: int) -> bool:
-        """Whether the norm of a stream of this width lies between two products of `norm_step`."""
+    def norms(self, rows: int, weight: torch.Tensor) -> bool:
+        """Whether the norm is part of the product of so many rows with this matrix."""
+        return not self._deterministic and (rows == 1 or is_ready(rows, weight))
+
+    def steps(self, rows: int, projection: torch.Tensor) -> bool:
+        """Whether the norm of the stream behind `projection` lies between two products of
+        `norm_step`."""
         if self._deterministic or not 1 < rows <= _FEW:
             return False
-        programs: int = triton.cdiv(width, skinny_tile(rows, width, False)[0])
-        return rows * programs <= _SUMS
+        return rows * step_programs(rows, projection) <= _SUMS
 
     def adds(self, rows: int) -> bool:
         """Whether additions to a stream are part of the product for so many rows."""
@@ -119,10 +134,11 @@ class Linears:
         gated: bool,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """linear(rms_norm(x)) of one row, maybe gated; of x's dtype if none is given."""
-        n = weight.shape[0] // 2 if gated else weight.shape[0]
-        out = torch.empty(1, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
-        self._one(x, weight, bias, out, norm=norm, eps=eps, gated=gated)
+        """linear(rms_norm(x)), maybe gated, of x's dtype if none is given; see `norms`."""
+        t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
+        out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
+        run = self._one if t == 1 else self._ready
+        run(x, weight, bias, out, norm=norm, eps=eps, gated=gated)
         return out
 
     def gated_linear(
@@ -191,13 +207,58 @@ class Linears:
 
         The product is of x's dtype if none is given."""
         t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
-        programs = triton.cdiv(projection.shape[0], skinny_tile(t, projection.shape[0], False)[0])
+        programs = step_programs(t, projection)
         squares = torch.empty(t, programs, dtype=torch.float32, device=x.device)
         stream = _Stream(norm, torch.empty_like(residual), squares, eps)
         self._few(x, projection, projection_bias, residual, add=True, stream=stream)
         out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         self._few(stream.scaled, weight, bias, out, gated=gated, stream=stream)
         return out
+
+    def _ready(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        *,
+        norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+        add: bool = False,
+        gated: bool = False,
+        stream: _Stream | None = None,
+    ) -> None:
+        """With `stream` it is the first product of a `norm_step`."""
+        n, k = out.shape[1], weight.shape[1]
+        check_product(x, weight, out, gated)
+        block_n, ways = ready_tile(weight.numel(), k, gated)
+        block_k, rest_k = cut_width(k, ways)
+        norms = weight if norm is None else norm
+        rows_kernel[(triton.cdiv(n, block_n),)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            norms if stream is None else stream.norm,
+            out,
+            *((out, out) if stream is None else stream[1:3]),
+            x.shape[0],
+            n,
+            k,
+            eps,
+            NORM=norm is not None,
+            GATED=gated,
+            ADD=add,
+            BIAS=bias is not None,
+            SCALED=stream is not None,
+            BLOCK_T=_READY_ROWS,
+            BLOCK_N=block_n,
+            WAYS=ways,
+            BLOCK_K=block_k,
+            REST_K=rest_k,
+            LATE=gated,
+            WIDE=self._gpu.interpreted,
+            **self._gpu.launch(ways),
+        )
 
     def _one(
         self,
@@ -247,6 +308,9 @@ class Linears:
         stream: _Stream | None = None,
     ) -> None:
         """With `stream` it is the first product of a `norm_step` where it adds, else the second."""
+        if (stream is None or add) and is_ready(x.shape[0], weight):
+            self._ready(x, weight, bias, out, add=add, gated=gated, stream=stream)
+            return
         t, n, k = x.shape[0], out.shape[1], weight.shape[1]
         check_product(x, weight, out, gated)
         block_n, block_k, stages, warps = skinny_tile(t, n, gated)
@@ -348,6 +412,38 @@ def gemv_tile(n: int, k: int) -> tuple[int, int, int]:
     if k <= 1024:
         return 8, min(power_of_two(k), 512), 4
     return 4, min(power_of_two(k), 4096), 4 if k <= 2048 else 8
+
+
+def is_ready(rows: int, weight: torch.Tensor) -> bool:
+    """Whether `rows_kernel` takes so many rows of this matrix."""
+    small = weight.numel() < _READY and weight.shape[1] <= _READY_WIDTH
+    return 1 < rows <= _READY_ROWS and small and weight.element_size() == 2
+
+
+def step_programs(rows: int, weight: torch.Tensor) -> int:
+    """Programs of the first product of a `norm_step`."""
+    n, k = weight.shape
+    ready = is_ready(rows, weight)
+    return -(-n // (ready_tile(n * k, k, False)[0] if ready else skinny_tile(rows, n, False)[0]))
+
+
+def cut_width(k: int, ways: int) -> tuple[int, int]:
+    """Columns of a way in the first and in the second cut of a matrix of k columns (0 = none).
+
+    Both are powers of two and at least 16, and together they waste as little as that allows.
+    """
+    whole = max(16, power_of_two(-(-k // ways)))
+    half = whole // 2
+    if half < 16:
+        return whole, 0
+    rest = max(16, power_of_two(-(-(k - ways * half) // ways)))
+    return (half, rest) if rest < half else (whole, 0)
+
+
+def ready_tile(elements: int, k: int, gated: bool) -> tuple[int, int]:
+    """(outputs, ways) of a program that has its lines of the matrix at hand, measured."""
+    few = elements < 1 << 20 or (gated and k > 1024)
+    return 8 if few else 16, 4 if k <= 1536 else 8
 
 
 def tile_bytes(t: int, block_n: int, block_k: int, x: torch.Tensor, gated: bool) -> int:

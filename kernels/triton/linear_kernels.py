@@ -10,6 +10,9 @@ What may be compiled in:
   ADD    the result is added to what is in `out`, the residual stream.
   SCALED with ADD: the sum goes times the weights of the norm behind it to `scaled`, and the squares
          of a program's columns of the sum are added up for each row: `squares` [t, programs].
+  LATE   with several rows: the next kernel starts when the one before this one has ended. The
+         products of a layer start one behind the other while attention runs, and all their weights
+         at once are in its way; with LATE in the middle it is those up to there.
   NORMED x is what SCALED left, and the rows' scales come of its `squares`: with it, the product is
          that of the norm of the stream.
   PARTS  of a layer with adapters (0 = none), one row: it gets B of its slot times `inner`, which
@@ -30,6 +33,7 @@ from branchline.kernels.triton.lora_kernels import add_adapter
 # size: fixed_kernel: operands of a launch
 # size: few_rows: operands of a launch
 # size: gemv_kernel: operands of a launch
+# size: rows_kernel: operands of a launch
 # size: _leave_scaled: operands of a launch
 # size: skinny_kernel: operands of a launch
 
@@ -122,6 +126,118 @@ def gemv_kernel(
     if ADD:
         total += tl.load(out + n, mask=n < n_rows, other=0.0).to(tl.float32)
     tl.store(out + n, total.to(out.dtype.element_ty), mask=n < n_rows)
+
+
+@triton.jit
+def _asked_for(x, PDL: tl.constexpr):
+    """x, which was loaded before a barrier: all of the loads up there are under way at once.
+
+    Without the barrier, and without an instruction behind it that must not move, the compiler waits
+    for the first loads, to store them to shared memory, before it asks for the next ones.
+    """
+    if PDL:
+        x = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2
+        )
+    return x
+
+
+@triton.jit
+def _columns(first, WAYS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """[WAYS, BLOCK_K] columns from `first` on."""
+    return (first + tl.arange(0, WAYS) * BLOCK_K)[:, None] + tl.arange(0, BLOCK_K)[None, :]
+
+
+@triton.jit
+def _own_lines(weight, k, line, live, width):
+    """[WAYS, BLOCK_K, lines] of a matrix, its columns k [WAYS, BLOCK_K]."""
+    places = weight + line.to(tl.int64)[None, None, :] * width + k[:, :, None]
+    return tl.load(places, mask=(k < width)[:, :, None] & live[None, None, :], other=0.0)
+
+
+@triton.jit
+def _rows_of(x, k, t, live, width):
+    """[WAYS, rows, BLOCK_K] of x, its columns k [WAYS, BLOCK_K]."""
+    places = x + t[None, :, None] * width + k[:, None, :]
+    return tl.load(places, mask=live[None, :, None] & (k < width)[:, None, :], other=0.0)
+
+
+@triton.jit(do_not_specialize=["tokens"])  # one form for all numbers of rows
+def rows_kernel(
+    x, weight, bias, norm, out, scaled, squares, tokens, n_rows, width, eps,
+    NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr,
+    SCALED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, WAYS: tl.constexpr,
+    BLOCK_K: tl.constexpr, REST_K: tl.constexpr, LATE: tl.constexpr, WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """At most BLOCK_T rows of x times the matrix: each program BLOCK_N of the n_rows outputs, whose
+    whole lines it has at hand before x is there.
+
+    The matrix is [n_rows, width], or with GATED [2 * n_rows, width], width at most WAYS *
+    (BLOCK_K + REST_K). A way is a part of K that one warp multiplies, in the matrix units, and the
+    ways are added in their order.
+    """
+    if PDL and not LATE:
+        gdc_launch_dependents()
+    LINES: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
+    n, t = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_T)
+    line = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES) // (LINES // BLOCK_N)
+    t_live, n_live, live = t < tokens, n < n_rows, line < n_rows
+    line += tl.arange(0, LINES) % (LINES // BLOCK_N) * n_rows  # gate, up, gate, ...
+    k = _columns(0, WAYS, BLOCK_K)
+    w = _own_lines(weight, k, line, live, width)
+    if REST_K:
+        rest = _columns(WAYS * BLOCK_K, WAYS, REST_K)
+        v = _own_lines(weight, rest, line, live, width)
+    if NORM:
+        g = tl.load(norm + k, mask=k < width, other=0.0).to(tl.float32)
+        if REST_K:
+            h = tl.load(norm + rest, mask=rest < width, other=0.0).to(tl.float32)
+    if SCALED:
+        norms = tl.load(norm + n, mask=n_live, other=0.0).to(tl.float32)
+    tl.debug_barrier()  # see `_asked_for`
+    w = _asked_for(w, PDL)
+    if REST_K:
+        v = _asked_for(v, PDL)
+    if NORM:
+        w = (w.to(tl.float32) * g[:, :, None]).to(w.dtype)
+        if REST_K:
+            v = (v.to(tl.float32) * h[:, :, None]).to(v.dtype)
+    if PDL:
+        gdc_wait()
+        if LATE:
+            gdc_launch_dependents()
+    y = _rows_of(x, k, t, t_live, width)
+    if REST_K:
+        z = _rows_of(x, rest, t, t_live, width)
+    place = t[:, None] * n_rows + n[None, :]
+    here = t_live[:, None] & n_live[None, :]
+    if ADD:
+        before = tl.load(out + place, mask=here, other=0.0)
+    tl.debug_barrier()
+    y = _asked_for(y, PDL)
+    if REST_K:
+        z = _asked_for(z, PDL)
+    acc = dot(y, w, tl.zeros([WAYS, BLOCK_T, LINES], tl.float32), WIDE)
+    if REST_K:
+        acc = dot(z, v, acc, WIDE)
+    total = tl.sum(acc, axis=0)
+    if NORM:
+        whole = tl.sum(tl.sum(y.to(tl.float32) * y.to(tl.float32), axis=2), axis=0)
+        if REST_K:
+            whole += tl.sum(tl.sum(z.to(tl.float32) * z.to(tl.float32), axis=2), axis=0)
+        total *= (1.0 / tl.sqrt(whole / width + eps))[:, None]
+    if BIAS:
+        total += tl.load(bias + line, mask=live, other=0.0)[None, :]
+    if GATED:
+        gate, up = tl.split(tl.reshape(total, [BLOCK_T, BLOCK_N, 2]))
+        total = gate / (1.0 + tl.exp(-gate)) * up
+    if ADD:
+        total += before.to(tl.float32)
+    result = total.to(out.dtype.element_ty)
+    tl.store(out + place, result, mask=here)
+    if SCALED:
+        _leave_scaled(result, norms, scaled, squares, place, here, t, t_live)
 
 
 @triton.jit

@@ -10,6 +10,8 @@ On a CPU the same kernels run under Triton's interpreter (TRITON_INTERPRET=1), f
 
 from __future__ import annotations
 
+from weakref import ref
+
 import torch
 import triton
 
@@ -72,10 +74,7 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         self._linears = Linears(self._gpu, deterministic)
         self._adapters = Adapters(self._gpu, deterministic)
         self._products = AdaptedProducts(self._gpu, self._adapters)
-
-    def fused(self, rows: int) -> bool:
-        """Whether norms and additions of so many rows are part of the products."""
-        return self._linears.fuses(rows)
+        self._turned = None
 
     def prepare(self, weight: Weight) -> Weight:
         """The weight as a dense matrix of `dtype` on the device."""
@@ -135,8 +134,8 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         weight: Weight,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if self.fused(x.shape[0]):
-            dense = dense_of(weight)
+        dense = dense_of(weight)
+        if self._linears.norms(x.shape[0], dense):
             return self._linears.norm_linear(x, norm, eps, dense, bias, gated=False)
         return super().norm_linear(x, norm, eps, weight, bias)
 
@@ -160,13 +159,15 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if self.fused(x.shape[0]):
+        rows = x.shape[0]
+        if weight is None and self._linears.adds(rows):
             self._linears.linear_add(x, dense_of(projection), residual, projection_bias)
-            if weight is None:
-                return self.rms_norm(residual, norm, eps)
+            return self.rms_norm(residual, norm, eps)
+        if weight is not None and self._linears.norms(rows, dense_of(weight)):
+            self._linears.linear_add(x, dense_of(projection), residual, projection_bias)
             dense = dense_of(weight)
             return self._linears.norm_linear(residual, norm, eps, dense, bias, gated=gated)
-        if weight is not None and self._linears.steps(*residual.shape):
+        if weight is not None and self._linears.steps(x.shape[0], dense_of(projection)):
             return self._linears.norm_step(
                 x,
                 dense_of(projection),
@@ -204,7 +205,9 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         eps: float = 1e-6,
     ) -> torch.Tensor:
         pools, norms = (k_pool, v_pool), (q_norm, k_norm)
-        return write_heads(self._gpu, qkv, cos_sin, positions, pools, out_slots, norms, eps)
+        out = write_heads(self._gpu, qkv, cos_sin, positions, pools, out_slots, norms, eps)
+        self._turned = ref(out)
+        return out
 
     def paged_attention(
         self,
@@ -214,7 +217,8 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
         meta: AttentionMeta,
         scale: float,
     ) -> torch.Tensor:
-        return attend(self._gpu, q, k_pool, v_pool, meta, scale, self.deterministic)
+        turned = self._turned is not None and q is self._turned()
+        return attend(self._gpu, q, k_pool, v_pool, meta, scale, self.deterministic, turned=turned)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         t, width = gate_up.shape[0], gate_up.shape[1] // 2

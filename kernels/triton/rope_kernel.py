@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from branchline.kernels.triton.device_functions import take_turn
+from branchline.kernels.triton.device_functions import let_next_start, take_turn
 from branchline.kernels.triton.lora_kernels import add_higher, read_b, times_b
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
@@ -21,12 +21,13 @@ def rope_write_kernel(
     qkv, cos_sin, positions, k_pool, v_pool, out_slots, q_norm, k_norm, out, b, inner, ranks, slots,
     eps, hq, hkv, slot_stride, rank_stride,
     D: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, NORM_Q: tl.constexpr,
-    NORM_K: tl.constexpr, RANK: tl.constexpr, PDL: tl.constexpr,
+    NORM_K: tl.constexpr, RANK: tl.constexpr, LATE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A program treats HEADS heads of one token as two tiles [HEADS, HALF] of half heads.
 
     HALF is D / 2 rounded up to a power of two. RANK: of adapters (0 = none): inner [t, 3, RANK]
-    times b [S, RANK, all heads] is added to qkv.
+    times b [S, RANK, all heads] is added to qkv. LATE lets the next kernel start when all before
+    this one has ended, so that it may read what that wrote without waiting for this one.
     """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -45,7 +46,10 @@ def rope_write_kernel(
         lines = b + own_slot.to(tl.int64) * slot_stride + head[:, None] * D + i[None, :]
         w = read_b(lines, rank, live, n_all)
         v = read_b(lines + D // 2, rank, live, n_all)
-    take_turn(PDL)
+    if LATE:
+        let_next_start(PDL)
+    else:
+        take_turn(PDL)
     place = token * (hq + 2 * hkv) * D + head[:, None] * D + i[None, :]
     x = tl.load(qkv + place, mask=live, other=0.0).to(tl.float32)
     y = tl.load(qkv + place + D // 2, mask=live, other=0.0).to(tl.float32)

@@ -15,13 +15,13 @@ H, HQ, HKV, D, F, V, LAYERS, SLOTS, CONTEXT = 256, 4, 2, 64, 512, 1000, 3, 400, 
 
 
 class Tiny:
-    """A Llama-like forward over random weights and pools, in `dtype`."""
+    """A Llama-like forward over random weights (of bfloat16) and pools, in `dtype`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
 
         def weight(n: int, k: int) -> DenseWeight:
-            return DenseWeight((torch.randn(n, k) * k**-0.5).cuda().to(dtype))
+            return DenseWeight((torch.randn(n, k) * k**-0.5).cuda().bfloat16().to(dtype))
 
         self.embed = weight(V, H)
         self.layers = [
@@ -107,7 +107,7 @@ def test_replays_equal_the_reference(rows: int) -> None:
         want = exact.forward(ReferenceOps(), ids, positions, out_slots, AttentionMeta(*meta))
         got = logits[:live]
         assert torch.isfinite(got).all()
-        assert (got - want).norm() < 2e-2 * want.norm()
+        assert (got - want).norm() < 2.5e-2 * want.norm()  # 1 to 2 % are the activations
         # Slot 0 takes what padding rows write, whatever that is.
         got, want = model.pools[:, :, 1:].float(), exact.pools[:, :, 1:]
         assert (got - want).norm() < 1e-2 * want.norm()

@@ -11,6 +11,7 @@ import torch
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.testing import meta_on, random_step
 from branchline.kernels.triton import TritonOps
+from branchline.kernels.triton.linear import cut_width
 from branchline.kernels.weights import DenseWeight
 
 Dtype = torch.dtype
@@ -93,6 +94,49 @@ def test_linears(
     assert close(logits, reference.linear(wide, exact), 1e-5)
     logits = ops._linears.linear(x, weight.tensor, bias, torch.float32)
     assert close(logits, reference.linear(wide, exact, bias), 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(48, 96), (34, 72), (16, 40)], ids=str)
+def test_two_to_sixteen_rows(
+    ops: TritonOps, reference: ReferenceOps, dtype: Dtype, shape: tuple[int, int]
+) -> None:
+    """Each number of rows, odd widths: as the reference, and no row's bits depend on others."""
+    n, k = shape
+    weight, bias = DenseWeight(randn(ops, n, k)), torch.randn(n, device=ops.device)
+    exact, norm = DenseWeight(weight.tensor.float()), torch.randn(k, device=ops.device)
+    x, stream = randn(ops, 16, k), randn(ops, 16, n)
+
+    def products(t: int) -> list[torch.Tensor]:
+        return [
+            ops.linear(x[:t], weight, bias),
+            ops.norm_linear(x[:t], norm, 1e-5, weight),
+            ops.gated_linear(x[:t], weight, bias),
+            ops.linear_add(x[:t], weight, stream[:t].clone()),
+        ]
+
+    wide = x.float()
+    want = [
+        reference.linear(wide, exact, bias),
+        reference.norm_linear(wide, norm, 1e-5, exact),
+        reference.gated_linear(wide, exact, bias),
+        stream.double() + reference.linear(wide, exact),
+    ]
+    whole = products(16)
+    for got, exactly in zip(whole, want, strict=True):
+        assert close(got, exactly, 2 * BOUNDS[dtype])
+    for t in range(2, 16):
+        for got, all_rows in zip(products(t), whole, strict=True):
+            assert torch.equal(got, all_rows[:t])
+
+
+@pytest.mark.parametrize(
+    ("k", "ways"), [(576, 4), (1152, 4), (1536, 4), (3072, 8), (40, 4), (8, 8)]
+)
+def test_a_matrix_is_cut_whole(k: int, ways: int) -> None:
+    """Both cuts together hold every column, in pieces that the matrix units take."""
+    first, rest = cut_width(k, ways)
+    assert ways * (first + rest) >= k and first >= 16 and (rest == 0 or 16 <= rest < first)
+    assert all(size & (size - 1) == 0 for size in (first, rest))
 
 
 @pytest.mark.parametrize("rows", [1, 9])
