@@ -87,6 +87,12 @@ def attend_block(
 
 
 @triton.jit
+def log_weight(top, total):
+    """Base-2 logarithm of a running softmax's sum of weights; -inf where it has seen no keys."""
+    return tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
+
+
+@triton.jit
 def attend_keys(
     query, k_pool, v_pool, table, start, end, head, hkv,
     D: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
@@ -167,7 +173,7 @@ def decode_kernel(
         one = (row * hkv + head).to(tl.int64)
         mine = (one * PARTS + TRUNK_PARTS + split) * GROUP + g
         place = mine[:, None] * D + i[None, :]
-        lse = tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
+        lse = log_weight(top, total)
         tl.store(part_out + place, value, mask=q_live)
         if TRUNK_PARTS:
             tl.store(part_lse + mine, lse, mask=g < GROUP)

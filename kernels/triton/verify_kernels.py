@@ -19,6 +19,7 @@ from branchline.kernels.triton.attention_kernels import (
     attend_keys,
     join_tile,
     load_queries,
+    log_weight,
     parts_of,
     tree_visible,
 )
@@ -204,9 +205,7 @@ def verify_kernel(
         else:
             one = (tile * hkv + head).to(tl.int64)
             mine = ((one * splits + split) * M + m)[:, None] * D + i[None, :]
-            safe = tl.where(total > 0, total, 1.0)
-            lse = tl.where(total > 0, top + tl.log2(safe), float("-inf"))
-            lse = tl.broadcast_to(lse[:, None], [M, BLOCK_D])
+            lse = tl.broadcast_to(log_weight(top, total)[:, None], [M, BLOCK_D])
             tl.store(part_out + mine, value, mask=(i < D)[None, :])
             tl.store(part_lse + mine, lse, mask=(i < D)[None, :])
             tl.debug_barrier()  # the whole program has written before it says so
