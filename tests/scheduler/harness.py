@@ -186,6 +186,7 @@ class Bench:
         max_nodes: int = 8,
         max_depth: int = 6,
         pace: bool = False,
+        chains: bool = False,
         **settings: Any,
     ) -> None:
         self.cache = CacheManager(
@@ -231,6 +232,7 @@ class Bench:
                     max_nodes=max_nodes,
                     max_depth=max_depth,
                     pace=Pace(max_nodes, 64) if pace else None,
+                    chains=chains,
                 )
             ),
         )

@@ -121,6 +121,7 @@ def test_outputs_are_those_of_plain_decoding(data: st.DataObject) -> None:
         max_nodes=data.draw(st.sampled_from([1, 4, 12])),
         max_depth=data.draw(st.sampled_from([1, 3, 12])),
         pace=data.draw(st.booleans()),
+        chains=data.draw(st.booleans()),
     )
     bench.out.stop_after = stops
     aborts = frozenset(str(i) for i in range(len(work)) if r.random() < 0.15)
@@ -173,6 +174,26 @@ def chain(tokens: Sequence[int]) -> DraftTree:
         np.arange(-1, n - 1, dtype=np.int32),
         np.arange(n, dtype=np.int32),
     )
+
+
+@pytest.mark.parametrize("chains", [False, True])
+def test_where_chains_are_asked_for_every_candidate_sees_all_before_it(chains: bool) -> None:
+    prompt = [5, 9, 2]
+    bench = Bench(drafter=knowing(prompt, 30, width=3), chains=chains)
+    plans: list[ScheduleBatch] = []
+    forward = bench.worker.forward
+
+    def noted(plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
+        plans.append(plan)
+        return forward(plan, awaited=awaited)
+
+    bench.worker.forward = noted  # type: ignore[method-assign]
+    bench.submit("a", prompt, max_tokens=30)
+    bench.run()
+    words = [plan.tree.words.tolist() for plan in plans if plan.tree is not None]
+    assert words
+    straight = all(found == [2 ** (j + 1) - 1 for j in range(len(found))] for found in words)
+    assert straight == chains
 
 
 @pytest.mark.parametrize("page_size", [1, 4])
