@@ -67,6 +67,12 @@ class Segment:
         return self.count if tree is None else self.count + len(tree)
 
     @property
+    def forced_id(self) -> int | None:
+        """The id behind its last token, where that was forced after the step had been planned."""
+        request, place = self.request, self.start + self.count
+        return int(request.ids[place]) if place < request.length else None
+
+    @property
     def plain(self) -> bool:
         """One token, whose next is sampled, and nothing else."""
         return (
@@ -110,11 +116,11 @@ class StepPlan:
     Attributes:
         spans: of the m log-probabilities that are read.
         hidden_spans: of the p hidden states that are read.
-        guesses: candidates that are sampled; where there are some, what rows become is known at
-            the step's commit.
+        guesses: candidates that are sampled; what rows with some become is known at commit.
         steady: it decodes, and computes nothing of a prompt.
         waited: it was begun when the one before was over, to have guesses.
         decision: how many of them it was to have.
+        handed: `time.perf_counter()` when it was given to the worker.
         plain: so many segments, the first ones, are plain; each has one sampled place, in order.
     """
 
@@ -126,6 +132,7 @@ class StepPlan:
     steady: bool = False
     waited: bool = False
     decision: Decision | None = None
+    handed: float = 0.0
     plain: int = 0
 
     @property
