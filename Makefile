@@ -11,7 +11,8 @@ MODEL ?= smollm2-135m
 WORKERS ?= 2
 
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS)
+# Most modules of what is installed are never imported: Python compiles those that are.
+PIP := $(PY) -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format docs clean
