@@ -11,7 +11,9 @@ MODEL ?= smollm2-135m
 WORKERS ?= 2
 
 PY := $(VENV)/bin/python
-# Most modules of what is installed are never imported: Python compiles those that are.
+# Most modules of what is installed are never imported: Python compiles those that are, once, whatever
+# the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(PY) -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
