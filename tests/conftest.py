@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    # Workers share the cores. torch's threads wait by spinning, so more threads than cores cost more
-    # time than they save; read when torch is loaded, here and in the processes that tests start.
+    # Workers share the cores. torch's threads wait by spinning, so more threads than cores cost
+    # more time than they save. Read when torch is loaded, here and in processes that tests start.
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
