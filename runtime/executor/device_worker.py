@@ -22,6 +22,7 @@ from branchline.runtime.executor.device_runner import DeviceRunner, QueuedForwar
 from branchline.runtime.executor.device_scores import Head, Reading, queue_scores
 from branchline.runtime.executor.device_stream import Mark, to_device, to_host
 from branchline.runtime.executor.lora_inputs import logit_slots
+from branchline.runtime.executor.plan_buffers import StepTensors
 from branchline.runtime.sampling.device_sampler import DeviceSampler
 from branchline.runtime.sampling.logprobs import scatter_logprobs
 
@@ -35,6 +36,7 @@ class _Landing:
 
     mark: Mark
     ids: torch.Tensor | None = None
+    matched: torch.Tensor | None = None
     nodes: torch.Tensor | None = None
     logprobs: Reading | None = None
     scores: Reading | None = None
@@ -93,6 +95,7 @@ class DevicePending:
             hidden=hidden,
             bad_rows=tuple(bad.tolist()),
             trees=self.trees(),
+            matched=None if landing.matched is None else landing.matched.numpy(),
         )
 
 
@@ -171,14 +174,16 @@ class DeviceWorker:
         if forwarded.logits is not None and plan.sampling is not None:
             sampling = plan.sampling
             simple = sampling.all_greedy and not sampling.edited and not len(sampling.logprob_rows)
-            if bitmask is None and simple and forwarded.greedy is not None:
-                ids = forwarded.greedy
-            else:
-                ids = self._sample(plan, forwarded, bitmask, landing)
-            check = forwarded.check
-            if check is not None and plan.guessed is not None and plan.guessed.keeps:
-                self.runner.keep(check, ids)
-                landing.nodes = to_host(check.nodes)  # what was sampled among it
+            chosen = forwarded.greedy if bitmask is None and simple else None
+            ids = self._sample(plan, forwarded, bitmask, landing) if chosen is None else chosen
+            guessed, keeps = forwarded.check, plan.guessed is not None and plan.guessed.keeps
+            if forwarded.step is not None:
+                if chosen is None:
+                    self.runner.look_up(forwarded.step, ids)
+                _land_looked_up(landing, forwarded.step, plan, keeps=keeps)
+            elif guessed is not None and keeps:
+                self.runner.keep(guessed, ids)
+                landing.nodes = to_host(guessed.nodes)  # what was sampled among it
                 landing.ids = landing.nodes[2, : len(ids)]
             else:
                 landing.ids = to_host(ids)
@@ -214,6 +219,17 @@ class DeviceWorker:
         if found.logprobs is not None:
             landing.logprobs = _reading_to_host(found.logprobs)
         return found.ids
+
+
+def _land_looked_up(
+    landing: _Landing, step: StepTensors, plan: ScheduleBatch, *, keeps: bool
+) -> None:
+    """Queue the way back of a step's ids and of what its rows match, in one copy; with candidates
+    where the step has kept some."""
+    back = to_host(step.back if keeps else step.back[2:])
+    landing.ids, landing.matched = back[-2, : len(plan.sample_rows)], back[-1, : len(plan.rows)]
+    if keeps:
+        landing.nodes = back[:3]
 
 
 def trees_of(

@@ -210,7 +210,7 @@ def _drafts(
             quotes=quotes,
         )
     else:
-        chosen = make_drafting(config.speculative)
+        chosen = make_drafting(config.speculative, loaded.device.type)
     if chosen is None:
         return None
     decisions.append(Decision("speculative", str(config.speculative.speculative), chosen.why))
@@ -223,6 +223,7 @@ def _drafts(
         pace=Pace(chosen.max_nodes, MAX_GUESSES) if chosen.adapts else None,
         linked=draft is not None,
         chains=guesses_in_chains(config, loaded.device),
+        looked_up=draft is None and loaded.device.type != "cpu",
     )
 
 

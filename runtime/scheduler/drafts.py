@@ -22,6 +22,7 @@ from branchline.runtime.core.drafting import MAX_GUESSES, Drafter, DraftRow, Ste
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
+from branchline.runtime.scheduler.looked_up import LookedUp, is_free
 from branchline.runtime.scheduler.pace import Decision, Pace
 from branchline.runtime.scheduler.proposed_trees import check_tree, pruned
 
@@ -107,6 +108,8 @@ class Drafts:
             take other times, and keep other guesses: they have one of their own.
         linked: the drafter is a model that reads the state of the token before each.
         chains: of a tree of guesses only its first path is run.
+        looked_up: the worker looks up what free rows go on with, and tells who has something to
+            quote; the drafter is asked about the others.
     """
 
     def __init__(
@@ -120,9 +123,11 @@ class Drafts:
         pace: Pace | None = None,
         linked: bool = True,
         chains: bool = False,
+        looked_up: bool = False,
     ) -> None:
         self.linked = linked
         self._chains = chains
+        self._looked_up = LookedUp() if looked_up else None
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
@@ -133,9 +138,10 @@ class Drafts:
         self._wanted: dict[str, int] = {}
         self._asked_s = 0.0  # spent on asking rows since the last step was over
 
-    @property
-    def in_step(self) -> bool:
-        """Whether the worker guesses: then there is `reserve`, else `propose`."""
+    def in_step(self, request: Request) -> bool:
+        """Whether the worker guesses for a row: then there is `reserve`, else `propose`."""
+        if self._looked_up is not None:
+            return is_free(request)
         return isinstance(self._drafter, StepDrafter)
 
     def due(self, requests: Sequence[Request]) -> bool:
@@ -145,19 +151,17 @@ class Drafts:
             requests: all decoding rows.
         """
         if self._pace is None:
-            return any(self.depth(r) > 0 and self._promising(r) for r in requests)
+            self._wanted = dict.fromkeys(self._kinds(requests), self._max_nodes)
+            return bool(self._wanted)
         free = all(request.matcher is None for request in requests)
         pace = self._pace = self._free_pace if free else self._constrained_pace
         assert pace is not None, "both are there or none"
         self._wanted = {}
         if pace.rests(len(requests)):
             return False
-        begin = time.perf_counter()
-        kinds = {r.id: kind for r in requests if self.depth(r) > 0 and (kind := self._promising(r))}
-        if not isinstance(self._drafter, StepDrafter):
-            self._asked_s += time.perf_counter() - begin
+        asked_s, kinds = self._asked_s, self._kinds(requests)
         if not kinds:
-            pace.asked(len(requests))
+            pace.asked(len(requests), told=self._asked_s == asked_s)
             return False
         counts = pace.guesses(list(kinds), len(requests), list(kinds.values()))
         self._wanted = dict(zip(kinds, counts, strict=True))
@@ -179,13 +183,16 @@ class Drafts:
         """Candidates to ask for, where `room` are possible.
 
         Args:
-            growth: see `depth`; where that could leave less than half of the levels, it gets none.
+            growth: see `depth`; where that could leave less than half of a model's levels, it gets
+                none.
         """
-        depth = self.depth(request)
-        if depth == 0 or 2 * self.depth(request, growth) < depth:
+        depth, left = self.depth(request), self.depth(request, growth)
+        if depth == 0:
             return 0
+        if self._looked_up is not None:  # a chain, which costs nothing to find
+            return min(self._wanted.get(request.id, 0), room, left)
         wanted = self._max_nodes if self._pace is None else self._wanted.get(request.id, 0)
-        return min(wanted, room)
+        return 0 if 2 * left < depth else min(wanted, room)
 
     def propose(
         self,
@@ -227,17 +234,17 @@ class Drafts:
             growth: ids that rows may get in a step that is in flight; more than one where it has
                 candidates, so that how many is not known.
         """
-        assert isinstance(self._drafter, StepDrafter), "the worker guesses"
+        most = self._drafter.levels if isinstance(self._drafter, StepDrafter) else self._max_depth
         found: dict[Request, Draft] = {}
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
             levels = min(self.depth(request, more), nodes) + known - 1
-            if request.planned_len > 0 and known <= self._drafter.levels:
+            if request.planned_len > 0 and known <= most:
                 found[request] = Draft(
                     *_places(nodes),
                     asked=nodes,
-                    levels=min(levels, self._drafter.levels),
+                    levels=min(levels, most),
                     allowed=self._allowed(request),
                     follows=more > 1,
                 )
@@ -291,15 +298,38 @@ class Drafts:
         """The sequence has ended."""
         if not isinstance(self._drafter, StepDrafter):
             self._drafter.finished(request.id)
+        if self._looked_up is not None:
+            self._looked_up.finished(request)
         if self._free_pace is not None and self._constrained_pace is not None:
             self._free_pace.finished(request.id)
             self._constrained_pace.finished(request.id)
 
-    def _promising(self, request: Request) -> int:
+    def looked_up(self, requests: Sequence[Request], matched: Int32Array | None) -> None:
+        """A step of these rows is over; see `ForwardOutput.matched`."""
+        if self._looked_up is not None and matched is not None:
+            self._looked_up.told(requests, matched)
+
+    def _kinds(self, requests: Sequence[Request]) -> dict[str, int]:
+        """Rows that promise something, by their names, and guesses of which kind."""
+        found, asked = {}, requests
+        if self._looked_up is not None:
+            quoting = self._looked_up.quoting(requests)
+            found = {r.id: kind for r, kind in quoting if self.depth(r) > 0}
+            asked = self._looked_up.others(requests)
         if isinstance(self._drafter, StepDrafter):
-            return 1
+            return {request.id: 1 for request in asked if self.depth(request) > 0}
+        if not asked:
+            return found
+        begin = time.perf_counter()
+        for request in asked:
+            if self.depth(request) > 0 and (kind := self._promising(request, self._drafter)):
+                found[request.id] = kind
+        self._asked_s += time.perf_counter() - begin
+        return found
+
+    def _promising(self, request: Request, drafter: Drafter) -> int:
         try:
-            return self._drafter.promising(self._row(request, self._max_nodes, _NO_SLOTS))
+            return drafter.promising(self._row(request, self._max_nodes, _NO_SLOTS))
         except Exception:
             logger.exception("the drafter failed")
             return 0
@@ -347,13 +377,6 @@ class Drafts:
         """Ids that are never part of the output."""
         own = frozenset(request.sampling.stop_token_ids)
         return own if request.sampling.ignore_eos else own | self._eos_ids
-
-
-def is_free(request: Request) -> bool:
-    """Whether an id can be sampled and kept by what the worker knows of the row."""
-    sampling = request.sampling
-    plain = request.matcher is None and not sampling.has_penalties
-    return plain and request.output_len >= sampling.min_tokens
 
 
 @lru_cache(maxsize=MAX_GUESSES)

@@ -229,11 +229,18 @@ class Pace:
             self._tried.spend(max(0.0, took - plain) * self._lost)
         self._lost = 0.0 if decision.usual is None else decision.dear
 
-    def asked(self, rows: int) -> None:
+    def asked(self, rows: int, *, told: bool = False) -> None:
         """Rows were asked for the next step, of `rows` rows, and none promises anything. They are
-        asked again as soon as what is lost by it may be."""
+        asked again as soon as what is lost by it may be.
+
+        Args:
+            told: nobody had to be asked, since the worker tells.
+        """
         plain = self._costs.plain(rows)
-        if plain is not None:  # at first until it is told how long it took
+        if told:
+            self._rest(rows, 0)
+            self._step += 1
+        elif plain is not None:  # at first until it is told how long it took
             self._rest(rows, self._unasked(rows, plain) if self._in_vain.weight else 2)
             self._step += 1
 
