@@ -23,6 +23,7 @@ from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
 from branchline.runtime.scheduler.pace import Decision, Pace
+from branchline.runtime.scheduler.proposed import check_tree, pruned
 
 logger = logging.getLogger(__name__)
 
@@ -227,28 +228,26 @@ class Drafts:
                 candidates, so that how many is not known.
         """
         assert isinstance(self._drafter, StepDrafter), "the worker guesses"
-        found: dict[Request, Draft] = {}
+        most, found = self._drafter.levels, []
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
             levels = min(self.depth(request, more), nodes) + known - 1
-            if request.planned_len > 0 and known <= self._drafter.levels:
-                found[request] = Draft(
-                    *_places(nodes),
-                    asked=nodes,
-                    levels=min(levels, self._drafter.levels),
-                    allowed=self._allowed(request),
-                    follows=more > 1,
-                )
-        if all(is_free(request) for request in found):
-            return {request: replace(draft, in_place=True) for request, draft in found.items()}
-        return found
+            if request.planned_len > 0 and known <= most:
+                found.append((request, nodes, min(levels, most), more > 1))
+        in_place = all(is_free(request) for request, *_ in found)
+        drafts = {request: _reserved(*rest, in_place) for request, *rest in found}
+        for request, draft in drafts.items():
+            if request.matcher is not None:
+                drafts[request] = replace(draft, allowed=self._allowed(request))
+        return drafts
 
     def learn(self, request: Request, draft: Draft, tree: DraftTree) -> Draft:
         """A draft of places, once the worker has made their candidates."""
         empty = frozenset(np.flatnonzero(tree.parents == NOBODY).tolist())
-        if request.matcher is None:
-            return replace(draft, tree=tree, forced_nodes=empty, levels=0)
+        if request.matcher is None:  # not `replace`, which takes long for what it does
+            places = tree, draft.forced, draft.matchers, empty, draft.asked
+            return Draft(*places, follows=draft.follows, in_place=draft.in_place)
         return _constrained_there(request, request.matcher, tree, draft)
 
     def checked(self, request: Request, draft: Draft, path: Sequence[int]) -> None:
@@ -364,35 +363,10 @@ def _places(
     return DraftTree(none, none - 1, none), (-1,) * (n + 1), (None,) * (n + 1)
 
 
-def check_tree(tree: DraftTree, max_nodes: int, vocab_size: int) -> None:
-    """Raise `ValueError` where a drafter broke its promise."""
-    tokens, parents, depths = (
-        part.tolist() for part in (tree.token_ids, tree.parents, tree.depths)
-    )
-    n = len(tokens)
-    if not n == len(parents) == len(depths) or n > max_nodes:
-        raise ValueError(f"a tree of {n} candidates, {max_nodes} were asked for")
-    for node, (token, parent, depth) in enumerate(zip(tokens, parents, depths, strict=True)):
-        if not -1 <= parent < node:
-            raise ValueError("a candidate stands before its parent")
-        if depth != (0 if parent < 0 else depths[parent] + 1):
-            raise ValueError("the depth of a candidate is not its parent's plus one")
-        if not 0 <= token < vocab_size:
-            raise ValueError("a candidate is no token of the model")
-
-
-def pruned(tree: DraftTree, ends: frozenset[int], max_depth: int) -> DraftTree:
-    """The tree without ids that end the output, deeper levels, and what stands behind either."""
-    keep: Sequence[bool] = (tree.depths < max_depth).tolist()
-    tokens = tree.token_ids.tolist()
-    if all(keep) and ends.isdisjoint(tokens):
-        return tree
-    grown = GrowingTree()
-    places: dict[int, int] = {-1: -1}
-    for node, parent in enumerate(tree.parents.tolist()):
-        if keep[node] and parent in places and tokens[node] not in ends:
-            places[node] = grown.add(tokens[node], places[parent])
-    return grown.build()
+@lru_cache(maxsize=4 * MAX_GUESSES)
+def _reserved(n: int, levels: int, follows: bool, in_place: bool) -> Draft:
+    """n places for candidates of a row without a constraint."""
+    return Draft(*_places(n), asked=n, levels=levels, follows=follows, in_place=in_place)
 
 
 class _Walk:
