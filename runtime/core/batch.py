@@ -128,6 +128,8 @@ class GuessedRows:
         allowed: what may come first of each: int32 [ceil(V / 32)], bit set = allowed; None = all.
         keeps: the worker keeps those that were sampled: their entries are moved to where they
             belong, and the next step may follow. Else the scheduler does, by the next plan.
+        repeats: the step is the one before once more: the same rows, all of which follow, with as
+            many candidates. But for the plan's `slot_writes` there is nothing to be told.
     """
 
     rows: Int32Array
@@ -135,6 +137,7 @@ class GuessedRows:
     follows: np.ndarray[tuple[int], np.dtype[np.bool_]]
     allowed: list[Int32Array | None]
     keeps: bool
+    repeats: bool = False
 
 
 @dataclass(slots=True)
@@ -195,6 +198,11 @@ class ScheduleBatch:
     def guessed(self) -> GuessedRows | None:
         """Rows whose candidates are still to be made, if any."""
         return None if self.tree is None else self.tree.guessed
+
+    @property
+    def repeats(self) -> bool:
+        """See `GuessedRows.repeats`."""
+        return self.guessed is not None and self.guessed.repeats
 
     @property
     def extend_start(self) -> Int32Array:

@@ -8,7 +8,8 @@ Knows nothing of sampling parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -49,10 +50,15 @@ MIXED_SAMPLES = 256
 
 @dataclass(slots=True)
 class _Made:
-    """What is known of a step's candidates once they are queued; see `QueuedForward`."""
+    """What is known of a step's candidates once they are queued; see `QueuedForward`.
+
+    Attributes:
+        again: queues the same guesses once more; see `DeviceDraft.guess`.
+    """
 
     check: Check | None = None
     nodes: tuple[torch.Tensor, Mark] | None = None
+    again: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,20 @@ class QueuedForward:
     check: Check | None = None
     nodes: tuple[torch.Tensor, Mark] | None = None
     step: StepTensors | None = None
+
+
+class _Repeated(NamedTuple):
+    """A step that is in the buffers as it was queued.
+
+    Attributes:
+        guess, forward: queue it once more.
+        outputs, queued: what it gives.
+    """
+
+    guess: Callable[[], None]
+    forward: Callable[[], Outputs]
+    outputs: Outputs
+    queued: QueuedForward
 
 
 class DeviceRunner:
@@ -155,9 +175,11 @@ class DeviceRunner:
         self._buffers = buffers
         self._recorded_nodes = self.recorded_check().nodes.data_ptr()
         self._keeps: dict[int, Callable[[], None]] = {}
+        self._last: _Repeated | None = None  # the last step, if it can be queued once more
         self.recorder = Recorder(stream)
         self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream, self.recorder)
-        # Made once: in a recording each of its tensors would be made anew in every step.
+        # Made once: in a recording each of these tensors would be made anew in every step.
+        self._none = torch.full((), -1, dtype=torch.int32, device=stream.device)
         self._greedy = Draws.greedy(max(most, VERIFY_TOKENS[-1]), stream.device)
 
     @property
@@ -167,6 +189,10 @@ class DeviceRunner:
 
     def run(self, plan: ScheduleBatch) -> QueuedForward:
         """Queue slot copies, table changes, the forward, and logits of the sampled rows."""
+        last, self._last = self._last, None
+        if plan.repeats and last is not None:
+            self._last = self._repeat(last, plan)
+            return self._last.queued
         if plan.copies is not None:
             self.kv_pool.copy_slots(*plan.copies)
             if self.draft is not None:
@@ -189,10 +215,11 @@ class DeviceRunner:
         hidden = None if outputs.hidden is None else outputs.hidden[: len(plan.logit_idx)]
         logits = None
         if outputs.logits is not None and sampled <= len(outputs.logits):
-            assert outputs.greedy is not None, "what gives logits chooses"
-            if sampled:
-                logits = outputs.logits[:sampled]
-            return QueuedForward(hidden, logits, outputs.greedy[:sampled], *there)
+            logits, greedy = _choices(outputs, sampled)
+            queued = QueuedForward(hidden, logits, greedy, *there)
+            if graph is not None and made.again is not None and made.nodes is None:
+                self._last = _Repeated(made.again, graph.replay, outputs, queued)
+            return queued
         assert outputs.hidden is not None, "a graph gives logits or hidden states"
         if sampled:
             index = tensors.sample_idx[: padded(sampled)]
@@ -202,12 +229,25 @@ class DeviceRunner:
             logits = self.model.logits(rows, self.ops, lora)[:sampled]
         return QueuedForward(hidden, logits, None, *there)
 
+    def _repeat(self, last: _Repeated, plan: ScheduleBatch) -> _Repeated:
+        """Queue a step that is in the buffers as the last one was queued."""
+        if plan.slot_writes is not None:
+            self.tables.write(self.tables.upload(self.tables.changes(plan)))
+        last.guess()
+        outputs = last.forward()
+        if outputs is last.outputs:
+            return last
+        logits, greedy = _choices(outputs, len(plan.sample_rows))  # not recorded, on a CPU
+        queued = replace(last.queued, logits=logits, greedy=greedy)
+        return last._replace(outputs=outputs, queued=queued)
+
     def keep(self, check: Check, sampled: torch.Tensor) -> None:
         """Queue: of the candidates that were made, keep those that int32 [s] ids were sampled for.
 
         Their entries lie behind those of the row afterwards, and the tables tell ids and length.
         """
-        check.nodes[2, : len(sampled)].copy_(sampled)
+        if sampled.data_ptr() != check.nodes[2].data_ptr():  # recorded checks leave theirs there
+            check.nodes[2, : len(sampled)].copy_(sampled)
         recorded = check.nodes.data_ptr() == self._recorded_nodes
         replay = self._keeps.get(len(check.rows)) if recorded else None
         if replay is None:
@@ -248,13 +288,13 @@ class DeviceRunner:
         assert plan.guessed is not None, "there is something to guess"
         if self.lookup is not None:
             assert plan.guessed.keeps, "what is looked up is kept here"
-            made.check = tensors.check()
+            made.check, made.again = tensors.check(), lambda: None
             return  # the step itself begins with it
         assert self.guesser is not None, "there is somebody to guess"
         if plan.slot_writes is not None or plan.inits:  # else the step itself would be the first
             self.tables.write(tensors.writes)
         made.check = tensors.check()
-        self.guesser.guess(plan, made.check)
+        made.again = self.guesser.guess(plan, made.check)
         if not plan.guessed.keeps:
             made.nodes = to_host(made.check.nodes), self.stream.mark()
 
@@ -315,7 +355,15 @@ class DeviceRunner:
         logits = self.model.logits(rows, self.ops, lora)
         ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(count))
         self.tables.put_tokens(tensors.sample_places[:count], ids)
-        greedy = torch.where(bad, -1, ids)
+        greedy = torch.where(bad, self._none, ids)
+        if shape.verify or self.lookup is not None:  # where what is kept is seen
+            greedy = tensors.back[2, :count].copy_(greedy)
         if self.lookup is not None:
-            self.look_up(tensors, greedy)
+            self.lookup.find(tensors)
         return Outputs(hidden=None if every else hidden, logits=logits, greedy=greedy)
+
+
+def _choices(outputs: Outputs, sampled: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Logits and ids of the places that are sampled, of a recording that chooses."""
+    assert outputs.logits is not None and outputs.greedy is not None, "what gives logits chooses"
+    return outputs.logits[:sampled] if sampled else None, outputs.greedy[:sampled]

@@ -82,18 +82,21 @@ class DevicePending:
             none = np.empty(0, dtype=np.int32)
             return ForwardOutput(none.reshape(0, 1), none, scores=scores, hidden=hidden)
         ids = landing.ids.numpy()
-        bad = np.flatnonzero(ids < 0)
+        bad: tuple[int, ...] = ()
+        if ids.min(initial=0) < 0:
+            bad = tuple(np.flatnonzero(ids < 0).tolist())
+            ids = np.maximum(ids, 0)
         logprobs = None
         if landing.logprobs is not None:
             part = _to_numpy(landing.logprobs)
             logprobs = scatter_logprobs(part, plan.sampling.logprob_rows, len(ids))
         return ForwardOutput(
-            token_ids=ids.clip(min=0).reshape(-1, 1),
+            token_ids=ids.reshape(-1, 1),
             num_new=np.ones(len(ids), dtype=np.int32),
             logprobs=logprobs,
             scores=scores,
             hidden=hidden,
-            bad_rows=tuple(bad.tolist()),
+            bad_rows=bad,
             trees=self.trees(),
             matched=None if landing.matched is None else landing.matched.numpy(),
         )
@@ -240,9 +243,9 @@ def trees_of(
     if guessed is None or tree is None:
         return []
     found = []
-    firsts = np.searchsorted(plan.sample_rows, guessed.rows) + 1
+    firsts = plan.sample_rows.searchsorted(guessed.rows)
     for first, n in zip(firsts.tolist(), tree.counts[guessed.rows].tolist(), strict=True):
-        ids, parents = nodes[:2, first : first + n].copy()
+        ids, parents = nodes[:2, first + 1 : first + 1 + n].copy()
         found.append(DraftTree(ids, parents, _depths(parents.tolist())))
     return found
 

@@ -24,7 +24,7 @@ from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
 from branchline.runtime.scheduler.looked_up import LookedUp, is_free
 from branchline.runtime.scheduler.pace import Decision, Pace
-from branchline.runtime.scheduler.proposed_trees import check_tree, pruned
+from branchline.runtime.scheduler.proposed import check_tree, pruned
 
 logger = logging.getLogger(__name__)
 
@@ -234,29 +234,28 @@ class Drafts:
             growth: ids that rows may get in a step that is in flight; more than one where it has
                 candidates, so that how many is not known.
         """
-        most = self._drafter.levels if isinstance(self._drafter, StepDrafter) else self._max_depth
-        found: dict[Request, Draft] = {}
+        drafter = self._drafter
+        most = drafter.levels if isinstance(drafter, StepDrafter) else self._max_depth
+        found = []
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
             levels = min(self.depth(request, more), nodes) + known - 1
             if request.planned_len > 0 and known <= most:
-                found[request] = Draft(
-                    *_places(nodes),
-                    asked=nodes,
-                    levels=min(levels, most),
-                    allowed=self._allowed(request),
-                    follows=more > 1,
-                )
-        if all(is_free(request) for request in found):
-            return {request: replace(draft, in_place=True) for request, draft in found.items()}
-        return found
+                found.append((request, nodes, min(levels, most), more > 1))
+        in_place = all(is_free(request) for request, *_ in found)
+        drafts = {request: _reserved(*rest, in_place) for request, *rest in found}
+        for request, draft in drafts.items():
+            if request.matcher is not None:
+                drafts[request] = replace(draft, allowed=self._allowed(request))
+        return drafts
 
     def learn(self, request: Request, draft: Draft, tree: DraftTree) -> Draft:
         """A draft of places, once the worker has made their candidates."""
         empty = frozenset(np.flatnonzero(tree.parents == NOBODY).tolist())
-        if request.matcher is None:
-            return replace(draft, tree=tree, forced_nodes=empty, levels=0)
+        if request.matcher is None:  # not `replace`, which takes long for what it does
+            places = tree, draft.forced, draft.matchers, empty, draft.asked
+            return Draft(*places, follows=draft.follows, in_place=draft.in_place)
         return _constrained_there(request, request.matcher, tree, draft)
 
     def checked(self, request: Request, draft: Draft, path: Sequence[int]) -> None:
@@ -386,6 +385,12 @@ def _places(
     """Tree, forced ids and matchers of n places whose candidates are not known."""
     none = np.zeros(n, dtype=np.int32)
     return DraftTree(none, none - 1, none), (-1,) * (n + 1), (None,) * (n + 1)
+
+
+@lru_cache(maxsize=4 * MAX_GUESSES)
+def _reserved(n: int, levels: int, follows: bool, in_place: bool) -> Draft:
+    """n places for candidates of a row without a constraint."""
+    return Draft(*_places(n), asked=n, levels=levels, follows=follows, in_place=in_place)
 
 
 class _Walk:

@@ -16,6 +16,9 @@ from branchline.runtime.scheduler.drafts import Draft, Drafts
 from branchline.runtime.scheduler.looked_up import is_free
 from branchline.runtime.scheduler.plan_builder import StepPlan, tree_mask
 
+_AHEAD = 4
+"""A row with guesses grows by several ids in a step, and is given so many times the slots ahead."""
+
 
 class Proposals:
     """Candidates for rows that decode.
@@ -102,7 +105,7 @@ class Proposals:
         if count <= 0 or end <= held:
             return count
         # some more than are needed now: a device is told of changes, which costs more than they do
-        ahead = min(end + self._grow_ahead - 1, table.max_context)
+        ahead = min(end + _AHEAD * self._grow_ahead - 1, table.max_context)
         plenty = self._grow_ahead > 1 and spare >= ahead - held
         if plenty and cache.extend(request.row, held, ahead):
             return count

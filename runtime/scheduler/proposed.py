@@ -1,4 +1,4 @@
-"""What a drafter proposed: whether it is sound, and what of it may be run."""
+"""What of a drafter's tree may be run. Knows nothing of requests."""
 
 from __future__ import annotations
 
