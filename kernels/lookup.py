@@ -15,8 +15,9 @@ from branchline.kernels.beam import Check, SlotRows
 
 __all__ = ["CHANGED", "LEAST", "LONG", "MATCH", "SEARCHED", "LookupOps", "Matches"]
 
-LEAST = 3
-"""A place must match so well to be one at all: shorter runs come by chance."""
+LEAST = 2
+"""A place must match so well to be one at all. Runs as short as that come by chance, but where
+places are kept free for guesses any guess is better than none."""
 
 MATCH = 16
 """Ids beyond which a longer match is no better."""

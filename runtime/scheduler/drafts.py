@@ -159,9 +159,9 @@ class Drafts:
         self._wanted = {}
         if pace.rests(len(requests)):
             return False
-        asked_s, kinds = self._asked_s, self._kinds(requests)
+        kinds = self._kinds(requests)
         if not kinds:
-            pace.asked(len(requests), told=self._asked_s == asked_s)
+            pace.asked(len(requests))
             return False
         counts = pace.guesses(list(kinds), len(requests), list(kinds.values()))
         self._wanted = dict(zip(kinds, counts, strict=True))
@@ -303,10 +303,12 @@ class Drafts:
             self._free_pace.finished(request.id)
             self._constrained_pace.finished(request.id)
 
-    def looked_up(self, requests: Sequence[Request], matched: Int32Array | None) -> None:
-        """A step of these rows is over; see `ForwardOutput.matched`."""
-        if self._looked_up is not None and matched is not None:
-            self._looked_up.told(requests, matched)
+    def looked_up(
+        self, requests: Sequence[Request], matched: Int32Array, guessed: Sequence[bool]
+    ) -> None:
+        """A step of these rows is over; see `LookedUp.told`."""
+        if self._looked_up is not None:
+            self._looked_up.told(requests, matched, guessed)
 
     def _kinds(self, requests: Sequence[Request]) -> dict[str, int]:
         """Rows that promise something, by their names, and guesses of which kind."""

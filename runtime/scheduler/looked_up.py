@@ -14,8 +14,18 @@ import numpy as np
 from branchline.runtime.core.batch import Int32Array
 from branchline.runtime.core.request import Request
 
+ENTER = 3
+"""A row that matches so well has something to quote; less comes by chance."""
+
 LONG = 8
 """Rows that match so well make guesses of another kind: it is rarely by chance."""
+
+LINGER = 4
+"""Guessed steps without a match after which a row is thought to quote no more: most quotations go
+on behind a few other words, and to end a run of guessed steps and begin another takes longer."""
+
+FEW = 8
+"""Rows of a step in which rows linger; where there are more, each guess costs something."""
 
 
 class LookedUp:
@@ -23,17 +33,30 @@ class LookedUp:
 
     def __init__(self) -> None:
         self._kinds: dict[str, int] = {}
+        self._left: dict[str, int] = {}
         self._seen: set[str] = set()
         self._bound: set[str] = set()  # rows that are not free, at least at first
 
-    def told(self, requests: Sequence[Request], matched: Int32Array) -> None:
+    def told(
+        self, requests: Sequence[Request], matched: Int32Array, guessed: Sequence[bool]
+    ) -> None:
         """A step is over.
 
         Args:
             matched: int32 [b], of each of its b rows.
+            guessed: which of them had guesses.
         """
-        hits = np.flatnonzero(matched).tolist()
+        before = self._kinds
+        hits = np.flatnonzero(matched >= ENTER).tolist()
         self._kinds = {requests[i].id: 2 if matched[i] >= LONG else 1 for i in hits}
+        if len(requests) > FEW:
+            return
+        for request, had in zip(requests, guessed, strict=True):
+            name = request.id
+            if name in self._kinds:
+                self._left[name] = LINGER
+            elif had and name in before and (left := self._left.get(name, 0)) > 0:
+                self._left[name], self._kinds[name] = left - 1, before[name]
 
     def quoting(self, requests: Sequence[Request]) -> Iterator[tuple[Request, int]]:
         """Free rows that match, and of which kind their guesses are."""
@@ -59,6 +82,7 @@ class LookedUp:
         self._seen.discard(request.id)
         self._bound.discard(request.id)
         self._kinds.pop(request.id, None)
+        self._left.pop(request.id, None)
 
 
 def is_free(request: Request) -> bool:
