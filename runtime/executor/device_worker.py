@@ -22,7 +22,6 @@ from branchline.runtime.executor.device_runner import DeviceRunner, QueuedForwar
 from branchline.runtime.executor.device_scores import Head, Reading, queue_scores
 from branchline.runtime.executor.device_stream import Mark, to_device, to_host
 from branchline.runtime.executor.lora_inputs import logit_slots
-from branchline.runtime.executor.plan_buffers import StepTensors
 from branchline.runtime.sampling.device_sampler import DeviceSampler
 from branchline.runtime.sampling.logprobs import scatter_logprobs
 
@@ -32,11 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Landing:
-    """A step's results on their way to the host; valid once `mark` has passed."""
+    """A step's results on their way to the host; valid once `mark` has passed.
+
+    Attributes:
+        ids: int32 [s] that were sampled, or lines of `StepTensors.back`: the last two, or all.
+        matched: which of the two.
+    """
 
     mark: Mark
     ids: torch.Tensor | None = None
-    matched: torch.Tensor | None = None
+    matched: bool = False
     nodes: torch.Tensor | None = None
     logprobs: Reading | None = None
     scores: Reading | None = None
@@ -81,7 +85,9 @@ class DevicePending:
         if landing.ids is None or plan.sampling is None:
             none = np.empty(0, dtype=np.int32)
             return ForwardOutput(none.reshape(0, 1), none, scores=scores, hidden=hidden)
-        ids = landing.ids.numpy()
+        ids, matched = landing.ids.numpy(), None
+        if landing.matched:
+            ids, matched = ids[-2, : len(plan.sample_rows)], ids[-1, : len(plan.rows)]
         bad: tuple[int, ...] = ()
         if ids.min(initial=0) < 0:
             bad = tuple(np.flatnonzero(ids < 0).tolist())
@@ -98,7 +104,7 @@ class DevicePending:
             hidden=hidden,
             bad_rows=bad,
             trees=self.trees(),
-            matched=None if landing.matched is None else landing.matched.numpy(),
+            matched=matched,
         )
 
 
@@ -183,7 +189,9 @@ class DeviceWorker:
             if forwarded.step is not None:
                 if chosen is None:
                     self.runner.look_up(forwarded.step, ids)
-                _land_looked_up(landing, forwarded.step, plan, keeps=keeps)
+                back = forwarded.step.back
+                landing.ids, landing.matched = to_host(back if keeps else back[2:]), True
+                landing.nodes = landing.ids if keeps else None
             elif guessed is not None and keeps:
                 self.runner.keep(guessed, ids)
                 landing.nodes = to_host(guessed.nodes)  # what was sampled among it
@@ -229,21 +237,10 @@ class DeviceWorker:
         return found.ids
 
 
-def _land_looked_up(
-    landing: _Landing, step: StepTensors, plan: ScheduleBatch, *, keeps: bool
-) -> None:
-    """Queue the way back of a step's ids and of what its rows match, in one copy; with candidates
-    where the step has kept some."""
-    back = to_host(step.back if keeps else step.back[2:])
-    landing.ids, landing.matched = back[-2, : len(plan.sample_rows)], back[-1, : len(plan.rows)]
-    if keeps:
-        landing.nodes = back[:3]
-
-
 def trees_of(
     plan: ScheduleBatch, nodes: np.ndarray[tuple[int, int], np.dtype[np.int32]]
 ) -> list[DraftTree]:
-    """Of each of a plan's guessed rows, from int32 [2 or 3, s] ids and parents at its places."""
+    """Of each of a plan's guessed rows, from int32 [2 or more, s] ids and parents at its places."""
     guessed, tree = plan.guessed, plan.tree
     if guessed is None or tree is None:
         return []

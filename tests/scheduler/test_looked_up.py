@@ -1,4 +1,4 @@
-"""What a worker tells of rows that it looks up, and what is made of it: who guesses, and how often."""
+"""What a worker tells of rows that it looks up, and what is made of it: who guesses, how often."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from branchline.runtime.scheduler.looked_up import ENTER, FEW, LINGER, LONG, Loo
 from branchline.runtime.scheduler.pace import Decision, Pace
 
 PLAIN, CYCLE, END = 0.45e-3, 0.65e-3, 0.3e-3
-"""Seconds of a plain step of one row, of one that checks guesses, and of a run's end beside them."""
+"""Seconds of a plain step of one row, of one that checks guesses, and of a run's end on top."""
 
 
 def requests(count: int, **params: Any) -> list[Request]:
