@@ -128,6 +128,8 @@ class GuessedRows:
         allowed: what may come first of each: int32 [ceil(V / 32)], bit set = allowed; None = all.
         keeps: the worker keeps those that were sampled: their entries are moved to where they
             belong, and the next step may follow. Else the scheduler does, by the next plan.
+        repeats: the step is the one before once more: the same rows, all of which follow, with as
+            many candidates. But for the plan's `slot_writes` there is nothing to be told.
     """
 
     rows: Int32Array
@@ -135,6 +137,7 @@ class GuessedRows:
     follows: np.ndarray[tuple[int], np.dtype[np.bool_]]
     allowed: list[Int32Array | None]
     keeps: bool
+    repeats: bool = False
 
 
 @dataclass(slots=True)
@@ -197,6 +200,11 @@ class ScheduleBatch:
         return None if self.tree is None else self.tree.guessed
 
     @property
+    def repeats(self) -> bool:
+        """See `GuessedRows.repeats`."""
+        return self.guessed is not None and self.guessed.repeats
+
+    @property
     def extend_start(self) -> Int32Array:
         """int32 [b + 1], where each row's tokens begin among the t, then t."""
         starts: Int32Array = np.zeros(len(self.extend_lens) + 1, dtype=np.int32)
@@ -249,6 +257,8 @@ class ForwardOutput:
         hidden: float32 [p, hidden], final normed states of the plan's `hidden_rows`.
         bad_rows: sampled rows (indices into s) whose logits held NaN or nothing allowed.
         trees: candidates that the worker made, of each of the plan's `guessed`.
+        matched: int32 [b], how well the last ids of each row, sampled ones included, match ids that
+            came before in it, 0 = not at all (`kernels.lookup`); None = nobody looked.
     """
 
     token_ids: np.ndarray[tuple[int, int], np.dtype[np.int32]]
@@ -258,3 +268,4 @@ class ForwardOutput:
     hidden: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None = None
     bad_rows: tuple[int, ...] = ()
     trees: list[DraftTree] = field(default_factory=list)
+    matched: Int32Array | None = None

@@ -134,16 +134,21 @@ class DeviceDraft:
                 lambda: self._round(rows, depth, self._check)
             )
 
-    def guess(self, plan: ScheduleBatch, check: Check) -> None:
+    def guess(self, plan: ScheduleBatch, check: Check) -> Callable[[], None] | None:
         """Queue the levels for a plan's guessed rows and make what they find the step's candidates;
         the tables hold what the plan says.
 
         Args:
             check: the step as it was loaded, which is completed here.
+
+        Returns:
+            A call that queues the same once more for a plan that `repeats`, until this is called
+            again; None where there is none.
         """
         guessed = plan.guessed
         assert guessed is not None, "the plan asks for guesses"
         recorded = check.nodes.data_ptr() == self._check.nodes.data_ptr()
+        replay: Callable[[], None] | None = None
         for first in range(0, len(guessed.rows), ROW_SIZES[-1]):
             group = np.arange(first, min(first + ROW_SIZES[-1], len(guessed.rows)))
             rows = next(size for size in ROW_SIZES if size >= len(group))
@@ -155,6 +160,7 @@ class DeviceDraft:
                 self._round(rows, depth, check)
             else:
                 replay()
+        return replay if len(guessed.rows) <= ROW_SIZES[-1] else None
 
     def keep(self, check: Check) -> tuple[torch.Tensor, torch.Tensor]:
         """Queue `BeamOps.keep_guesses` over the tables."""

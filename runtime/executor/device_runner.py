@@ -8,7 +8,8 @@ Knows nothing of sampling parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -32,6 +33,7 @@ from branchline.runtime.executor.device_graphs import (
     idle_step,
     padded,
 )
+from branchline.runtime.executor.device_lookup import DeviceLookup
 from branchline.runtime.executor.device_stream import DeviceStream, Mark, to_host
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.draft_step import Draft, forward_step
@@ -49,10 +51,15 @@ MIXED_SAMPLES = 256
 
 @dataclass(slots=True)
 class _Made:
-    """What is known of a step's candidates once they are queued; see `QueuedForward`."""
+    """What is known of a step's candidates once they are queued; see `QueuedForward`.
+
+    Attributes:
+        again: queues the same guesses once more; see `DeviceDraft.guess`.
+    """
 
     check: Check | None = None
     nodes: tuple[torch.Tensor, Mark] | None = None
+    again: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class QueuedForward:
         check: of a step whose candidates were made here.
         nodes: int32 [3, most samples], see `Check`, in host memory once the mark has passed; of a
             step whose candidates must be known before it is sampled.
+        step: what the step reads, where rows are looked up behind it.
     """
 
     hidden: torch.Tensor | None
@@ -79,6 +87,21 @@ class QueuedForward:
     replayed: bool = False
     check: Check | None = None
     nodes: tuple[torch.Tensor, Mark] | None = None
+    step: StepTensors | None = None
+
+
+class _Repeated(NamedTuple):
+    """A step that is in the buffers as it was queued.
+
+    Attributes:
+        guess, forward: queue it once more.
+        outputs, queued: what it gives.
+    """
+
+    guess: Callable[[], None]
+    forward: Callable[[], Outputs]
+    outputs: Outputs
+    queued: QueuedForward
 
 
 class DeviceRunner:
@@ -96,9 +119,11 @@ class DeviceRunner:
         tree_words: words of tree masks in a step at most.
         draft: a draft model that keeps something of every token, if there is one.
         adapter_slots: that the model's layers were given.
+        lookup: guesses by looking up, and looks up behind every step; None = nobody does.
 
     Attributes:
-        guesser: makes the candidates of plans that ask for some; None = there are none.
+        guesser: makes the candidates of plans that ask for some, unless they are looked up; None =
+            there are none.
         choice: of tokens, recorded; None = it is not.
     """
 
@@ -117,6 +142,7 @@ class DeviceRunner:
         tree_words: int = 1 << 18,
         draft: Draft | None = None,
         adapter_slots: int = 0,
+        lookup: DeviceLookup | None = None,
     ) -> None:
         if not isinstance(ops, SamplingOps):
             raise InvalidRequest(
@@ -127,6 +153,7 @@ class DeviceRunner:
         self.kv_pool, self.tables = kv_pool, tables
         self.draft = draft
         self.guesser: DeviceDraft | None = None
+        self.lookup = lookup
         self.choice: RecordedChoice | None = None
         self.attention = attention
         self._max_rows = max_rows
@@ -153,9 +180,11 @@ class DeviceRunner:
         self._buffers = buffers
         self._recorded_nodes = self.recorded_check().nodes.data_ptr()
         self._keeps: dict[int, Callable[[], None]] = {}
+        self._last: _Repeated | None = None  # the last step, if it can be queued once more
         self.recorder = Recorder(stream)
         self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream, self.recorder)
-        # Made once: in a recording each of its tensors would be made anew in every step.
+        # Made once: in a recording each of these tensors would be made anew in every step.
+        self._none = torch.full((), -1, dtype=torch.int32, device=stream.device)
         self._greedy = Draws.greedy(max(most, VERIFY_TOKENS[-1]), stream.device)
 
     @property
@@ -165,6 +194,10 @@ class DeviceRunner:
 
     def run(self, plan: ScheduleBatch) -> QueuedForward:
         """Queue slot copies, table changes, the forward, and logits of the sampled rows."""
+        last, self._last = self._last, None
+        if plan.repeats and last is not None:
+            self._last = self._repeat(last, plan)
+            return self._last.queued
         if plan.copies is not None:
             self.kv_pool.copy_slots(*plan.copies)
             if self.draft is not None:
@@ -182,14 +215,16 @@ class DeviceRunner:
         else:
             tensors, outputs = self.graphs.replay(graph, plan, guess)
         places, positions = tensors.sample_places[:sampled], tensors.sample_positions[:sampled]
-        there = places, positions, graph is not None, made.check, made.nodes
+        seen = None if self.lookup is None else tensors
+        there = places, positions, graph is not None, made.check, made.nodes, seen
         hidden = None if outputs.hidden is None else outputs.hidden[: len(plan.logit_idx)]
         logits = None
         if outputs.logits is not None and sampled <= len(outputs.logits):
-            assert outputs.greedy is not None, "what gives logits chooses"
-            if sampled:
-                logits = outputs.logits[:sampled]
-            return QueuedForward(hidden, logits, outputs.greedy[:sampled], *there)
+            logits, greedy = _choices(outputs, sampled)
+            queued = QueuedForward(hidden, logits, greedy, *there)
+            if graph is not None and made.again is not None and made.nodes is None:
+                self._last = _Repeated(made.again, graph.replay, outputs, queued)
+            return queued
         assert outputs.hidden is not None, "a graph gives logits or hidden states"
         if sampled:
             index = tensors.sample_idx[: padded(sampled)]
@@ -199,18 +234,38 @@ class DeviceRunner:
             logits = self.model.logits(rows, self.ops, lora)[:sampled]
         return QueuedForward(hidden, logits, None, *there)
 
+    def _repeat(self, last: _Repeated, plan: ScheduleBatch) -> _Repeated:
+        """Queue a step that is in the buffers as the last one was queued."""
+        if plan.slot_writes is not None:
+            self.tables.write(self.tables.upload(self.tables.changes(plan)))
+        last.guess()
+        outputs = last.forward()
+        if outputs is last.outputs:
+            return last
+        logits, greedy = _choices(outputs, len(plan.sample_rows))  # not recorded, on a CPU
+        queued = replace(last.queued, logits=logits, greedy=greedy)
+        return last._replace(outputs=outputs, queued=queued)
+
     def keep(self, check: Check, sampled: torch.Tensor) -> None:
         """Queue: of the candidates that were made, keep those that int32 [s] ids were sampled for.
 
         Their entries lie behind those of the row afterwards, and the tables tell ids and length.
         """
-        check.nodes[2, : len(sampled)].copy_(sampled)
+        if sampled.data_ptr() != check.nodes[2].data_ptr():  # recorded checks leave theirs there
+            check.nodes[2, : len(sampled)].copy_(sampled)
         recorded = check.nodes.data_ptr() == self._recorded_nodes
         replay = self._keeps.get(len(check.rows)) if recorded else None
         if replay is None:
             self._keep(check)
         else:
             replay()
+
+    def look_up(self, step: StepTensors, sampled: torch.Tensor) -> None:
+        """Queue, of a step whose ids int32 [s] were not chosen with the forward: keep the
+        candidates that they are, and look all rows up."""
+        assert self.lookup is not None, "somebody looks up"
+        step.back[2, : len(sampled)].copy_(sampled)
+        self.lookup.find(step)
 
     def record_keep(self, rows: int) -> None:
         """Record `keep` for recorded steps of so many rows, padding included.
@@ -247,11 +302,16 @@ class DeviceRunner:
         self.draft.pool.move_slots(self.ops, source, target)
 
     def _guess(self, plan: ScheduleBatch, tensors: StepTensors, made: _Made) -> None:
-        assert plan.guessed is not None and self.guesser is not None, "there is somebody to guess"
+        assert plan.guessed is not None, "there is something to guess"
+        if self.lookup is not None:
+            assert plan.guessed.keeps, "what is looked up is kept here"
+            made.check, made.again = tensors.check(), lambda: None
+            return  # the step itself begins with it
+        assert self.guesser is not None, "there is somebody to guess"
         if plan.slot_writes is not None or plan.inits:  # else the step itself would be the first
             self.tables.write(tensors.writes)
         made.check = tensors.check()
-        self.guesser.guess(plan, made.check)
+        made.again = self.guesser.guess(plan, made.check)
         if not plan.guessed.keeps:
             made.nodes = to_host(made.check.nodes), self.stream.mark()
 
@@ -275,6 +335,8 @@ class DeviceRunner:
     ) -> tuple[torch.Tensor, LoraBatch | None]:
         """Hidden states [l, hidden] of the logit rows, and these rows' adapters."""
         self.tables.write(tensors.writes)
+        if self.lookup is not None and tensors.shape.tree:
+            self.lookup.plant(tensors)
         self.attention.begin(plan)
         ids = self.ops.resolve_ids(
             tensors.input_ids, tensors.positions, tensors.meta, self.tables.tokens
@@ -310,5 +372,15 @@ class DeviceRunner:
         logits = self.model.logits(rows, self.ops, lora)
         ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(count))
         self.tables.put_tokens(tensors.sample_places[:count], ids)
-        greedy = torch.where(bad, -1, ids)
+        greedy = torch.where(bad, self._none, ids)
+        if shape.verify or self.lookup is not None:  # where what is kept is seen
+            greedy = tensors.back[2, :count].copy_(greedy)
+        if self.lookup is not None:
+            self.lookup.find(tensors)
         return Outputs(hidden=None if every else hidden, logits=logits, greedy=greedy)
+
+
+def _choices(outputs: Outputs, sampled: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Logits and ids of the places that are sampled, of a recording that chooses."""
+    assert outputs.logits is not None and outputs.greedy is not None, "what gives logits chooses"
+    return outputs.logits[:sampled] if sampled else None, outputs.greedy[:sampled]

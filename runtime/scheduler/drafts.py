@@ -22,7 +22,9 @@ from branchline.runtime.core.drafting import MAX_GUESSES, Drafter, DraftRow, Ste
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
+from branchline.runtime.scheduler.looked_up import LookedUp, is_free
 from branchline.runtime.scheduler.pace import Decision, Pace
+from branchline.runtime.scheduler.proposed import check_tree, pruned
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +108,8 @@ class Drafts:
             take other times, and keep other guesses: they have one of their own.
         linked: the drafter is a model that reads the state of the token before each.
         chains: of a tree of guesses only its first path is run.
+        looked_up: the worker looks up what free rows go on with, and tells who has something to
+            quote; the drafter is asked about the others.
     """
 
     def __init__(
@@ -119,9 +123,11 @@ class Drafts:
         pace: Pace | None = None,
         linked: bool = True,
         chains: bool = False,
+        looked_up: bool = False,
     ) -> None:
         self.linked = linked
         self._chains = chains
+        self._looked_up = LookedUp() if looked_up else None
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
@@ -132,9 +138,10 @@ class Drafts:
         self._wanted: dict[str, int] = {}
         self._asked_s = 0.0  # spent on asking rows since the last step was over
 
-    @property
-    def in_step(self) -> bool:
-        """Whether the worker guesses: then there is `reserve`, else `propose`."""
+    def in_step(self, request: Request) -> bool:
+        """Whether the worker guesses for a row: then there is `reserve`, else `propose`."""
+        if self._looked_up is not None:
+            return is_free(request)
         return isinstance(self._drafter, StepDrafter)
 
     def due(self, requests: Sequence[Request]) -> bool:
@@ -144,17 +151,15 @@ class Drafts:
             requests: all decoding rows.
         """
         if self._pace is None:
-            return any(self.depth(r) > 0 and self._promising(r) for r in requests)
+            self._wanted = dict.fromkeys(self._kinds(requests), self._max_nodes)
+            return bool(self._wanted)
         free = all(request.matcher is None for request in requests)
         pace = self._pace = self._free_pace if free else self._constrained_pace
         assert pace is not None, "both are there or none"
         self._wanted = {}
         if pace.rests(len(requests)):
             return False
-        begin = time.perf_counter()
-        kinds = {r.id: kind for r in requests if self.depth(r) > 0 and (kind := self._promising(r))}
-        if not isinstance(self._drafter, StepDrafter):
-            self._asked_s += time.perf_counter() - begin
+        kinds = self._kinds(requests)
         if not kinds:
             pace.asked(len(requests))
             return False
@@ -178,13 +183,16 @@ class Drafts:
         """Candidates to ask for, where `room` are possible.
 
         Args:
-            growth: see `depth`; where that could leave less than half of the levels, it gets none.
+            growth: see `depth`; where that could leave less than half of a model's levels, it gets
+                none.
         """
-        depth = self.depth(request)
-        if depth == 0 or 2 * self.depth(request, growth) < depth:
+        depth, left = self.depth(request), self.depth(request, growth)
+        if depth == 0:
             return 0
+        if self._looked_up is not None:  # a chain, which costs nothing to find
+            return min(self._wanted.get(request.id, 0), room, left)
         wanted = self._max_nodes if self._pace is None else self._wanted.get(request.id, 0)
-        return min(wanted, room)
+        return 0 if 2 * left < depth else min(wanted, room)
 
     def propose(
         self,
@@ -226,29 +234,28 @@ class Drafts:
             growth: ids that rows may get in a step that is in flight; more than one where it has
                 candidates, so that how many is not known.
         """
-        assert isinstance(self._drafter, StepDrafter), "the worker guesses"
-        found: dict[Request, Draft] = {}
+        drafter = self._drafter
+        most = drafter.levels if isinstance(drafter, StepDrafter) else self._max_depth
+        found = []
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
             levels = min(self.depth(request, more), nodes) + known - 1
-            if request.planned_len > 0 and known <= self._drafter.levels:
-                found[request] = Draft(
-                    *_places(nodes),
-                    asked=nodes,
-                    levels=min(levels, self._drafter.levels),
-                    allowed=self._allowed(request),
-                    follows=more > 1,
-                )
-        if all(is_free(request) for request in found):
-            return {request: replace(draft, in_place=True) for request, draft in found.items()}
-        return found
+            if request.planned_len > 0 and known <= most:
+                found.append((request, nodes, min(levels, most), more > 1))
+        in_place = all(is_free(request) for request, *_ in found)
+        drafts = {request: _reserved(*rest, in_place) for request, *rest in found}
+        for request, draft in drafts.items():
+            if request.matcher is not None:
+                drafts[request] = replace(draft, allowed=self._allowed(request))
+        return drafts
 
     def learn(self, request: Request, draft: Draft, tree: DraftTree) -> Draft:
         """A draft of places, once the worker has made their candidates."""
         empty = frozenset(np.flatnonzero(tree.parents == NOBODY).tolist())
-        if request.matcher is None:
-            return replace(draft, tree=tree, forced_nodes=empty, levels=0)
+        if request.matcher is None:  # not `replace`, which takes long for what it does
+            places = tree, draft.forced, draft.matchers, empty, draft.asked
+            return Draft(*places, follows=draft.follows, in_place=draft.in_place)
         return _constrained_there(request, request.matcher, tree, draft)
 
     def checked(self, request: Request, draft: Draft, path: Sequence[int]) -> None:
@@ -290,15 +297,40 @@ class Drafts:
         """The sequence has ended."""
         if not isinstance(self._drafter, StepDrafter):
             self._drafter.finished(request.id)
+        if self._looked_up is not None:
+            self._looked_up.finished(request)
         if self._free_pace is not None and self._constrained_pace is not None:
             self._free_pace.finished(request.id)
             self._constrained_pace.finished(request.id)
 
-    def _promising(self, request: Request) -> int:
+    def looked_up(
+        self, requests: Sequence[Request], matched: Int32Array, guessed: Sequence[bool]
+    ) -> None:
+        """A step of these rows is over; see `LookedUp.told`."""
+        if self._looked_up is not None:
+            self._looked_up.told(requests, matched, guessed)
+
+    def _kinds(self, requests: Sequence[Request]) -> dict[str, int]:
+        """Rows that promise something, by their names, and guesses of which kind."""
+        found, asked = {}, requests
+        if self._looked_up is not None:
+            quoting = self._looked_up.quoting(requests)
+            found = {r.id: kind for r, kind in quoting if self.depth(r) > 0}
+            asked = self._looked_up.others(requests)
         if isinstance(self._drafter, StepDrafter):
-            return 1
+            return {request.id: 1 for request in asked if self.depth(request) > 0}
+        if not asked:
+            return found
+        begin = time.perf_counter()
+        for request in asked:
+            if self.depth(request) > 0 and (kind := self._promising(request, self._drafter)):
+                found[request.id] = kind
+        self._asked_s += time.perf_counter() - begin
+        return found
+
+    def _promising(self, request: Request, drafter: Drafter) -> int:
         try:
-            return self._drafter.promising(self._row(request, self._max_nodes, _NO_SLOTS))
+            return drafter.promising(self._row(request, self._max_nodes, _NO_SLOTS))
         except Exception:
             logger.exception("the drafter failed")
             return 0
@@ -348,13 +380,6 @@ class Drafts:
         return own if request.sampling.ignore_eos else own | self._eos_ids
 
 
-def is_free(request: Request) -> bool:
-    """Whether an id can be sampled and kept by what the worker knows of the row."""
-    sampling = request.sampling
-    plain = request.matcher is None and not sampling.has_penalties
-    return plain and request.output_len >= sampling.min_tokens
-
-
 @lru_cache(maxsize=MAX_GUESSES)
 def _places(
     n: int,
@@ -364,35 +389,10 @@ def _places(
     return DraftTree(none, none - 1, none), (-1,) * (n + 1), (None,) * (n + 1)
 
 
-def check_tree(tree: DraftTree, max_nodes: int, vocab_size: int) -> None:
-    """Raise `ValueError` where a drafter broke its promise."""
-    tokens, parents, depths = (
-        part.tolist() for part in (tree.token_ids, tree.parents, tree.depths)
-    )
-    n = len(tokens)
-    if not n == len(parents) == len(depths) or n > max_nodes:
-        raise ValueError(f"a tree of {n} candidates, {max_nodes} were asked for")
-    for node, (token, parent, depth) in enumerate(zip(tokens, parents, depths, strict=True)):
-        if not -1 <= parent < node:
-            raise ValueError("a candidate stands before its parent")
-        if depth != (0 if parent < 0 else depths[parent] + 1):
-            raise ValueError("the depth of a candidate is not its parent's plus one")
-        if not 0 <= token < vocab_size:
-            raise ValueError("a candidate is no token of the model")
-
-
-def pruned(tree: DraftTree, ends: frozenset[int], max_depth: int) -> DraftTree:
-    """The tree without ids that end the output, deeper levels, and what stands behind either."""
-    keep: Sequence[bool] = (tree.depths < max_depth).tolist()
-    tokens = tree.token_ids.tolist()
-    if all(keep) and ends.isdisjoint(tokens):
-        return tree
-    grown = GrowingTree()
-    places: dict[int, int] = {-1: -1}
-    for node, parent in enumerate(tree.parents.tolist()):
-        if keep[node] and parent in places and tokens[node] not in ends:
-            places[node] = grown.add(tokens[node], places[parent])
-    return grown.build()
+@lru_cache(maxsize=4 * MAX_GUESSES)
+def _reserved(n: int, levels: int, follows: bool, in_place: bool) -> Draft:
+    """n places for candidates of a row without a constraint."""
+    return Draft(*_places(n), asked=n, levels=levels, follows=follows, in_place=in_place)
 
 
 class _Walk:

@@ -143,10 +143,11 @@ class Pace:
     Args:
         most: guesses of a row at most.
         limit: guesses of a step at most.
+        told: the worker tells which rows have guesses, so that nobody has to be asked.
     """
 
-    def __init__(self, most: int, limit: int) -> None:
-        self._most, self._limit = most, limit
+    def __init__(self, most: int, limit: int, *, told: bool = False) -> None:
+        self._most, self._limit, self._told = most, limit, told
         self._costs = Costs()
         self._tried, self._trusted, self._asked = Budget(TRIED), Budget(TRIED), Budget(ASKED)
         self._in_vain = Usual()  # seconds that were lost by asking in vain
@@ -166,7 +167,7 @@ class Pace:
 
     def another(self) -> Pace:
         """One for steps of another kind, that knows nothing yet."""
-        return Pace(self._most, self._limit)
+        return Pace(self._most, self._limit, told=self._told)
 
     @property
     def decision(self) -> Decision:
@@ -233,9 +234,18 @@ class Pace:
         """Rows were asked for the next step, of `rows` rows, and none promises anything. They are
         asked again as soon as what is lost by it may be."""
         plain = self._costs.plain(rows)
-        if plain is not None:  # at first until it is told how long it took
+        if self._costs_nothing:
+            if not self._stands(rows) or self._decision.guesses:
+                self._rest(rows, 1)
+            self._begin_step()
+        elif plain is not None:  # at first until it is told how long it took
             self._rest(rows, self._unasked(rows, plain) if self._in_vain.weight else 2)
             self._step += 1
+
+    @property
+    def _costs_nothing(self) -> bool:
+        """Whether to ask rows costs nothing."""
+        return self._told and not self._in_vain.weight
 
     def _unasked(self, rows: int, plain: float) -> int:
         """Steps for which rows are not asked, since it would most likely be in vain."""
@@ -302,8 +312,8 @@ class Pace:
             if steps == 0:
                 return False
             self._rest(rows, steps)
-        if self._decision.guesses:
-            return False
+        if self._decision.guesses or (rows <= FEW and self._costs_nothing):
+            return False  # for another kind of guesses it may be decided anew
         self._begin_step()
         return True
 
@@ -318,10 +328,10 @@ class Pace:
         kinds = kinds or [1] * len(names)
         known = [self._rows.ask(name, kind) for name, kind in zip(names, kinds, strict=True)]
         best = max(kinds, default=1)
-        if not self._stands(rows) or (rows <= FEW and best != self._decision.kind):
+        if not self._stands(rows) or (rows <= FEW and self._other(best)):
             self._decide(known, rows)
             self._decision.kind = best
-            if self._decision.guesses == 0 and self._rows.kinds > 1:
+            if self._decision.guesses == 0 and self._rows.kinds > 1 and not self._costs_nothing:
                 # another kind may come as soon as they are asked again
                 plain = self._costs.plain(rows)
                 steps = 1 if plain is None else max(1, self._unasked(rows, plain))
@@ -335,6 +345,13 @@ class Pace:
             return [wanted if self._willing(row) else 0 for row in known]
         first = self._step % len(known)  # not always the same ones
         return [wanted if (i - first) % len(known) < tried else 0 for i in range(len(known))]
+
+    def _other(self, best: int) -> bool:
+        """Whether what was decided was decided for another kind of guesses."""
+        decided = self._decision
+        if decided.guesses == 0 and self._costs_nothing:
+            return best > decided.kind
+        return best != decided.kind
 
     def _stands(self, rows: int) -> bool:
         near = 4 * abs(rows - self._decided_for) <= self._decided_for  # rows come and go

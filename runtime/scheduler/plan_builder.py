@@ -25,6 +25,7 @@ from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatc
 from branchline.runtime.scheduler.candidates import tree_mask
 from branchline.runtime.scheduler.drafts import Draft
 from branchline.runtime.scheduler.pace import Decision
+from branchline.runtime.scheduler.repeats import Repeats
 
 _NO_INTS = np.zeros(0, dtype=np.int32)
 
@@ -163,6 +164,7 @@ class PlanBuilder:
         self._sampled: list[Request] = []
         self._sampling: SamplingBatch | None = None
         self._told = np.zeros(slot_table.max_rows, dtype=np.int64)
+        self._repeats = Repeats()
 
     def build(
         self,
@@ -177,6 +179,9 @@ class PlanBuilder:
             inits: rows that it begins with.
             copies: (src, dst) slots to copy before it.
         """
+        again = None if inits or copies else self._repeats.of(segments, self._table.take_changes)
+        if again is not None:
+            return again
         for entered in inits:
             self._told[entered.row] = entered.start + len(entered.ids)
         plain: list[Segment] = []
@@ -198,6 +203,7 @@ class PlanBuilder:
         plan.batch.copies = copies
         if self._linked:
             plan.batch.previous = self._previous(plan)
+        self._repeats.built(plan)
         return plan
 
     def _previous(self, plan: StepPlan) -> Int32Array:

@@ -14,7 +14,11 @@ from branchline.runtime.core.tree import DraftTree
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.candidates import tree_mask
 from branchline.runtime.scheduler.drafts import Draft, Drafts
+from branchline.runtime.scheduler.looked_up import is_free
 from branchline.runtime.scheduler.plan_builder import StepPlan
+
+_AHEAD = 4
+"""A row with guesses grows by several ids in a step, and is given so many times the slots ahead."""
 
 
 class Proposals:
@@ -50,22 +54,25 @@ class Proposals:
             nodes = self._spare(request, self._drafts.nodes(request, spare // len(decoding)))
             if nodes > 0:
                 rows.append((request, nodes))
-        if self._drafts.in_step:
-            return self._drafts.reserve(rows)
-        return self._drafts.propose(rows, self._cache.slot_table.array) if rows else {}
+        there = [row for row in rows if self._drafts.in_step(row[0])]
+        here = [row for row in rows if not self._drafts.in_step(row[0])]
+        found = self._drafts.reserve(there)
+        if here:
+            found |= self._drafts.propose(here, self._cache.slot_table.array)
+        return found
 
     def following(
         self, step: StepPlan, running: int, *, waiting: bool
     ) -> dict[Request, Draft] | None:
-        """For a step behind one in flight that keeps guesses by itself, if all there is to do is to
-        go on where that one ends; None = it must be known first.
+        """For a step behind one in flight that is plain or keeps guesses by itself, if all there is
+        to do is to go on where that one ends; None = it must be known first.
 
         Args:
             running: requests that hold a row.
             waiting: others wait for one.
         """
         guessed = step.batch.guessed
-        if guessed is None or not guessed.keeps:
+        if step.plain < len(step.segments) and (guessed is None or not guessed.keeps):
             return None
         if running != len(step.segments) or (waiting and running < self._max_running):
             return None
@@ -80,6 +87,8 @@ class Proposals:
             nodes = self._drafts.nodes(request, spare // len(step.segments), growth)
             if nodes == 0 and draft is None:
                 continue
+            if not (self._drafts.in_step(request) and is_free(request)):
+                return None
             if nodes == 0 or self._spare(request, growth + nodes) < growth + nodes:
                 return None
             rows.append((request, nodes))
@@ -97,7 +106,7 @@ class Proposals:
         if count <= 0 or end <= held:
             return count
         # some more than are needed now: a device is told of changes, which costs more than they do
-        ahead = min(end + self._grow_ahead - 1, table.max_context)
+        ahead = min(end + _AHEAD * self._grow_ahead - 1, table.max_context)
         plenty = self._grow_ahead > 1 and spare >= ahead - held
         if plenty and cache.extend(request.row, held, ahead):
             return count

@@ -83,7 +83,7 @@ class Watched:
 
     def __init__(self, worker: DeviceWorker) -> None:
         self._worker = worker
-        self.follows = self.learns = self.keeps = 0
+        self.follows = self.learns = self.keeps = self.repeats = 0
 
     def forward(self, plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
         guessed = plan.guessed
@@ -91,6 +91,7 @@ class Watched:
             self.follows += bool(guessed.follows.any())
             self.keeps += guessed.keeps
             self.learns += not guessed.keeps
+            self.repeats += plan.repeats
         return self._worker.forward(plan, awaited=awaited)
 
     def sample(self, pending: Pending, bitmask: Any) -> None:
@@ -180,6 +181,7 @@ def test_steps_follow_each_other_without_a_look_between(
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
     assert 0 < scheduler.stats.accepted_tokens < scheduler.stats.drafted_tokens
     assert worker.follows > 0 and worker.learns == 0
+    assert worker.follows > worker.repeats > 0
 
 
 @pytest.mark.parametrize("page_size", [1, 16])

@@ -19,7 +19,7 @@ from branchline.runtime.core.protocols import Pending
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.core.tree import DraftTree
-from branchline.runtime.scheduler.drafts import check_tree, pruned
+from branchline.runtime.scheduler.proposed import check_tree, pruned
 from tests.scheduler.harness import Bench, Overlapped
 from tests.support.hash_model import VOCAB, expected_output
 from tests.support.oracle_drafter import OracleDrafter

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from branchline.kernels.triton.attention import SHORTEST_TRUNK as SHORTEST_FOUND
 from branchline.runtime.core.batch import SHORTEST_TRUNK
+from branchline.runtime.core.drafting import StepDrafter
 from branchline.runtime.core.messages import GenerateRequest
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.memory.slot_table import SlotTable
+from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.plan_builder import PlanBuilder, Segment
 
 
@@ -142,3 +144,75 @@ def test_a_mixed_step_is_its_segments_one_after_the_other(
     states = [(one.hidden_rows, i) for i, one in enumerate(alone) if one.hidden_rows is not None]
     found = [] if whole.hidden_rows is None else whole.hidden_rows.tolist()
     assert found == [int(x + logits[i]) for rows, i in states for x in rows]
+
+
+class Going:
+    """Rows that guess and go on where the step before ends, planned step by step."""
+
+    def __init__(self, rows: int) -> None:
+        self.table = SlotTable(rows, 64, 1)
+        self.table.record_changes()
+        self.requests = [request(0.0, row, 9) for row in range(rows)]
+        for one in self.requests:
+            one.row = self.table.allocate() or 0
+            one.max_len, one.planned_len, one.sampled_len = 60, 9, 10  # the last id is on its way
+            self.table.append_pages(one.row, np.arange(40, dtype=np.int32) + 100 * one.row)
+        limits = {"eos_ids": frozenset[int](), "max_nodes": 7, "max_depth": 4}
+        self._drafts = Drafts(StepDrafter(4), vocab_size=50, **limits)  # type: ignore[arg-type]
+
+    def segments(self, nodes: int, *, follows: bool = True) -> list[Segment]:
+        """Of the next step, with so many guesses for each row."""
+        growth = dict.fromkeys(self.requests, 5 if follows else 0)
+        rows = [(one, nodes) for one in self.requests]
+        made = self._drafts.reserve(rows, growth)
+        found = [Segment(one, one.planned_len, 1, True, draft=made[one]) for one in self.requests]
+        for one in self.requests:
+            one.planned_len, one.sampled_len = one.planned_len + 1, one.sampled_len + 1
+        return found
+
+
+def test_rows_that_merely_go_on_are_told_of_once() -> None:
+    """And of new slots; of everything again when anything else has been between."""
+    going = Going(2)
+    builder = PlanBuilder(going.table, lambda request: (), linked=True)
+    begin = builder.build(going.segments(7, follows=False), []).batch
+    first = builder.build(going.segments(7), []).batch
+    assert not begin.repeats and not first.repeats
+    plan = builder.build(segments := going.segments(7), [])
+    again = plan.batch
+    assert again.repeats and again.slot_writes is None
+    assert plan.segments == segments and plan.guesses == 14 and plan.steady
+    assert builder.build(going.segments(7), []).batch is again
+    going.table.append_pages(1, np.arange(3, dtype=np.int32) + 7)
+    grown = builder.build(going.segments(7), []).batch
+    assert grown.repeats and grown.slot_writes is not None
+    assert grown.slot_writes.slots.tolist() == [7, 8, 9]
+    assert builder.build(going.segments(7), []).batch.slot_writes is None, "told once"
+    for other in (going.segments(6), going.segments(7)[:1], going.segments(7)[::-1]):
+        assert not builder.build(other, []).batch.repeats
+    decoding = [Segment(going.requests[0], 9, 1, True)]
+    builder.build(going.segments(7), [])
+    builder.build(decoding, [])
+    assert not builder.build(going.segments(7), []).batch.repeats
+    assert builder.build(going.segments(7), []).batch.repeats
+
+
+def test_what_a_repeated_plan_says_is_what_would_be_said_of_it_anew() -> None:
+    """But for where its rows are, which nobody asks it."""
+    going = Going(3)
+    builder = PlanBuilder(going.table, lambda request: (), linked=True)
+    builder.build(going.segments(5), [])
+    segments = going.segments(5)
+    again = builder.build(segments, []).batch
+    anew = PlanBuilder(going.table, lambda request: (), linked=True).build(segments, []).batch
+    assert again.repeats and not anew.repeats
+    names = ("rows", "extend_lens", "input_ids", "logit_idx", "sample_idx", "sample_rows")
+    for name in names:
+        assert getattr(again, name).tolist() == getattr(anew, name).tolist(), name
+    assert again.guessed is not None and anew.guessed is not None
+    for name in ("rows", "levels", "follows"):
+        assert getattr(again.guessed, name).tolist() == getattr(anew.guessed, name).tolist()
+    assert again.guessed.keeps and again.tree is not None and anew.tree is not None
+    assert again.tree.counts.tolist() == anew.tree.counts.tolist()
+    assert again.tree.offsets.tolist() == anew.tree.offsets.tolist()
+    assert again.mode is anew.mode and again.num_tokens == anew.num_tokens

@@ -9,7 +9,7 @@ import pytest
 
 from branchline.runtime.core.drafting import DraftRow
 from branchline.runtime.executor.drafting import DraftSeed, Guesses, best_tree
-from branchline.runtime.scheduler.drafts import check_tree
+from branchline.runtime.scheduler.proposed import check_tree
 from branchline.runtime.speculative.model_drafter import ModelDrafter
 
 

@@ -10,7 +10,7 @@ from branchline.runtime.config.sections import SpeculativeSection
 from branchline.runtime.core.drafting import DraftRow
 from branchline.runtime.core.tree import DraftTree, GrowingTree
 from branchline.runtime.executor.drafting import DraftSeed, Guesses
-from branchline.runtime.scheduler.drafts import check_tree
+from branchline.runtime.scheduler.proposed import check_tree
 from branchline.runtime.speculative.build import model_drafting
 from branchline.runtime.speculative.ngram import NgramDrafter
 from branchline.runtime.speculative.quoting import LONG_MATCH, QuotingDrafter
