@@ -171,7 +171,7 @@ def build_scheduler(
         call_soon=call_soon,
         grow_ahead=1 if host else GROW_AHEAD,
         masks_beside=not host,
-        drafts=_drafts(config, loaded, backend, tokenizer.eos_ids, decisions, quotes=host),
+        drafts=_drafts(config, loaded, backend, tokenizer.eos_ids, decisions, host=host),
         adapters=adapters,
     )
     facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
@@ -195,7 +195,7 @@ def _drafts(
     eos_ids: frozenset[int],
     decisions: list[Decision],
     *,
-    quotes: bool,
+    host: bool,
 ) -> Drafts | None:
     vocab_size = loaded.model.spec.vocab_size
     draft = loaded.draft
@@ -207,7 +207,7 @@ def _drafts(
             max_nodes=draft.nodes,
             max_depth=draft.depth,
             least=draft.least,
-            quotes=quotes,
+            quotes=host,
         )
     else:
         chosen = make_drafting(config.speculative)
@@ -220,7 +220,7 @@ def _drafts(
         eos_ids=eos_ids,
         max_nodes=chosen.max_nodes,
         max_depth=chosen.max_depth,
-        pace=Pace(chosen.max_nodes, MAX_GUESSES) if chosen.adapts else None,
+        pace=Pace(chosen.max_nodes, MAX_GUESSES, filled=not host) if chosen.adapts else None,
         linked=draft is not None,
         chains=guesses_in_chains(config, loaded.device),
     )
