@@ -144,6 +144,8 @@ class DeviceBuilder:
             draft=self._draft(pool),
             adapter_slots=settings.adapter_slots,
         )
+        if settings.graphs:
+            self._runner.choice = self._runner.recorded_choice()
 
     def _graph_tokens(self) -> int:
         report = self._model.memory_report()
@@ -201,6 +203,10 @@ class DeviceBuilder:
             self._record()
         self._warm_eager()
         self._warm_sampling()
+        choice = self._runner.choice
+        if choice is not None:
+            kinds = [partial(choice.record, *kind) for kind in choice.kinds]
+            self._record_all("sampling_graphs", kinds)
         if self._draft_model is not None:
             self._runner.guesser = self._record_guesses()
             rows = {min(rows, self._settings.max_rows + 1) for rows in VERIFY_ROWS}

@@ -37,6 +37,7 @@ from branchline.runtime.executor.device_stream import DeviceStream, Mark, to_hos
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.draft_step import Draft, forward_step
 from branchline.runtime.executor.plan_buffers import PlanBuffers, StepShape, StepTensors
+from branchline.runtime.executor.recorded_choice import RecordedChoice
 from branchline.runtime.executor.recorder import Recorder
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.models.base import Model
@@ -70,6 +71,7 @@ class QueuedForward:
         greedy: int32 [s], the most likely ids, written to the token table already; or None.
         places: int64 [s], where sampled ids go in the flat token table.
         positions: int64 [s], position that each of them takes.
+        replayed: places and positions are where recorded steps have them.
         check: of a step whose candidates were made here.
         nodes: int32 [3, most samples], see `Check`, in host memory once the mark has passed; of a
             step whose candidates must be known before it is sampled.
@@ -80,6 +82,7 @@ class QueuedForward:
     greedy: torch.Tensor | None
     places: torch.Tensor
     positions: torch.Tensor
+    replayed: bool = False
     check: Check | None = None
     nodes: tuple[torch.Tensor, Mark] | None = None
 
@@ -116,6 +119,7 @@ class DeviceRunner:
 
     Attributes:
         guesser: makes the candidates of plans that ask for some; None = there are none.
+        choice: of tokens, recorded; None = it is not.
     """
 
     def __init__(
@@ -143,6 +147,7 @@ class DeviceRunner:
         self.kv_pool, self.tables = kv_pool, tables
         self.draft = draft
         self.guesser: DeviceDraft | None = None
+        self.choice: RecordedChoice | None = None
         self.attention = attention
         self._max_rows = max_rows
         self._adapter_slots = adapter_slots
@@ -203,7 +208,7 @@ class DeviceRunner:
         else:
             tensors, outputs = self.graphs.replay(graph, plan, guess)
         places, positions = tensors.sample_places[:sampled], tensors.sample_positions[:sampled]
-        there = places, positions, made.check, made.nodes
+        there = places, positions, graph is not None, made.check, made.nodes
         hidden = None if outputs.hidden is None else outputs.hidden[: len(plan.logit_idx)]
         logits = None
         if outputs.logits is not None and sampled <= len(outputs.logits):
@@ -256,6 +261,18 @@ class DeviceRunner:
         check = self.recorded_check(rows)
         with self.stream:
             self._keeps[rows] = self.recorder.record(lambda: self._keep(check))
+
+    def recorded_choice(self) -> RecordedChoice:
+        """For steps that are replayed, with buffers and without recordings yet."""
+        return RecordedChoice(
+            self.sampling,
+            self.tables,
+            self._buffers.views(StepShape(1, 1, 1)),
+            self.stream,
+            self.recorder,
+            vocab_size=self.vocab_size,
+            max_rows=self._max_rows,
+        )
 
     def recorded_check(self, rows: int | None = None) -> Check:
         """What the recorded steps of so many rows read, None = of any number, whatever the number

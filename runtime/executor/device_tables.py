@@ -90,12 +90,13 @@ class DeviceTables:
             found = replace(found, slot_places=plan.slot_writes.index, slots=plan.slot_writes.slots)
         if plan.inits:
             width = self.tokens.shape[1]
-            places = [
-                np.arange(len(init.ids), dtype=np.int64) + (init.row * width + init.start)
-                for init in plan.inits
-            ]
             ids = np.concatenate([init.ids for init in plan.inits])
-            found = replace(found, token_places=np.concatenate(places), tokens=ids)
+            firsts = np.array([init.row * width + init.start for init in plan.inits], np.int64)
+            counts = np.array([len(init.ids) for init in plan.inits])
+            # of each piece: its first place less what lies before it in `ids`
+            firsts -= np.cumsum(counts) - counts
+            places = np.repeat(firsts, counts) + np.arange(len(ids))
+            found = replace(found, token_places=places, tokens=ids)
         return found
 
     def upload(self, changes: TableChanges) -> TableWrites:

@@ -199,6 +199,11 @@ class DeviceWorker:
     ) -> torch.Tensor:
         """int32 [s]; -1 where nothing could be sampled."""
         assert forwarded.logits is not None and plan.sampling is not None
+        choice = self.runner.choice
+        if choice is not None and forwarded.replayed:
+            ids = choice.choose(forwarded.logits, plan.sampling, bitmask)
+            if ids is not None:
+                return ids
         rows = plan.rows[plan.sample_rows]
         positions, tails = plan.sample_positions, plan.sample_tails
         tables = self.runner.tables

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 
 import llguidance
 import msgspec
@@ -56,6 +57,9 @@ _SCHEMA_RULE = re.compile(r"^(\w+): %json (\{.*\})$", re.MULTILINE)
 
 _LANES_S = 0.02
 """CPU seconds that compiling a grammar again, for more rows to be masked at once, may take."""
+
+_KEPT_TEXTS, _KEPT_LENGTH = 4096, 64
+"""Forced texts whose ids are kept, and how long they may be."""
 
 _NO_FORCED: tuple[int, ...] = ()
 
@@ -390,9 +394,14 @@ class _EngineTokenizer:
         self.bos_token_id = None
         self.special_token_ids = sorted(tokenizer.special_ids | tokenizer.eos_ids)
         self._encode = tokenizer.encode
+        # what a grammar forces is the same few texts again and again
+        self._kept = lru_cache(maxsize=_KEPT_TEXTS)(self._ids)
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._encode(text if isinstance(text, str) else text.decode())
+        return list((self._kept if len(text) <= _KEPT_LENGTH else self._ids)(text))
+
+    def _ids(self, text: str | bytes) -> tuple[int, ...]:
+        return tuple(self._encode(text if isinstance(text, str) else text.decode()))
 
 
 def engine_grammar(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> str:

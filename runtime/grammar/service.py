@@ -107,20 +107,28 @@ class GrammarService:
                 return
         self._hand_over(constraint, ready)
 
-    def fill(self, matchers: Sequence[TokenMatcher | None], count: int) -> Bitmask | None:
-        """int32 [count, ceil(V / 32)] for a step's sampled rows; None when nothing is forbidden."""
+    def fill(self, matchers: Sequence[TokenMatcher | int | None], count: int) -> Bitmask | None:
+        """int32 [count, ceil(V / 32)] for a step's sampled rows; None when nothing is forbidden.
+
+        Args:
+            matchers: of the rows; an id instead = that one alone, None = every id.
+        """
         bitmask: Bitmask = np.full((count, self._words), -1, dtype=np.int32)
         need = False
-        inner = [one.active if isinstance(one, StagedMatcher) else one for one in matchers]
+        inner = [_active(one) for one in matchers]
         if self._manager is not None and any(one is not None for one in inner):
             need = bool(self._manager.fill_masks(inner, bitmask).any())
         for row, matcher in enumerate(matchers):
             if isinstance(matcher, StagedMatcher):
                 need = matcher.restrict(bitmask[row]) or need
+            elif isinstance(matcher, int):
+                bitmask[row] = 0
+                bitmask[row, matcher >> 5] = np.uint32(1 << (matcher & 31)).view(np.int32)
+                need = True
         return bitmask if need else None
 
     def fill_beside(
-        self, matchers: Sequence[TokenMatcher | None], count: int
+        self, matchers: Sequence[TokenMatcher | int | None], count: int
     ) -> Callable[[], Bitmask | None]:
         """Begin to `fill` on another thread; the call returned waits for it. The matchers must be
         left alone until then."""
@@ -199,6 +207,13 @@ class GrammarService:
                 ready(wrap(error))
 
         self._manager.request(constraint, done)
+
+
+def _active(one: TokenMatcher | int | None) -> TokenMatcher | None:
+    """The matcher of the grammar's backend that holds for a row now."""
+    if isinstance(one, StagedMatcher):
+        return one.active
+    return None if isinstance(one, int) else one
 
 
 def _closed() -> BackendError:

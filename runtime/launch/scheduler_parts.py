@@ -40,6 +40,7 @@ from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.memory.sizing import SizingDecision
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.commit import Outbox
+from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.pace import Pace
@@ -171,6 +172,7 @@ def build_scheduler(
         call_soon=call_soon,
         grow_ahead=1 if host else GROW_AHEAD,
         masks_beside=not host,
+        constrained_overlap=None if host else ConstrainedOverlap(),
         drafts=_drafts(config, loaded, backend, tokenizer.eos_ids, decisions, host=host),
         adapters=adapters,
     )

@@ -114,27 +114,37 @@ class DeviceSampler:
 
     def _upload_batch(self, batch: SamplingBatch) -> Draws:
         """One copy brings all parameters: each costs the host more than its bytes."""
-        size = batch.size
-        width = -(-size // 4) * 4  # kernels are compiled for addresses that 16 divides
-        inverse = batch.inv_temperature.copy()
-        inverse[batch.greedy_rows] = 0.0
-        packed = np.zeros((6, width), dtype=np.int32)
-        packed[:2].reshape(-1).view(np.uint64)[:size] = batch.mixed_seeds
-        packed[2, :size] = batch.top_k
-        for row, values in enumerate((inverse, batch.top_p, batch.min_p), start=3):
-            packed[row, :size] = np.asarray(values, dtype=np.float32).view(np.int32)
-        there = self._upload(packed)
-        floats = there[3:, :size].view(torch.float32)
-        seeds = there[:2].reshape(-1).view(torch.int64)[:size]
-        return Draws(
-            inv_temperature=floats[0],
-            top_k=there[2, :size],
-            top_p=floats[1],
-            min_p=floats[2],
-            seeds=seeds,
-            positions=seeds,
-            truncated=bool(len(batch.truncated_rows)),
-        )
+        width = -(-batch.size // 4) * 4  # kernels are compiled for addresses that 16 divides
+        there = self._upload(packed_draws(batch, width))
+        return draws_of(there, batch.size, truncated=bool(len(batch.truncated_rows)))
+
+
+def packed_draws(batch: SamplingBatch, width: int) -> np.ndarray[tuple[int, int], Any]:
+    """Parameters of s rows in int32 [6, width], rows beyond them greedy; see `draws_of`."""
+    size = batch.size
+    inverse = batch.inv_temperature.copy()
+    inverse[batch.greedy_rows] = 0.0
+    packed = np.zeros((6, width), dtype=np.int32)
+    packed[:2].reshape(-1).view(np.uint64)[:size] = batch.mixed_seeds
+    packed[2, :size] = batch.top_k
+    for row, values in enumerate((inverse, batch.top_p, batch.min_p), start=3):
+        packed[row, :size] = np.asarray(values, dtype=np.float32).view(np.int32)
+    return packed
+
+
+def draws_of(packed: Tensor, size: int, *, truncated: bool) -> Draws:
+    """Views of the first rows of `packed_draws`, on the device; without positions."""
+    floats = packed[3:, :size].view(torch.float32)
+    seeds = packed[:2].reshape(-1).view(torch.int64)[:size]
+    return Draws(
+        inv_temperature=floats[0],
+        top_k=packed[2, :size],
+        top_p=floats[1],
+        min_p=floats[2],
+        seeds=seeds,
+        positions=seeds,
+        truncated=truncated,
+    )
 
 
 def _penalize(row: Tensor, penalty: Penalty, tokens: Tensor) -> None:

@@ -16,6 +16,7 @@ from branchline.runtime.core.outputs import FinishReason, TokenLogprob
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.errors import BackendError, BranchlineError
+from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
 from branchline.runtime.scheduler.drafts import Draft
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.planner import Planner
@@ -56,6 +57,7 @@ class Committer:
     Args:
         eos_ids: ids that end any output unless `ignore_eos`.
         grammar_failure: why a matcher can go no further; "" = it can.
+        overlap: told how often ids of constrained rows force others.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class Committer:
         stats: SchedulerStats,
         eos_ids: frozenset[int],
         grammar_failure: Callable[[TokenMatcher], str],
+        overlap: ConstrainedOverlap | None = None,
     ) -> None:
+        self._overlap = overlap
         self._grammar_failure = grammar_failure
         self._planner = planner
         self._outbox = outbox
@@ -137,6 +141,8 @@ class Committer:
         try:
             if segment.draft is not None:
                 self._path(segment, segment.draft, sampled, j)
+            elif segment.forced_id is not None and j not in sampled.bad:
+                pass  # it was all that the mask allowed
             elif request.matcher is None and request.sampling.logprobs is None:
                 self._free(request, sampled, j)
             else:
@@ -327,8 +333,11 @@ class Committer:
         return request.finish is None
 
     def _grown(self, request: Request) -> None:
-        """Ids were added: what they force, and whether they end the output."""
+        """An id was added: what it forces, and whether that ends the output."""
+        length = request.length
         self.force(request)
+        if self._overlap is not None and request.matcher is not None:
+            self._overlap.took_token(forces=request.length > length)
         self._check_end(request)
 
     def _check_end(self, request: Request) -> None:

@@ -12,20 +12,17 @@ import numpy as np
 from branchline.runtime.core.batch import (
     SHORTEST_TRUNK,
     ForwardMode,
-    GuessedRows,
     Int32Array,
     RowInit,
     ScheduleBatch,
     ScoreRead,
-    TreeMask,
-    TreeSamples,
-    UInt64Array,
 )
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import DraftTree, TreeGroup
 from branchline.runtime.memory.slot_table import SlotTable
 from branchline.runtime.memory.types import Slots
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
+from branchline.runtime.scheduler.candidates import tree_mask
 from branchline.runtime.scheduler.drafts import Draft
 from branchline.runtime.scheduler.pace import Decision
 from branchline.runtime.scheduler.repeats import Repeats
@@ -66,6 +63,12 @@ class Segment:
         """Tokens of the row in this step, candidates included."""
         tree = self.tree
         return self.count if tree is None else self.count + len(tree)
+
+    @property
+    def forced_id(self) -> int | None:
+        """The id behind its last token, where that was forced after the step had been planned."""
+        request, place = self.request, self.start + self.count
+        return int(request.ids[place]) if place < request.length else None
 
     @property
     def plain(self) -> bool:
@@ -111,11 +114,11 @@ class StepPlan:
     Attributes:
         spans: of the m log-probabilities that are read.
         hidden_spans: of the p hidden states that are read.
-        guesses: candidates that are sampled; where there are some, what rows become is known at
-            the step's commit.
+        guesses: candidates that are sampled; what rows with some become is known at commit.
         steady: it decodes, and computes nothing of a prompt.
         waited: it was begun when the one before was over, to have guesses.
         decision: how many of them it was to have.
+        handed: `time.perf_counter()` when it was given to the worker.
         plain: so many segments, the first ones, are plain; each has one sampled place, in order.
     """
 
@@ -127,6 +130,7 @@ class StepPlan:
     steady: bool = False
     waited: bool = False
     decision: Decision | None = None
+    handed: float = 0.0
     plain: int = 0
 
     @property
@@ -375,21 +379,6 @@ def _adapter_slots(segments: list[Segment]) -> Int32Array | None:
     return np.array([-1 if v is None else v.slot for v in versions], dtype=np.int32)
 
 
-def _guessed(segments: list[Segment]) -> GuessedRows | None:
-    drafts = [
-        (i, s.draft) for i, s in enumerate(segments) if s.draft is not None and s.draft.levels
-    ]
-    if not drafts:
-        return None
-    return GuessedRows(
-        rows=np.array([index for index, _ in drafts], dtype=np.int32),
-        levels=np.array([draft.levels for _, draft in drafts], dtype=np.int32),
-        follows=np.array([draft.follows for _, draft in drafts], dtype=np.bool_),
-        allowed=[draft.allowed for _, draft in drafts],
-        keeps=all(draft.in_place for _, draft in drafts),
-    )
-
-
 def _mode(segments: list[Segment]) -> ForwardMode:
     tree = any(s.tree is not None for s in segments)
     return ForwardMode.VERIFY if tree else ForwardMode.EXTEND
@@ -451,50 +440,3 @@ def _top_k(segments: list[Segment]) -> int:
     return max(
         (s.request.sampling.prompt_logprobs or 0 for s in segments if s.score_prompt), default=0
     )
-
-
-def tree_mask(segments: list[Segment]) -> TreeMask | None:
-    """Who sees whom among the candidates of a step; None where there are none."""
-    if all(s.tree is None or len(s.tree) == 0 for s in segments):
-        return None
-    counts = np.zeros(len(segments), dtype=np.int32)
-    offsets = np.zeros(len(segments), dtype=np.int32)
-    words = []
-    total = 0
-    for index, segment in enumerate(segments):
-        offsets[index] = total
-        if segment.tree is not None and len(segment.tree):
-            counts[index] = len(segment.tree)
-            words.append(_words(segment, segment.tree))
-            total += len(words[-1])
-    return TreeMask(
-        counts, offsets, np.concatenate(words), _tree_samples(segments), _guessed(segments)
-    )
-
-
-def _words(segment: Segment, tree: DraftTree) -> UInt64Array:
-    if segment.draft is not None and segment.draft.levels:  # the worker's business
-        return np.zeros(len(tree) * -(-len(tree) // 64), dtype=np.uint64)
-    return tree.mask_words()
-
-
-def _tree_samples(segments: list[Segment]) -> TreeSamples | None:
-    if all(s.draft is None for s in segments):
-        return None
-    positions: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
-    tails: dict[int, Int32Array] = {}
-    total = 0
-    for segment in segments:
-        if not segment.sample:
-            continue
-        end = segment.start + segment.count
-        places = [end]
-        draft = segment.draft
-        if draft is not None:
-            places += [end + depth + 1 for depth in draft.tree.depths.tolist()]
-            if segment.request.sampling.has_penalties:
-                for node in range(len(draft)):
-                    tails[total + 1 + node] = draft.tree.token_ids[draft.tree.path(node)]
-        positions.append(np.array(places, dtype=np.int64))
-        total += len(places)
-    return TreeSamples(np.concatenate(positions), tails)

@@ -12,8 +12,9 @@ from branchline.runtime.core.protocols import GuessingPending, Pending
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.core.tree import DraftTree
 from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.scheduler.candidates import tree_mask
 from branchline.runtime.scheduler.drafts import Draft, Drafts
-from branchline.runtime.scheduler.plan_builder import StepPlan, tree_mask
+from branchline.runtime.scheduler.plan_builder import StepPlan
 
 _AHEAD = 4
 """A row with guesses grows by several ids in a step, and is given so many times the slots ahead."""

@@ -2,9 +2,10 @@
 
 Overlap: step N + 1 is planned and given to the worker while N computes; where no row is constrained
 it is sampled at once, before anyone has looked at N. Else N is committed first and the masks of
-N + 1 are filled: they need N's ids, the forward does not. While a constrained request runs, N is
-committed before N + 1 is planned: what N's ids force then joins N + 1, which saves more than the
-overlap; masks still fill while N + 1 computes. So it is around steps with guesses (`drafts`), which
+N + 1 are filled: they need N's ids, the forward does not. While a constrained request runs, N may
+be committed before N + 1 is planned: what N's ids force then joins N + 1, and masks fill while it
+computes. Which of the two takes less time is measured (`constrained_overlap`). Around steps with
+guesses (`drafts`) N is always committed first: they
 begin where the last ids are known and end anywhere; unless the worker makes and keeps the guesses
 itself, and nothing but the same rows is to go on: then N + 1 begins where the worker knows that N
 has ended. All calls are made on one thread, the loop
@@ -33,6 +34,7 @@ from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 from branchline.runtime.scheduler.commit import Committer, Outbox
+from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
 from branchline.runtime.scheduler.drafts import Draft, Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.plan_builder import PlanBuilder, StepPlan
@@ -57,10 +59,10 @@ class Grammars(Protocol):
         section: Section | None = None,
     ) -> None: ...
 
-    def fill(self, matchers: Sequence[TokenMatcher | None], count: int) -> Bitmask | None: ...
+    def fill(self, matchers: Sequence[TokenMatcher | int | None], count: int) -> Bitmask | None: ...
 
     def fill_beside(
-        self, matchers: Sequence[TokenMatcher | None], count: int
+        self, matchers: Sequence[TokenMatcher | int | None], count: int
     ) -> Callable[[], Bitmask | None]: ...
 
     def failure(self, matcher: TokenMatcher) -> str: ...
@@ -80,6 +82,7 @@ class Scheduler:
         grow_ahead: slots that a decoding row is given at once, see `Planner`.
         masks_beside: fill masks on another thread while a step is handed to the worker, for
             workers that take a while to hand it on.
+        constrained_overlap: whether steps with constrained rows overlap; None = they do not.
         grammars: matchers and masks.
         call_soon: posts to the loop thread, for matchers that come from another one.
         drafts: who guesses what rows go on with, so that a step can yield several ids of a row.
@@ -101,6 +104,7 @@ class Scheduler:
         call_soon: Callable[[Callable[[], None]], None],
         grow_ahead: int = 1,
         masks_beside: bool = False,
+        constrained_overlap: ConstrainedOverlap | None = None,
         drafts: Drafts | None = None,
         adapters: Adapters | None = None,
     ) -> None:
@@ -115,6 +119,7 @@ class Scheduler:
         self._grammars = grammars
         self._call_soon = call_soon
         self._masks_beside = masks_beside
+        self._overlap = constrained_overlap
         self.waiting = WaitingQueue(settings.policy, cache.match_len, settings.max_skips)
         self._planner = Planner(
             cache,
@@ -127,7 +132,9 @@ class Scheduler:
             drafts=drafts,
             adapters=self.adapters,
         )
-        self._committer = Committer(self._planner, outbox, self.stats, eos_ids, grammars.failure)
+        self._committer = Committer(
+            self._planner, outbox, self.stats, eos_ids, grammars.failure, constrained_overlap
+        )
         self._builder = PlanBuilder(
             cache.slot_table,
             _suppress_ids(eos_ids),
@@ -135,6 +142,8 @@ class Scheduler:
         )
         self._drafts = drafts
         self._committed: float | None = None  # when the last step of a busy stretch was
+        self._turn_end: tuple[float | None, float] = None, 0.0  # and seconds waited until then
+        self._step_s = 0.0  # from handing over the step committed last until its ids were there
         self._inflight: deque[tuple[StepPlan, Pending]] = deque()
         self._requests: dict[str, Request] = {}
         self._deadlines: list[tuple[float, str]] = []
@@ -208,7 +217,7 @@ class Scheduler:
             self._committed = None
         self._expire()
         drafting, following = self._planner.drafting(), None
-        if had_inflight and (self._planner.constrained or drafting or self._inflight[0][0].guesses):
+        if had_inflight and self._commits_first(drafting):
             following = self._planner.following(self._inflight[0][0]) if drafting else None
             if following is None:
                 self._commit_oldest()
@@ -218,14 +227,15 @@ class Scheduler:
         learns = plan is not None and plan.learns
         masked = plan is not None and bool(self._planner.constrained) and _has_matchers(plan)
         free = plan is not None and not learns and not masked
-        # Steps with constrained rows were committed above: masks begin where their matchers are.
-        filling = None
-        if plan is not None and masked and not learns:
+        # Where the step before was committed above, masks begin where their matchers are.
+        filling, late = None, bool(self._inflight)
+        if plan is not None and masked and not learns and not late:
             filling = self._begin_mask(plan)
         start = self._clock.read()
         pending = None
         if plan is not None:  # where there are guesses, the next turn begins with this step's ids
             known = free and (drafting or plan.guesses > 0)
+            plan.handed = time.perf_counter()
             pending = self._worker.forward(plan.batch, awaited=known)
             if free:  # nothing of N is needed: the device has no reason to wait
                 self._worker.sample(pending, None)
@@ -236,6 +246,8 @@ class Scheduler:
         while self._inflight:
             self._commit_oldest()
         if plan is not None and pending is not None:
+            if masked and late:
+                filling = self._begin_mask(plan, beside=False)
             if filling is not None:
                 start = self._clock.read()
                 mask = self._mask(plan, filling)
@@ -247,7 +259,25 @@ class Scheduler:
             self.stats.step_tokens += plan.batch.num_tokens
             if not self._settings.overlap:
                 self._commit_oldest()
+        self._turned(overlapped=late)
         return plan is not None or had_inflight
+
+    def _commits_first(self, drafting: bool) -> bool:
+        """Whether the step in flight must be known before the next is planned."""
+        if drafting or self._inflight[0][0].guesses:
+            return True
+        return self._planner.constrained > 0 and (self._overlap is None or not self._overlap.due())
+
+    def _turned(self, *, overlapped: bool) -> None:
+        """The end of a turn: if constrained rows were part of it, measure what it took."""
+        if self._overlap is None:
+            return
+        now, waited, before = time.perf_counter(), self.stats.wait_s, self._turn_end
+        self._turn_end = now if self._planner.constrained and self._inflight else None, waited
+        if before[0] is not None and self._turn_end[0] is not None:
+            self._overlap.measured(
+                now - before[0], waited - before[1], self._step_s, overlapped=overlapped
+            )
 
     def audit(self) -> int:
         """While idle: check memory, make what constrained requests will need.
@@ -283,21 +313,27 @@ class Scheduler:
             plan.waited, plan.decision = draft, self._drafts.decision
         return plan
 
-    def _begin_mask(self, plan: StepPlan) -> Callable[[], Bitmask | None]:
-        """A call that gives what each sampled row may take; None when nothing is forbidden."""
+    def _begin_mask(self, plan: StepPlan, *, beside: bool = True) -> Callable[[], Bitmask | None]:
+        """A call that gives what each sampled row may take; None when nothing is forbidden.
+
+        Args:
+            beside: there is something else to do meanwhile.
+        """
         matchers = self._matchers(plan)
         if all(matcher is None for matcher in matchers):
             return lambda: None
-        if self._masks_beside:
+        if beside and self._masks_beside:
             return self._grammars.fill_beside(matchers, len(matchers))
         return lambda: self._grammars.fill(matchers, len(matchers))
 
-    def _matchers(self, plan: StepPlan) -> list[TokenMatcher | None]:
-        """Where the mask of each sampled place begins."""
-        found: list[TokenMatcher | None] = []
+    def _matchers(self, plan: StepPlan) -> list[TokenMatcher | int | None]:
+        """Where the mask of each sampled place begins; an id that is known already stands for
+        itself alone."""
+        found: list[TokenMatcher | int | None] = []
         for segment in plan.segments:
             if segment.sample:
-                found.append(self._masked(segment.request))
+                known = segment.forced_id
+                found.append(self._masked(segment.request) if known is None else known)
                 if segment.draft is not None:
                     found.extend(segment.draft.matchers[1:])
         return found
@@ -344,7 +380,9 @@ class Scheduler:
             )
             self._committer.fail(plan, failure)
             return
-        self.stats.wait_s += time.perf_counter() - start
+        ready = time.perf_counter()
+        self.stats.wait_s += ready - start
+        self._step_s = ready - plan.handed
         begin = self._clock.read()
         self._committer.commit(plan, output)
         if self._drafts is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.sequence import reading_of
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.adapters import Adapters
+from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.pace import Pace
@@ -118,6 +120,8 @@ class TableGrammars:
     def fill(self, matchers: Any, count: int) -> np.ndarray:
         bitmask = np.full((count, (VOCAB + 31) // 32), -1, dtype=np.int32)
         for row, matcher in enumerate(matchers):
+            if isinstance(matcher, int):
+                matcher = TableMatcher([(matcher,)], forcing=False)
             if matcher is not None:
                 matcher.fill(bitmask, row)
         return bitmask
@@ -163,6 +167,17 @@ class Recorder:
         self.scheduler.forget(request)
 
 
+class Overlapped(ConstrainedOverlap):
+    """Overlaps as a list of answers says, over and over."""
+
+    def __init__(self, answers: Sequence[bool] = (True,)) -> None:
+        super().__init__()
+        self.answers = itertools.cycle(answers)
+
+    def due(self) -> bool:
+        return next(self.answers)
+
+
 class Bench:
     """Everything that a scheduler test needs."""
 
@@ -187,6 +202,7 @@ class Bench:
         max_depth: int = 6,
         pace: bool = False,
         chains: bool = False,
+        constrained_overlap: ConstrainedOverlap | None = None,
         **settings: Any,
     ) -> None:
         self.cache = CacheManager(
@@ -221,6 +237,7 @@ class Bench:
             call_soon=lambda fn: fn(),
             grow_ahead=grow_ahead,
             masks_beside=mirror,
+            constrained_overlap=constrained_overlap,
             adapters=adapters,
             drafts=(
                 None

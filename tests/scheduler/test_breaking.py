@@ -10,7 +10,7 @@ import pytest
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import BackendError
-from tests.scheduler.harness import Bench, TableMatcher
+from tests.scheduler.harness import Bench, Overlapped, TableMatcher
 from tests.support.hash_model import expected_output
 
 
@@ -30,15 +30,16 @@ def error_of(bench: Bench, name: str) -> BackendError:
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("overlap", [False, True, "constrained"])
 @pytest.mark.parametrize("after", [0, 3])
 @pytest.mark.parametrize(
     "method", ["fill", "accept", "forced_tokens", "is_accepting", "is_terminated"]
 )
 def test_a_matcher_that_breaks_ends_its_own_request(
-    method: str, after: int, overlap: bool, mirror: bool
+    method: str, after: int, overlap: bool | str, mirror: bool
 ) -> None:
-    bench = Bench(overlap=overlap, mirror=mirror)
+    constrained = Overlapped() if overlap == "constrained" else None
+    bench = Bench(overlap=bool(overlap), mirror=mirror, constrained_overlap=constrained)
     prepare = bench.grammars.request
 
     def request(constraint: Constraint, ready: Any, section: Any = None) -> None:

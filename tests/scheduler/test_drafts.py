@@ -20,7 +20,7 @@ from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.core.tree import DraftTree
 from branchline.runtime.scheduler.proposed import check_tree, pruned
-from tests.scheduler.harness import Bench
+from tests.scheduler.harness import Bench, Overlapped
 from tests.support.hash_model import VOCAB, expected_output
 from tests.support.oracle_drafter import OracleDrafter
 
@@ -122,6 +122,7 @@ def test_outputs_are_those_of_plain_decoding(data: st.DataObject) -> None:
         max_depth=data.draw(st.sampled_from([1, 3, 12])),
         pace=data.draw(st.booleans()),
         chains=data.draw(st.booleans()),
+        constrained_overlap=data.draw(st.sampled_from([None, Overlapped((True, True, False))])),
     )
     bench.out.stop_after = stops
     aborts = frozenset(str(i) for i in range(len(work)) if r.random() < 0.15)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from branchline.runtime.core.batch import ForwardOutput
 from branchline.runtime.core.sampling_params import Constraint
-from tests.scheduler.harness import Bench
-from tests.support.hash_model import VOCAB, best, checksum, expected_output
+from tests.scheduler.harness import Bench, Overlapped
+from tests.support.hash_model import VOCAB, allowed_ids, best, checksum, expected_output
 
 Table = list[list[int] | None]
+OVERLAPS: list[tuple[bool, ...]] = [(), (True,), (True, False), (False, True, True)]
+
+
+def make_overlap(answers: tuple[bool, ...]) -> Overlapped | None:
+    return Overlapped(answers) if answers else None
 
 
 def constraint(table: Table) -> Constraint:
@@ -44,6 +52,8 @@ def test_output_is_that_of_constrained_decoding_without_forcing(data: st.DataObj
         overlap=data.draw(st.booleans()),
         lazy=data.draw(st.booleans()),
         forcing=data.draw(st.booleans()),
+        mirror=data.draw(st.booleans()),
+        constrained_overlap=make_overlap(data.draw(st.sampled_from(OVERLAPS))),
     )
     work: list[tuple[list[int], Table | None]] = []
     for i in range(data.draw(st.integers(1, 8))):
@@ -80,6 +90,38 @@ def test_forced_runs_join_the_next_forward(overlap: bool) -> None:
     slow.run()
     assert slow.output("a") == done.output_ids()
     assert slow.out.done["a"].progress.forwards >= 10
+
+
+def test_where_steps_overlap_a_forced_run_takes_one_forward_more() -> None:
+    table: Table = [[5], [6], [1, 2], [8], [9], [10], [3, 4], [7], [1, 2], [3, 4]]
+    counts = []
+    for overlap in (None, Overlapped()):
+        bench = Bench(constrained_overlap=overlap, mirror=True)
+        bench.submit("a", [1, 2, 3], 50, constraint=constraint(table))
+        bench.run()
+        done = bench.out.done["a"]
+        assert done.output_ids() == expected([1, 2, 3], table)
+        assert done.progress.forced == [0, 1, 3, 4, 5, 7]
+        counts.append(bench.worker.steps)
+    assert counts == [4, 4 + 2 + 1], "two runs, and the step that was begun when the output ended"
+
+
+def test_a_forced_id_whose_logits_are_unusable_ends_its_request_alone() -> None:
+    bench = Bench(constrained_overlap=Overlapped())
+    run = bench.worker._run
+
+    def broken(plan: Any, bitmask: Any) -> ForwardOutput:
+        output = run(plan, bitmask)
+        words = [] if bitmask is None else list(bitmask)
+        bad = tuple(place for place, row in enumerate(words) if allowed_ids(row) == [9])
+        return replace(output, bad_rows=bad)
+
+    bench.worker._run = broken  # type: ignore[method-assign]
+    bench.submit("a", [1, 2], 20, constraint=constraint([[5, 6], [9], [8], [1, 2], [3]]))
+    bench.submit("b", [1, 2], 20, constraint=constraint([[5, 6], [7], [8], [1, 2], [3]]))
+    bench.run()
+    assert bench.out.done["a"].finish == "error"
+    assert bench.output("b") == expected([1, 2], [[5, 6], [7], [8], [1, 2], [3]])
 
 
 def test_an_output_that_is_wholly_forced_needs_no_forward() -> None:

@@ -15,7 +15,7 @@ from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.core.sequence import reading_of
 from branchline.runtime.errors import BackendError, InvalidRequest, QueueFull
-from tests.scheduler.harness import Bench
+from tests.scheduler.harness import Bench, Overlapped
 from tests.support.hash_model import VOCAB, best, checksum, expected_output, expected_scores
 
 
@@ -408,10 +408,13 @@ def test_grammars_are_prepared_when_there_is_nothing_to_do_and_not_before() -> N
     assert bench.grammars.prepared == 1
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-def test_masks_fill_while_the_forward_runs_and_only_where_they_are_needed(overlap: bool) -> None:
+@pytest.mark.parametrize("overlap", [True, False, "constrained"])
+def test_masks_fill_while_the_forward_runs_and_only_where_they_are_needed(
+    overlap: bool | str,
+) -> None:
     """Between a step's forward and its sampling; one row for each sampled one, None = no mask."""
-    bench = Bench(overlap=overlap)
+    constrained = Overlapped() if overlap == "constrained" else None
+    bench = Bench(overlap=bool(overlap), constrained_overlap=constrained)
     events: list[object] = []
     worker, grammars = bench.worker, bench.grammars
     forward, sample, fill = worker.forward, worker.sample, grammars.fill
