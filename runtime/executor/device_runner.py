@@ -350,9 +350,8 @@ class DeviceRunner:
         logits = self.model.logits(rows, self.ops, lora)
         ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(count))
         self.tables.put_tokens(tensors.sample_places[:count], ids)
-        greedy = torch.where(bad, self._none, ids)
-        if shape.verify:  # where `keep` reads them
-            greedy = tensors.nodes[2, :count].copy_(greedy)
+        greedy = tensors.nodes[2, :count] if shape.verify else torch.empty_like(ids)
+        torch.where(bad, self._none, ids, out=greedy)  # of checks it is where `keep` reads them
         return Outputs(hidden=None if every else hidden, logits=logits, greedy=greedy)
 
 

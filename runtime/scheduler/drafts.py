@@ -179,10 +179,12 @@ class Drafts:
         """Candidates to ask for, where `room` are possible.
 
         Args:
-            growth: see `depth`; where that could leave less than half of the levels, it gets none.
+            growth: ids that the row may get by a step in flight. It gets none where that is likely
+                to end the output: unless all of its guesses are kept, or all but one.
         """
-        depth = self.depth(request)
-        if depth == 0 or 2 * self.depth(request, growth) < depth:
+        if growth and request.max_len - request.length < max(growth - 1, 3):
+            return 0
+        if self.depth(request) == 0:
             return 0
         wanted = self._max_nodes if self._pace is None else self._wanted.get(request.id, 0)
         return min(wanted, room)
@@ -232,7 +234,9 @@ class Drafts:
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
-            levels = min(self.depth(request, more), nodes) + known - 1
+            # What is kept beyond an output's end is dropped; it is there only for a row that follows.
+            depth = self._max_depth if more > 1 else self.depth(request, more)
+            levels = min(depth, nodes) + known - 1
             if request.planned_len > 0 and known <= most:
                 found.append((request, nodes, min(levels, most), more > 1))
         in_place = all(is_free(request) for request, *_ in found)
