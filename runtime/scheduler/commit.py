@@ -69,8 +69,7 @@ class Committer:
         grammar_failure: Callable[[TokenMatcher], str],
         overlap: ConstrainedOverlap | None = None,
     ) -> None:
-        self._overlap = overlap
-        self._grammar_failure = grammar_failure
+        self._grammar_failure, self._overlap = grammar_failure, overlap
         self._planner = planner
         self._outbox = outbox
         self._stats = stats
@@ -338,10 +337,10 @@ class Committer:
 
     def _grown(self, request: Request) -> None:
         """An id was added: what it forces, and whether that ends the output."""
-        length = request.length
+        before = request.length
         self.force(request)
         if self._overlap is not None and request.matcher is not None:
-            self._overlap.took_token(forces=request.length > length)
+            self._overlap.took_token(forces=request.length > before)
         self._check_end(request)
 
     def _check_end(self, request: Request) -> None:
