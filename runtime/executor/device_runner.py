@@ -372,9 +372,10 @@ class DeviceRunner:
         logits = self.model.logits(rows, self.ops, lora)
         ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(count))
         self.tables.put_tokens(tensors.sample_places[:count], ids)
-        greedy = torch.where(bad, self._none, ids)
-        if shape.verify or self.lookup is not None:  # where what is kept is seen
-            greedy = tensors.back[2, :count].copy_(greedy)
+        # of checks and where rows are looked up it is where what is kept is seen
+        seen = shape.verify or self.lookup is not None
+        greedy = tensors.back[2, :count] if seen else torch.empty_like(ids)
+        torch.where(bad, self._none, ids, out=greedy)
         if self.lookup is not None:
             self.lookup.find(tensors)
         return Outputs(hidden=None if every else hidden, logits=logits, greedy=greedy)

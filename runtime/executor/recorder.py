@@ -69,6 +69,7 @@ class Recorder:
                 error.add_note(f"Ending the recording failed, too: {another}")
             raise
         graph.capture_end()
+        graph.replay()  # the first launch brings it to the device, which takes milliseconds
 
         def replay() -> T:
             graph.replay()

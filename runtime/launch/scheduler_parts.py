@@ -173,7 +173,7 @@ def build_scheduler(
         grow_ahead=1 if host else GROW_AHEAD,
         masks_beside=not host,
         constrained_overlap=None if host else ConstrainedOverlap(),
-        drafts=_drafts(config, loaded, backend, tokenizer.eos_ids, decisions, quotes=host),
+        drafts=_drafts(config, loaded, backend, tokenizer.eos_ids, decisions, host=host),
         adapters=adapters,
     )
     facts = Facts(config, text, model, sizing, decisions, time.monotonic() - started)
@@ -197,7 +197,7 @@ def _drafts(
     eos_ids: frozenset[int],
     decisions: list[Decision],
     *,
-    quotes: bool,
+    host: bool,
 ) -> Drafts | None:
     vocab_size = loaded.model.spec.vocab_size
     draft = loaded.draft
@@ -209,15 +209,15 @@ def _drafts(
             max_nodes=draft.nodes,
             max_depth=draft.depth,
             least=draft.least,
-            quotes=quotes,
+            quotes=host,
         )
     else:
         chosen = make_drafting(config.speculative, loaded.device.type)
     if chosen is None:
         return None
     decisions.append(Decision("speculative", str(config.speculative.speculative), chosen.why))
-    looked_up = draft is None and loaded.device.type != "cpu"
-    pace = Pace(chosen.max_nodes, MAX_GUESSES, told=looked_up)
+    looked_up = draft is None and not host
+    pace = Pace(chosen.max_nodes, MAX_GUESSES, filled=not host, told=looked_up)
     return Drafts(
         chosen.drafter,
         vocab_size=vocab_size,

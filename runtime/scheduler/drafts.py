@@ -183,16 +183,16 @@ class Drafts:
         """Candidates to ask for, where `room` are possible.
 
         Args:
-            growth: see `depth`; where that could leave less than half of a model's levels, it gets
-                none.
+            growth: ids that the row may get by a step in flight. It gets none where that is likely
+                to end the output: unless all of its guesses are kept, or all but one.
         """
-        depth, left = self.depth(request), self.depth(request, growth)
-        if depth == 0:
+        depth = self.depth(request, min(growth, 1))
+        if depth == 0 or (growth and request.max_len - request.length < max(growth - 1, 3)):
             return 0
-        if self._looked_up is not None:  # a chain, which costs nothing to find
-            return min(self._wanted.get(request.id, 0), room, left)
+        if self._looked_up is not None:  # a chain; behind one in flight it may pass the end
+            return min(self._wanted.get(request.id, 0), room, room if growth > 1 else depth)
         wanted = self._max_nodes if self._pace is None else self._wanted.get(request.id, 0)
-        return 0 if 2 * left < depth else min(wanted, room)
+        return min(wanted, room)
 
     def propose(
         self,
@@ -240,7 +240,9 @@ class Drafts:
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
-            levels = min(self.depth(request, more), nodes) + known - 1
+            # What is kept beyond an output's end is dropped; there is some where a row follows.
+            depth = self._max_depth if more > 1 else self.depth(request, more)
+            levels = min(depth, nodes) + known - 1
             if request.planned_len > 0 and known <= most:
                 found.append((request, nodes, min(levels, most), more > 1))
         in_place = all(is_free(request) for request, *_ in found)

@@ -6,8 +6,10 @@ no time, and not what is decided.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 QUOTES = 0.75
 """Where such a share of a row's guesses is kept, further ones are thought to be kept like them."""
@@ -34,18 +36,30 @@ class Mean:
         return self.total / self.weight
 
 
-class Kept:
-    """Guesses kept by rung, a number of guesses that a row may be allowed.
+ROUND = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64
+"""Numbers of tokens that steps may be filled up to, and of guesses where they are not."""
+
+
+def rungs_up_to(most: int, *, filled: bool = False) -> list[int]:
+    """Numbers of guesses that a row may be allowed, ascending, `most` the last of them.
 
     Args:
-        most: guesses of a row at most.
+        filled: steps are filled up to round numbers of tokens, of which the row's last id is one:
+            then these are just as many guesses as that leaves room for.
+    """
+    return [k - filled for k in ROUND if 0 < k - filled < most] + [most]
 
-    Attributes:
-        rungs: ascending.
+
+class Kept:
+    """Guesses kept by rung, as what each rung keeps beyond the one before: of two rungs the further
+    one is known from fewer proposals, which may have been lucky ones for both.
+
+    Args:
+        rungs: see `rungs_up_to`.
     """
 
-    def __init__(self, most: int) -> None:
-        self.rungs = [k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if k < most] + [most]
+    def __init__(self, rungs: list[int]) -> None:
+        self.rungs = rungs
         self._all = self.row()
         self._made = self.row()  # guesses of those that a row was allowed
 
@@ -56,13 +70,15 @@ class Kept:
     def add(self, row: list[Mean], asked: int, path: Sequence[int], proposed: int) -> None:
         """Of `proposed` guesses for a row, of the `asked` that there could be, those of `path`
         (indices) were kept."""
+        less = 0
         for place, k in enumerate(self.rungs):
             if k > asked and proposed == asked:
                 break
-            kept = float(sum(node < k for node in path))
+            kept = float(sum(less <= node < k for node in path))
             row[place].add(kept, _FADE)
             self._all[place].add(kept, 0.99)
             self._made[place].add(float(min(k, proposed)), 0.99)
+            less = k
 
     def rung_of(self, asked: int) -> int:
         """The largest rung of at most so many guesses."""
@@ -74,39 +90,31 @@ class Kept:
         share = made.value if made.weight >= 1.0 else float(k)
         return max(count, round(share * count))
 
-    def gain(self, row: list[Mean], place: int, *, hoped: bool = False) -> float:
-        """Guesses of the rung that are likely kept: the row's own, and at first everybody's.
+    def gains(self, row: list[Mean], *, hoped: bool = False) -> list[float]:
+        """Guesses that are likely kept, by rung: the row's own, and at first everybody's.
 
         Args:
             hoped: of more than the row has had, as many as there may be; else as many as are sure.
         """
-        own, usual = row[place], self._usual(place)
-        found = (own.total + _PRIOR * usual) / (own.weight + _PRIOR)
-        if place == 0 or own.weight > 0.0:
-            return found
-        # More than the row has had: what others keep of so many says little of one that quotes.
-        fewer = self.gain(row, place - 1, hoped=hoped)
-        k, less = self.rungs[place], self.rungs[place - 1]
-        if hoped:
-            return self._further(fewer, 0.0 if place == 1 else self.gain(row, place - 2), place)
-        return max(found, fewer + 0.7 * (k - less) if fewer >= QUOTES * less else fewer)
-
-    def _usual(self, place: int) -> float:
-        """The same for a sequence of which nothing is known; beyond the largest rung that was
-        tried, somewhat fewer of the further ones are thought to be kept."""
-        if self._all[place].weight >= 1.0:
-            return self._all[place].value
-        if place == 0:
-            return 0.5
-        return self._further(
-            self._usual(place - 1), self._usual(place - 2) if place > 1 else 0.0, place
-        )
-
-    def _further(self, before: float, earlier: float, place: int) -> float:
-        """What a rung keeps beyond the two before it."""
-        k, less = self.rungs[place], self.rungs[place - 1]
-        step = less - (self.rungs[place - 2] if place > 1 else 0)
-        return before + 0.7 * (before - earlier) / step * (k - less)
+        gains = []
+        kept = 0.0
+        before = usual = 0.5  # of what a rung keeps beyond the one before
+        less = width = 0
+        for k, own, others in zip(self.rungs, row, self._all, strict=True):
+            further = 0.7 * (k - less) / width if width else 1.0
+            # Beyond the largest rung that was tried, somewhat fewer are thought to be kept.
+            usual = others.value if others.weight >= 1.0 else usual * further
+            found = (own.total + _PRIOR * usual) / (own.weight + _PRIOR)
+            if width and own.weight == 0.0:
+                # What others keep of so many says little of a row that quotes.
+                if hoped:
+                    found = before * further
+                elif kept >= QUOTES * less:
+                    found = max(found, 0.7 * (k - less))
+            kept, before = kept + found, found
+            less, width = k, k - less
+            gains.append(kept)
+        return gains
 
 
 @dataclass(slots=True)
@@ -125,29 +133,24 @@ class Row:
     cool: int
     patience: int
 
-    def gain(self, place: int, *, hoped: bool = False) -> float:
-        """See `Kept.gain`."""
-        return self.others.gain(self.kept, place, hoped=hoped)
+    def gain(self, place: int) -> float:
+        """Guesses of a rung that are likely kept."""
+        return self.others.gains(self.kept)[place]
 
 
 class Rows:
     """Sequences, each with what it is known for by kind of guesses.
 
     Args:
-        most: guesses of a row at most.
+        rungs: of guesses that a row may be allowed.
         patience: of a row at first.
     """
 
-    def __init__(self, most: int, patience: int) -> None:
-        self._most, self._patience = most, patience
-        self._kept = {1: Kept(most)}  # by kind
+    def __init__(self, rungs: list[int], patience: int) -> None:
+        self.rungs, self._patience = rungs, patience
+        self._kept = {1: Kept(rungs)}  # by kind
         self._rows: dict[tuple[str, int], Row] = {}
         self._kinds: dict[str, int] = {}  # when they were last asked for
-
-    @property
-    def rungs(self) -> list[int]:
-        """See `Kept`."""
-        return self._kept[1].rungs
 
     @property
     def kinds(self) -> int:
@@ -161,7 +164,7 @@ class Rows:
         if row is None:
             others = self._kept.get(kind)
             if others is None:
-                others = self._kept[kind] = Kept(self._most)
+                others = self._kept[kind] = Kept(self.rungs)
             row = self._rows[name, kind] = Row(others.row(), others, 0, self._patience)
         return row
 
@@ -176,9 +179,19 @@ class Rows:
         return self._kinds.pop(name, None) is not None
 
 
+def gains_of(rows: Sequence[Row], *, hoped: bool = False) -> list[float]:
+    """Guesses that are likely kept of all these rows together, by rung; see `Kept.gains`."""
+    # Nothing is known of most rows of a large batch: each is as the others of its kind.
+    fresh = Counter(row.others for row in rows if row.kept[0].weight == 0.0)
+    found = [(n, kept.gains(kept.row(), hoped=hoped)) for kept, n in fresh.items()]
+    for row in rows:
+        if row.kept[0].weight > 0.0:
+            found.append((1, row.others.gains(row.kept, hoped=hoped)))
+    counts, gains = zip(*found, strict=True)
+    return [sum(map(mul, counts, column)) for column in zip(*gains, strict=True)]
+
+
 def guesses_made(rows: Sequence[Row], place: int) -> int:
     """About how many guesses the rows make if they are allowed this rung."""
-    others = rows[0].others
-    if all(row.others is others for row in rows):
-        return others.made(place, len(rows))
-    return sum(row.others.made(place, 1) for row in rows)
+    kinds = Counter(row.others for row in rows)
+    return sum(others.made(place, count) for others, count in kinds.items())

@@ -14,7 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from branchline.runtime.scheduler.kept_guesses import Mean, Row, Rows, guesses_made
+from branchline.runtime.scheduler.kept_guesses import (
+    Mean,
+    Row,
+    Rows,
+    gains_of,
+    guesses_made,
+    rungs_up_to,
+)
 from branchline.runtime.scheduler.step_costs import Budget, Costs, Usual
 
 TRIED = 0.01
@@ -35,7 +42,12 @@ FIRST_ROWS = 16
 
 FIRST_GUESSES = 4, 16
 """Guesses of one row in the first steps that are tried, by turns, and the least of every other try
-later: whether more of them cost more tells a device from a processor."""
+later: whether more of them cost more tells a device from a processor. Where steps are filled up,
+they are the second number from the first."""
+
+TRIED_STEPS = 8
+"""Steps of a try of few rows at most: to begin and to end it may cost more than they do. It ends
+sooner where what may be lost has been."""
 
 GAIN = 1.05
 """Guesses must promise to be so much faster than none, to be begun with."""
@@ -64,8 +76,12 @@ known that nothing may be spent until then."""
 MORE_EVERY = 24
 """While guesses pay, after so many steps some with more of them are tried."""
 
-PLAIN_EVERY = 100
-"""After so many steps that were not plain, a few are, so that their time stays known."""
+PLAIN_EVERY = 100, 400
+"""After so many steps that were not plain, a few are, so that their time stays known; after more
+where guesses bring so much more than enough (`SURELY`) that it hardly matters."""
+
+SURELY = 1.2
+"""See there: plain steps for the same ids would have taken so many times as long."""
 
 PLAIN_STEPS = 4
 """Those few: the first does not overlap with the one before."""
@@ -143,15 +159,17 @@ class Pace:
     Args:
         most: guesses of a row at most.
         limit: guesses of a step at most.
+        filled: steps are filled up to round numbers of tokens.
         told: the worker tells which rows have guesses, so that nobody has to be asked.
     """
 
-    def __init__(self, most: int, limit: int, *, told: bool = False) -> None:
-        self._most, self._limit, self._told = most, limit, told
-        self._costs = Costs()
+    def __init__(self, most: int, limit: int, *, filled: bool = False, told: bool = False) -> None:
+        self._most, self._limit = most, limit
+        self._filled, self._told = filled, told
+        self._costs = Costs(filled=filled)
         self._tried, self._trusted, self._asked = Budget(TRIED), Budget(TRIED), Budget(ASKED)
         self._in_vain = Usual()  # seconds that were lost by asking in vain
-        self._rows = Rows(most, COOL[0])
+        self._rows = Rows(rungs_up_to(most, filled=filled), COOL[0])
         self._rungs = self._rows.rungs
         self._decision = Decision(0, 0)
         self._decided_for = 0
@@ -167,7 +185,7 @@ class Pace:
 
     def another(self) -> Pace:
         """One for steps of another kind, that knows nothing yet."""
-        return Pace(self._most, self._limit, told=self._told)
+        return Pace(self._most, self._limit, filled=self._filled, told=self._told)
 
     @property
     def decision(self) -> Decision:
@@ -178,6 +196,12 @@ class Pace:
     def least(self) -> float:
         """Chance of being kept below which a guess is not worth checking; 0 = not known."""
         return min(OWN * self._price, LIKELY)
+
+    @property
+    def _plain_every(self) -> int:
+        """See `PLAIN_EVERY`."""
+        found = self._outcome
+        return PLAIN_EVERY[found.steps > HELD and found.plain > SURELY * found.took]
 
     # -- what is told ------------------------------------------------------------------------------
 
@@ -221,7 +245,12 @@ class Pace:
         ids = 1.0 + brought / rows
         took = min(seconds, plain + (self._costs.extra(rows, guesses) or 0.0) + PAUSE * plain)
         if decision.usual is not None:
-            self._tried.spend(max(0.0, took - decision.usual * ids) * decision.dear)
+            lost = took - decision.usual * ids
+            if rows > FEW:
+                lost = max(0.0, lost) * decision.dear
+            self._tried.spend(lost)  # a run's steps that win make up for those that lose
+            if decision is self._decision and self._tried.wait(0.0, 0.0) > 0.0:
+                decision.steps = 0
         elif guessed:
             self._watch(rows, plain * ids, took)
             if asked_s > 0.0:  # what asking brings may be spent on it
@@ -307,7 +336,7 @@ class Pace:
         if not self._stands(rows):
             plain = self._costs.plain(rows)
             steps = PLAIN_STEPS
-            if plain is not None and self._since_plain < PLAIN_EVERY:
+            if plain is not None and self._since_plain < self._plain_every:
                 steps = 0 if self._run else self._unasked(rows, plain)
             if steps == 0:
                 return False
@@ -370,7 +399,7 @@ class Pace:
 
     def _decide(self, known: list[Row], rows: int) -> None:
         plain = self._costs.plain(rows)
-        if plain is None or self._since_plain >= PLAIN_EVERY or not known:
+        if plain is None or self._since_plain >= self._plain_every or not known:
             self._rest(rows, PLAIN_STEPS)
             return
         self._decided_for = rows
@@ -398,21 +427,22 @@ class Pace:
             hoped: see `Costs.extra`.
         """
         best, promise = 0, 0.0
-        for place, k in enumerate(self._rungs if willing else ()):
-            if guesses_made(willing, place) > limit:
+        gains = gains_of(willing, hoped=hoped) if willing else []
+        for place, kept in enumerate(gains):
+            guesses = guesses_made(willing, place)
+            if guesses > limit:
                 break
-            speed = self._speed(willing, place, rows, plain, hoped)
+            speed = self._speed(guesses, kept, rows, plain, hoped)
             if speed > promise:
-                best, promise = k, speed
+                best, promise = self._rungs[place], speed
         return best, promise
 
-    def _speed(self, willing: list[Row], place: int, rows: int, plain: float, hoped: bool) -> float:
-        """How much faster than plain steps those with so many guesses are thought to be."""
-        guesses = guesses_made(willing, place)
+    def _speed(self, guesses: int, kept: float, rows: int, plain: float, hoped: bool) -> float:
+        """How much faster than plain steps those with so many guesses, of which so many are kept,
+        are thought to be."""
         extra = self._costs.extra(rows, guesses, hoped=hoped) or 0.0
         run = self._runs.value if self._runs.weight else _RUN
         extra += self._costs.edges(rows) / run
-        kept = sum(row.gain(place, hoped=hoped) for row in willing)
         return (1.0 + kept / rows) / (1.0 + extra / plain)
 
     def _go_on(
@@ -438,17 +468,20 @@ class Pace:
         saved = _saved(rows, plain)
         _, hope = self._best(known, rows, plain, self._limit, hoped=True)
         k, _ = self._best(known, rows, plain, self._beyond(rows), hoped=True)
-        if rows <= FEW and self._turn % 2:
-            k = max(k, min(FIRST_GUESSES[1], self._most))
+        few, many = (self._rungs[known[0].others.rung_of(k)] for k in FIRST_GUESSES)
+        if rows <= FEW and (self._turn % 2 or (self._filled and tries == 0.0)):
+            k = max(k, many)
         elif tries < 0.9 * FIRST_TRIES:
-            k = min(FIRST_GUESSES[0], self._most) if rows <= FEW else 1
+            k = few if rows <= FEW else 1
         if k == 0 or k * count > self._limit:
             k, count = 1, min(count, self._limit)
         extra = self._costs.extra(rows, k * count)
-        cost = 0.5 * saved if rows > FEW else plain * SAVED[1] / rows
+        cost, steps = 0.5 * saved, 1
+        if rows <= FEW:
+            cost, steps = plain * SAVED[1] / rows, TRIED_STEPS
         if extra is not None:
             place = known[0].others.rung_of(k)
-            kept = sum(row.gain(place) for row in known[:count])
+            kept = gains_of(known[:count])[place]
             cost = max(0.0, extra + self._costs.edges(rows) - plain * kept / rows)
         wait = self._tried.wait(cost, saved) / plain
         if wait > 0.0 or (rows > FEW and self._step < self._untold):
@@ -456,7 +489,7 @@ class Pace:
             return
         least, power, most = HOPELESS
         dear = min(max(1.0, (least / hope) ** power), most) if hope > 0.0 and rows > FEW else 1.0
-        self._decision = Decision(k, 1, usual=plain, rows=count, dear=dear)
+        self._decision = Decision(k, steps, usual=plain, rows=count, dear=dear)
         self._turn += 1
         self._untold = self._step + HELD  # it may take a step or two until this one is told of
 

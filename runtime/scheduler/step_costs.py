@@ -53,11 +53,22 @@ class Usual:
         """Of at least one."""
         return statistics.median(self.recent)
 
+    @property
+    def least(self) -> float:
+        """A low one of them, a quarter from the least."""
+        return sorted(self.recent)[(len(self.recent) - 1) // 4]
+
 
 class Costs:
-    """Seconds of steps."""
+    """Seconds of steps.
 
-    def __init__(self) -> None:
+    Args:
+        filled: fewer guesses than have been timed are thought to cost what those did, since steps
+            are filled up; else the less the fewer they are.
+    """
+
+    def __init__(self, *, filled: bool = False) -> None:
+        self._filled = filled
         self._plain: dict[int, Usual] = {}
         self._extra: dict[int, dict[int, Usual]] = {}
         self._begin: dict[int, Usual] = {}
@@ -76,7 +87,7 @@ class Costs:
             return
         if near not in self._plain:
             return
-        extra = seconds - self._plain[near].value
+        extra = seconds - self._plain[near].least
         if guesses == 0:
             self._end.setdefault(near, Usual()).add(max(0.0, extra))
             return
@@ -91,9 +102,13 @@ class Costs:
         self._extra.setdefault(near, {}).setdefault(kind[1], Usual()).add(max(0.0, extra))
 
     def plain(self, rows: int) -> float | None:
-        """Seconds of a plain step; None where nothing of the kind is known."""
+        """Seconds of a plain step; None where nothing of the kind is known.
+
+        Of the last ones a low value: behind a run of guessed steps it takes some until they overlap
+        as in a run of their own, and what is thought too long makes guesses seem to pay.
+        """
         found = _nearest(self._plain, rows)
-        return None if found is None else found.value
+        return None if found is None else found.least
 
     def edges(self, rows: int) -> float:
         """Seconds that a run of guessed steps costs by beginning and ending, as far as known."""
@@ -110,7 +125,7 @@ class Costs:
         if not known:
             return None
         measured = [(n, usual.value) for n, usual in sorted(known.items())]
-        points = [(0, _fixed(measured)), *measured]
+        points = [(0, measured[0][1] if self._filled else _fixed(measured)), *measured]
         for (n, low), (m, high) in pairwise(points):
             if guesses <= m:
                 return low + (high - low) * (guesses - n) / (m - n)
