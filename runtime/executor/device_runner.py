@@ -372,8 +372,9 @@ class DeviceRunner:
         logits = self.model.logits(rows, self.ops, lora)
         ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(count))
         self.tables.put_tokens(tensors.sample_places[:count], ids)
-        kept = shape.verify or self.lookup is not None  # where what is kept is seen
-        greedy = tensors.back[2, :count] if kept else torch.empty_like(ids)
+        # of checks and where rows are looked up it is where what is kept is seen
+        seen = shape.verify or self.lookup is not None
+        greedy = tensors.back[2, :count] if seen else torch.empty_like(ids)
         torch.where(bad, self._none, ids, out=greedy)
         if self.lookup is not None:
             self.lookup.find(tensors)

@@ -216,8 +216,8 @@ def _drafts(
     if chosen is None:
         return None
     decisions.append(Decision("speculative", str(config.speculative.speculative), chosen.why))
-    looked_up = draft is None and loaded.device.type != "cpu"
-    pace = Pace(chosen.max_nodes, MAX_GUESSES, told=looked_up, filled=not host)
+    looked_up = draft is None and not host
+    pace = Pace(chosen.max_nodes, MAX_GUESSES, filled=not host, told=looked_up)
     return Drafts(
         chosen.drafter,
         vocab_size=vocab_size,

@@ -78,10 +78,10 @@ class Committer:
     def commit(self, plan: StepPlan, output: ForwardOutput) -> None:
         """Apply one step. Requests that ended meanwhile are passed over."""
         learn(plan, output.trees, self._planner.drafts, self.broke)
-        if output.matched is not None and self._planner.drafts is not None:
-            requests = [segment.request for segment in plan.segments]
-            guessed = [segment.draft is not None for segment in plan.segments]
-            self._planner.drafts.looked_up(requests, output.matched, guessed)
+        drafts = self._planner.drafts
+        if output.matched is not None and drafts is not None and drafts.looked_up is not None:
+            tried = plan.decision is not None and plan.decision.usual is not None
+            drafts.looked_up.told(plan.segments, output.matched, tried=tried)
         for segment in plan.segments:
             request = segment.request
             request.inflight -= 1

@@ -110,6 +110,9 @@ class Drafts:
         chains: of a tree of guesses only its first path is run.
         looked_up: the worker looks up what free rows go on with, and tells who has something to
             quote; the drafter is asked about the others.
+
+    Attributes:
+        looked_up: what it has told; None = it does not.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class Drafts:
     ) -> None:
         self.linked = linked
         self._chains = chains
-        self._looked_up = LookedUp() if looked_up else None
+        self.looked_up = LookedUp() if looked_up else None
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
@@ -140,7 +143,7 @@ class Drafts:
 
     def in_step(self, request: Request) -> bool:
         """Whether the worker guesses for a row: then there is `reserve`, else `propose`."""
-        if self._looked_up is not None:
+        if self.looked_up is not None:
             return is_free(request)
         return isinstance(self._drafter, StepDrafter)
 
@@ -183,15 +186,14 @@ class Drafts:
         """Candidates to ask for, where `room` are possible.
 
         Args:
-            growth: ids that the row may get by a step in flight. A model makes none where that
-                ends the output, if all of its guesses are kept, or all but one.
+            growth: ids that the row may get by a step in flight. It gets none where that is likely
+                to end the output: unless all of its guesses are kept, or all but one.
         """
-        if self.depth(request) == 0:
+        depth = self.depth(request, min(growth, 1))
+        if depth == 0 or (growth and request.max_len - request.length < max(growth - 1, 3)):
             return 0
-        if self._looked_up is not None:  # a chain, which costs nothing to find
-            return min(self._wanted.get(request.id, 0), room, self.depth(request, growth))
-        if growth and request.max_len - request.length < max(growth - 1, 3):
-            return 0
+        if self.looked_up is not None:  # a chain; behind one in flight it may pass the end
+            return min(self._wanted.get(request.id, 0), room, room if growth > 1 else depth)
         wanted = self._max_nodes if self._pace is None else self._wanted.get(request.id, 0)
         return min(wanted, room)
 
@@ -241,7 +243,7 @@ class Drafts:
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
-            # What is kept beyond an output's end is dropped; so only a row that follows has it.
+            # What is kept beyond an output's end is dropped; there is some where a row follows.
             depth = self._max_depth if more > 1 else self.depth(request, more)
             if request.planned_len > 0 and known <= most:
                 levels = min(min(depth, nodes) + known - 1, most)
@@ -300,26 +302,19 @@ class Drafts:
         """The sequence has ended."""
         if not isinstance(self._drafter, StepDrafter):
             self._drafter.finished(request.id)
-        if self._looked_up is not None:
-            self._looked_up.finished(request)
+        if self.looked_up is not None:
+            self.looked_up.finished(request)
         if self._free_pace is not None and self._constrained_pace is not None:
             self._free_pace.finished(request.id)
             self._constrained_pace.finished(request.id)
 
-    def looked_up(
-        self, requests: Sequence[Request], matched: Int32Array, guessed: Sequence[bool]
-    ) -> None:
-        """A step of these rows is over; see `LookedUp.told`."""
-        if self._looked_up is not None:
-            self._looked_up.told(requests, matched, guessed)
-
     def _kinds(self, requests: Sequence[Request]) -> dict[str, int]:
         """Rows that promise something, by their names, and guesses of which kind."""
         found, asked = {}, requests
-        if self._looked_up is not None:
-            quoting = self._looked_up.quoting(requests)
+        if self.looked_up is not None:
+            quoting = self.looked_up.quoting(requests)
             found = {r.id: kind for r, kind in quoting if self.depth(r) > 0}
-            asked = self._looked_up.others(requests)
+            asked = self.looked_up.others(requests)
         if isinstance(self._drafter, StepDrafter):
             return {request.id: 1 for request in asked if self.depth(request) > 0}
         if not asked:

@@ -8,11 +8,15 @@ Knows no memory and no time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from branchline.runtime.core.batch import Int32Array
 from branchline.runtime.core.request import Request
+
+if TYPE_CHECKING:
+    from branchline.runtime.scheduler.plan_builder import Segment
 
 ENTER = 3
 """A row that matches so well has something to quote; less comes by chance."""
@@ -21,7 +25,7 @@ LONG = 8
 """Rows that match so well make guesses of another kind: it is rarely by chance."""
 
 LINGER = 4
-"""Guessed steps without a match after which a row is thought to quote no more: most quotations go
+"""Guessed steps without any match after which a row is thought to quote no more: most quotations go
 on behind a few other words, and to end a run of guessed steps and begin another takes longer."""
 
 FEW = 8
@@ -37,26 +41,28 @@ class LookedUp:
         self._seen: set[str] = set()
         self._bound: set[str] = set()  # rows that are not free, at least at first
 
-    def told(
-        self, requests: Sequence[Request], matched: Int32Array, guessed: Sequence[bool]
-    ) -> None:
-        """A step is over.
+    def told(self, segments: Sequence[Segment], matched: Int32Array, *, tried: bool) -> None:
+        """A step of these segments is over.
 
         Args:
             matched: int32 [b], of each of its b rows.
-            guessed: which of them had guesses.
+            tried: its guesses were not thought to pay.
         """
         before = self._kinds
         hits = np.flatnonzero(matched >= ENTER).tolist()
-        self._kinds = {requests[i].id: 2 if matched[i] >= LONG else 1 for i in hits}
-        if len(requests) > FEW:
+        self._kinds = {segments[i].request.id: 2 if matched[i] >= LONG else 1 for i in hits}
+        if len(segments) > FEW:
             return
-        for request, had in zip(requests, guessed, strict=True):
-            name = request.id
-            if name in self._kinds:
+        for segment, match in zip(segments, matched.tolist(), strict=True):
+            name = segment.request.id
+            going_on = segment.draft is not None and name in before and not tried
+            if name in self._kinds or (going_on and match):
                 self._left[name] = LINGER
-            elif had and name in before and (left := self._left.get(name, 0)) > 0:
-                self._left[name], self._kinds[name] = left - 1, before[name]
+            elif not going_on or self._left.get(name, 0) == 0:
+                continue
+            else:
+                self._left[name] -= 1
+            self._kinds.setdefault(name, before.get(name, 1))
 
     def quoting(self, requests: Sequence[Request]) -> Iterator[tuple[Request, int]]:
         """Free rows that match, and of which kind their guesses are."""

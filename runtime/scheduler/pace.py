@@ -14,7 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from branchline.runtime.scheduler.kept_guesses import Mean, Row, Rows, guesses_made, rungs_up_to
+from branchline.runtime.scheduler.kept_guesses import (
+    Mean,
+    Row,
+    Rows,
+    gains_of,
+    guesses_made,
+    rungs_up_to,
+)
 from branchline.runtime.scheduler.step_costs import Budget, Costs, Usual
 
 TRIED = 0.01
@@ -153,12 +160,12 @@ class Pace:
     Args:
         most: guesses of a row at most.
         limit: guesses of a step at most.
-        told: the worker tells which rows have guesses, so that nobody has to be asked.
         filled: steps are filled up to round numbers of tokens.
+        told: the worker tells which rows have guesses, so that nobody has to be asked.
     """
 
-    def __init__(self, most: int, limit: int, *, told: bool = False, filled: bool = False) -> None:
-        self._most, self._limit, self._told, self._filled = most, limit, told, filled
+    def __init__(self, most: int, limit: int, *, filled: bool = False, told: bool = False) -> None:
+        self._most, self._limit, self._filled, self._told = most, limit, filled, told
         self._costs = Costs(filled=filled)
         self._tried, self._trusted, self._asked = Budget(TRIED), Budget(TRIED), Budget(ASKED)
         self._in_vain = Usual()  # seconds that were lost by asking in vain
@@ -178,7 +185,7 @@ class Pace:
 
     def another(self) -> Pace:
         """One for steps of another kind, that knows nothing yet."""
-        return Pace(self._most, self._limit, told=self._told, filled=self._filled)
+        return Pace(self._most, self._limit, filled=self._filled, told=self._told)
 
     @property
     def decision(self) -> Decision:
@@ -420,21 +427,22 @@ class Pace:
             hoped: see `Costs.extra`.
         """
         best, promise = 0, 0.0
-        for place, k in enumerate(self._rungs if willing else ()):
-            if guesses_made(willing, place) > limit:
+        gains = gains_of(willing, hoped=hoped) if willing else []
+        for place, kept in enumerate(gains):
+            guesses = guesses_made(willing, place)
+            if guesses > limit:
                 break
-            speed = self._speed(willing, place, rows, plain, hoped)
+            speed = self._speed(guesses, kept, rows, plain, hoped)
             if speed > promise:
-                best, promise = k, speed
+                best, promise = self._rungs[place], speed
         return best, promise
 
-    def _speed(self, willing: list[Row], place: int, rows: int, plain: float, hoped: bool) -> float:
-        """How much faster than plain steps those with so many guesses are thought to be."""
-        guesses = guesses_made(willing, place)
+    def _speed(self, guesses: int, kept: float, rows: int, plain: float, hoped: bool) -> float:
+        """How much faster than plain steps those with so many guesses, of which so many are kept,
+        are thought to be."""
         extra = self._costs.extra(rows, guesses, hoped=hoped) or 0.0
         run = self._runs.value if self._runs.weight else _RUN
         extra += self._costs.edges(rows) / run
-        kept = sum(row.gain(place, hoped=hoped) for row in willing)
         return (1.0 + kept / rows) / (1.0 + extra / plain)
 
     def _go_on(
@@ -473,7 +481,7 @@ class Pace:
             cost, steps = plain * SAVED[1] / rows, TRIED_STEPS
         if extra is not None:
             place = known[0].others.rung_of(k)
-            kept = sum(row.gain(place) for row in known[:count])
+            kept = gains_of(known[:count])[place]
             cost = max(0.0, extra + self._costs.edges(rows) - plain * kept / rows)
         wait = self._tried.wait(cost, saved) / plain
         if wait > 0.0 or (rows > FEW and self._step < self._untold):

@@ -12,9 +12,12 @@ import pytest
 from branchline.runtime.core.messages import GenerateRequest
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
+from branchline.runtime.core.tree import DraftTree
+from branchline.runtime.scheduler.drafts import Draft
 from branchline.runtime.scheduler.intake import Bounds, Intake
 from branchline.runtime.scheduler.looked_up import ENTER, FEW, LINGER, LONG, LookedUp
 from branchline.runtime.scheduler.pace import Decision, Pace
+from branchline.runtime.scheduler.plan_builder import Segment
 
 PLAIN, CYCLE, END = 0.45e-3, 0.65e-3, 0.3e-3
 """Seconds of a plain step of one row, of one that checks guesses, and of a run's end on top."""
@@ -39,41 +42,61 @@ def ints(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
     return np.array(values, dtype=np.int32)
 
 
+def told(
+    looked_up: LookedUp,
+    rows: list[Request],
+    matched: list[int],
+    *,
+    guessed: bool = False,
+    tried: bool = False,
+) -> None:
+    """A step of these rows is over."""
+    tree = DraftTree(ints(5), ints(-1), ints(0))
+    draft = Draft(tree, (-1, -1), (None, None)) if guessed else None
+    segments = [Segment(row, 0, 1, True, draft=draft) for row in rows]
+    looked_up.told(segments, ints(*matched), tried=tried)
+
+
 def test_rows_quote_whose_ends_have_come_before() -> None:
     rows, looked_up = requests(4), LookedUp()
     assert quoting(looked_up, rows) == {} and looked_up.others(rows) == []
-    looked_up.told(rows, ints(0, ENTER - 1, ENTER, LONG), [False] * 4)
+    told(looked_up, rows, [0, ENTER - 1, ENTER, LONG])
     assert quoting(looked_up, rows) == {"2": 1, "3": 2}
     looked_up.finished(rows[3])
     assert quoting(looked_up, rows) == {"2": 1}
-    looked_up.told(rows[:1], ints(LONG), [False])
+    told(looked_up, rows[:1], [LONG])
     assert quoting(looked_up, rows) == {"0": 2}
 
 
 def test_rows_whose_choice_depends_on_guesses_are_others() -> None:
     rows, looked_up = requests(2, min_tokens=3), LookedUp()
-    looked_up.told(rows, ints(LONG, 0), [False] * 2)
+    told(looked_up, rows, [LONG, 0])
     assert quoting(looked_up, rows) == {} and looked_up.others(rows) == rows
     for _ in range(3):
         rows[0].append(5)
     assert quoting(looked_up, rows) == {"0": 2} and looked_up.others(rows) == rows[1:]
 
 
-def test_a_row_that_has_guesses_lingers_where_there_are_few() -> None:
-    for count in (1, FEW, FEW + 1):
-        rows, looked_up = requests(count), LookedUp()
-        none = ints(*[0] * count)
-        looked_up.told(rows, ints(LONG, *[0] * (count - 1)), [True] * count)
-        seen = 0
-        while quoting(looked_up, rows):
-            assert quoting(looked_up, rows) == {"0": 2}
-            looked_up.told(rows, none, [True] * count)
-            seen += 1
-        assert seen == 1 + (LINGER if count <= FEW else 0)
+@pytest.mark.parametrize("count", [1, FEW, FEW + 1])
+def test_a_row_that_has_guesses_lingers_where_there_are_few(count: int) -> None:
+    rows, looked_up, none = requests(count), LookedUp(), [0] * (count - 1)
+    told(looked_up, rows, [LONG, *none], guessed=True)
+    told(looked_up, rows, [ENTER - 1, *none], guessed=True)
+    seen = 0
+    while quoting(looked_up, rows):
+        assert quoting(looked_up, rows) == {"0": 2}
+        told(looked_up, rows, [0, *none], guessed=True)
+        seen += 1
+    assert seen == (1 + LINGER if count <= FEW else 0)
+
+
+@pytest.mark.parametrize(("guessed", "tried"), [(False, False), (True, True)])
+def test_a_row_does_not_linger_in_plain_steps_or_in_tries(guessed: bool, tried: bool) -> None:
     rows, looked_up = requests(1), LookedUp()
-    looked_up.told(rows, ints(LONG), [False])
-    looked_up.told(rows, ints(0), [False])
-    assert quoting(looked_up, rows) == {}, "in plain steps there is nothing to go on with"
+    told(looked_up, rows, [LONG], guessed=guessed, tried=tried)
+    assert quoting(looked_up, rows) == {"0": 2}
+    told(looked_up, rows, [0], guessed=guessed, tried=tried)
+    assert quoting(looked_up, rows) == {}
 
 
 @dataclass
@@ -97,7 +120,7 @@ class Texts:
 
     def __post_init__(self) -> None:
         self.random = random.Random(1)
-        self.pace = Pace(15, 256, told=True)
+        self.pace = Pace(15, 256, filled=True, told=True)
         decide = self.pace._decide
 
         def counted(*args: Any) -> None:
