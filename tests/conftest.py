@@ -11,6 +11,12 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Workers share the cores. torch's threads wait by spinning, so more threads than cores cost
+    # more time than they save. Read when torch is loaded, here and in processes that tests start.
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
 if not Path("/dev/nvidiactl").exists():
     # Read when a kernel is defined: without a GPU, Triton's kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -9,6 +9,7 @@ before a grammar (`staged`) is added here, so that no backend knows of it.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,6 +34,9 @@ class GrammarService:
         tokenizer: of the model.
         vocab_size: V, columns of the logits.
         limit_s: seconds a constraint may take to compile.
+
+    Attributes:
+        fill_s: seconds that the last `fill` took.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class GrammarService:
         self._starting = False
         self._closed = False
         self._filler: ThreadPoolExecutor | None = None
+        self.fill_s = 0.0
 
     def prepare(self) -> None:
         """Make the backend now, on another thread, if it is not made yet."""
@@ -113,6 +118,7 @@ class GrammarService:
         Args:
             matchers: of the rows; an id instead = that one alone, None = every id.
         """
+        start = time.perf_counter()
         bitmask: Bitmask = np.full((count, self._words), -1, dtype=np.int32)
         need = False
         inner = [_active(one) for one in matchers]
@@ -125,6 +131,7 @@ class GrammarService:
                 bitmask[row] = 0
                 bitmask[row, matcher >> 5] = np.uint32(1 << (matcher & 31)).view(np.int32)
                 need = True
+        self.fill_s = time.perf_counter() - start
         return bitmask if need else None
 
     def fill_beside(

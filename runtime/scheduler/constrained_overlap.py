@@ -21,13 +21,18 @@ _PROBE = 64
 _RUN_WEIGHT = 0.02
 """Of the newest row in the mean of forced runs: an output has some ten of them."""
 
+_FORGET = 0.01
+"""Of what overlapping steps have shown, in each step that does not overlap."""
+
 
 class ConstrainedOverlap:
     """Chooses by the clock: overlap where a step times (1 + forced runs of a row in a step) is
-    shorter then."""
+    shorter then. What a step would take is reckoned from those that do not overlap; how far those
+    that do are off is kept as a factor."""
 
     def __init__(self) -> None:
         self._apart = self._ahead = 0.0
+        self._off = 1.0
         self._measured = 0
         self._overlapped = 0
         self._runs = 0.0
@@ -36,7 +41,7 @@ class ConstrainedOverlap:
         """Whether the next step may be planned before the one in flight is committed."""
         if self._measured < _LEARN:
             return False
-        if self._ahead * (1.0 + self._runs) >= self._apart:
+        if self._ahead * self._off * (1.0 + self._runs) >= self._apart:
             return False
         self._overlapped += 1
         return self._overlapped % _PROBE > 0
@@ -45,19 +50,21 @@ class ConstrainedOverlap:
         """A constrained row has an id that was not forced; more are behind it, or none."""
         self._runs += _RUN_WEIGHT * (forces - self._runs)
 
-    def measured(self, turn_s: float, waited_s: float, step_s: float, *, overlapped: bool) -> None:
+    def measured(self, turn_s: float, busy_s: float, step_s: float, *, overlapped: bool) -> None:
         """A turn of the loop with constrained rows.
 
         Args:
             turn_s: seconds from the end of the turn before to the end of this one.
-            waited_s: of them, seconds in which the host had nothing to do.
-            step_s: seconds from when the step committed in it was handed over until its ids were
-                there.
+            busy_s: what the host did in it, one thing after the other.
+            step_s: seconds from when the step committed in it was queued until its ids were there.
             overlapped: the turn's own step was planned before that.
         """
-        ahead = turn_s
-        if not overlapped:
-            ahead = max(step_s, turn_s - waited_s)
-            self._apart += (_WEIGHT if self._measured else 1.0) * (turn_s - self._apart)
-        self._ahead += (_WEIGHT if self._measured else 1.0) * (ahead - self._ahead)
-        self._measured += not overlapped
+        if overlapped:
+            if self._ahead:
+                self._off += _WEIGHT * (turn_s / self._ahead - self._off)
+            return
+        weight = _WEIGHT if self._measured else 1.0
+        self._apart += weight * (turn_s - self._apart)
+        self._ahead += weight * (max(step_s, busy_s) - self._ahead)
+        self._off += _FORGET * (1.0 - self._off)
+        self._measured += 1

@@ -245,9 +245,9 @@ class Drafts:
             more = growth.get(request, 0)
             # What is kept beyond an output's end is dropped; there is some where a row follows.
             depth = self._max_depth if more > 1 else self.depth(request, more)
-            levels = min(depth, nodes) + known - 1
             if request.planned_len > 0 and known <= most:
-                found.append((request, nodes, min(levels, most), more > 1))
+                levels = min(min(depth, nodes) + known - 1, most)
+                found.append((request, nodes, levels, more > 1))
         in_place = all(is_free(request) for request, *_ in found)
         drafts = {request: _reserved(*rest, in_place) for request, *rest in found}
         for request, draft in drafts.items():

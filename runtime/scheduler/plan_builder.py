@@ -118,7 +118,7 @@ class StepPlan:
         steady: it decodes, and computes nothing of a prompt.
         waited: it was begun when the one before was over, to have guesses.
         decision: how many of them it was to have.
-        handed: `time.perf_counter()` when it was given to the worker.
+        queued: `time.perf_counter()` when the worker had queued it.
         plain: so many segments, the first ones, are plain; each has one sampled place, in order.
     """
 
@@ -130,7 +130,7 @@ class StepPlan:
     steady: bool = False
     waited: bool = False
     decision: Decision | None = None
-    handed: float = 0.0
+    queued: float = 0.0
     plain: int = 0
 
     @property

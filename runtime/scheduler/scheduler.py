@@ -71,6 +71,11 @@ class Grammars(Protocol):
 
     def prepare(self) -> None: ...
 
+    @property
+    def fill_s(self) -> float:
+        """Seconds that the last masks took to fill."""
+        ...
+
 
 # size: Scheduler: what one turn of the loop does, in its order
 class Scheduler:
@@ -142,8 +147,9 @@ class Scheduler:
         )
         self._drafts = drafts
         self._committed: float | None = None  # when the last step of a busy stretch was
-        self._turn_end: tuple[float | None, float] = None, 0.0  # and seconds waited until then
-        self._step_s = 0.0  # from handing over the step committed last until its ids were there
+        self._idle_s = 0.0  # seconds the loop thread had nothing to do
+        self._turn_end: tuple[float | None, float] = None, 0.0  # and `_idle_s` then
+        self._step_s = 0.0  # from queueing the step committed last until its ids were there
         self._inflight: deque[tuple[StepPlan, Pending]] = deque()
         self._requests: dict[str, Request] = {}
         self._deadlines: list[tuple[float, str]] = []
@@ -235,8 +241,8 @@ class Scheduler:
         pending = None
         if plan is not None:  # where there are guesses, the next turn begins with this step's ids
             known = free and (drafting or plan.guesses > 0)
-            plan.handed = time.perf_counter()
             pending = self._worker.forward(plan.batch, awaited=known)
+            plan.queued = time.perf_counter()
             if free:  # nothing of N is needed: the device has no reason to wait
                 self._worker.sample(pending, None)
         self.stats.launch_s += self._clock.read() - start
@@ -272,12 +278,12 @@ class Scheduler:
         """The end of a turn: if constrained rows were part of it, measure what it took."""
         if self._overlap is None:
             return
-        now, waited, before = time.perf_counter(), self.stats.wait_s, self._turn_end
-        self._turn_end = now if self._planner.constrained and self._inflight else None, waited
+        now, idle, before = time.perf_counter(), self._idle_s, self._turn_end
+        self._turn_end = now if self._planner.constrained and self._inflight else None, idle
         if before[0] is not None and self._turn_end[0] is not None:
-            self._overlap.measured(
-                now - before[0], waited - before[1], self._step_s, overlapped=overlapped
-            )
+            turn = now - before[0]
+            busy = turn - (idle - before[1])
+            self._overlap.measured(turn, busy, self._step_s, overlapped=overlapped)
 
     def audit(self) -> int:
         """While idle: check memory, make what constrained requests will need.
@@ -358,8 +364,12 @@ class Scheduler:
 
     def _mask(self, plan: StepPlan, filling: Callable[[], Bitmask | None]) -> Bitmask | None:
         """The mask; where none can be made, every request that needs one has ended."""
+        start = time.perf_counter()
         try:
-            return filling()
+            mask = filling()
+            if mask is not None:  # what was filled beside would not have been, had steps overlapped
+                self._idle_s += time.perf_counter() - start - self._grammars.fill_s
+            return mask
         except Exception as error:
             for request in _sampled(plan):
                 if request.matcher is not None:
@@ -382,7 +392,8 @@ class Scheduler:
             return
         ready = time.perf_counter()
         self.stats.wait_s += ready - start
-        self._step_s = ready - plan.handed
+        self._idle_s += ready - start
+        self._step_s = ready - plan.queued
         begin = self._clock.read()
         self._committer.commit(plan, output)
         if self._drafts is not None:

@@ -255,6 +255,11 @@ def test_the_service_fills_rows_of_every_stage_at_once() -> None:
     beside = SERVICE.fill_beside(rows, len(rows))()
     assert beside is not None and (beside == bitmask).all()
     assert SERVICE.fill([free, None], 2) is None
+    forced = SERVICE.fill([free, 65, plain, 255], 4)
+    assert forced is not None
+    found = np.unpackbits(forced.view(np.uint8), axis=1, bitorder="little")[:, :260]
+    assert [np.flatnonzero(row).tolist() for row in found[[1, 3]]] == [[65], [255]]
+    assert found[0].all() and set(np.flatnonzero(found[2]).tolist()) == numbers
     assert SERVICE.failure(thinking) == SERVICE.failure(free) == ""
 
 

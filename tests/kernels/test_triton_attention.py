@@ -83,7 +83,7 @@ def test_trees_over_cut_rows_equal_whole_ones(
         assert not ops._gpu.counters.any()
 
 
-FORKS = [(4, 40, 0), (4, 40, 100), (4, 40, 256), (3, 20, 300)]
+FORKS = [(4, 40, 100), (4, 40, 256), (3, 20, 300)]
 FORKS_ON_GPU = [(1, 70, 700), (2, 80, 2048), (8, 70, 256)]
 
 
@@ -108,7 +108,11 @@ def test_few_tokens_a_row_equal_whole_rows(
 
 @pytest.mark.parametrize(
     ("group", "count", "trunk"),
-    FORKS + [pytest.param(*case, marks=pytest.mark.gpu) for case in FORKS_ON_GPU],
+    [
+        *FORKS,
+        pytest.param(4, 40, 0, marks=pytest.mark.slow),
+        *(pytest.param(*case, marks=pytest.mark.gpu) for case in FORKS_ON_GPU),
+    ],
 )
 def test_forks_of_a_trunk_equal_rows_alone(
     kernel_device: torch.device, group: int, count: int, trunk: int

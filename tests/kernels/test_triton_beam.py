@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -103,9 +104,14 @@ def found(beam: Beam) -> list[tuple[int, int, int, float]]:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # what is broken is asked for
-@pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("width", [1, 3, 8])
-@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    ("width", "mapped", "first"),
+    [
+        pytest.param(width, mapped, first, marks=() if covering else pytest.mark.slow)
+        for width, mapped, first in product([1, 3, 8], [False, True], [0, 1])
+        for covering in [(mapped == bool(first)) == (width == 3)]
+    ],
+)
 def test_levels_equal_the_reference(
     kernel_device: torch.device, width: int, mapped: bool, first: int
 ) -> None:

@@ -5,6 +5,8 @@ Runs on the GPU where there is one, else under Triton's interpreter (see conftes
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -96,7 +98,9 @@ def test_linears(
     assert close(logits, reference.linear(wide, exact, bias), 1e-5)
 
 
-@pytest.mark.parametrize("shape", [(48, 96), (34, 72), (16, 40)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(34, 72), (16, 40), pytest.param((48, 96), marks=pytest.mark.slow)], ids=str
+)
 def test_two_to_sixteen_rows(
     ops: TritonOps, reference: ReferenceOps, dtype: Dtype, shape: tuple[int, int]
 ) -> None:
@@ -160,9 +164,15 @@ def test_additions(ops: TritonOps, dtype: Dtype, rows: int) -> None:
     assert close(ops.linear_add(x, weight, y), want, 2 * BOUNDS[dtype])
 
 
-@pytest.mark.parametrize("rows", [1, 3, 20, 70])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "gated", "biased"),
+    [
+        pytest.param(rows, gated, biased, marks=() if covering else pytest.mark.slow)
+        for number, rows in enumerate([1, 3, 20, 70])
+        for gated, biased in product([False, True], repeat=2)
+        for covering in [(gated == biased) == (number in (0, 3))]
+    ],
+)
 def test_residual_step(
     ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int, gated: bool, biased: bool
 ) -> None:

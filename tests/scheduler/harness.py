@@ -104,6 +104,7 @@ class TableGrammars:
     def __init__(self, *, forcing: bool) -> None:
         self.forcing = forcing
         self.prepared = 0
+        self.fill_s = 0.0
 
     def prepare(self) -> None:
         self.prepared += 1

@@ -11,19 +11,23 @@ from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
 
 @dataclass
 class World:
-    """Seconds of a step: of the worker, of the host before it is handed over (commit, plan, launch)
-    and beside it (masks); every `run`-th id forces others, 0 = none does."""
+    """Seconds of a step: of the worker, of the host before it is queued (commit, plan, launch)
+    and beside it (masks); every `run`-th id forces others, 0 = none does; overlapping ones take
+    `off` times as long as they should."""
 
     device: float
     host: float
     beside: float = 0.0001
     run: int = 0
+    off: float = 1.0
 
     def turn(self, *, overlapped: bool) -> tuple[float, float, float]:
-        """(turn, waited, from handing over to ids)."""
+        """(turn, busy, from queueing to ids)."""
         busy = self.host + self.beside
-        turn = max(self.device, busy) if overlapped else self.host + max(self.device, self.beside)
-        return turn, turn - busy, self.device if not overlapped else turn + self.device
+        if overlapped:
+            turn = self.off * max(self.device, busy)
+            return turn, busy, turn + self.device
+        return self.host + max(self.device, self.beside), busy, self.device
 
     def per_id(self, *, overlapped: bool) -> float:
         """Seconds of an id that is not forced."""
@@ -38,8 +42,8 @@ def spend(overlap: ConstrainedOverlap, world: World, ids: int) -> float:
         force = world.run > 0 and number % world.run == 0
         for _ in range(1 + owed):
             overlapped = overlap.due()
-            turn, waited, step = world.turn(overlapped=overlapped)
-            overlap.measured(turn, waited, step, overlapped=overlapped)
+            turn, busy, step = world.turn(overlapped=overlapped)
+            overlap.measured(turn, busy, step, overlapped=overlapped)
             total += turn
         owed = int(force and overlapped)
         overlap.took_token(forces=force)
@@ -55,6 +59,8 @@ WORLDS = [
     World(device=0.007, host=0.001, run=30),
     World(device=0.03, host=0.0005, run=3),
     World(device=0.0005, host=0.0001, beside=0.0008, run=2),
+    World(device=0.001, host=0.001, off=1.9),
+    World(device=0.001, host=0.001, run=5, off=1.5),
 ]
 
 

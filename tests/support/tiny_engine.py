@@ -12,8 +12,12 @@ from branchline.runtime.tokenizer.byte_tokenizer import BYTE_CHAT_TEMPLATE
 SPECIALS = ("<|bos|>", "<|eos|>", "<|turn|>", "<|end|>")
 
 
-def write_tiny_model(folder: Path) -> Path:
-    """A model directory: config and tokenizer; weights are made at random when it is loaded."""
+def write_tiny_model(folder: Path, **changes: Any) -> Path:
+    """A model directory: config and tokenizer; weights are made at random when it is loaded.
+
+    Args:
+        changes: go to the configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vocab = {name: i for i, name in enumerate(_byte_names())}
     added = [
@@ -49,7 +53,7 @@ def write_tiny_model(folder: Path) -> Path:
     }
     for name, value in (
         ("tokenizer.json", tokenizer),
-        ("config.json", config),
+        ("config.json", config | changes),
         ("tokenizer_config.json", special),
     ):
         (folder / name).write_text(json.dumps(value), encoding="utf-8")
