@@ -22,7 +22,7 @@ from branchline.runtime.scheduler.kept_guesses import (
     guesses_made,
     rungs_up_to,
 )
-from branchline.runtime.scheduler.step_costs import Budget, Costs, Usual
+from branchline.runtime.scheduler.step_costs import Budget, Costs, Outcome, Usual
 
 TRIED = 0.01
 """Share of the time that may be lost by trying what does not seem to pay."""
@@ -129,30 +129,6 @@ class Decision:
     kind: int = 1
 
 
-@dataclass(slots=True)
-class _Outcome:
-    """What steps with guesses that were thought to pay brought lately.
-
-    Attributes:
-        plain: seconds that plain steps would have taken for the same ids.
-        took: seconds that they took.
-        steps: about how many of them.
-        until: the step up to which none are made, since they took longer.
-        patience: steps that none are made for next.
-    """
-
-    plain: float = 0.0
-    took: float = 0.0
-    steps: float = 0.0
-    until: int = 0
-    patience: int = COOL[0]
-
-    def add(self, plain: float, took: float) -> None:
-        fade = 0.97
-        self.plain, self.took = fade * self.plain + plain, fade * self.took + took
-        self.steps = fade * self.steps + 1.0
-
-
 # size: Pace: tries, trust and asking are paid from budgets that one clock fills
 class Pace:
     """Decides, step by step, how many guesses rows get.
@@ -174,7 +150,7 @@ class Pace:
         self._decision = Decision(0, 0)
         self._decided_for = 0
         self._step = 0
-        self._outcome = _Outcome()
+        self._outcome = Outcome(COOL[0])
         self._brought = 0  # guesses kept since the last step was told of
         self._guessed = False  # the last step that was told of was no plain one
         self._lost = 0.0  # times that what the next step loses counts as tried
@@ -265,7 +241,7 @@ class Pace:
         plain = self._costs.plain(rows)
         if self._costs_nothing:
             if not self._stands(rows) or self._decision.guesses:
-                self._rest(rows, 1)
+                self._rest(rows, 1 if rows <= FEW else HELD)  # next to nothing, for many rows
             self._begin_step()
         elif plain is not None:  # at first until it is told how long it took
             self._rest(rows, self._unasked(rows, plain) if self._in_vain.weight else 2)
@@ -323,7 +299,7 @@ class Pace:
         if found.plain < WORTH * found.took:
             self._trusted.spend(max(0.0, found.took - found.plain))
             until, patience = self._step + found.patience, min(2 * found.patience, COOL[1])
-            self._outcome = _Outcome(until=until, patience=patience)
+            self._outcome = Outcome(patience, until)
             self._decision = Decision(0, 0)
         elif found.plain > GAIN * found.took:
             found.patience = COOL[0]

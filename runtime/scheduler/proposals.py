@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from branchline.runtime.core.batch import Int32Array
 from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.protocols import GuessingPending, Pending
 from branchline.runtime.core.request import Request, Status
@@ -153,3 +154,10 @@ def learn_early(
         return
     learn(plan, trees, drafts, broke)
     plan.batch.tree = tree_mask(plan.segments)
+
+
+def tell(plan: StepPlan, matched: Int32Array | None, drafts: Drafts | None) -> None:
+    """The worker has looked a step's rows up; see `ForwardOutput.matched`."""
+    if matched is not None and drafts is not None and drafts.looked_up is not None:
+        tried = plan.decision is not None and plan.decision.usual is not None
+        drafts.looked_up.told(plan.segments, matched, tried=tried)
