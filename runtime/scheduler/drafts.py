@@ -180,9 +180,9 @@ class Drafts:
 
         Args:
             growth: ids that the row may get by a step in flight. It gets none where that is likely
-                to end the output: unless all of its guesses are kept, or all but one.
+                to end the output: unless nearly all of its guesses are kept.
         """
-        if growth and request.max_len - request.length < max(growth - 1, 3):
+        if growth and request.max_len - request.length < max(growth - 2, 3):
             return 0
         if self.depth(request) == 0:
             return 0
