@@ -138,15 +138,16 @@ class Drafts:
         """Whether the worker guesses: then there is `reserve`, else `propose`."""
         return isinstance(self._drafter, StepDrafter)
 
-    def due(self, requests: Sequence[Request]) -> bool:
+    def due(self, requests: Sequence[Request], *, constrained: bool = True) -> bool:
         """Whether the next step should wait for the one before, to run candidates.
 
         Args:
             requests: all decoding rows.
+            constrained: some of them may be.
         """
         if self._pace is None:
             return any(self.depth(r) > 0 and self._promising(r) for r in requests)
-        free = all(request.matcher is None for request in requests)
+        free = not constrained or all(request.matcher is None for request in requests)
         pace = self._pace = self._free_pace if free else self._constrained_pace
         assert pace is not None, "both are there or none"
         self._wanted = {}
@@ -234,7 +235,7 @@ class Drafts:
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
-            # What is kept beyond an output's end is dropped; it is there only for a row that follows.
+            # Of a row that follows, what is kept beyond its output's end is dropped.
             depth = self._max_depth if more > 1 else self.depth(request, more)
             levels = min(depth, nodes) + known - 1
             if request.planned_len > 0 and known <= most:

@@ -100,6 +100,9 @@ HELD_UP = 4.0
 PAUSE = 8.0
 """A step that takes so many plain ones longer than those of its kind was held up by others."""
 
+LOOKED_AT = 4
+"""Of so many plain steps of a large batch, one is timed."""
+
 _RUN = 16.0
 
 
@@ -172,6 +175,7 @@ class Pace:
         self._run, self._runs = 0, Mean()  # guessed steps one behind the other
         self._since_plain = self._since_more = 0
         self._turn = self._untold = 0  # of what is tried, and the step by which it will be known
+        self._plain_steps, self._passed = 0, 0.0  # of those not looked at, their time
         self._price = 0.0  # of one guess, in ids that must be kept for it
 
     def another(self) -> Pace:
@@ -216,6 +220,8 @@ class Pace:
         brought, self._brought = self._brought, 0
         guessed = guesses > 0 or waited
         first, self._guessed = guessed != self._guessed, guessed
+        if not (guessed or first or asked_s) and self._plainly(rows, seconds):
+            return
         if guesses > 0 or not (waited or asked_s > 0.0):
             self._costs.add(rows, guesses, seconds, first=first)
         self._count(guesses, first)
@@ -223,9 +229,10 @@ class Pace:
         if plain is None:
             return
         saved, few = _saved(rows, plain), plain * SAVED[1] / rows
+        passed, self._passed = seconds + self._passed, 0.0
         for budget in (self._tried, self._trusted):
-            budget.earn(seconds, saved, first=few)
-        self._asked.earn(seconds, plain)
+            budget.earn(passed, saved, first=few)
+        self._asked.earn(passed, plain)
         if not guessed and not first:
             if asked_s > 0.0:
                 # A single step tells little. It may be held up longer than it took to ask.
@@ -249,6 +256,16 @@ class Pace:
         elif self._lost:  # the end of what was tried
             self._tried.spend(max(0.0, took - plain) * self._lost)
         self._lost = 0.0 if decision.usual is None else decision.dear
+
+    def _plainly(self, rows: int, seconds: float) -> bool:
+        """Whether a plain step among plain ones need not be looked at by itself: most of them, in
+        large batches, where their number is large and the host what they wait for."""
+        self._plain_steps += 1
+        if rows <= FEW or self._plain_steps % LOOKED_AT == 0:
+            return False
+        self._passed += seconds
+        self._since_more += 1
+        return True
 
     def asked(self, rows: int) -> None:
         """Rows were asked for the next step, of `rows` rows, and none promises anything. They are
