@@ -8,6 +8,7 @@ import torch
 
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.reference.beam import ReferenceBeam
+from branchline.kernels.reference.lookup import ReferenceLookup
 from branchline.kernels.reference.sampling import draw
 from branchline.kernels.sampling import Draws, SamplingOps
 from branchline.kernels.weights import DenseWeight, Weight
@@ -43,7 +44,7 @@ def visible_tokens(meta: AttentionMeta, row: int) -> torch.Tensor:
     return mask
 
 
-class ReferenceOps(ReferenceBeam, Ops, SamplingOps):
+class ReferenceOps(ReferenceBeam, ReferenceLookup, Ops, SamplingOps):
     """Every op in torch.
 
     Args:

@@ -24,6 +24,7 @@ from branchline.kernels.triton.attention import attend
 from branchline.kernels.triton.beam import TritonBeam
 from branchline.kernels.triton.draft_ops import DraftOps
 from branchline.kernels.triton.linear import Linears, dense_of
+from branchline.kernels.triton.lookup import TritonLookup
 from branchline.kernels.triton.lora import Adapters
 from branchline.kernels.triton.rope import write_heads
 from branchline.kernels.triton.row_kernels import (
@@ -49,7 +50,7 @@ __all__ = ["TritonOps"]
 _COPIED_AT_ONCE = 256
 
 
-class TritonOps(DraftOps, AdaptedOps, TritonBeam, SamplingOps):
+class TritonOps(DraftOps, AdaptedOps, TritonBeam, TritonLookup, SamplingOps):
     """Every op on one device.
 
     Args:

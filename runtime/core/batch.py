@@ -257,6 +257,8 @@ class ForwardOutput:
         hidden: float32 [p, hidden], final normed states of the plan's `hidden_rows`.
         bad_rows: sampled rows (indices into s) whose logits held NaN or nothing allowed.
         trees: candidates that the worker made, of each of the plan's `guessed`.
+        matched: int32 [b], how well the last ids of each row, sampled ones included, match ids that
+            came before in it, 0 = not at all (`kernels.lookup`); None = nobody looked.
     """
 
     token_ids: np.ndarray[tuple[int, int], np.dtype[np.int32]]
@@ -266,3 +268,4 @@ class ForwardOutput:
     hidden: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None = None
     bad_rows: tuple[int, ...] = ()
     trees: list[DraftTree] = field(default_factory=list)
+    matched: Int32Array | None = None

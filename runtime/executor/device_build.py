@@ -40,6 +40,7 @@ from branchline.runtime.executor.device_graphs import (
     trunk_sizes,
     verify_shapes,
 )
+from branchline.runtime.executor.device_lookup import DeviceLookup
 from branchline.runtime.executor.device_runner import DeviceRunner
 from branchline.runtime.executor.device_stream import DeviceStream, to_device
 from branchline.runtime.executor.device_tables import DeviceTables
@@ -76,6 +77,7 @@ class DeviceSettings:
             levels at most.
         draft_nodes: guesses of a row at most that are checked.
         guesses: some steps will check guesses.
+        lookup_nodes: guesses of a row at most that are looked up here; 0 = none are.
         adapter_slots: that the model's layers were given.
     """
 
@@ -90,6 +92,7 @@ class DeviceSettings:
     draft_levels: int = 0
     draft_nodes: int = 0
     guesses: bool = False
+    lookup_nodes: int = 0
     adapter_slots: int = 0
 
 
@@ -131,6 +134,9 @@ class DeviceBuilder:
         self.attention: AttentionBackend = make_attention(settings.attention, needs)
         pool = self._pool(1)
         tables = DeviceTables(settings.max_rows, settings.slot_width, model.max_context, device)
+        lookup = None
+        if settings.lookup_nodes:
+            lookup = DeviceLookup(ops, tables, settings.lookup_nodes)
         self._runner = DeviceRunner(
             model,
             ops,
@@ -143,6 +149,7 @@ class DeviceBuilder:
             graph_tokens=self._graph_tokens(),
             draft=self._draft(pool),
             adapter_slots=settings.adapter_slots,
+            lookup=lookup,
         )
         if settings.graphs:
             self._runner.choice = self._runner.recorded_choice()

@@ -33,6 +33,7 @@ from branchline.runtime.executor.device_graphs import (
     idle_step,
     padded,
 )
+from branchline.runtime.executor.device_lookup import DeviceLookup
 from branchline.runtime.executor.device_stream import DeviceStream, Mark, to_host
 from branchline.runtime.executor.device_tables import DeviceTables
 from branchline.runtime.executor.draft_step import Draft, forward_step
@@ -75,6 +76,7 @@ class QueuedForward:
         check: of a step whose candidates were made here.
         nodes: int32 [3, most samples], see `Check`, in host memory once the mark has passed; of a
             step whose candidates must be known before it is sampled.
+        step: what the step reads, where rows are looked up behind it.
     """
 
     hidden: torch.Tensor | None
@@ -85,6 +87,7 @@ class QueuedForward:
     replayed: bool = False
     check: Check | None = None
     nodes: tuple[torch.Tensor, Mark] | None = None
+    step: StepTensors | None = None
 
 
 class _Repeated(NamedTuple):
@@ -116,9 +119,11 @@ class DeviceRunner:
         tree_words: words of tree masks in a step at most.
         draft: a draft model that keeps something of every token, if there is one.
         adapter_slots: that the model's layers were given.
+        lookup: guesses by looking up, and looks up behind every step; None = nobody does.
 
     Attributes:
-        guesser: makes the candidates of plans that ask for some; None = there are none.
+        guesser: makes the candidates of plans that ask for some, unless they are looked up; None =
+            there are none.
         choice: of tokens, recorded; None = it is not.
     """
 
@@ -137,6 +142,7 @@ class DeviceRunner:
         tree_words: int = 1 << 18,
         draft: Draft | None = None,
         adapter_slots: int = 0,
+        lookup: DeviceLookup | None = None,
     ) -> None:
         if not isinstance(ops, SamplingOps):
             raise InvalidRequest(
@@ -147,6 +153,7 @@ class DeviceRunner:
         self.kv_pool, self.tables = kv_pool, tables
         self.draft = draft
         self.guesser: DeviceDraft | None = None
+        self.lookup = lookup
         self.choice: RecordedChoice | None = None
         self.attention = attention
         self._max_rows = max_rows
@@ -208,7 +215,8 @@ class DeviceRunner:
         else:
             tensors, outputs = self.graphs.replay(graph, plan, guess)
         places, positions = tensors.sample_places[:sampled], tensors.sample_positions[:sampled]
-        there = places, positions, graph is not None, made.check, made.nodes
+        seen = None if self.lookup is None else tensors
+        there = places, positions, graph is not None, made.check, made.nodes, seen
         hidden = None if outputs.hidden is None else outputs.hidden[: len(plan.logit_idx)]
         logits = None
         if outputs.logits is not None and sampled <= len(outputs.logits):
@@ -252,6 +260,13 @@ class DeviceRunner:
         else:
             replay()
 
+    def look_up(self, step: StepTensors, sampled: torch.Tensor) -> None:
+        """Queue, of a step whose ids int32 [s] were not chosen with the forward: keep the
+        candidates that they are, and look all rows up."""
+        assert self.lookup is not None, "somebody looks up"
+        step.back[2, : len(sampled)].copy_(sampled)
+        self.lookup.find(step)
+
     def record_keep(self, rows: int) -> None:
         """Record `keep` for recorded steps of so many rows, padding included.
 
@@ -287,7 +302,12 @@ class DeviceRunner:
         self.draft.pool.move_slots(self.ops, source, target)
 
     def _guess(self, plan: ScheduleBatch, tensors: StepTensors, made: _Made) -> None:
-        assert plan.guessed is not None and self.guesser is not None, "there is somebody to guess"
+        assert plan.guessed is not None, "there is something to guess"
+        if self.lookup is not None:
+            assert plan.guessed.keeps, "what is looked up is kept here"
+            made.check, made.again = tensors.check(), lambda: None
+            return  # the step itself begins with it
+        assert self.guesser is not None, "there is somebody to guess"
         if plan.slot_writes is not None or plan.inits:  # else the step itself would be the first
             self.tables.write(tensors.writes)
         made.check = tensors.check()
@@ -315,6 +335,8 @@ class DeviceRunner:
     ) -> tuple[torch.Tensor, LoraBatch | None]:
         """Hidden states [l, hidden] of the logit rows, and these rows' adapters."""
         self.tables.write(tensors.writes)
+        if self.lookup is not None and tensors.shape.tree:
+            self.lookup.plant(tensors)
         self.attention.begin(plan)
         ids = self.ops.resolve_ids(
             tensors.input_ids, tensors.positions, tensors.meta, self.tables.tokens
@@ -350,8 +372,12 @@ class DeviceRunner:
         logits = self.model.logits(rows, self.ops, lora)
         ids, bad = self.sampling.sample_rows(logits.float(), self._greedy.first(count))
         self.tables.put_tokens(tensors.sample_places[:count], ids)
-        greedy = tensors.nodes[2, :count] if shape.verify else torch.empty_like(ids)
-        torch.where(bad, self._none, ids, out=greedy)  # of checks it is where `keep` reads them
+        # of checks and where rows are looked up it is where what is kept is seen
+        seen = shape.verify or self.lookup is not None
+        greedy = tensors.back[2, :count] if seen else torch.empty_like(ids)
+        torch.where(bad, self._none, ids, out=greedy)
+        if self.lookup is not None:
+            self.lookup.find(tensors)
         return Outputs(hidden=None if every else hidden, logits=logits, greedy=greedy)
 
 

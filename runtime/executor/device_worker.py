@@ -31,10 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Landing:
-    """A step's results on their way to the host; valid once `mark` has passed."""
+    """A step's results on their way to the host; valid once `mark` has passed.
+
+    Attributes:
+        ids: int32 [s] that were sampled, or lines of `StepTensors.back`: the last two, or all.
+        matched: which of the two.
+    """
 
     mark: Mark
     ids: torch.Tensor | None = None
+    matched: bool = False
     nodes: torch.Tensor | None = None
     logprobs: Reading | None = None
     scores: Reading | None = None
@@ -79,7 +85,9 @@ class DevicePending:
         if landing.ids is None or plan.sampling is None:
             none = np.empty(0, dtype=np.int32)
             return ForwardOutput(none.reshape(0, 1), none, scores=scores, hidden=hidden)
-        ids = landing.ids.numpy()
+        ids, matched = landing.ids.numpy(), None
+        if landing.matched:
+            ids, matched = ids[-2, : len(plan.sample_rows)], ids[-1, : len(plan.rows)]
         bad: tuple[int, ...] = ()
         if ids.min(initial=0) < 0:
             bad = tuple(np.flatnonzero(ids < 0).tolist())
@@ -96,6 +104,7 @@ class DevicePending:
             hidden=hidden,
             bad_rows=bad,
             trees=self.trees(),
+            matched=matched,
         )
 
 
@@ -174,14 +183,18 @@ class DeviceWorker:
         if forwarded.logits is not None and plan.sampling is not None:
             sampling = plan.sampling
             simple = sampling.all_greedy and not sampling.edited and not len(sampling.logprob_rows)
-            if bitmask is None and simple and forwarded.greedy is not None:
-                ids = forwarded.greedy
-            else:
-                ids = self._sample(plan, forwarded, bitmask, landing)
-            check = forwarded.check
-            if check is not None and plan.guessed is not None and plan.guessed.keeps:
-                self.runner.keep(check, ids)
-                landing.nodes = to_host(check.nodes)  # what was sampled among it
+            chosen = forwarded.greedy if bitmask is None and simple else None
+            ids = self._sample(plan, forwarded, bitmask, landing) if chosen is None else chosen
+            guessed, keeps = forwarded.check, plan.guessed is not None and plan.guessed.keeps
+            if forwarded.step is not None:
+                if chosen is None:
+                    self.runner.look_up(forwarded.step, ids)
+                back = forwarded.step.back
+                landing.ids, landing.matched = to_host(back if keeps else back[2:]), True
+                landing.nodes = landing.ids if keeps else None
+            elif guessed is not None and keeps:
+                self.runner.keep(guessed, ids)
+                landing.nodes = to_host(guessed.nodes)  # what was sampled among it
                 landing.ids = landing.nodes[2, : len(ids)]
             else:
                 landing.ids = to_host(ids)
@@ -227,7 +240,7 @@ class DeviceWorker:
 def trees_of(
     plan: ScheduleBatch, nodes: np.ndarray[tuple[int, int], np.dtype[np.int32]]
 ) -> list[DraftTree]:
-    """Of each of a plan's guessed rows, from int32 [2 or 3, s] ids and parents at its places."""
+    """Of each of a plan's guessed rows, from int32 [2 or more, s] ids and parents at its places."""
     guessed, tree = plan.guessed, plan.tree
     if guessed is None or tree is None:
         return []

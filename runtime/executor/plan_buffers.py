@@ -79,7 +79,9 @@ class StepTensors:
             place of the padding row.
         sample_positions: int64 [most samples], position that each sampled id takes, then 0.
         firsts: int32 [b], see `Check`; -1 for padding.
-        nodes: int32 [3, most samples], see `Check`.
+        told: int32 [b], see `LookupOps.plant_chains`; of guessed rows.
+        back: int32 [4, most samples or rows]: `nodes` of `Check`, then how well each row matches.
+        tree_lens, tree_offsets: int32 [b], tree_words: int64; what they were, where there are none.
         writes: changes of the tables, filled up with writes of padding.
         meta: who attends to what.
         lora_slots: int32 [t], slots of the tokens' adapters; None where no row has one.
@@ -97,33 +99,39 @@ class StepTensors:
     sample_places: torch.Tensor
     sample_positions: torch.Tensor
     firsts: torch.Tensor
-    nodes: torch.Tensor
+    told: torch.Tensor
+    back: torch.Tensor
+    tree_lens: torch.Tensor
+    tree_offsets: torch.Tensor
+    tree_words: torch.Tensor
     writes: TableWrites
     meta: AttentionMeta
     lora_slots: torch.Tensor | None = None
     logit_lora_slots: torch.Tensor | None = None
     sample_lora_slots: torch.Tensor | None = None
 
+    @property
+    def matched(self) -> torch.Tensor:
+        """int32 [b], how well each row matches; see `LookupOps.find_matches`."""
+        return self.back[3, : self.shape.rows]
+
     def check(self) -> Check:
-        """The same, for the ops that make a step's candidates; of a shape with trees."""
-        meta = self.meta
-        assert meta.tree_lens is not None and meta.tree_offsets is not None, "there are trees"
-        assert meta.tree_words is not None, "there are trees"
+        """The same, for the ops around guesses."""
         return Check(
             firsts=self.firsts,
-            rows=meta.rows,
-            seq_lens=meta.seq_lens,
-            extend_start=meta.extend_start,
-            tree_lens=meta.tree_lens,
-            tree_offsets=meta.tree_offsets,
-            tree_words=meta.tree_words,
+            rows=self.meta.rows,
+            seq_lens=self.meta.seq_lens,
+            extend_start=self.meta.extend_start,
+            tree_lens=self.tree_lens,
+            tree_offsets=self.tree_offsets,
+            tree_words=self.tree_words,
             input_ids=self.input_ids,
             out_slots=self.out_slots,
             previous=self.previous,
             positions=self.positions,
             sample_places=self.sample_places,
             sample_positions=self.sample_positions,
-            nodes=self.nodes,
+            nodes=self.back[:3],
         )
 
 
@@ -162,6 +170,7 @@ class PlanBuffers:
             ("extend_lens", rows, False),
             ("extend_start", rows + 1, False),
             ("firsts", rows, False),
+            ("told", rows, False),
             ("sample_idx", 2 * samples, False),
             ("sample_places", samples, True),
             ("sample_positions", samples, True),
@@ -191,7 +200,7 @@ class PlanBuffers:
         self._device = torch.zeros(at, dtype=torch.int32, device=device)
         self._host = [host_buffer((at,), torch.int32, device) for _ in range(_RING)]
         self._marks = [Mark() for _ in range(_RING)]
-        self._nodes = torch.zeros((3, samples), dtype=torch.int32, device=device)
+        self._back = torch.zeros((4, max(samples, rows)), dtype=torch.int32, device=device)
         self._views = {name: _section(self._device, *place) for name, place in layout.items()}
         self._arrays: list[dict[str, Array]] = [
             {name: _section(host, *place).numpy() for name, place in layout.items()}
@@ -232,7 +241,11 @@ class PlanBuffers:
             sample_places=v["sample_places"],
             sample_positions=v["sample_positions"],
             firsts=v["firsts"][:rows],
-            nodes=self._nodes,
+            told=v["told"][:rows],
+            back=self._back,
+            tree_lens=v["tree_lens"][:rows],
+            tree_offsets=v["tree_offsets"][:rows],
+            tree_words=v["tree_words"],
             writes=TableWrites(
                 v["slot_places"], v["slot_values"], v["token_places"], v["token_values"]
             ),
@@ -294,8 +307,11 @@ class PlanBuffers:
             a["sample_positions"][s:] = 0
         a["sample_places"][s:] = self._tables.padding_place
         a["firsts"][: shape.rows] = -1
-        if plan.guessed is not None:
-            a["firsts"][plan.guessed.rows] = np.searchsorted(plan.sample_rows, plan.guessed.rows)
+        if plan.guessed is not None and plan.tree is not None:
+            guessed = plan.guessed.rows
+            a["firsts"][guessed] = np.searchsorted(plan.sample_rows, guessed)
+            last = plan.seq_lens[guessed] - plan.tree.counts[guessed] - 1
+            a["told"][guessed] = np.where(plan.guessed.follows, -1, last)
         if shape.adapted:
             _fill_adapters(a, plan, shape)
         self._pad(a, plan, shape)

@@ -212,19 +212,22 @@ def _drafts(
             quotes=host,
         )
     else:
-        chosen = make_drafting(config.speculative)
+        chosen = make_drafting(config.speculative, loaded.device.type)
     if chosen is None:
         return None
     decisions.append(Decision("speculative", str(config.speculative.speculative), chosen.why))
+    looked_up = draft is None and not host
+    pace = Pace(chosen.max_nodes, MAX_GUESSES, filled=not host, told=looked_up)
     return Drafts(
         chosen.drafter,
         vocab_size=vocab_size,
         eos_ids=eos_ids,
         max_nodes=chosen.max_nodes,
         max_depth=chosen.max_depth,
-        pace=Pace(chosen.max_nodes, MAX_GUESSES, filled=not host) if chosen.adapts else None,
+        pace=pace if chosen.adapts else None,
         linked=draft is not None,
         chains=guesses_in_chains(config, loaded.device),
+        looked_up=looked_up,
     )
 
 

@@ -38,6 +38,7 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.kv_pool import KVPool
 from branchline.runtime.memory.sizing import SizingDecision, decide_pages, free_memory
 from branchline.runtime.models.base import Model
+from branchline.runtime.speculative.build import ngram_tokens
 
 CPU_STEP_TOKENS = 512
 CUDA_STEP_TOKENS = 8192
@@ -191,6 +192,7 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
             draft_width=0 if draft is None else draft.width,
             draft_levels=0 if draft is None else draft.levels,
             draft_nodes=0 if draft is None else draft.nodes,
+            lookup_nodes=ngram_tokens(config.speculative, loaded.device.type),
         ),
         loaded.device,
         None if draft is None else draft.model,

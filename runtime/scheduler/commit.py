@@ -20,7 +20,7 @@ from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
 from branchline.runtime.scheduler.drafts import Draft
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.planner import Planner
-from branchline.runtime.scheduler.proposals import learn
+from branchline.runtime.scheduler.proposals import learn, told_matches
 from branchline.runtime.scheduler.readouts import logprob_entry, pool_states, read_scores
 from branchline.runtime.scheduler.stats import SchedulerStats
 
@@ -79,6 +79,7 @@ class Committer:
     def commit(self, plan: StepPlan, output: ForwardOutput) -> None:
         """Apply one step. Requests that ended meanwhile are passed over."""
         learn(plan, output.trees, self._planner.drafts, self.broke)
+        told_matches(plan, output.matched, self._planner.drafts)
         for segment in plan.segments:
             request = segment.request
             request.inflight -= 1

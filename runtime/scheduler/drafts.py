@@ -22,6 +22,7 @@ from branchline.runtime.core.drafting import MAX_GUESSES, Drafter, DraftRow, Ste
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
+from branchline.runtime.scheduler.looked_up import LookedUp, is_free
 from branchline.runtime.scheduler.pace import Decision, Pace
 from branchline.runtime.scheduler.proposed import check_tree, pruned
 
@@ -107,6 +108,8 @@ class Drafts:
             take other times, and keep other guesses: they have one of their own.
         linked: the drafter is a model that reads the state of the token before each.
         chains: of a tree of guesses only its first path is run.
+        looked_up: the worker looks up what free rows go on with, and tells who has something to
+            quote; the drafter is asked about the others.
     """
 
     def __init__(
@@ -120,9 +123,11 @@ class Drafts:
         pace: Pace | None = None,
         linked: bool = True,
         chains: bool = False,
+        looked_up: bool = False,
     ) -> None:
         self.linked = linked
         self._chains = chains
+        self._looked_up = LookedUp() if looked_up else None
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
@@ -133,9 +138,10 @@ class Drafts:
         self._wanted: dict[str, int] = {}
         self._asked_s = 0.0  # spent on asking rows since the last step was over
 
-    @property
-    def in_step(self) -> bool:
-        """Whether the worker guesses: then there is `reserve`, else `propose`."""
+    def in_step(self, request: Request) -> bool:
+        """Whether the worker guesses for a row: then there is `reserve`, else `propose`."""
+        if self._looked_up is not None:
+            return is_free(request)
         return isinstance(self._drafter, StepDrafter)
 
     def due(self, requests: Sequence[Request], *, constrained: bool = True) -> bool:
@@ -146,17 +152,15 @@ class Drafts:
             constrained: some of them may be.
         """
         if self._pace is None:
-            return any(self.depth(r) > 0 and self._promising(r) for r in requests)
+            self._wanted = dict.fromkeys(self._kinds(requests), self._max_nodes)
+            return bool(self._wanted)
         free = not constrained or all(request.matcher is None for request in requests)
         pace = self._pace = self._free_pace if free else self._constrained_pace
         assert pace is not None, "both are there or none"
         self._wanted = {}
         if pace.rests(len(requests)):
             return False
-        begin = time.perf_counter()
-        kinds = {r.id: kind for r in requests if self.depth(r) > 0 and (kind := self._promising(r))}
-        if not isinstance(self._drafter, StepDrafter):
-            self._asked_s += time.perf_counter() - begin
+        kinds = self._kinds(requests)
         if not kinds:
             pace.asked(len(requests))
             return False
@@ -183,10 +187,11 @@ class Drafts:
             growth: ids that the row may get by a step in flight. It gets none where that is likely
                 to end the output: unless nearly all of its guesses are kept.
         """
-        if growth and request.max_len - request.length < max(growth - 2, 3):
+        depth = self.depth(request, min(growth, 1))
+        if depth == 0 or (growth and request.max_len - request.length < max(growth - 2, 3)):
             return 0
-        if self.depth(request) == 0:
-            return 0
+        if self._looked_up is not None:  # a chain; behind one in flight it may pass the end
+            return min(self._wanted.get(request.id, 0), room, room if growth > 1 else depth)
         wanted = self._max_nodes if self._pace is None else self._wanted.get(request.id, 0)
         return min(wanted, room)
 
@@ -230,8 +235,9 @@ class Drafts:
             growth: ids that rows may get in a step that is in flight; more than one where it has
                 candidates, so that how many is not known.
         """
-        assert isinstance(self._drafter, StepDrafter), "the worker guesses"
-        most, found = self._drafter.levels, []
+        drafter = self._drafter
+        most = drafter.levels if isinstance(drafter, StepDrafter) else self._max_depth
+        found = []
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
@@ -294,15 +300,40 @@ class Drafts:
         """The sequence has ended."""
         if not isinstance(self._drafter, StepDrafter):
             self._drafter.finished(request.id)
+        if self._looked_up is not None:
+            self._looked_up.finished(request)
         if self._free_pace is not None and self._constrained_pace is not None:
             self._free_pace.finished(request.id)
             self._constrained_pace.finished(request.id)
 
-    def _promising(self, request: Request) -> int:
+    def looked_up(
+        self, requests: Sequence[Request], matched: Int32Array, guessed: Sequence[bool]
+    ) -> None:
+        """A step of these rows is over; see `LookedUp.told`."""
+        if self._looked_up is not None:
+            self._looked_up.told(requests, matched, guessed)
+
+    def _kinds(self, requests: Sequence[Request]) -> dict[str, int]:
+        """Rows that promise something, by their names, and guesses of which kind."""
+        found, asked = {}, requests
+        if self._looked_up is not None:
+            quoting = self._looked_up.quoting(requests)
+            found = {r.id: kind for r, kind in quoting if self.depth(r) > 0}
+            asked = self._looked_up.others(requests)
         if isinstance(self._drafter, StepDrafter):
-            return 1
+            return {request.id: 1 for request in asked if self.depth(request) > 0}
+        if not asked:
+            return found
+        begin = time.perf_counter()
+        for request in asked:
+            if self.depth(request) > 0 and (kind := self._promising(request, self._drafter)):
+                found[request.id] = kind
+        self._asked_s += time.perf_counter() - begin
+        return found
+
+    def _promising(self, request: Request, drafter: Drafter) -> int:
         try:
-            return self._drafter.promising(self._row(request, self._max_nodes, _NO_SLOTS))
+            return drafter.promising(self._row(request, self._max_nodes, _NO_SLOTS))
         except Exception:
             logger.exception("the drafter failed")
             return 0
@@ -350,13 +381,6 @@ class Drafts:
         """Ids that are never part of the output."""
         own = frozenset(request.sampling.stop_token_ids)
         return own if request.sampling.ignore_eos else own | self._eos_ids
-
-
-def is_free(request: Request) -> bool:
-    """Whether an id can be sampled and kept by what the worker knows of the row."""
-    sampling = request.sampling
-    plain = request.matcher is None and not sampling.has_penalties
-    return plain and request.output_len >= sampling.min_tokens
 
 
 @lru_cache(maxsize=MAX_GUESSES)

@@ -6,8 +6,10 @@ no time, and not what is decided.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 QUOTES = 0.75
 """Where such a share of a row's guesses is kept, further ones are thought to be kept like them."""
@@ -88,16 +90,17 @@ class Kept:
         share = made.value if made.weight >= 1.0 else float(k)
         return max(count, round(share * count))
 
-    def gain(self, row: list[Mean], place: int, *, hoped: bool = False) -> float:
-        """Guesses of the rung that are likely kept: the row's own, and at first everybody's.
+    def gains(self, row: list[Mean], *, hoped: bool = False) -> list[float]:
+        """Guesses that are likely kept, by rung: the row's own, and at first everybody's.
 
         Args:
             hoped: of more than the row has had, as many as there may be; else as many as are sure.
         """
+        gains = []
         kept = 0.0
         before = usual = 0.5  # of what a rung keeps beyond the one before
         less = width = 0
-        for k, own, others in zip(self.rungs[: place + 1], row, self._all, strict=False):
+        for k, own, others in zip(self.rungs, row, self._all, strict=True):
             further = 0.7 * (k - less) / width if width else 1.0
             # Beyond the largest rung that was tried, somewhat fewer are thought to be kept.
             usual = others.value if others.weight >= 1.0 else usual * further
@@ -110,7 +113,8 @@ class Kept:
                     found = max(found, 0.7 * (k - less))
             kept, before = kept + found, found
             less, width = k, k - less
-        return kept
+            gains.append(kept)
+        return gains
 
 
 @dataclass(slots=True)
@@ -129,9 +133,9 @@ class Row:
     cool: int
     patience: int
 
-    def gain(self, place: int, *, hoped: bool = False) -> float:
-        """See `Kept.gain`."""
-        return self.others.gain(self.kept, place, hoped=hoped)
+    def gain(self, place: int) -> float:
+        """Guesses of a rung that are likely kept."""
+        return self.others.gains(self.kept)[place]
 
 
 class Rows:
@@ -175,9 +179,19 @@ class Rows:
         return self._kinds.pop(name, None) is not None
 
 
+def gains_of(rows: Sequence[Row], *, hoped: bool = False) -> list[float]:
+    """Guesses that are likely kept of all these rows together, by rung; see `Kept.gains`."""
+    # Nothing is known of most rows of a large batch: each is as the others of its kind.
+    fresh = Counter(row.others for row in rows if row.kept[0].weight == 0.0)
+    found = [(n, kept.gains(kept.row(), hoped=hoped)) for kept, n in fresh.items()]
+    for row in rows:
+        if row.kept[0].weight > 0.0:
+            found.append((1, row.others.gains(row.kept, hoped=hoped)))
+    counts, gains = zip(*found, strict=True)
+    return [sum(map(mul, counts, column)) for column in zip(*gains, strict=True)]
+
+
 def guesses_made(rows: Sequence[Row], place: int) -> int:
     """About how many guesses the rows make if they are allowed this rung."""
-    others = rows[0].others
-    if all(row.others is others for row in rows):
-        return others.made(place, len(rows))
-    return sum(row.others.made(place, 1) for row in rows)
+    kinds = Counter(row.others for row in rows)
+    return sum(others.made(place, count) for others, count in kinds.items())

@@ -14,7 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from branchline.runtime.scheduler.kept_guesses import Mean, Row, Rows, guesses_made, rungs_up_to
+from branchline.runtime.scheduler.kept_guesses import (
+    Mean,
+    Row,
+    Rows,
+    gains_of,
+    guesses_made,
+    rungs_up_to,
+)
+from branchline.runtime.scheduler.outcomes import COOL, Outcome
 from branchline.runtime.scheduler.step_costs import Budget, Costs, Usual
 
 TRIED = 0.01
@@ -79,10 +87,6 @@ SURELY = 1.2
 PLAIN_STEPS = 4
 """Those few: the first does not overlap with the one before."""
 
-COOL = (16, 1024)
-"""Steps for which a row that guesses do not help beside others is left alone: at first, and at
-most. So many are all rows, where what was expected of guesses did not come."""
-
 POOR = 0.05
 """Guesses kept in a step below which they help no row, however little they cost."""
 
@@ -125,30 +129,7 @@ class Decision:
     kind: int = 1
 
 
-@dataclass(slots=True)
-class _Outcome:
-    """What steps with guesses that were thought to pay brought lately.
-
-    Attributes:
-        plain: seconds that plain steps would have taken for the same ids.
-        took: seconds that they took.
-        steps: about how many of them.
-        until: the step up to which none are made, since they took longer.
-        patience: steps that none are made for next.
-    """
-
-    plain: float = 0.0
-    took: float = 0.0
-    steps: float = 0.0
-    until: int = 0
-    patience: int = COOL[0]
-
-    def add(self, plain: float, took: float) -> None:
-        fade = 0.97
-        self.plain, self.took = fade * self.plain + plain, fade * self.took + took
-        self.steps = fade * self.steps + 1.0
-
-
+# size: Pace: what is told and what is decided by it are one state
 class Pace:
     """Decides, step by step, how many guesses rows get.
 
@@ -156,10 +137,12 @@ class Pace:
         most: guesses of a row at most.
         limit: guesses of a step at most.
         filled: steps are filled up to round numbers of tokens.
+        told: the worker tells which rows have guesses, so that nobody has to be asked.
     """
 
-    def __init__(self, most: int, limit: int, *, filled: bool = False) -> None:
-        self._most, self._limit, self._filled = most, limit, filled
+    def __init__(self, most: int, limit: int, *, filled: bool = False, told: bool = False) -> None:
+        self._most, self._limit = most, limit
+        self._filled, self._told = filled, told
         self._costs = Costs(filled=filled)
         self._tried, self._trusted, self._asked = Budget(TRIED), Budget(TRIED), Budget(ASKED)
         self._in_vain = Usual()  # seconds that were lost by asking in vain
@@ -168,7 +151,7 @@ class Pace:
         self._decision = Decision(0, 0)
         self._decided_for = 0
         self._step = 0
-        self._outcome = _Outcome()
+        self._outcome = Outcome()
         self._brought = 0  # guesses kept since the last step was told of
         self._guessed = False  # the last step that was told of was no plain one
         self._lost = 0.0  # times that what the next step loses counts as tried
@@ -180,7 +163,7 @@ class Pace:
 
     def another(self) -> Pace:
         """One for steps of another kind, that knows nothing yet."""
-        return Pace(self._most, self._limit, filled=self._filled)
+        return Pace(self._most, self._limit, filled=self._filled, told=self._told)
 
     @property
     def decision(self) -> Decision:
@@ -271,9 +254,18 @@ class Pace:
         """Rows were asked for the next step, of `rows` rows, and none promises anything. They are
         asked again as soon as what is lost by it may be."""
         plain = self._costs.plain(rows)
-        if plain is not None:  # at first until it is told how long it took
+        if self._costs_nothing:
+            if not self._stands(rows) or self._decision.guesses:
+                self._rest(rows, 1)
+            self._begin_step()
+        elif plain is not None:  # at first until it is told how long it took
             self._rest(rows, self._unasked(rows, plain) if self._in_vain.weight else 2)
             self._step += 1
+
+    @property
+    def _costs_nothing(self) -> bool:
+        """Whether to ask rows costs nothing."""
+        return self._told and not self._in_vain.weight
 
     def _unasked(self, rows: int, plain: float) -> int:
         """Steps for which rows are not asked, since it would most likely be in vain."""
@@ -322,7 +314,7 @@ class Pace:
         if found.plain < WORTH * found.took:
             self._trusted.spend(max(0.0, found.took - found.plain))
             until, patience = self._step + found.patience, min(2 * found.patience, COOL[1])
-            self._outcome = _Outcome(until=until, patience=patience)
+            self._outcome = Outcome(until=until, patience=patience)
             self._decision = Decision(0, 0)
         elif found.plain > GAIN * found.took:
             found.patience = COOL[0]
@@ -340,8 +332,8 @@ class Pace:
             if steps == 0:
                 return False
             self._rest(rows, steps)
-        if self._decision.guesses:
-            return False
+        if self._decision.guesses or (rows <= FEW and self._costs_nothing):
+            return False  # for another kind of guesses it may be decided anew
         self._begin_step()
         return True
 
@@ -356,10 +348,10 @@ class Pace:
         kinds = kinds or [1] * len(names)
         known = [self._rows.ask(name, kind) for name, kind in zip(names, kinds, strict=True)]
         best = max(kinds, default=1)
-        if not self._stands(rows) or (rows <= FEW and best != self._decision.kind):
+        if not self._stands(rows) or (rows <= FEW and self._other(best)):
             self._decide(known, rows)
             self._decision.kind = best
-            if self._decision.guesses == 0 and self._rows.kinds > 1:
+            if self._decision.guesses == 0 and self._rows.kinds > 1 and not self._costs_nothing:
                 # another kind may come as soon as they are asked again
                 plain = self._costs.plain(rows)
                 steps = 1 if plain is None else max(1, self._unasked(rows, plain))
@@ -373,6 +365,13 @@ class Pace:
             return [wanted if self._willing(row) else 0 for row in known]
         first = self._step % len(known)  # not always the same ones
         return [wanted if (i - first) % len(known) < tried else 0 for i in range(len(known))]
+
+    def _other(self, best: int) -> bool:
+        """Whether what was decided was decided for another kind of guesses."""
+        decided = self._decision
+        if decided.guesses == 0 and self._costs_nothing:
+            return best > decided.kind
+        return best != decided.kind
 
     def _stands(self, rows: int) -> bool:
         near = 4 * abs(rows - self._decided_for) <= self._decided_for  # rows come and go
@@ -419,21 +418,22 @@ class Pace:
             hoped: see `Costs.extra`.
         """
         best, promise = 0, 0.0
-        for place, k in enumerate(self._rungs if willing else ()):
-            if guesses_made(willing, place) > limit:
+        gains = gains_of(willing, hoped=hoped) if willing else []
+        for place, kept in enumerate(gains):
+            guesses = guesses_made(willing, place)
+            if guesses > limit:
                 break
-            speed = self._speed(willing, place, rows, plain, hoped)
+            speed = self._speed(guesses, kept, rows, plain, hoped)
             if speed > promise:
-                best, promise = k, speed
+                best, promise = self._rungs[place], speed
         return best, promise
 
-    def _speed(self, willing: list[Row], place: int, rows: int, plain: float, hoped: bool) -> float:
-        """How much faster than plain steps those with so many guesses are thought to be."""
-        guesses = guesses_made(willing, place)
+    def _speed(self, guesses: int, kept: float, rows: int, plain: float, hoped: bool) -> float:
+        """How much faster than plain steps those with so many guesses, of which so many are kept,
+        are thought to be."""
         extra = self._costs.extra(rows, guesses, hoped=hoped) or 0.0
         run = self._runs.value if self._runs.weight else _RUN
         extra += self._costs.edges(rows) / run
-        kept = sum(row.gain(place, hoped=hoped) for row in willing)
         return (1.0 + kept / rows) / (1.0 + extra / plain)
 
     def _go_on(
@@ -472,7 +472,7 @@ class Pace:
             cost, steps = plain * SAVED[1] / rows, TRIED_STEPS
         if extra is not None:
             place = known[0].others.rung_of(k)
-            kept = sum(row.gain(place) for row in known[:count])
+            kept = gains_of(known[:count])[place]
             cost = max(0.0, extra + self._costs.edges(rows) - plain * kept / rows)
         wait = self._tried.wait(cost, saved) / plain
         if wait > 0.0 or (rows > FEW and self._step < self._untold):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from branchline.runtime.core.batch import Int32Array
 from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.protocols import GuessingPending, Pending
 from branchline.runtime.core.request import Request, Status
@@ -14,6 +15,7 @@ from branchline.runtime.core.tree import DraftTree
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.candidates import tree_mask
 from branchline.runtime.scheduler.drafts import Draft, Drafts
+from branchline.runtime.scheduler.looked_up import is_free
 from branchline.runtime.scheduler.plan_builder import StepPlan
 
 _AHEAD = 4
@@ -53,22 +55,27 @@ class Proposals:
             nodes = self._spare(request, self._drafts.nodes(request, spare // len(decoding)))
             if nodes > 0:
                 rows.append((request, nodes))
-        if self._drafts.in_step:
-            return self._drafts.reserve(rows)
-        return self._drafts.propose(rows, self._cache.slot_table.array) if rows else {}
+        there = [row for row in rows if self._drafts.in_step(row[0])]
+        here = [row for row in rows if not self._drafts.in_step(row[0])]
+        found = self._drafts.reserve(there)
+        if here:
+            found |= self._drafts.propose(here, self._cache.slot_table.array)
+        return found
 
     def following(
         self, step: StepPlan, running: int, *, waiting: bool
     ) -> dict[Request, Draft] | None:
-        """For a step behind one in flight that keeps guesses by itself, if all there is to do is to
-        go on where that one ends; None = it must be known first.
+        """For a step behind one in flight that samples one id of each row or keeps guesses by
+        itself, if all there is to do is to go on from there; None = it must be known first.
 
         Args:
             running: requests that hold a row.
             waiting: others wait for one.
         """
         guessed = step.batch.guessed
-        if guessed is None or not guessed.keeps:
+        if guessed is None and any(s.draft is not None or not s.sample for s in step.segments):
+            return None
+        if guessed is not None and not guessed.keeps:
             return None
         if running != len(step.segments) or (waiting and running < self._max_running):
             return None
@@ -83,6 +90,8 @@ class Proposals:
             nodes = self._drafts.nodes(request, spare // len(step.segments), growth)
             if nodes == 0 and draft is None:
                 continue
+            if not (self._drafts.in_step(request) and is_free(request)):
+                return None
             if nodes == 0 or self._spare(request, growth + nodes) < growth + nodes:
                 return None
             rows.append((request, nodes))
@@ -130,6 +139,13 @@ def learn(
             segment.draft = drafts.learn(request, draft, tree)
         except Exception as error:
             broke(request, error)
+
+
+def told_matches(plan: StepPlan, matched: Int32Array | None, drafts: Drafts | None) -> None:
+    """The worker has looked up what a step's rows go on with; see `ForwardOutput.matched`."""
+    if matched is not None and drafts is not None:
+        guessed = [segment.draft is not None for segment in plan.segments]
+        drafts.looked_up([segment.request for segment in plan.segments], matched, guessed)
 
 
 def learn_early(

@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction
 
 import branchline.kernels.triton as room
 from branchline.kernels.beam import HEADER, Beam, Check, SlotRows
+from branchline.kernels.lookup import Matches
 from branchline.kernels.lora import LoraWeight
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws
@@ -142,7 +143,7 @@ def rows(made: TritonOps) -> None:
 
 
 def beams(made: TritonOps) -> None:
-    """A search of two levels, with a smaller vocabulary."""
+    """A search of two levels, with a smaller vocabulary; a step that checks its tree, or chains."""
     levels, w, rows, count = 6, 8, 2, 16384
     ints = [empty("i4", levels, rows * w) for _ in range(4)]
     tables = empty("i4", 8, CONTEXT), empty("i4", 8, CONTEXT + 1), empty("i4", 8)
@@ -177,6 +178,11 @@ def beams(made: TritonOps) -> None:
     check = Check(*ints, longs[0], *tokens, *longs[1:], nodes=empty("i4", 3, 64))
     made.beam_tree(beam, check, 24)
     made.keep_guesses(check, known, levels, 24)
+    matches, told = Matches(empty("i4", 8), empty("i4", 8)), empty("i4", rows + 1)
+    for most in (15, 64, 100):
+        made.plant_chains(check, told, known, matches, most)
+        for keep in (False, True):
+            made.find_matches(check, told, known, matches, most, keep=keep)
 
 
 def products(made: TritonOps) -> None:
