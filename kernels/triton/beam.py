@@ -16,8 +16,10 @@ from branchline.kernels.triton.tuning import Device, power_of_two
 
 __all__ = ["TritonBeam"]
 
-_PART = 2048
-"""Logits that one program looks through."""
+_PART, _PART_WARPS = 2048, 4
+"""Logits that one program looks through, and its warps."""
+_SELECT_WARPS, _TREE_WARPS = 4, 8
+"""Of the programs that join the parts of a row's guesses, and that make its tree."""
 _SLOTS = 1024
 """Slots of a row that one program copies."""
 
@@ -82,7 +84,7 @@ class TritonBeam(BeamOps):
             MASKED=level == 0,
             MORE=more,
             MAPPED=mapped,
-            **self._gpu.launch(4),
+            **self._gpu.launch(_PART_WARPS),
         )
         beam_select_kernel[(beam.rows,)](
             numbers,
@@ -118,7 +120,7 @@ class TritonBeam(BeamOps):
             NEXT=level + 1 < beam.depth,
             MORE=more,
             MAPPED=mapped,
-            **self._gpu.launch(4),
+            **self._gpu.launch(_SELECT_WARPS),
         )
 
     def beam_tree(self, beam: Beam, check: Check, most: int) -> None:
@@ -161,7 +163,7 @@ class TritonBeam(BeamOps):
             NODES_PAD=nodes,
             WORDS_PAD=-(-nodes // 64),
             BLOCK=min(128, power_of_two(count)),
-            **self._gpu.launch(8),
+            **self._gpu.launch(_TREE_WARPS),
         )
 
     def keep_guesses(

@@ -147,16 +147,17 @@ class Drafts:
             return is_free(request)
         return isinstance(self._drafter, StepDrafter)
 
-    def due(self, requests: Sequence[Request]) -> bool:
+    def due(self, requests: Sequence[Request], *, constrained: bool = True) -> bool:
         """Whether the next step should wait for the one before, to run candidates.
 
         Args:
             requests: all decoding rows.
+            constrained: some of them may be.
         """
         if self._pace is None:
             self._wanted = dict.fromkeys(self._kinds(requests), self._max_nodes)
             return bool(self._wanted)
-        free = all(request.matcher is None for request in requests)
+        free = not constrained or all(request.matcher is None for request in requests)
         pace = self._pace = self._free_pace if free else self._constrained_pace
         assert pace is not None, "both are there or none"
         self._wanted = {}
@@ -187,10 +188,10 @@ class Drafts:
 
         Args:
             growth: ids that the row may get by a step in flight. It gets none where that is likely
-                to end the output: unless all of its guesses are kept, or all but one.
+                to end the output: unless nearly all of its guesses are kept.
         """
         depth = self.depth(request, min(growth, 1))
-        if depth == 0 or (growth and request.max_len - request.length < max(growth - 1, 3)):
+        if depth == 0 or (growth and request.max_len - request.length < max(growth - 2, 3)):
             return 0
         if self.looked_up is not None:  # a chain; behind one in flight it may pass the end
             return min(self._wanted.get(request.id, 0), room, room if growth > 1 else depth)
@@ -243,7 +244,7 @@ class Drafts:
         for request, nodes in rows:
             known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
-            # What is kept beyond an output's end is dropped; there is some where a row follows.
+            # Of a row that follows, what is kept beyond its output's end is dropped.
             depth = self._max_depth if more > 1 else self.depth(request, more)
             if request.planned_len > 0 and known <= most:
                 levels = min(min(depth, nodes) + known - 1, most)

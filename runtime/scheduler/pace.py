@@ -22,7 +22,8 @@ from branchline.runtime.scheduler.kept_guesses import (
     guesses_made,
     rungs_up_to,
 )
-from branchline.runtime.scheduler.step_costs import Budget, Costs, Outcome, Usual
+from branchline.runtime.scheduler.outcomes import COOL, Outcome
+from branchline.runtime.scheduler.step_costs import Budget, Costs, Usual
 
 TRIED = 0.01
 """Share of the time that may be lost by trying what does not seem to pay."""
@@ -86,10 +87,6 @@ SURELY = 1.2
 PLAIN_STEPS = 4
 """Those few: the first does not overlap with the one before."""
 
-COOL = (16, 1024)
-"""Steps for which a row that guesses do not help beside others is left alone: at first, and at
-most. So many are all rows, where what was expected of guesses did not come."""
-
 POOR = 0.05
 """Guesses kept in a step below which they help no row, however little they cost."""
 
@@ -106,6 +103,9 @@ HELD_UP = 4.0
 
 PAUSE = 8.0
 """A step that takes so many plain ones longer than those of its kind was held up by others."""
+
+LOOKED_AT = 4
+"""Of so many plain steps of a large batch, one is timed."""
 
 _RUN = 16.0
 
@@ -129,7 +129,7 @@ class Decision:
     kind: int = 1
 
 
-# size: Pace: tries, trust and asking are paid from budgets that one clock fills
+# size: Pace: what is told and what is decided by it are one state
 class Pace:
     """Decides, step by step, how many guesses rows get.
 
@@ -150,13 +150,14 @@ class Pace:
         self._decision = Decision(0, 0)
         self._decided_for = 0
         self._step = 0
-        self._outcome = Outcome(COOL[0])
+        self._outcome = Outcome()
         self._brought = 0  # guesses kept since the last step was told of
         self._guessed = False  # the last step that was told of was no plain one
         self._lost = 0.0  # times that what the next step loses counts as tried
         self._run, self._runs = 0, Mean()  # guessed steps one behind the other
         self._since_plain = self._since_more = 0
         self._turn = self._untold = 0  # of what is tried, and the step by which it will be known
+        self._plain_steps, self._passed = 0, 0.0  # of those not looked at, their time
         self._price = 0.0  # of one guess, in ids that must be kept for it
 
     def another(self) -> Pace:
@@ -201,6 +202,8 @@ class Pace:
         brought, self._brought = self._brought, 0
         guessed = guesses > 0 or waited
         first, self._guessed = guessed != self._guessed, guessed
+        if not (guessed or first or asked_s) and self._plainly(rows, seconds):
+            return
         if guesses > 0 or not (waited or asked_s > 0.0):
             self._costs.add(rows, guesses, seconds, first=first)
         self._count(guesses, first)
@@ -208,9 +211,10 @@ class Pace:
         if plain is None:
             return
         saved, few = _saved(rows, plain), plain * SAVED[1] / rows
+        passed, self._passed = seconds + self._passed, 0.0
         for budget in (self._tried, self._trusted):
-            budget.earn(seconds, saved, first=few)
-        self._asked.earn(seconds, plain)
+            budget.earn(passed, saved, first=few)
+        self._asked.earn(passed, plain)
         if not guessed and not first:
             if asked_s > 0.0:
                 # A single step tells little. It may be held up longer than it took to ask.
@@ -234,6 +238,16 @@ class Pace:
         elif self._lost:  # the end of what was tried
             self._tried.spend(max(0.0, took - plain) * self._lost)
         self._lost = 0.0 if decision.usual is None else decision.dear
+
+    def _plainly(self, rows: int, seconds: float) -> bool:
+        """Whether a plain step among plain ones need not be looked at by itself: most of them, in
+        large batches, where their number is large and the host what they wait for."""
+        self._plain_steps += 1
+        if rows <= FEW or self._plain_steps % LOOKED_AT == 0:
+            return False
+        self._passed += seconds
+        self._since_more += 1
+        return True
 
     def asked(self, rows: int) -> None:
         """Rows were asked for the next step, of `rows` rows, and none promises anything. They are
@@ -299,7 +313,7 @@ class Pace:
         if found.plain < WORTH * found.took:
             self._trusted.spend(max(0.0, found.took - found.plain))
             until, patience = self._step + found.patience, min(2 * found.patience, COOL[1])
-            self._outcome = Outcome(patience, until)
+            self._outcome = Outcome(until=until, patience=patience)
             self._decision = Decision(0, 0)
         elif found.plain > GAIN * found.took:
             found.patience = COOL[0]

@@ -211,8 +211,8 @@ class PlanBuilder:
         batch = plan.batch
         if batch.mode is ForwardMode.DECODE:
             before = batch.seq_lens - np.int32(2)
-            slots: Int32Array = self._slots[batch.rows, np.maximum(before, 0)]
-            return np.where(before < 0, np.int32(0), slots)
+            found: Int32Array = self._slots[batch.rows, before]
+            return found if before.min() >= 0 else np.where(before < 0, np.int32(0), found)
         parts = []
         for segment in plan.segments:
             slots = self._slots[segment.request.row]

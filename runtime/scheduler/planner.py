@@ -94,7 +94,8 @@ class Planner:
         """Whether the next step had better wait for the one before, to run guesses."""
         if self.drafts is None:
             return False
-        return self.drafts.due([r for r in self.running if r.status is Status.DECODE])
+        decoding = [request for request in self.running if request.status is Status.DECODE]
+        return self.drafts.due(decoding, constrained=self.constrained > 0)
 
     def plan(
         self, *, draft: bool = False, following: dict[Request, Draft] | None = None

@@ -65,15 +65,17 @@ class Proposals:
     def following(
         self, step: StepPlan, running: int, *, waiting: bool
     ) -> dict[Request, Draft] | None:
-        """For a step behind one in flight that is plain or keeps guesses by itself, if all there is
-        to do is to go on where that one ends; None = it must be known first.
+        """For a step behind one in flight that samples one id of each row or keeps guesses by
+        itself, if all there is to do is to go on from there; None = it must be known first.
 
         Args:
             running: requests that hold a row.
             waiting: others wait for one.
         """
         guessed = step.batch.guessed
-        if step.plain < len(step.segments) and (guessed is None or not guessed.keeps):
+        if guessed is None and any(s.draft is not None or not s.sample for s in step.segments):
+            return None
+        if guessed is not None and not guessed.keeps:
             return None
         if running != len(step.segments) or (waiting and running < self._max_running):
             return None

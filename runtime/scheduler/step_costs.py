@@ -193,28 +193,3 @@ class Budget:
         if self.credit is None:
             return 0.0
         return max(0.0, min(cost, most) - self.credit) / self.share
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What steps with guesses that were thought to pay brought lately.
-
-    Attributes:
-        patience: steps that none are made for next, where they took longer.
-        until: the step up to which none are made, since they did.
-        plain: seconds that plain steps would have taken for the same ids.
-        took: seconds that they took.
-        steps: about how many of them.
-    """
-
-    patience: int
-    until: int = 0
-    plain: float = 0.0
-    took: float = 0.0
-    steps: float = 0.0
-
-    def add(self, plain: float, took: float) -> None:
-        """One more step."""
-        fade = 0.97
-        self.plain, self.took = fade * self.plain + plain, fade * self.took + took
-        self.steps = fade * self.steps + 1.0

@@ -21,7 +21,7 @@ from branchline.runtime.core.protocols import Pending
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.executor.build import load_model
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
-from branchline.runtime.executor.device_worker import DeviceWorker
+from branchline.runtime.executor.device_worker import DevicePending, DeviceWorker
 from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.memory.cache_manager import CacheManager
@@ -182,6 +182,27 @@ def test_steps_follow_each_other_without_a_look_between(
     assert 0 < scheduler.stats.accepted_tokens < scheduler.stats.drafted_tokens
     assert worker.follows > 0 and worker.learns == 0
     assert worker.follows > worker.repeats > 0
+
+
+def test_guesses_begin_while_the_prompt_is_computed(
+    models: tuple[Ops, Model, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no step is waited for before the next one is queued, until the output is about to end."""
+    ops, model, guesser = models
+    scheduler, out, worker = scheduler_for(ops, model, guesser, graphs=False)
+    log: list[str] = []
+    for owner, name in ((DeviceWorker, "forward"), (DevicePending, "result")):
+        call = getattr(owner, name)
+
+        def logged(*args: Any, call: Any = call, name: str = name, **kwargs: Any) -> Any:
+            log.append(name)
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, logged)
+    sampling = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+    run(scheduler, out, [{"prompt": list(range(3, 20)), "params": sampling}])
+    assert worker.keeps > 8
+    assert log[:14] == ["forward"] + ["forward", "result"] * 6 + ["forward"]
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
