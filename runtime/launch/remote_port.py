@@ -28,7 +28,7 @@ from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.sequence import deadline_passed, names_of, never_run
-from branchline.runtime.errors import BackendError, BranchlineError, from_wire
+from branchline.runtime.errors import BackendError, BranchlineError, InvalidRequest, from_wire
 from branchline.runtime.ipc.messages import (
     Abort,
     Answer,
@@ -50,6 +50,9 @@ logger = logging.getLogger(__name__)
 
 MAX_SENDS = 4
 """A request that is lost so often before it began is ended: it may be what kills the scheduler."""
+
+_UNSENDABLE = (OverflowError, TypeError, ValueError)
+"""What encoding raises: of a number, an object, a text that msgpack cannot hold."""
 
 OnOutput = Callable[[Output], None]
 
@@ -319,7 +322,30 @@ class RemotePort(RemoteAdapterPort):
         """Send what this turn of the loop has gathered."""
         if self._out and self._outlet is not None:
             out, self._out = self._out, []
-            self._outlet.send(out)
+            try:
+                self._outlet.send(out)
+            except _UNSENDABLE:
+                self._send_one_by_one(out)
+
+    def _send_one_by_one(self, out: list[ToScheduler]) -> None:
+        """What no message can hold ends alone; the rest is sent."""
+        for message in out:
+            if self._outlet is None:  # a reader of what ended has closed it
+                return
+            try:
+                self._outlet.send([message])
+            except _UNSENDABLE as error:
+                logger.error("a %s cannot be sent: %s", type(message).__name__, error)
+                if isinstance(message, Submit):
+                    self._refuse(message.request.id, str(error))
+
+    def _refuse(self, wire_id: str, why: str) -> None:
+        refused = InvalidRequest(
+            f"the request cannot be sent: {why}", hint="Use valid text and numbers of 64 bits."
+        )
+        for entry in [one for one in self._entries.values() if one.wire_id == wire_id]:
+            for name in list(entry.left):
+                self._end(entry, name, "error", refused)
 
     def _take(self, entry: _Entry) -> None:
         self._entries[entry.request.id] = entry
