@@ -98,9 +98,10 @@ counts. List under `properties` what is to come once.) Properties come in any or
 ones once all that is required is there. That holds for FREE properties that a schema lists, for
 fewer where they are counted (`minProperties`, `maxProperties`). Of up to MOST that are not, as few
 as need be keep the order of the schema among themselves: the last ones on which no others depend.
-Else all come in the order of the schema, the unlisted ones last. Where only whole numbers are valid (`integer`,
-multiples of one, lists of them) they are plain digits: `1`, not `1.0`, which JSON Schema takes for
-the same but no `int` field reads. Other numbers have no exponent where a bound could be crossed.
+Else all come in the order of the schema, the unlisted ones last. Where only whole numbers are
+valid (`integer`, multiples of one, lists of them) they are plain digits: `1`, not `1.0`, which JSON
+Schema takes for the same but no `int` field reads. Other numbers have no exponent where a bound
+could be crossed.
 `pattern` is searched for, as ECMA-262 reads it.
 """
 WHITE = """
