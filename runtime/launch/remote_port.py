@@ -52,7 +52,7 @@ MAX_SENDS = 4
 """A request that is lost so often before it began is ended: it may be what kills the scheduler."""
 
 _UNSENDABLE = (OverflowError, TypeError, ValueError)
-"""What encoding raises: of a number, an object, a text that msgpack cannot hold."""
+"""What encoding raises."""
 
 OnOutput = Callable[[Output], None]
 
@@ -322,30 +322,9 @@ class RemotePort(RemoteAdapterPort):
         """Send what this turn of the loop has gathered."""
         if self._out and self._outlet is not None:
             out, self._out = self._out, []
-            try:
-                self._outlet.send(out)
-            except _UNSENDABLE:
-                self._send_one_by_one(out)
-
-    def _send_one_by_one(self, out: list[ToScheduler]) -> None:
-        """What no message can hold ends alone; the rest is sent."""
-        for message in out:
-            if self._outlet is None:  # a reader of what ended has closed it
-                return
-            try:
-                self._outlet.send([message])
-            except _UNSENDABLE as error:
-                logger.error("a %s cannot be sent: %s", type(message).__name__, error)
-                if isinstance(message, Submit):
-                    self._refuse(message.request.id, str(error))
-
-    def _refuse(self, wire_id: str, why: str) -> None:
-        refused = InvalidRequest(
-            f"the request cannot be sent: {why}", hint="Use valid text and numbers of 64 bits."
-        )
-        for entry in [one for one in self._entries.values() if one.wire_id == wire_id]:
-            for name in list(entry.left):
-                self._end(entry, name, "error", refused)
+            unsent = dict(_send(self._outlet, out))
+            for entry in [one for one in self._entries.values() if one.wire_id in unsent]:
+                self._lose(entry, unsent[entry.wire_id], keep=False)
 
     def _take(self, entry: _Entry) -> None:
         self._entries[entry.request.id] = entry
@@ -414,3 +393,19 @@ class RemotePort(RemoteAdapterPort):
 
 def _wire_name(entry: _Entry, name: str) -> str:
     return entry.wire_id + name[len(entry.request.id) :]
+
+
+def _send(outlet: Outlet[ToScheduler], out: list[ToScheduler]) -> list[tuple[str, InvalidRequest]]:
+    """Send `out`; ids of requests that no message can hold, and why: msgpack has no form for one of
+    their numbers or texts. All others are sent, in their order."""
+    try:
+        outlet.send(out)
+    except _UNSENDABLE as error:
+        if len(out) > 1:
+            return [found for message in out for found in _send(outlet, [message])]
+        logger.error("a %s cannot be sent: %s", type(out[0]).__name__, error)
+        if isinstance(out[0], Submit):
+            hint = "Use text without lone surrogates, and numbers of 64 bits."
+            why = InvalidRequest(f"the request cannot be sent: {error}", hint=hint)
+            return [(out[0].request.id, why)]
+    return []
