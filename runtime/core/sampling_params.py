@@ -117,7 +117,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             ("top_k", self.top_k == -1 or 1 <= self.top_k <= MOST, f"-1 (off) or 1 to {MOST}"),
             ("min_p", 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
-            ("max_tokens", self.max_tokens is None or 1 <= self.max_tokens < 2**63, "at least 1"),
+            (
+                "max_tokens",
+                self.max_tokens is None or 1 <= self.max_tokens < 2**63,
+                "1 to 2**63 - 1",
+            ),
             ("min_tokens", 0 <= self.min_tokens <= MOST, f"0 to {MOST}"),
             ("frequency_penalty", abs(self.frequency_penalty) <= 2.0, "between -2 and 2"),
             ("presence_penalty", abs(self.presence_penalty) <= 2.0, "between -2 and 2"),
