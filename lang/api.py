@@ -20,6 +20,7 @@ from branchline.lang.refusals import describe
 from branchline.lang.sampling import GenOptions, OutputOptions, SamplingOptions, check_names
 from branchline.lang.tools import ToolBox, toolbox
 from branchline.lang.types import resolve
+from branchline.runtime.core.sampling_params import SEED_RULE, seed_fits
 from branchline.runtime.programs.protocol import SelectMethod
 
 SELECT_METHODS: tuple[SelectMethod, ...] = (
@@ -252,6 +253,9 @@ def _select(
         raise InvalidRequest(
             "temperature is out of range", value=temperature, hint="Use between 0 and 100."
         )
+    seed = options.get("seed")
+    if isinstance(seed, bool) or not isinstance(seed, int | None) or not seed_fits(seed):
+        raise InvalidRequest("seed is out of range", value=seed, hint=f"Use {SEED_RULE}.")
     kept = ("seed", "deadline_s", "priority", "adapter")
     texts, types = _branches(choices)
     limit, baseline = options.get("max_tokens"), options.get("baseline")

@@ -92,13 +92,16 @@ JSON = """
 Drafts 4 to 2020-12, by `$schema`; without it, the keywords of all of them. Keywords that only
 describe (`title`, `description`, `default`, `examples`, …) are notes, as JSON Schema has it; so
 are names of formats that it does not define. A text is accepted if it is JSON, names no property
-twice, and its value is valid. Properties come in any order, the unlisted ones once all that is
-required is there. That holds for FREE properties that a schema lists, for fewer where they are
-counted (`minProperties`, `maxProperties`). Of up to MOST that are not, as few as need be keep the
-order of the schema among themselves: the last ones on which no others depend. Else all come in the
-order of the schema, the unlisted ones last. Where only whole numbers are valid (`integer`,
-multiples of one, lists of them) they are plain digits: `1`, not `1.0`, which JSON Schema takes for
-the same but no `int` field reads. Other numbers have no exponent where a bound could be crossed.
+of the schema twice, and its value is valid. (A name that is not listed, even where `propertyNames`
+has an `enum` of them, may come again where that cannot make the value invalid; the last one
+counts. List under `properties` what is to come once.) Properties come in any order, the unlisted
+ones once all that is required is there. That holds for FREE properties that a schema lists, for
+fewer where they are counted (`minProperties`, `maxProperties`). Of up to MOST that are not, as few
+as need be keep the order of the schema among themselves: the last ones on which no others depend.
+Else all come in the order of the schema, the unlisted ones last. Where only whole numbers are
+valid (`integer`, multiples of one, lists of them) they are plain digits: `1`, not `1.0`, which JSON
+Schema takes for the same but no `int` field reads. Other numbers have no exponent where a bound
+could be crossed.
 `pattern` is searched for, as ECMA-262 reads it.
 """
 WHITE = """

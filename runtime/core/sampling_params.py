@@ -20,6 +20,11 @@ MAX_N = 128
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
 MAX_LOGPROBS = 50
+MOST = 2**31 - 1
+"""Of numbers that stand in tables of the device."""
+LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
+"""What fits into 64 bits, with a sign or without: what a message can hold."""
+SEED_RULE = f"None or between {LEAST_SEED} and {MOST_SEED}"
 
 
 class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -53,7 +58,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         stop_token_ids: ids that end the output, beside the model's own end ids.
         stop_regex: pattern whose first match ends the output (not part of it).
         keep_stop: what `stop` or `stop_regex` found is part of the output after all.
-        seed: same seed, same tokens, whatever the batch; None = drawn by the engine and reported.
+        seed: same seed, same tokens, whatever the batch; of 64 bits at most; None = drawn by the
+            engine and reported.
         n: outputs wanted for the same prompt.
         logprobs: None = none; k >= 0 = chosen token and k best alternatives.
         prompt_logprobs: the same for the prompt's tokens (turns prefix reuse off for the request).
@@ -109,14 +115,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for name, ok, rule in (
             ("temperature", 0.0 <= self.temperature <= 100.0, "between 0 and 100"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
-            ("top_k", self.top_k == -1 or self.top_k >= 1, "-1 (off) or at least 1"),
+            ("top_k", self.top_k == -1 or 1 <= self.top_k <= MOST, f"-1 (off) or 1 to {MOST}"),
             ("min_p", 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
-            ("min_tokens", self.min_tokens >= 0, "at least 0"),
+            (
+                "max_tokens",
+                self.max_tokens is None or 1 <= self.max_tokens < 2**63,
+                "1 to 2**63 - 1",
+            ),
+            ("min_tokens", 0 <= self.min_tokens <= MOST, f"0 to {MOST}"),
             ("frequency_penalty", abs(self.frequency_penalty) <= 2.0, "between -2 and 2"),
             ("presence_penalty", abs(self.presence_penalty) <= 2.0, "between -2 and 2"),
             ("repetition_penalty", 0.01 <= self.repetition_penalty <= 10.0, "0.01 to 10"),
             ("n", 1 <= self.n <= MAX_N, f"between 1 and {MAX_N}"),
+            ("seed", seed_fits(self.seed), SEED_RULE),
             ("logprobs", _in_range(self.logprobs), f"None or between 0 and {MAX_LOGPROBS}"),
             (
                 "prompt_logprobs",
@@ -147,6 +158,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 hint="Lower min_tokens or raise max_tokens.",
             )
         return self
+
+
+def seed_fits(seed: int | None) -> bool:
+    """Whether every backend can take it."""
+    return seed is None or LEAST_SEED <= seed <= MOST_SEED
 
 
 def _in_range(value: int | None) -> bool:

@@ -28,7 +28,7 @@ from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.sequence import deadline_passed, names_of, never_run
-from branchline.runtime.errors import BackendError, BranchlineError, from_wire
+from branchline.runtime.errors import BackendError, BranchlineError, InvalidRequest, from_wire
 from branchline.runtime.ipc.messages import (
     Abort,
     Answer,
@@ -50,6 +50,9 @@ logger = logging.getLogger(__name__)
 
 MAX_SENDS = 4
 """A request that is lost so often before it began is ended: it may be what kills the scheduler."""
+
+_UNSENDABLE = (OverflowError, TypeError, ValueError)
+"""What encoding raises."""
 
 OnOutput = Callable[[Output], None]
 
@@ -319,7 +322,9 @@ class RemotePort(RemoteAdapterPort):
         """Send what this turn of the loop has gathered."""
         if self._out and self._outlet is not None:
             out, self._out = self._out, []
-            self._outlet.send(out)
+            unsent = dict(_send(self._outlet, out))
+            for entry in [one for one in self._entries.values() if one.wire_id in unsent]:
+                self._lose(entry, unsent[entry.wire_id], keep=False)
 
     def _take(self, entry: _Entry) -> None:
         self._entries[entry.request.id] = entry
@@ -388,3 +393,19 @@ class RemotePort(RemoteAdapterPort):
 
 def _wire_name(entry: _Entry, name: str) -> str:
     return entry.wire_id + name[len(entry.request.id) :]
+
+
+def _send(outlet: Outlet[ToScheduler], out: list[ToScheduler]) -> list[tuple[str, InvalidRequest]]:
+    """Send `out`; ids of requests that no message can hold, and why: msgpack has no form for one of
+    their numbers or texts. All others are sent, in their order."""
+    try:
+        outlet.send(out)
+    except _UNSENDABLE as error:
+        if len(out) > 1:
+            return [found for message in out for found in _send(outlet, [message])]
+        logger.error("a %s cannot be sent: %s", type(out[0]).__name__, error)
+        if isinstance(out[0], Submit):
+            hint = "Use text without lone surrogates, and numbers of 64 bits."
+            why = InvalidRequest(f"the request cannot be sent: {error}", hint=hint)
+            return [(out[0].request.id, why)]
+    return []

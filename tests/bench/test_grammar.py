@@ -21,6 +21,7 @@ from tests.grammar.json_schema.harness import valid
 from tests.support.byte_vocabulary import ByteVocabulary
 
 
+@pytest.mark.timeout(300)  # workers compile when nobody else wants the core
 def test_costs_are_reported_for_every_backend_and_the_bare_packages() -> None:
     stream = io.StringIO()
     costs = grammar_cost.grammar_cost(ByteVocabulary(), 257, repeats=1, stream=stream)
@@ -70,6 +71,7 @@ def test_a_set_of_schemas_is_read_from_lines(tmp_path: Path) -> None:
         read(str(tmp_path / "nothing"))
 
 
+@pytest.mark.timeout(300)
 def test_one_command_reports_all_in_its_last_line(
     default_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

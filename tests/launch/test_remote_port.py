@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from branchline.runtime.config.sections import SchedulerSection
@@ -12,7 +13,7 @@ from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.messages import GenerateRequest
 from branchline.runtime.core.outputs import GenerateDelta, GenerateResult, Output, RequestMeta
 from branchline.runtime.core.sampling_params import SamplingParams
-from branchline.runtime.errors import BackendError
+from branchline.runtime.errors import BackendError, from_wire
 from branchline.runtime.ipc.messages import Abort, Started, Submit, ToScheduler
 from branchline.runtime.ipc.socket_loop import SocketLoop
 from branchline.runtime.launch.remote_port import RemotePort
@@ -35,6 +36,8 @@ class Wire:
         self.port.resume()
 
     def send(self, messages: list[ToScheduler]) -> None:
+        """One frame, or none of it."""
+        msgspec.msgpack.encode(messages)
         self._sent += messages
 
     def submit(self, name: str, n: int = 1) -> str:
@@ -103,3 +106,22 @@ def test_an_abort_names_each_sequence_that_runs(wire: Wire) -> None:
     assert wire.sent() == [Abort(name), Abort(f"{name}#2")]
     assert [output.request_id for output in wire.seen] == ["a#1", "a", "a#2"]
     assert wire.port.unfinished == 0
+
+
+def test_a_request_that_no_message_can_hold_ends_alone(wire: Wire) -> None:
+    """The others of the same turn are sent, in their order."""
+    for name, namespace in (("a", ""), ("b", "\ud800"), ("c", "")):
+        sampling = SamplingParams(n=1 if name == "a" else 2)
+        request = GenerateRequest(id=name, prompt_ids=[1], sampling=sampling, namespace=namespace)
+        wire.port.submit(request, wire.seen.append)
+    wire.port.abort("c#1")
+    first, second, abort = wire.sent()
+    assert isinstance(first, Submit) and first.request.id.startswith("a~")
+    assert isinstance(second, Submit) and second.request.id.startswith("c~")
+    assert isinstance(abort, Abort) and abort.request_id == f"{second.request.id}#1"
+    assert [output.request_id for output in wire.seen] == ["b", "b#1"]
+    for output in wire.seen:
+        assert isinstance(output, GenerateResult) and output.error is not None
+        error = from_wire(dict(output.error))
+        assert isinstance(error, BackendError) and not error.retryable
+    assert wire.port.unfinished == 3

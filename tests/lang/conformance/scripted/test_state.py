@@ -153,6 +153,8 @@ def test_only_text_and_expressions_can_be_appended(value: Any, says: str) -> Non
         {"stop": [3]},
         {"logit_bias": {"a": 1}},
         {"seed": "s"},
+        {"seed": 2**64},
+        {"seed": -(2**63) - 1},
     ],
     ids=str,
 )
@@ -164,6 +166,12 @@ def test_a_value_out_of_range_is_refused_where_it_is_appended(option: dict[str, 
         return str(caught.value)
 
     assert next(iter(option)) in run(body).result
+
+
+@pytest.mark.parametrize("seed", ["s", 2**64, -(2**63) - 1, True])
+def test_a_seed_of_a_select_is_a_whole_number_of_64_bits(seed: Any) -> None:
+    with pytest.raises(InvalidRequest, match="seed"):
+        bl.select("x", ["a", "b"], temperature=1.0, seed=seed)
 
 
 def test_an_unknown_option_is_a_type_error_with_a_suggestion() -> None:
