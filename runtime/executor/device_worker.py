@@ -186,7 +186,7 @@ class DeviceWorker:
             chosen = forwarded.greedy if bitmask is None and simple else None
             ids = self._sample(plan, forwarded, bitmask, landing) if chosen is None else chosen
             guessed, keeps = forwarded.check, plan.guessed is not None and plan.guessed.keeps
-            if forwarded.step is not None:
+            if forwarded.step is not None and (keeps or not _all_masked(bitmask)):
                 if chosen is None:
                     self.runner.look_up(forwarded.step, ids)
                 back = forwarded.step.back
@@ -235,6 +235,11 @@ class DeviceWorker:
         if found.logprobs is not None:
             landing.logprobs = _reading_to_host(found.logprobs)
         return found.ids
+
+
+def _all_masked(bitmask: Bitmask | None) -> bool:
+    """Whether surely no row may take every id: then nobody wants to know what it could quote."""
+    return bitmask is not None and not (bitmask[:, 0] == -1).any()
 
 
 def trees_of(

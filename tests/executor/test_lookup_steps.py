@@ -18,6 +18,7 @@ from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.executor.build import load_model
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
+from branchline.runtime.executor.device_runner import DeviceRunner
 from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.memory.cache_manager import CacheManager
@@ -164,6 +165,30 @@ def test_constrained_rows_run_beside_rows_that_quote(made: tuple[Ops, Model]) ->
     scheduler, out, worker = scheduler_for(*made, NODES, graphs=False)
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
     assert scheduler.stats.accepted_tokens > 0 and worker.keeps > 0
+
+
+def test_nobody_is_looked_up_where_all_rows_are_constrained(
+    made: tuple[Ops, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = list(range(3, 31))
+    constraint = Constraint(kind="json_schema", text=json.dumps([allowed] * 24))
+    sampling = SamplingParams(temperature=0.0, max_tokens=30, constraint=constraint)
+    requests = [{"prompt": [*allowed[:9], *allowed[: 5 + i]], "params": sampling} for i in range(3)]
+    looked: list[int] = []
+    look_up = DeviceRunner.look_up
+
+    def counted(runner: DeviceRunner, step: Any, sampled: Any) -> None:
+        looked.append(len(sampled))
+        look_up(runner, step, sampled)
+
+    monkeypatch.setattr(DeviceRunner, "look_up", counted)
+    wanted = run(*scheduler_for(*made, 0, graphs=False)[:2], requests)
+    scheduler, out, _ = scheduler_for(*made, NODES, graphs=False)
+    assert run(scheduler, out, requests) == wanted
+    assert not looked
+    requests.append({"prompt": allowed[:9], "params": SamplingParams(max_tokens=9, seed=1)})
+    run(*scheduler_for(*made, NODES, graphs=False)[:2], requests)
+    assert looked, "but where one is free"
 
 
 @pytest.mark.parametrize("paced", [False, True])

@@ -23,12 +23,14 @@ class Device:
     """Outputs one behind the other, on a device.
 
     Attributes:
+        late: seconds that a plain step behind guessed ones waits for them.
         steps: by the guesses of a row.
     """
 
     seed: int = 0
     plain: float = PLAIN
     cycle: float = CYCLE
+    late: float = 0.0
     most: int = 63
     steps: Counter[int] = field(default_factory=Counter)
 
@@ -63,6 +65,7 @@ class Device:
                 took += MORE if total > 0 and total + rows > 16 else 0.0
                 took += EDGES / 2 if (total > 0) != (before > 0) else 0.0
                 planned = counts, took * r.uniform(0.97, 1.03), pace.decision
+                took += self.late if total == 0 < before else 0.0
                 before = total
                 self.steps[max(counts)] += 1
             if known is not None:
@@ -135,6 +138,15 @@ def test_a_batch_loses_next_to_nothing_from_the_first_step_on(cycle: float, righ
     assert runs[0] > 0.97
     assert len(runs) / sum(1.0 / run for run in runs) > 0.98
     assert sorted(runs)[3] > 0.98, "but for those in which something was tried"
+
+
+@pytest.mark.parametrize("right", [0.0, 0.6, 0.9])
+def test_what_a_try_costs_a_batch_may_show_in_the_step_behind_it(right: float) -> None:
+    """It is queued without waiting for the step before, and the next one waits for it."""
+    device = Device(plain=0.9e-3, cycle=1.1e-3, late=4e-3)
+    runs = [device.run(right, rows=64) for _ in range(12)]
+    assert runs[0] > 0.97
+    assert len(runs) / sum(1.0 / run for run in runs) > 0.98
 
 
 def test_a_batch_is_tried_less_often_where_that_is_hopeless() -> None:
