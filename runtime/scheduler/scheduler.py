@@ -275,11 +275,14 @@ class Scheduler:
         return self._planner.constrained > 0 and (self._overlap is None or not self._overlap.due())
 
     def _turned(self, *, overlapped: bool) -> None:
-        """The end of a turn: if constrained rows were part of it, measure what it took."""
+        """The end of a turn: if constrained rows were part of it, measure what it took; steps with
+        guesses take other times."""
         if self._overlap is None:
             return
         now, idle, before = time.perf_counter(), self._idle_s, self._turn_end
-        self._turn_end = now if self._planner.constrained and self._inflight else None, idle
+        counts = bool(self._planner.constrained and self._inflight)
+        counts = counts and not self._inflight[-1][0].guesses
+        self._turn_end = now if counts else None, idle
         if before[0] is not None and self._turn_end[0] is not None:
             turn = now - before[0]
             busy = turn - (idle - before[1])

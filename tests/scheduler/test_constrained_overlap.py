@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import pytest
 
+from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
+from tests.scheduler.harness import Bench
+from tests.support.hash_model import VOCAB
+from tests.support.oracle_drafter import OracleDrafter
 
 
 @dataclass
@@ -87,3 +92,28 @@ def test_nothing_overlaps_before_both_ways_are_known() -> None:
     assert not overlap.due()
     overlap.measured(0.001, 0.0005, 0.0005, overlapped=False)
     assert not overlap.due()
+
+
+class Noting(ConstrainedOverlap):
+    """Never overlaps, and counts what it is told of."""
+
+    turns = 0
+
+    def measured(self, turn_s: float, busy_s: float, step_s: float, *, overlapped: bool) -> None:
+        self.turns += 1
+
+
+@pytest.mark.parametrize("guesses", [False, True])
+def test_steps_with_guesses_are_no_measure(guesses: bool) -> None:
+    table = [[1, 2, 3]] * 24
+    script = Bench()
+    script.submit("a", [5, 6], 30, constraint=Constraint(kind="lark", text=json.dumps(table)))
+    script.run()
+    drafter = OracleDrafter({"a": script.output("a")}, VOCAB, right=1.0, width=1, silent=0.0)
+    noting = Noting()
+    bench = Bench(constrained_overlap=noting, drafter=drafter if guesses else None, max_depth=2)
+    bench.submit("a", [5, 6], 30, constraint=Constraint(kind="lark", text=json.dumps(table)))
+    bench.run()
+    assert bench.output("a") == script.output("a")
+    assert bench.scheduler.stats.accepted_tokens > 10 or not guesses
+    assert noting.turns == 0 if guesses else noting.turns > 20
