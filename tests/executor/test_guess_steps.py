@@ -101,41 +101,46 @@ class Watched:
         self._worker.close()
 
 
-def scheduler_for(
+def watched_scheduler(
     ops: Ops,
     model: Model,
-    guesser: Model | None,
+    drafts: Drafts | None,
+    draft: StandaloneDraft | None = None,
     *,
     page_size: int = 1,
     tokens: int = 960,
-    graphs: bool = True,
     rows: int = ROWS,
-    pace: Pace | None = None,
     device: torch.device = CPU,
+    **settings: Any,
 ) -> tuple[Scheduler, Outbox, Watched]:
+    """A scheduler over a device's worker of these `DeviceSettings`."""
     cache = CacheManager(tokens // page_size, page_size, rows, CONTEXT)
     cache.slot_table.record_changes()
-    settings = DeviceSettings(
+    sizes = DeviceSettings(
         page_size=page_size,
         max_step_tokens=STEP_TOKENS,
         max_rows=rows,
         slot_width=CONTEXT,
         kv_dtype=torch.float32,
-        graphs=graphs,
-        draft_width=WIDTH,
-        draft_levels=LEVELS,
-        draft_nodes=NODES,
-        guesses=guesser is not None,
+        **settings,
     )
-    draft = None if guesser is None else StandaloneDraft(guesser)
-    builder = DeviceBuilder(model, ops, settings, device, draft)
+    builder = DeviceBuilder(model, ops, sizes, device, draft)
     worker = Watched(builder.worker(tokens // page_size, overlap=True))
-    drafts = None
+    scheduler, out = scheduler_over(cache, worker, model, drafts, rows=rows, device=True)
+    return scheduler, out, worker
+
+
+def scheduler_for(
+    ops: Ops, model: Model, guesser: Model | None, *, pace: Pace | None = None, **sizes: Any
+) -> tuple[Scheduler, Outbox, Watched]:
+    """With a draft model, or none."""
+    drafts, draft = None, None
     if guesser is not None:
         limits = {"vocab_size": VOCAB, "max_nodes": NODES, "max_depth": DEPTH}
         drafts = Drafts(StepDrafter(LEVELS), eos_ids=EOS, pace=pace, **limits)
-    scheduler, out = scheduler_over(cache, worker, model, drafts, rows=rows, device=True)
-    return scheduler, out, worker
+        draft = StandaloneDraft(guesser)
+    beam = {"draft_width": WIDTH, "draft_levels": LEVELS, "draft_nodes": NODES}
+    return watched_scheduler(ops, model, drafts, draft, guesses=draft is not None, **beam, **sizes)
 
 
 def run(scheduler: Scheduler, out: Outbox, requests: list[dict[str, Any]]) -> dict[str, Any]:

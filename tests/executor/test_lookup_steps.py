@@ -17,26 +17,22 @@ from branchline.kernels.ops import Ops
 from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.executor.build import load_model
-from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
+from branchline.runtime.executor.device_build import DeviceBuilder
 from branchline.runtime.executor.device_runner import DeviceRunner
 from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
-from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.pace import Pace
 from branchline.runtime.scheduler.scheduler import Scheduler
 from branchline.runtime.speculative.ngram import NgramDrafter
 from tests.executor.test_device_scheduler import Outbox
-from tests.executor.test_guess_steps import Watched, free_work, run
+from tests.executor.test_guess_steps import Watched, free_work, run, watched_scheduler
 from tests.executor.test_verify import (
     CONTEXT,
     EOS,
-    ROWS,
-    STEP_TOKENS,
     VOCAB,
     assert_alike,
-    scheduler_over,
     work,
 )
 from tests.support.model_driver import load_tiny, tiny_llama
@@ -78,40 +74,16 @@ def swift(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def scheduler_for(
-    ops: Ops,
-    model: Model,
-    nodes: int,
-    *,
-    page_size: int = 1,
-    tokens: int = 960,
-    graphs: bool = True,
-    rows: int = ROWS,
-    pace: Pace | None = None,
-    device: torch.device = CPU,
+    ops: Ops, model: Model, nodes: int, *, pace: Pace | None = None, **sizes: Any
 ) -> tuple[Scheduler, Outbox, Watched]:
     """A scheduler over a device whose rows have up to so many guesses, 0 = none."""
-    cache = CacheManager(tokens // page_size, page_size, rows, CONTEXT)
-    cache.slot_table.record_changes()
-    settings = DeviceSettings(
-        page_size=page_size,
-        max_step_tokens=STEP_TOKENS,
-        max_rows=rows,
-        slot_width=CONTEXT,
-        kv_dtype=torch.float32,
-        graphs=graphs,
-        guesses=nodes > 0,
-        lookup_nodes=nodes,
-    )
-    builder = DeviceBuilder(model, ops, settings, device)
-    worker = Watched(builder.worker(tokens // page_size, overlap=True))
     drafts = None
     if nodes:
         limits = {"vocab_size": VOCAB, "max_nodes": nodes, "max_depth": nodes}
         drafts = Drafts(
             NgramDrafter(), eos_ids=EOS, pace=pace, linked=False, looked_up=True, **limits
         )
-    scheduler, out = scheduler_over(cache, worker, model, drafts, rows=rows, device=True)
-    return scheduler, out, worker
+    return watched_scheduler(ops, model, drafts, guesses=nodes > 0, lookup_nodes=nodes, **sizes)
 
 
 def quoting(r: random.Random, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
