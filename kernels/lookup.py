@@ -83,19 +83,15 @@ class LookupOps(ABC):
         known: SlotRows,
         matches: Matches,
         most: int,
-        *,
-        keep: bool,
     ) -> None:
-        """Behind a step: look up each of its rows, with what was sampled, which is in the table of
-        tokens.
+        """Behind a step: keep the candidates that were sampled, from the first one on, and look up
+        each row, with what was sampled, which is in the table of tokens.
 
         Args:
             check: as the step was run; of rows whose `firsts` are -1 only rows and seq_lens count:
                 one id is sampled behind their tokens.
             matched: int32 [b], changed: how well the place that was found matches; 0 = none.
-            known: with `keep` its lengths are changed, of rows whose `firsts` are not -1.
+            known: its lengths are changed, of rows whose `firsts` are not -1.
             matches: changed.
-            most: candidates of a row at most.
-            keep: candidates stand one behind the other, and those that were sampled are kept, from
-                the first one on; else `SlotRows.lengths` tells what is.
+            most: candidates of a row at most, which stand one behind the other.
         """

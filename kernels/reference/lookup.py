@@ -29,15 +29,12 @@ class ReferenceLookup(LookupOps):
         known: SlotRows,
         matches: Matches,
         most: int,
-        *,
-        keep: bool,
     ) -> None:
         for at, first in enumerate(check.firsts.tolist()):
             row, last = int(check.rows[at]), int(check.seq_lens[at])
             if first >= 0:
-                if keep:
-                    known.lengths[row] = int(check.sample_positions[first]) + _kept(check, at)
-                last = int(known.lengths[row])
+                last = int(check.sample_positions[first]) + _kept(check, at)
+                known.lengths[row] = last
             last = min(last, known.tokens.shape[1] - 1)
             end, score = _best(known.tokens[row, : last + 1])
             matches.lengths[row], matches.ends[row], matched[at] = last + 1, end, score

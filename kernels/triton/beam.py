@@ -11,6 +11,7 @@ from branchline.kernels.triton.beam_kernels import (
     beam_part_kernel,
     beam_select_kernel,
 )
+from branchline.kernels.triton.check import made_of
 from branchline.kernels.triton.check_kernels import beam_tree_kernel, keep_guesses_kernel
 from branchline.kernels.triton.tuning import Device, power_of_two
 
@@ -135,20 +136,7 @@ class TritonBeam(BeamOps):
             places,
             order,
             known.slots,
-            check.firsts,
-            check.rows,
-            check.seq_lens,
-            check.extend_start,
-            check.tree_lens,
-            check.tree_offsets,
-            check.tree_words,
-            check.input_ids,
-            check.out_slots,
-            check.previous,
-            check.positions,
-            check.sample_places,
-            check.sample_positions,
-            check.nodes,
+            *made_of(check),
             beam.found.stride(0),
             beam.found.stride(1),
             beam.inputs.stride(0),

@@ -6,6 +6,7 @@ import torch
 
 from branchline.kernels.beam import Check, SlotRows
 from branchline.kernels.lookup import CHANGED, LEAST, LONG, MATCH, SEARCHED, LookupOps, Matches
+from branchline.kernels.triton.check import made_of
 from branchline.kernels.triton.lookup_kernels import find_matches_kernel, plant_chains_kernel
 from branchline.kernels.triton.tuning import Device, power_of_two
 
@@ -31,20 +32,7 @@ class TritonLookup(LookupOps):
             known.lengths,
             matches.lengths,
             matches.ends,
-            check.firsts,
-            check.rows,
-            check.seq_lens,
-            check.extend_start,
-            check.tree_lens,
-            check.tree_offsets,
-            check.tree_words,
-            check.input_ids,
-            check.out_slots,
-            check.previous,
-            check.positions,
-            check.sample_places,
-            check.sample_positions,
-            check.nodes,
+            *made_of(check),
             known.slots.stride(0),
             known.tokens.stride(0),
             check.nodes.stride(0),
@@ -60,8 +48,6 @@ class TritonLookup(LookupOps):
         known: SlotRows,
         matches: Matches,
         most: int,
-        *,
-        keep: bool,
     ) -> None:
         find_matches_kernel[(check.rows.shape[0],)](
             check.firsts,
@@ -77,7 +63,6 @@ class TritonLookup(LookupOps):
             matched,
             check.nodes.stride(0),
             known.tokens.stride(0),
-            KEEP=keep,
             NODES_PAD=power_of_two(most),
             SEARCHED=SEARCHED,
             LEAST=LEAST,

@@ -72,7 +72,7 @@ def kept_of_chain(first, n, nodes, node_stride, NODES_PAD: tl.constexpr):
 def find_matches_kernel(
     firsts, rows, seq_lens, tree_lens, sample_positions, nodes, known_tokens, known_lengths,
     match_lengths, match_ends, matched, node_stride, tokens_stride,
-    KEEP: tl.constexpr, NODES_PAD: tl.constexpr, SEARCHED: tl.constexpr, LEAST: tl.constexpr,
+    NODES_PAD: tl.constexpr, SEARCHED: tl.constexpr, LEAST: tl.constexpr,
     MATCH: tl.constexpr, LONG: tl.constexpr, CHANGED: tl.constexpr, BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -83,12 +83,9 @@ def find_matches_kernel(
     first = tl.load(firsts + b)
     last = tl.load(seq_lens + b)
     if first >= 0:
-        if KEEP:
-            kept = kept_of_chain(first, tl.load(tree_lens + b), nodes, node_stride, NODES_PAD)
-            last = tl.load(sample_positions + first).to(tl.int32) + kept
-            tl.store(known_lengths + row, last)
-        else:
-            last = tl.load(known_lengths + row)
+        kept = kept_of_chain(first, tl.load(tree_lens + b), nodes, node_stride, NODES_PAD)
+        last = tl.load(sample_positions + first).to(tl.int32) + kept
+        tl.store(known_lengths + row, last)
     last = tl.minimum(last, tokens_stride - 1)
     own = known_tokens + row * tokens_stride
     best = best_place(own, last, SEARCHED, LEAST, MATCH, LONG, CHANGED, BLOCK)

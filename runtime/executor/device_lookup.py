@@ -47,6 +47,4 @@ class DeviceLookup:
         """Queue, once a step's ids are in the table of tokens and the third line of `back`: keep
         the candidates that were sampled, and look its rows up."""
         known = self._tables.known
-        self._ops.find_matches(
-            step.check(), step.matched, known, self._matches, self._most, keep=True
-        )
+        self._ops.find_matches(step.check(), step.matched, known, self._matches, self._most)

@@ -135,14 +135,13 @@ def test_the_best_place_is_found(
     theirs, ours = no_matches(known), Matches(**on(no_matches(known), kernel_device))
     matched, there = (torch.full((len(rows),), POISON, **INTS) for _ in range(2))
     there = there.to(kernel_device)
-    ReferenceOps().find_matches(check, matched, known, theirs, 15, keep=True)
+    ReferenceOps().find_matches(check, matched, known, theirs, 15)
     TritonOps(kernel_device, torch.float32).find_matches(
         Check(**moved(check, kernel_device)),
         there,
         SlotRows(**on(known, kernel_device)),
         ours,
         15,
-        keep=True,
     )
     wanted = [best(ids, max(1, len(ids) - searched)) for ids in rows]
     found = [
@@ -172,7 +171,7 @@ def test_chains_and_what_is_kept_of_them_equal_the_reference(
         known.lengths[row_of(i, len(rows))] = len(ids) - 1
     matches, matched = no_matches(known), torch.zeros(len(rows), **INTS)
     plain = replace(theirs, firsts=torch.full_like(theirs.firsts, -1))
-    reference.find_matches(plain, matched, known, matches, most, keep=True)
+    reference.find_matches(plain, matched, known, matches, most)
     matches.lengths[row_of(4, len(rows))] += 1  # looked up at another length
     ours, there = Check(**moved(theirs, kernel_device)), SlotRows(**on(known, kernel_device))
     our_matches = Matches(**on(matches, kernel_device))
@@ -207,8 +206,8 @@ def test_chains_and_what_is_kept_of_them_equal_the_reference(
         if not count:
             theirs.seq_lens[i] = ours.seq_lens[i] = len(rows[i])
     new_matched = torch.zeros_like(matched).to(kernel_device)
-    reference.find_matches(theirs, matched, known, matches, most, keep=True)
-    ops.find_matches(ours, new_matched, there, our_matches, most, keep=True)
+    reference.find_matches(theirs, matched, known, matches, most)
+    ops.find_matches(ours, new_matched, there, our_matches, most)
     assert torch.equal(new_matched.cpu(), matched)
     assert_equal(there, known)
     for i, (ids, count) in enumerate(zip(rows, counts, strict=True)):
@@ -216,11 +215,6 @@ def test_chains_and_what_is_kept_of_them_equal_the_reference(
         grown = [*ids, *known.tokens[row, len(ids) : len(ids) + 1 + right[i]].tolist()]
         assert (int(matches.ends[row]), int(matched[i])) == best(grown)
         assert int(known.lengths[row]) == (len(grown) - 1 if count else len(ids) - 1)
-    # with the lengths as they are, nothing else is needed to look up
-    again, cleared = no_matches(known), torch.zeros_like(new_matched)
-    ops.find_matches(ours, cleared, there, our_matches, most, keep=False)
-    reference.find_matches(theirs, matched, known, again, most, keep=False)
-    assert torch.equal(cleared, new_matched)
 
 
 def chains_are_sound(check: Check, rows: list[list[int]], counts: list[int]) -> None:

@@ -181,8 +181,7 @@ def beams(made: TritonOps) -> None:
     matches, told = Matches(empty("i4", 8), empty("i4", 8)), empty("i4", rows + 1)
     for most in (15, 64, 100):
         made.plant_chains(check, told, known, matches, most)
-        for keep in (False, True):
-            made.find_matches(check, told, known, matches, most, keep=keep)
+        made.find_matches(check, told, known, matches, most)
 
 
 def products(made: TritonOps) -> None:
