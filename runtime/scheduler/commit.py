@@ -17,7 +17,7 @@ from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
-from branchline.runtime.scheduler.drafts import Draft
+from branchline.runtime.scheduler.draft import Draft
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.planner import Planner
 from branchline.runtime.scheduler.proposals import learn, tell

@@ -23,7 +23,7 @@ from branchline.runtime.memory.slot_table import SlotTable
 from branchline.runtime.memory.types import Slots
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
 from branchline.runtime.scheduler.candidates import tree_mask
-from branchline.runtime.scheduler.drafts import Draft
+from branchline.runtime.scheduler.draft import Draft
 from branchline.runtime.scheduler.pace import Decision
 from branchline.runtime.scheduler.repeats import Repeats
 

@@ -22,7 +22,8 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.prefix_cache import CacheHandle
 from branchline.runtime.memory.types import Slots
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
-from branchline.runtime.scheduler.drafts import Draft, Drafts
+from branchline.runtime.scheduler.draft import Draft
+from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.prefixes import PrefixesInFlight
 from branchline.runtime.scheduler.proposals import Proposals

@@ -14,7 +14,8 @@ from branchline.runtime.core.request import Request, Status
 from branchline.runtime.core.tree import DraftTree
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.candidates import tree_mask
-from branchline.runtime.scheduler.drafts import Draft, Drafts
+from branchline.runtime.scheduler.draft import Draft
+from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.looked_up import is_free
 from branchline.runtime.scheduler.plan_builder import StepPlan
 

@@ -35,7 +35,8 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 from branchline.runtime.scheduler.commit import Committer, Outbox
 from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
-from branchline.runtime.scheduler.drafts import Draft, Drafts
+from branchline.runtime.scheduler.draft import Draft
+from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.plan_builder import PlanBuilder, StepPlan
 from branchline.runtime.scheduler.planner import Planner
