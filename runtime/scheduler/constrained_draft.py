@@ -7,6 +7,7 @@ of drafters and of no memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,12 +23,16 @@ class _Walk:
 
     A run of forced ids goes on as it was told at its beginning, up to an id that is refused, as in
     `Committer.force`.
+
+    Args:
+        known: ids that the request has behind place 0 already; the matcher stands behind them.
     """
 
-    def __init__(self, request: Request, matcher: TokenMatcher) -> None:
+    def __init__(self, request: Request, matcher: TokenMatcher, known: Sequence[int] = ()) -> None:
         self.tree = GrowingTree()
         self.matchers: list[TokenMatcher] = [matcher]
-        self.runs: list[list[int]] = [[]]
+        self.runs: list[list[int]] = [list(known)]
+        self.known = [len(known)]  # of each place's run, so many ids have been accepted
         self._forces = request.sampling.logprobs is None
 
     def try_add(self, token: int, parent: int) -> int | None:
@@ -41,18 +46,22 @@ class _Walk:
         run = self.runs[parent + 1]
         if run and token != run[0]:
             return False
-        matcher = self.matchers[parent + 1].fork()
-        if not matcher.accept(token):
-            return False
+        matcher, known = self.matchers[parent + 1], self.known[parent + 1]
+        if not known:
+            matcher = matcher.fork()
+            if not matcher.accept(token):
+                return False
         if run:
             rest = run[1:]
         else:
             forces = self._forces and not matcher.is_terminated()
             rest = list(matcher.forced_tokens()) if forces else []
-        if rest and not matcher.fork().accept(rest[0]):
+        known = max(known - 1, 0)
+        if rest and not known and not matcher.fork().accept(rest[0]):
             rest = []
         self.matchers.append(matcher)
         self.runs.append(rest)
+        self.known.append(known)
         return True
 
 
@@ -82,11 +91,11 @@ def constrained(
 
 
 def constrained_there(
-    request: Request, matcher: TokenMatcher, tree: DraftTree, draft: Draft
+    request: Request, matcher: TokenMatcher, tree: DraftTree, draft: Draft, known: list[int]
 ) -> Draft:
     """A tree that the step already runs, under the constraint: what that refuses stays as places
     that nothing leads to."""
-    walk = _Walk(request, matcher)
+    walk = _Walk(request, matcher, known)
     tokens, parents = tree.token_ids.tolist(), tree.parents.tolist()
     for node, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
         stands = parent != NOBODY and (parent < 0 or parents[parent] != NOBODY)
@@ -94,11 +103,14 @@ def constrained_there(
             parents[node] = NOBODY
             walk.matchers.append(matcher)  # takes the place, and is not asked
             walk.runs.append([])
+            walk.known.append(len(known))
     rest = frozenset(
         node for node, parent in enumerate(parents) if parent == NOBODY or walk.runs[parent + 1]
     )
     left = replace(tree, parents=np.array(parents, dtype=np.int32))
-    return replace(_walked(request, walk, left, rest, draft.asked), in_place=draft.in_place)
+    made = _walked(request, walk, left, rest, draft.asked)
+    unreached = max(min(walk.known) - 1, 0) if known else 0
+    return replace(made, follows=draft.follows, in_place=draft.in_place, left=unreached)
 
 
 def _walked(
@@ -106,14 +118,18 @@ def _walked(
 ) -> Draft:
     """The draft of a tree whose places have been walked."""
     forced = tuple(run[0] if run else -1 for run in walk.runs)
-    masks: list[TokenMatcher | None] = [None]
+    masks: list[TokenMatcher | int | None] = [None]
+    before = request.output_len - walk.known[0]  # ids up to place 0
     parents, depths = tree.parents.tolist(), tree.depths.tolist()
     for parent, depth, one, following in zip(
         parents, depths, walk.matchers[1:], forced[1:], strict=True
     ):
-        if parent == NOBODY or following >= 0 or one.is_terminated():
+        if parent != NOBODY and following >= 0:
+            masks.append(following)
+            continue
+        if parent == NOBODY or one.is_terminated():
             masks.append(None)
             continue
-        enough = request.output_len + depth + 1 >= request.sampling.min_tokens
+        enough = before + depth + 1 >= request.sampling.min_tokens
         masks.append(None if enough and one.is_accepting() else one)
     return Draft(tree, forced, tuple(masks), forced_nodes, asked)

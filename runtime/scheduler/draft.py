@@ -20,8 +20,8 @@ class Draft:
         tree: n candidates.
         forced: n + 1 ids that the constraint lets follow each place, whatever is sampled there;
             -1 = the sampled one.
-        matchers: n + 1 places in the constraint where the masks begin; None = no mask there. Place
-            0 is the request's own matcher, which is not in the list.
+        matchers: n + 1 places in the constraint where the masks begin; None = no mask there, an id
+            = that one alone. Place 0 is the request's own matcher, which is not in the list.
         forced_nodes: candidates that are no guesses: forced behind one, or places left empty.
         asked: guesses that there could have been.
         levels: where the worker makes the candidates and the tree is n places yet: levels of
@@ -29,17 +29,19 @@ class Draft:
         allowed: then, what may come first; None = all.
         follows: then, the row's step before is in flight, and decides where the candidates begin.
         in_place: the worker moves what it keeps to where it belongs.
+        left: ids of the output that are known already, and behind what the step can reach.
     """
 
     tree: DraftTree
     forced: tuple[int, ...]
-    matchers: tuple[TokenMatcher | None, ...]
+    matchers: tuple[TokenMatcher | int | None, ...]
     forced_nodes: frozenset[int] = frozenset()
     asked: int = 0
     levels: int = 0
     allowed: Int32Array | None = None
     follows: bool = False
     in_place: bool = False
+    left: int = 0
 
     def __len__(self) -> int:
         return len(self.tree)
@@ -48,6 +50,11 @@ class Draft:
     def guesses(self) -> int:
         """Candidates that are guesses."""
         return len(self.tree) - len(self.forced_nodes)
+
+    @property
+    def height(self) -> int:
+        """Candidates that can be kept at most."""
+        return self.levels or int(self.tree.depths.max(initial=-1)) + 1
 
     def kept(self, sampled: Sequence[int], bad: Container[int]) -> list[int]:
         """The candidates that are right, from the first level down.

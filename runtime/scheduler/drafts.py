@@ -86,6 +86,14 @@ class Drafts:
             return is_free(request)
         return isinstance(self._drafter, StepDrafter)
 
+    def kept_there(self, request: Request) -> bool:
+        """Whether the worker can keep the guesses of a row that are right: it is told what each id
+        may be, and nothing else counts."""
+        if self.looked_up is not None:
+            return is_free(request)
+        enough = request.output_len >= request.sampling.min_tokens
+        return enough and not request.sampling.has_penalties
+
     def due(self, requests: Sequence[Request], *, constrained: bool = True) -> bool:
         """Whether the next step should wait for the one before, to run candidates.
 
@@ -181,27 +189,31 @@ class Drafts:
         most = drafter.levels if isinstance(drafter, StepDrafter) else self._max_depth
         found = []
         for request, nodes in rows:
-            known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
+            known = 1 if more > 1 else request.sampled_len - request.planned_len
             # Of a row that follows, what is kept beyond its output's end is dropped.
             depth = self._max_depth if more > 1 else self.depth(request, more)
             if request.planned_len > 0 and known <= most:
                 levels = min(min(depth, nodes) + known - 1, most)
                 found.append((request, nodes, levels, more > 1))
-        in_place = all(is_free(request) for request, *_ in found)
+        in_place = all(self.kept_there(request) for request, *_ in found)
         drafts = {request: _reserved(*rest, in_place) for request, *rest in found}
         for request, draft in drafts.items():
-            if request.matcher is not None:
+            if request.matcher is not None and request not in growth:
                 drafts[request] = replace(draft, allowed=self._allowed(request))
         return drafts
 
-    def learn(self, request: Request, draft: Draft, tree: DraftTree) -> Draft:
-        """A draft of places, once the worker has made their candidates."""
+    def learn(self, request: Request, draft: Draft, tree: DraftTree, known: Int32Array) -> Draft:
+        """A draft of places, once the worker has made their candidates.
+
+        Args:
+            known: what the constraint has forced behind the row since the step was planned.
+        """
         empty = frozenset(np.flatnonzero(tree.parents == NOBODY).tolist())
         if request.matcher is None:  # not `replace`, which takes long for what it does
             places = tree, draft.forced, draft.matchers, empty, draft.asked
             return Draft(*places, follows=draft.follows, in_place=draft.in_place)
-        return constrained_there(request, request.matcher, tree, draft)
+        return constrained_there(request, request.matcher, tree, draft, known.tolist())
 
     def checked(self, request: Request, draft: Draft, path: Sequence[int]) -> None:
         """These candidates of a draft were kept."""

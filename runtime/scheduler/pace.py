@@ -161,8 +161,9 @@ class Pace:
         self._price = 0.0  # of one guess, in ids that must be kept for it
 
     def another(self) -> Pace:
-        """One for steps of another kind, that knows nothing yet."""
-        return Pace(self._most, self._limit, filled=self._filled, told=self._told)
+        """One for steps with constrained rows, that knows nothing yet. A constraint is asked about
+        each guess, so fewer cost less, even where steps are filled up."""
+        return Pace(self._most, self._limit, told=self._told)
 
     @property
     def decision(self) -> Decision:

@@ -136,7 +136,7 @@ class StepPlan:
     @property
     def learns(self) -> bool:
         """The worker makes candidates that must be known before the step is sampled."""
-        return self.batch.guessed is not None and not self.batch.guessed.keeps
+        return self.batch.guessed is not None and self.batch.guessed.learns
 
 
 class PlanBuilder:
@@ -396,7 +396,9 @@ def _sizes(segments: list[Segment], first: _Decoding) -> tuple[Int32Array, Int32
 
 def _segment_ids(segment: Segment) -> Int32Array:
     request, start, end = segment.request, segment.start, segment.start + segment.count
-    if end <= request.length:
+    if segment.draft is not None and segment.draft.follows:  # the worker knows them
+        plain = np.full(segment.count, -1, dtype=np.int32)
+    elif end <= request.length:
         plain = request.ids[start:end]
     else:
         plain = np.full(segment.count, -1, dtype=np.int32)

@@ -138,7 +138,7 @@ class Planner:
 
     def following(self, step: StepPlan) -> dict[Request, Draft] | None:
         """Candidates for a step behind one in flight, see `Proposals.following`."""
-        if self._proposals is None or self.constrained:
+        if self._proposals is None:
             return None
         return self._proposals.following(step, len(self.running), waiting=len(self._waiting) > 0)
 
@@ -170,13 +170,14 @@ class Planner:
                 continue
             if not _wants_decode(request) or budget == 0:
                 continue
-            pending = end - start
-            count = min(pending, budget)  # more than 1 after forced tokens
+            draft = drafts.get(request)
+            # More than 1 after forced tokens; where the row goes on is not known yet if it follows.
+            pending = 1 if draft is not None and draft.follows else end - start
+            count = min(pending, budget)
             end = start + count
             if end > held[request.row] and not self._make_room(request, end):
                 continue
             sample = count == pending
-            draft = drafts.get(request)
             if draft is not None and not (sample and count + len(draft) <= budget):
                 draft = None
             segments.append(Segment(request, start, count, sample, draft=draft))

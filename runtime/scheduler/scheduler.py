@@ -247,13 +247,13 @@ class Scheduler:
             if free:  # nothing of N is needed: the device has no reason to wait
                 self._worker.sample(pending, None)
         self.stats.launch_s += self._clock.read() - start
-        if plan is not None and pending is not None and learns:
-            learn_early(plan, pending, self._drafts, self._committer.broke)
-            filling = self._begin_mask(plan)
         while self._inflight:
             self._commit_oldest()
         if plan is not None and pending is not None:
-            if masked and late:
+            if learns:
+                learn_early(plan, pending, self._drafts, self._committer.broke)
+                filling = self._begin_mask(plan, beside=False)
+            elif masked and late:
                 filling = self._begin_mask(plan, beside=False)
             if filling is not None:
                 start = self._clock.read()
