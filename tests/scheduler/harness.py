@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +103,6 @@ class TableGrammars:
     def __init__(self, *, forcing: bool) -> None:
         self.forcing = forcing
         self.prepared = 0
-        self.fill_s = 0.0
 
     def prepare(self) -> None:
         self.prepared += 1
@@ -126,12 +124,6 @@ class TableGrammars:
             if matcher is not None:
                 matcher.fill(bitmask, row)
         return bitmask
-
-    def fill_beside(self, matchers: Any, count: int) -> Callable[[], np.ndarray]:
-        thread_pool = ThreadPoolExecutor(1)
-        future = thread_pool.submit(self.fill, matchers, count)
-        thread_pool.shutdown(wait=False)
-        return future.result
 
     def failure(self, matcher: Any) -> str:
         return ""
@@ -237,7 +229,6 @@ class Bench:
             grammars=self.grammars,
             call_soon=lambda fn: fn(),
             grow_ahead=grow_ahead,
-            masks_beside=mirror,
             constrained_overlap=constrained_overlap,
             adapters=adapters,
             drafts=(
