@@ -18,6 +18,7 @@ from branchline.runtime.core.outputs import EmbedResult
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.sequence import reading_of
+from branchline.runtime.grammar.base import accept_forced
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.adapters import Adapters
 from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
@@ -88,6 +89,9 @@ class TableMatcher:
                 break
             found.append(options[0])
         return found
+
+    def accept_forced(self, most: int) -> list[int]:
+        return accept_forced(self, most)
 
     def fork(self) -> TableMatcher:
         copy = TableMatcher(self.table, forcing=self.forcing, enough=self.enough)
