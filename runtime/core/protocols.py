@@ -81,6 +81,10 @@ class TokenMatcher(Protocol):
     def forced_tokens(self) -> list[int]:
         """Ids that must follow whatever the model says (canonical tokenization), maybe empty."""
 
+    def accept_forced(self, most: int) -> list[int]:
+        """Advance by the `forced_tokens`, `most` of them at most; those that were accepted, none
+        where it is terminated."""
+
     def fork(self) -> TokenMatcher: ...
 
 

@@ -107,6 +107,17 @@ class GrammarBackend(Protocol):
         """Free what is not memory of this process; compiles under way may fail."""
 
 
+def accept_forced(matcher: TokenMatcher, most: int) -> list[int]:
+    """`TokenMatcher.accept_forced`, one id after the other."""
+    taken: list[int] = []
+    if not matcher.is_terminated():
+        for token_id in matcher.forced_tokens()[:most]:
+            if not matcher.accept(token_id):
+                break
+            taken.append(token_id)
+    return taken
+
+
 def only(words: np.ndarray[tuple[int], np.dtype[np.int32]], ids: Iterable[int]) -> None:
     """Set the bits of `ids` and clear all others. words: int32 [ceil(V / 32)], written."""
     words[:] = 0

@@ -30,6 +30,7 @@ from branchline.runtime.grammar.base import (
     Compile,
     GrammarTokenizer,
     NeedMask,
+    accept_forced,
     only,
 )
 from branchline.runtime.grammar.choices import read_choices
@@ -354,6 +355,18 @@ class LLGuidanceMatcher:
     def forced_tokens(self) -> list[int]:
         """See `TokenMatcher.forced_tokens`."""
         return [] if self._ended or self.fault else list(self._ahead())
+
+    def accept_forced(self, most: int) -> list[int]:
+        """See `TokenMatcher.accept_forced`; one call of the engine for all of them."""
+        forced = () if self._ended or self.fault else self._ahead()
+        if not forced or self.is_terminated():
+            return []
+        if not self._eos_ids.isdisjoint(forced):
+            return accept_forced(self, most)
+        count = self.engine.try_consume_tokens(list(forced[:most]))
+        self._history += [forced[place:] for place in range(count)]
+        self._forced = forced[count:] or None
+        return list(forced[:count])
 
     def force_nothing(self) -> None:
         """Never ask the engine what must follow."""

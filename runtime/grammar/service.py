@@ -9,9 +9,7 @@ before a grammar (`staged`) is added here, so that no backend knows of it.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -34,9 +32,6 @@ class GrammarService:
         tokenizer: of the model.
         vocab_size: V, columns of the logits.
         limit_s: seconds a constraint may take to compile.
-
-    Attributes:
-        fill_s: seconds that the last `fill` took.
     """
 
     def __init__(
@@ -57,8 +52,6 @@ class GrammarService:
         self._early: list[tuple[Constraint, Ready]] = []
         self._starting = False
         self._closed = False
-        self._filler: ThreadPoolExecutor | None = None
-        self.fill_s = 0.0
 
     def prepare(self) -> None:
         """Make the backend now, on another thread, if it is not made yet."""
@@ -118,7 +111,6 @@ class GrammarService:
         Args:
             matchers: of the rows; an id instead = that one alone, None = every id.
         """
-        start = time.perf_counter()
         bitmask: Bitmask = np.full((count, self._words), -1, dtype=np.int32)
         need = False
         inner = [_active(one) for one in matchers]
@@ -131,17 +123,7 @@ class GrammarService:
                 bitmask[row] = 0
                 bitmask[row, matcher >> 5] = np.uint32(1 << (matcher & 31)).view(np.int32)
                 need = True
-        self.fill_s = time.perf_counter() - start
         return bitmask if need else None
-
-    def fill_beside(
-        self, matchers: Sequence[TokenMatcher | int | None], count: int
-    ) -> Callable[[], Bitmask | None]:
-        """Begin to `fill` on another thread; the call returned waits for it. The matchers must be
-        left alone until then."""
-        if self._filler is None:
-            self._filler = ThreadPoolExecutor(1, thread_name_prefix="branchline-masks")
-        return self._filler.submit(self.fill, matchers, count).result
 
     def failure(self, matcher: TokenMatcher) -> str:
         """Why a matcher can go no further; "" = it can."""
@@ -171,8 +153,6 @@ class GrammarService:
             self._closed = True
             early, self._early = self._early, []
             manager = self._manager
-        if self._filler is not None:
-            self._filler.shutdown(wait=False)
         for _, ready in early:
             ready(_closed())
         if manager is not None:

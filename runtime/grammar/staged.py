@@ -17,7 +17,7 @@ import numpy as np
 
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.section import Section, progress
-from branchline.runtime.grammar.base import Bitmask, GrammarTokenizer, only
+from branchline.runtime.grammar.base import Bitmask, GrammarTokenizer, accept_forced, only
 
 Words = np.ndarray[tuple[int], np.dtype[np.int32]]
 
@@ -215,6 +215,10 @@ class StagedMatcher:
             return []
         forced = [] if self.inner is None else self.inner.forced_tokens()
         return [*self._stages.gap[at - end :], *forced]
+
+    def accept_forced(self, most: int) -> list[int]:
+        """See `TokenMatcher.accept_forced`."""
+        return accept_forced(self, most)
 
     def fork(self) -> StagedMatcher:
         """An independent matcher at the same place."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from branchline.runtime.errors import ConstraintError
-from branchline.runtime.grammar.base import Bitmask, only
+from branchline.runtime.grammar.base import Bitmask, accept_forced, only
 
 Words = np.ndarray[tuple[int], np.dtype[np.int32]]
 _NO_FORCED: tuple[int, ...] = ()
@@ -165,6 +165,10 @@ class StateMatcher:
     def forced_tokens(self) -> list[int]:
         """See `TokenMatcher.forced_tokens`."""
         return [] if self._ended or self.fault else list(self._ahead())
+
+    def accept_forced(self, most: int) -> list[int]:
+        """See `TokenMatcher.accept_forced`."""
+        return accept_forced(self, most)
 
     def fork(self) -> StateMatcher:
         """An independent matcher at the same place."""

@@ -171,7 +171,6 @@ def build_scheduler(
         grammars=grammars,
         call_soon=call_soon,
         grow_ahead=1 if host else GROW_AHEAD,
-        masks_beside=not host,
         constrained_overlap=None if host else ConstrainedOverlap(),
         drafts=_drafts(config, loaded, backend, tokenizer.eos_ids, decisions, host=host),
         adapters=adapters,

@@ -143,14 +143,14 @@ class Committer:
                 self._path(segment, segment.draft, sampled, j)
             elif segment.forced_id is not None and j not in sampled.bad:
                 pass  # it was all that the mask allowed
-            elif request.matcher is None and request.sampling.logprobs is None:
-                self._free(request, sampled, j)
+            elif request.sampling.logprobs is None:
+                self._bare(request, sampled, j)
             else:
                 self._place(request, sampled, j)
         except Exception as error:
             self.broke(request, error)
 
-    def _free(self, request: Request, sampled: _Sampled, j: int) -> None:
+    def _bare(self, request: Request, sampled: _Sampled, j: int) -> None:
         """`_place` for a request of which nothing but its id is wanted, as most of a step are."""
         token, sampling = sampled.ids[j], request.sampling
         if (
@@ -161,9 +161,15 @@ class Committer:
         ):
             self._place(request, sampled, j)
             return
+        matcher = request.matcher
+        if matcher is not None and not matcher.accept(token):
+            self._refused(request, token)
+            return
         request.append(token)
         self._stats.sampled_tokens += 1
-        if self._outbox.push(request):
+        if matcher is not None:
+            self._grown(request)
+        elif self._outbox.push(request):
             self.end(request, "stop")
         elif request.length >= request.max_len:
             self.end(request, "length")
@@ -266,14 +272,7 @@ class Committer:
         )
         foretold = self._foretold(request, token_id)
         if request.matcher is not None and not request.matcher.accept(token_id):
-            if request.matcher.is_accepting():
-                request.sampled_len = request.length
-                self.end(request, "constraint")
-                return
-            error = BackendError(
-                "the constraint refused a token that its own mask allowed", value=token_id
-            )
-            self.end(request, "error", error=error)
+            self._refused(request, token_id)
             return
         if ended:
             request.progress.end_id = token_id
@@ -288,6 +287,18 @@ class Committer:
             request.progress.logprobs.append(logprob)
         self._grown(request)
 
+    def _refused(self, request: Request, token_id: int) -> None:
+        """The constraint does not allow an id: where it may end, the output ends before it."""
+        assert request.matcher is not None, "there is a constraint"
+        if request.matcher.is_accepting():
+            request.sampled_len = request.length
+            self.end(request, "constraint")
+            return
+        error = BackendError(
+            "the constraint refused a token that its own mask allowed", value=token_id
+        )
+        self.end(request, "error", error=error)
+
     def force(self, request: Request) -> None:
         """Append what the constraint forces next, without a forward for each id.
 
@@ -296,15 +307,17 @@ class Committer:
         every id the slow way, since each needs its own logits.
         """
         matcher = request.matcher
-        if matcher is None or request.sampling.logprobs is not None or matcher.is_terminated():
+        if matcher is None or request.sampling.logprobs is not None:
             return
-        for token_id in matcher.forced_tokens():
-            if request.length >= request.max_len or not matcher.accept(token_id):
-                break
-            request.progress.forced.append(request.output_len)
+        taken = matcher.accept_forced(request.max_len - request.length)
+        if not taken:
+            return
+        progress, first = request.progress, request.output_len
+        for token_id in taken:
             request.append(token_id)
-            request.progress.forced_tokens += 1
-            self._stats.sampled_tokens += 1
+        progress.forced.extend(range(first, first + len(taken)))
+        progress.forced_tokens += len(taken)
+        self._stats.sampled_tokens += len(taken)
         request.sampled_len = max(request.sampled_len, request.length)
 
     @staticmethod

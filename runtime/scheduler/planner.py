@@ -158,7 +158,6 @@ class Planner:
                 start + 1 == end < request.max_len
                 and request.status is decode
                 and request.finish is None
-                and request.matcher is None
                 and end <= held[request.row]
                 and budget > 0
                 and not drafts

@@ -62,20 +62,11 @@ class Grammars(Protocol):
 
     def fill(self, matchers: Sequence[TokenMatcher | int | None], count: int) -> Bitmask | None: ...
 
-    def fill_beside(
-        self, matchers: Sequence[TokenMatcher | int | None], count: int
-    ) -> Callable[[], Bitmask | None]: ...
-
     def failure(self, matcher: TokenMatcher) -> str: ...
 
     def explain(self, constraint: Constraint) -> str: ...
 
     def prepare(self) -> None: ...
-
-    @property
-    def fill_s(self) -> float:
-        """Seconds that the last masks took to fill."""
-        ...
 
 
 # size: Scheduler: what one turn of the loop does, in its order
@@ -86,8 +77,6 @@ class Scheduler:
         max_step_tokens: tokens of one step at most.
         max_running: sequences computed in one step at most; no more than there are rows.
         grow_ahead: slots that a decoding row is given at once, see `Planner`.
-        masks_beside: fill masks on another thread while a step is handed to the worker, for
-            workers that take a while to hand it on.
         constrained_overlap: whether steps with constrained rows overlap; None = they do not.
         grammars: matchers and masks.
         call_soon: posts to the loop thread, for matchers that come from another one.
@@ -109,7 +98,6 @@ class Scheduler:
         grammars: Grammars,
         call_soon: Callable[[Callable[[], None]], None],
         grow_ahead: int = 1,
-        masks_beside: bool = False,
         constrained_overlap: ConstrainedOverlap | None = None,
         drafts: Drafts | None = None,
         adapters: Adapters | None = None,
@@ -124,7 +112,6 @@ class Scheduler:
         self._intake = intake
         self._grammars = grammars
         self._call_soon = call_soon
-        self._masks_beside = masks_beside
         self._overlap = constrained_overlap
         self.waiting = WaitingQueue(settings.policy, cache.match_len, settings.max_skips)
         self._planner = Planner(
@@ -234,10 +221,7 @@ class Scheduler:
         learns = plan is not None and plan.learns
         masked = plan is not None and bool(self._planner.constrained) and _has_matchers(plan)
         free = plan is not None and not learns and not masked
-        # Where the step before was committed above, masks begin where their matchers are.
-        filling, late = None, bool(self._inflight)
-        if plan is not None and masked and not learns and not late:
-            filling = self._begin_mask(plan)
+        late = bool(self._inflight)
         start = self._clock.read()
         pending = None
         if plan is not None:  # where there are guesses, the next turn begins with this step's ids
@@ -252,12 +236,9 @@ class Scheduler:
         if plan is not None and pending is not None:
             if learns:
                 learn_early(plan, pending, self._drafts, self._committer.broke)
-                filling = self._begin_mask(plan, beside=False)
-            elif masked and late:
-                filling = self._begin_mask(plan, beside=False)
-            if filling is not None:
+            if not free:  # what its rows may take is made while the worker computes
                 start = self._clock.read()
-                mask = self._mask(plan, filling)
+                mask = self._mask(plan)
                 self.stats.mask_s += (made := self._clock.read()) - start
                 self._worker.sample(pending, mask)
                 self.stats.launch_s += self._clock.read() - made
@@ -323,19 +304,6 @@ class Scheduler:
             plan.waited, plan.decision = draft, self._drafts.decision
         return plan
 
-    def _begin_mask(self, plan: StepPlan, *, beside: bool = True) -> Callable[[], Bitmask | None]:
-        """A call that gives what each sampled row may take; None when nothing is forbidden.
-
-        Args:
-            beside: there is something else to do meanwhile.
-        """
-        matchers = self._matchers(plan)
-        if all(matcher is None for matcher in matchers):
-            return lambda: None
-        if beside and self._masks_beside:
-            return self._grammars.fill_beside(matchers, len(matchers))
-        return lambda: self._grammars.fill(matchers, len(matchers))
-
     def _matchers(self, plan: StepPlan) -> list[TokenMatcher | int | None]:
         """Where the mask of each sampled place begins; an id that is known already stands for
         itself alone."""
@@ -366,14 +334,14 @@ class Scheduler:
             return None
         return None if complete else matcher
 
-    def _mask(self, plan: StepPlan, filling: Callable[[], Bitmask | None]) -> Bitmask | None:
-        """The mask; where none can be made, every request that needs one has ended."""
-        start = time.perf_counter()
+    def _mask(self, plan: StepPlan) -> Bitmask | None:
+        """What each sampled place may take, None when nothing is forbidden; where that cannot be
+        said, every request that needs it has ended."""
+        matchers = self._matchers(plan)
+        if all(matcher is None for matcher in matchers):
+            return None
         try:
-            mask = filling()
-            if mask is not None:  # what was filled beside would not have been, had steps overlapped
-                self._idle_s += time.perf_counter() - start - self._grammars.fill_s
-            return mask
+            return self._grammars.fill(matchers, len(matchers))
         except Exception as error:
             for request in _sampled(plan):
                 if request.matcher is not None:

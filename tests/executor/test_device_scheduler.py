@@ -103,7 +103,6 @@ def outputs(
         grammars=TableGrammars(forcing=True),
         call_soon=lambda fn: fn(),
         grow_ahead=1 if device is None else 4,
-        masks_beside=device is not None,
     )
     out.scheduler = scheduler
     r = random.Random(seed)

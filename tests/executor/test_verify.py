@@ -132,7 +132,6 @@ def scheduler_over(
         grammars=TableGrammars(forcing=True),
         call_soon=lambda fn: fn(),
         grow_ahead=4 if device else 1,
-        masks_beside=device,
         drafts=drafts,
     )
     out.scheduler = scheduler

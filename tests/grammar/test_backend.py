@@ -12,6 +12,7 @@ import pytest
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint, ConstraintKind
 from branchline.runtime.errors import ConstraintError, InvalidRequest, UnsupportedConstraint
+from branchline.runtime.grammar.base import accept_forced
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS
 from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
 from tests.support.byte_vocabulary import ByteVocabulary
@@ -73,6 +74,32 @@ def test_malformed_constraints_say_what_is_wrong(
 def test_what_cannot_be_enforced_is_refused(kind: ConstraintKind, text: str) -> None:
     with pytest.raises(UnsupportedConstraint):
         matcher(kind, text)
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 99])
+@pytest.mark.parametrize("text", ["xyz[0-9]+end", "abc", "[0-9]xyzab?", "[ab]"])
+def test_forced_ids_at_once_are_those_one_by_one(text: str, most: int) -> None:
+    def mask(place: TokenMatcher) -> np.ndarray:
+        words = np.zeros((1, 10), dtype=np.int32)
+        place.fill(words, 0)
+        return words
+
+    whole, single = matcher("regex", text), matcher("regex", text)
+    for byte in ("7xyzab" if text.startswith("[0-9]") else "xyz7end").encode():
+        taken = whole.accept_forced(most)
+        assert taken == accept_forced(single, most)
+        assert whole.is_terminated() == single.is_terminated()
+        assert whole.is_accepting() == single.is_accepting()
+        assert whole.forced_tokens() == single.forced_tokens()
+        assert (mask(whole) == mask(single)).all()
+        if taken:  # back to its middle, and on from there
+            back = (len(taken) + 1) // 2
+            for place in (whole, single):
+                place.rollback(back)
+            assert whole.forced_tokens() == single.forced_tokens()
+            assert (mask(whole) == mask(single)).all()
+            assert whole.accept_forced(back) == accept_forced(single, back) == taken[-back:]
+        assert whole.accept(byte) == single.accept(byte)
 
 
 SPECIAL_TEXTS = ["a.b", "a|b", "(", "[x]", "\\d", "^a$", "é😀", "\x00", "\n", "a/b", '"', "<eos>"]

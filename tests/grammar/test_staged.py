@@ -252,8 +252,6 @@ def test_the_service_fills_rows_of_every_stage_at_once() -> None:
     assert set(np.flatnonzero(found[3]).tolist()) == numbers
     assert set(np.flatnonzero(found[4]).tolist()) == {ord("x")}
     assert set(np.flatnonzero(found[6]).tolist()) == numbers
-    beside = SERVICE.fill_beside(rows, len(rows))()
-    assert beside is not None and (beside == bitmask).all()
     assert SERVICE.fill([free, None], 2) is None
     forced = SERVICE.fill([free, 65, plain, 255], 4)
     assert forced is not None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from branchline.runtime.core.outputs import EmbedResult
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.sequence import reading_of
+from branchline.runtime.grammar.base import accept_forced
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.adapters import Adapters
 from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
@@ -90,6 +90,9 @@ class TableMatcher:
             found.append(options[0])
         return found
 
+    def accept_forced(self, most: int) -> list[int]:
+        return accept_forced(self, most)
+
     def fork(self) -> TableMatcher:
         copy = TableMatcher(self.table, forcing=self.forcing, enough=self.enough)
         copy.place = self.place
@@ -104,7 +107,6 @@ class TableGrammars:
     def __init__(self, *, forcing: bool) -> None:
         self.forcing = forcing
         self.prepared = 0
-        self.fill_s = 0.0
 
     def prepare(self) -> None:
         self.prepared += 1
@@ -126,12 +128,6 @@ class TableGrammars:
             if matcher is not None:
                 matcher.fill(bitmask, row)
         return bitmask
-
-    def fill_beside(self, matchers: Any, count: int) -> Callable[[], np.ndarray]:
-        thread_pool = ThreadPoolExecutor(1)
-        future = thread_pool.submit(self.fill, matchers, count)
-        thread_pool.shutdown(wait=False)
-        return future.result
 
     def failure(self, matcher: Any) -> str:
         return ""
@@ -237,7 +233,6 @@ class Bench:
             grammars=self.grammars,
             call_soon=lambda fn: fn(),
             grow_ahead=grow_ahead,
-            masks_beside=mirror,
             constrained_overlap=constrained_overlap,
             adapters=adapters,
             drafts=(
