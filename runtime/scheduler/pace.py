@@ -32,8 +32,8 @@ ASKED = 0.01
 """Share of the time that may be lost by asking rows of which none promises anything."""
 
 SAVED = 5.0, 4.0
-"""Plain steps' time of either that is saved up at most: with very many rows, and more with one,
-which is there from the start."""
+"""Plain steps' time of either that is saved up at most, with many rows and with few. Of the latter
+each row's share is there from the start."""
 
 FIRST_TRIES = 3
 """Steps with guesses that are run before anything is believed of their time."""
@@ -70,9 +70,9 @@ FEW = 8
 HELD = 8
 """Steps that a decision stands."""
 
-RESTED = 64, 1024
-"""Steps that pass at most before it is decided anew, where no guesses pay: at most, and where it is
-known that nothing may be spent until then."""
+RESTED = 64, 256, 1024
+"""Steps that pass at most before it is decided anew, where no guesses pay: with few rows, with
+more, and where it is known that nothing may be spent until then."""
 
 MORE_EVERY = 24
 """While guesses pay, after so many steps some with more of them are tried."""
@@ -275,7 +275,7 @@ class Pace:
         if not self._in_vain.weight:
             return 0
         wait = self._asked.wait(self._in_vain.value * rows, plain)
-        return min(round(wait / plain), RESTED[1])
+        return min(round(wait / plain), RESTED[-1])
 
     def checked(self, name: str, asked: int, path: Sequence[int], proposed: int) -> None:
         """Of `proposed` guesses for a sequence, of the `asked` that there could be, those of
@@ -476,7 +476,7 @@ class Pace:
             cost = max(0.0, extra + self._costs.edges(rows) - plain * kept / rows)
         wait = self._tried.wait(cost, saved) / plain
         if wait > 0.0 or (rows > FEW and self._step < self._untold):
-            self._rest(rows, min(max(round(wait), HELD), RESTED[0]))
+            self._rest(rows, min(max(round(wait), HELD), RESTED[rows > FEW]))
             return
         least, power, most = HOPELESS
         dear = min(max(1.0, (least / hope) ** power), most) if hope > 0.0 and rows > FEW else 1.0
@@ -487,5 +487,4 @@ class Pace:
 
 def _saved(rows: int, plain: float) -> float:
     """Seconds that may be lost at once."""
-    many, one = SAVED
-    return plain * (many + one / rows)
+    return plain * SAVED[rows <= FEW]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from branchline.runtime.scheduler.kept_guesses import Mean
 
-LOOKED_AT = 4
+LOOKED_AT = 16
 """Of so many plain steps of a large batch, one is timed."""
 
 _RUN = 16.0

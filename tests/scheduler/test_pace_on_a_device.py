@@ -140,8 +140,8 @@ def test_a_batch_loses_next_to_nothing_from_the_first_step_on(cycle: float, righ
     device = Device(plain=0.9e-3, cycle=cycle)
     runs = [device.run(right, rows=64) for _ in range(12)]
     assert runs[0] > 0.97
-    assert len(runs) / sum(1.0 / run for run in runs) > 0.98
-    assert sorted(runs)[3] > 0.98, "but for those in which something was tried"
+    assert len(runs) / sum(1.0 / run for run in runs) > 0.985
+    assert sorted(runs)[3] > 0.975, "a batch in which something is tried loses more"
 
 
 @pytest.mark.parametrize("right", [0.0, 0.6, 0.9])
