@@ -20,23 +20,25 @@ from branchline.kernels.triton.linear_kernels import (
     skinny_kernel,
 )
 from branchline.kernels.triton.lora import Inner
+from branchline.kernels.triton.tiles import (
+    READY_ROWS,
+    cut_width,
+    gemv_tile,
+    is_ready,
+    ready_tile,
+    skinny_tile,
+    step_programs,
+    two_fit,
+)
 from branchline.kernels.triton.tuning import Device, power_of_two
 from branchline.kernels.weights import DenseWeight, Weight
 
-__all__ = ["Linears", "check_outputs", "check_product", "dense_of", "skinny_tile", "two_fit"]
+__all__ = ["Linears", "check_outputs", "check_product", "dense_of"]
 
 _FEW = 64
 """Most rows that our kernels take; for more, the library is faster."""
-_READY_ROWS = 16
-_READY_WIDTH = 3072
-_READY = 4 << 20
-"""Rows, columns and elements of a matrix below which programs have their lines of it at hand before
-the rows are there: its reading then hides behind the kernel before. Reading larger ones takes
-longer than that, and is faster in larger parts."""
 _OUTPUTS = 64
 """Most outputs of a program for one row; fewer ones divide it."""
-_SHARED = 110 << 10
-"""Shared memory of a program where there are more than multiprocessors: two fit one."""
 _SUMS = 5 << 8
 """Sums of squares that a product of a few rows leaves to the one behind it, at most: every program
 of that one adds all of them up. Steps with 2,000 and more of them took 5 % longer than before."""
@@ -250,7 +252,7 @@ class Linears:
             ADD=add,
             BIAS=bias is not None,
             SCALED=stream is not None,
-            BLOCK_T=_READY_ROWS,
+            BLOCK_T=READY_ROWS,
             BLOCK_N=block_n,
             WAYS=ways,
             BLOCK_K=block_k,
@@ -399,70 +401,3 @@ def check_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, gate
             f"x {tuple(x.shape)} times a matrix {tuple(weight.shape)} does not give "
             f"{tuple(out.shape)}{' when gated' if gated else ''}"
         )
-
-
-def gemv_tile(n: int, k: int) -> tuple[int, int, int]:
-    """(outputs, columns at a time, warps) of a program for one row of x.
-
-    Measured on an H100: small matrices want many short programs, or whole rows where K is long and
-    few outputs are there to share out; large ones stream at 2.7 to 3.2 TB/s in any tile of 4,096.
-    """
-    if n * k > 12 << 20:
-        return 4, min(power_of_two(k), 1024), 4
-    if k <= 1024:
-        return 8, min(power_of_two(k), 512), 4
-    return 4, min(power_of_two(k), 4096), 4 if k <= 2048 else 8
-
-
-def is_ready(rows: int, weight: torch.Tensor) -> bool:
-    """Whether `rows_kernel` takes so many rows of this matrix."""
-    small = weight.numel() < _READY and weight.shape[1] <= _READY_WIDTH
-    return 1 < rows <= _READY_ROWS and small and weight.element_size() == 2
-
-
-def step_programs(rows: int, weight: torch.Tensor) -> int:
-    """Programs of the first product of a `norm_step`."""
-    n, k = weight.shape
-    ready = is_ready(rows, weight)
-    return -(-n // (ready_tile(n * k, k, False)[0] if ready else skinny_tile(rows, n, False)[0]))
-
-
-def cut_width(k: int, ways: int) -> tuple[int, int]:
-    """Columns of a way in the first and in the second cut of a matrix of k columns (0 = none).
-
-    Both are powers of two and at least 16, and together they waste as little as that allows.
-    """
-    whole = max(16, power_of_two(-(-k // ways)))
-    half = whole // 2
-    if half < 16:
-        return whole, 0
-    rest = max(16, power_of_two(-(-(k - ways * half) // ways)))
-    return (half, rest) if rest < half else (whole, 0)
-
-
-def ready_tile(elements: int, k: int, gated: bool) -> tuple[int, int]:
-    """(outputs, ways) of a program that has its lines of the matrix at hand, measured."""
-    few = elements < 1 << 20 or (gated and k > 1024)
-    return 8 if few else 16, 4 if k <= 1536 else 8
-
-
-def tile_bytes(t: int, block_n: int, block_k: int, x: torch.Tensor, gated: bool) -> int:
-    """Shared memory of one stage of `skinny_kernel`."""
-    rows = max(16, power_of_two(t)) + block_n * (2 if gated else 1)
-    return rows * block_k * x.element_size()
-
-
-def two_fit(stages: int, t: int, block_n: int, block_k: int, x: torch.Tensor, gated: bool) -> int:
-    """Stages, so many at most, with which two programs of `skinny_kernel` fit a processor."""
-    return min(stages, max(1, _SHARED // tile_bytes(t, block_n, block_k, x, gated)))
-
-
-def skinny_tile(t: int, n: int, gated: bool) -> tuple[int, int, int, int]:
-    """(outputs, columns at a time, stages, warps) of a program for t rows of x, measured."""
-    if t > 32:
-        return 16 if n < 2048 else 32, 128, 3 if n >= 8192 else 4 if gated else 6, 4
-    if gated and t > 16:
-        return (64, 128, 4, 4) if n > 2048 else (32, 64, 4, 4)
-    if t > 16:
-        return 16 if n < 2048 else 32, 256, 6 if n < 32768 else 3, 4
-    return 32, 128 if gated and n < 2048 else 256, 3 if n >= 8192 else 4 if gated else 6, 4

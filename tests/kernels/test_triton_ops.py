@@ -13,7 +13,7 @@ import torch
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.testing import meta_on, random_step
 from branchline.kernels.triton import TritonOps
-from branchline.kernels.triton.linear import cut_width
+from branchline.kernels.triton.tiles import cut_width
 from branchline.kernels.weights import DenseWeight
 
 Dtype = torch.dtype
