@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from branchline.kernels.attention_meta import AttentionMeta
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraBatch, LoraOps, LoraProduct, LoraWeight
 from branchline.kernels.weights import Weight
 
@@ -203,6 +204,68 @@ class Ops(LoraOps, ABC):
         """
         return self.head(self.residual_step(x, projection, residual, norm, eps, None), head)
 
+    def write_heads(self, qkv: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
+        """`qk_norm_rope_write`. qkv [t, (hq + 2 * hkv) * d] -> queries [t, hq, d]."""
+        return self.qk_norm_rope_write(
+            qkv,
+            into.cos_sin,
+            into.positions,
+            into.k_pool,
+            into.v_pool,
+            into.out_slots,
+            q_norm=into.q_norm,
+            k_norm=into.k_norm,
+            eps=into.eps,
+        )
+
+    def linear_heads(
+        self, x: torch.Tensor, weight: Weight, into: HeadPlaces, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The heads of linear(x), turned and written; one op so that a backend can end the product
+        with it. x [t, K], weight [(hq + 2 * hkv) * d, K] -> queries [t, hq, d]."""
+        return self.write_heads(self.linear(x, weight, bias), into)
+
+    def norm_heads(
+        self,
+        x: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight,
+        into: HeadPlaces,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`linear_heads` of rms_norm(x)."""
+        return self.write_heads(self.norm_linear(x, norm, eps, weight, bias), into)
+
+    def step_heads(
+        self,
+        x: torch.Tensor,
+        projection: Weight,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight,
+        into: HeadPlaces,
+        *,
+        projection_bias: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The way into the heads of the next layer: `residual_step`, turned and written.
+
+        Arguments are those of `residual_step` and `linear_heads`; queries [t, hq, d].
+        """
+        heads = self.residual_step(
+            x,
+            projection,
+            residual,
+            norm,
+            eps,
+            weight,
+            projection_bias=projection_bias,
+            bias=bias,
+        )
+        return self.write_heads(heads, into)
+
     def adapted_linear(
         self,
         x: torch.Tensor,
@@ -247,31 +310,9 @@ class Ops(LoraOps, ABC):
         """
         return LoraProduct(self.adapted_linear(x, weight, weight_lora, lora, bias))
 
-    def adapted_rope_write(
-        self,
-        heads: LoraProduct,
-        cos_sin: torch.Tensor,
-        positions: torch.Tensor,
-        k_pool: torch.Tensor,
-        v_pool: torch.Tensor,
-        out_slots: torch.Tensor,
-        *,
-        q_norm: torch.Tensor | None = None,
-        k_norm: torch.Tensor | None = None,
-        eps: float = 1e-6,
-    ) -> torch.Tensor:
-        """`qk_norm_rope_write` of what `adapted_heads` of the same ops has made."""
-        return self.qk_norm_rope_write(
-            heads.y,
-            cos_sin,
-            positions,
-            k_pool,
-            v_pool,
-            out_slots,
-            q_norm=q_norm,
-            k_norm=k_norm,
-            eps=eps,
-        )
+    def adapted_rope_write(self, heads: LoraProduct, into: HeadPlaces) -> torch.Tensor:
+        """`write_heads` of what `adapted_heads` of the same ops has made."""
+        return self.write_heads(heads.y, into)
 
     def adapted_step(
         self,
