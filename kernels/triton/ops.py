@@ -24,6 +24,7 @@ from branchline.kernels.triton.adapted_ops import AdaptedOps
 from branchline.kernels.triton.attention import attend
 from branchline.kernels.triton.beam import TritonBeam
 from branchline.kernels.triton.draft_ops import DraftOps
+from branchline.kernels.triton.head_ops import HeadOps
 from branchline.kernels.triton.linear import Linears, dense_of
 from branchline.kernels.triton.lookup import TritonLookup
 from branchline.kernels.triton.lora import Adapters
@@ -51,7 +52,7 @@ __all__ = ["TritonOps"]
 _COPIED_AT_ONCE = 256
 
 
-class TritonOps(DraftOps, AdaptedOps, TritonBeam, TritonLookup, SamplingOps):
+class TritonOps(DraftOps, HeadOps, AdaptedOps, TritonBeam, TritonLookup, SamplingOps):
     """Every op on one device.
 
     Args:
