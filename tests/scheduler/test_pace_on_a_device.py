@@ -25,7 +25,7 @@ class Device:
     Attributes:
         late: seconds that a plain step behind guessed ones waits for them.
         early: seconds that a plain step takes longer while a guessed one is queued behind it.
-        each: seconds that the host takes to ask a constraint about a guess, which the step waits for.
+        each: seconds that it takes to ask a constraint about a guess, which the step waits for.
         steps: by the guesses of a row.
     """
 
