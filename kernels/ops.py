@@ -12,57 +12,17 @@ that need logits, H = hidden size, V = vocabulary, d = head size, hq and hkv = q
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 
+from branchline.kernels.attention_meta import AttentionMeta
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraBatch, LoraOps, LoraProduct, LoraWeight
 from branchline.kernels.weights import Weight
 
 __all__ = ["AttentionMeta", "Ops"]
 
 # size: Ops: the interface of a backend, one method for each op
-
-
-@dataclass(frozen=True)
-class AttentionMeta:
-    """Who attends to what in one step; built once per step and shared by every layer.
-
-    Row i has the tokens `extend_start[i] : extend_start[i] + extend_lens[i]` of the step; they are
-    the last `extend_lens[i]` of its `seq_lens[i]` tokens. Token j of row i lives in the pool slot
-    `slot_table[rows[i], j]`. Every token sees itself and all earlier tokens of its row, except the
-    last `tree_lens[i]` tokens of a row with a draft tree: tree token x sees all tokens before the
-    tree, and the tree token y exactly if bit `y % 64` of
-    `tree_words[tree_offsets[i] + x * ceil(tree_lens[i] / 64) + y // 64]` is set.
-
-    Attributes:
-        rows: [b] int32, row of `slot_table` for each row of the batch.
-        slot_table: [max_rows, max_ctx] int32, index of a token in its row -> pool slot.
-        seq_lens: [b] int32, length of each row including this step's tokens.
-        extend_lens: [b] int32, number of this step's tokens of each row.
-        extend_start: [b + 1] int32, first of the row's tokens among the step's t tokens.
-        tree_lens: [b] int32, draft-tree tokens of each row, at most `extend_lens`; 0 = none.
-        tree_offsets: [b] int32, first word of the row's mask in `tree_words`.
-        tree_words: [w] int64, mask bits (read as unsigned 64-bit words).
-        host_seq_lens: `seq_lens` in host memory, for backends that plan a step there without
-            waiting for the device; None = `seq_lens` itself is in host memory.
-        host_extend_lens: `extend_lens` likewise.
-        trunk_lens: [tiles] int32, how many first slots the rows of each tile of the batch have in
-            common, where a backend has found that out (`triton.attention.find_trunks`); the result
-            does not depend on it.
-    """
-
-    rows: torch.Tensor
-    slot_table: torch.Tensor
-    seq_lens: torch.Tensor
-    extend_lens: torch.Tensor
-    extend_start: torch.Tensor
-    tree_lens: torch.Tensor | None = None
-    tree_offsets: torch.Tensor | None = None
-    tree_words: torch.Tensor | None = None
-    host_seq_lens: torch.Tensor | None = None
-    host_extend_lens: torch.Tensor | None = None
-    trunk_lens: torch.Tensor | None = None
 
 
 class Ops(LoraOps, ABC):
@@ -244,6 +204,68 @@ class Ops(LoraOps, ABC):
         """
         return self.head(self.residual_step(x, projection, residual, norm, eps, None), head)
 
+    def write_heads(self, qkv: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
+        """`qk_norm_rope_write`. qkv [t, (hq + 2 * hkv) * d] -> queries [t, hq, d]."""
+        return self.qk_norm_rope_write(
+            qkv,
+            into.cos_sin,
+            into.positions,
+            into.k_pool,
+            into.v_pool,
+            into.out_slots,
+            q_norm=into.q_norm,
+            k_norm=into.k_norm,
+            eps=into.eps,
+        )
+
+    def linear_heads(
+        self, x: torch.Tensor, weight: Weight, into: HeadPlaces, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The heads of linear(x), turned and written; one op so that a backend can end the product
+        with it. x [t, K], weight [(hq + 2 * hkv) * d, K] -> queries [t, hq, d]."""
+        return self.write_heads(self.linear(x, weight, bias), into)
+
+    def norm_heads(
+        self,
+        x: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight,
+        into: HeadPlaces,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`linear_heads` of rms_norm(x)."""
+        return self.write_heads(self.norm_linear(x, norm, eps, weight, bias), into)
+
+    def step_heads(
+        self,
+        x: torch.Tensor,
+        projection: Weight,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        weight: Weight,
+        into: HeadPlaces,
+        *,
+        projection_bias: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The way into the heads of the next layer: `residual_step`, turned and written.
+
+        Arguments are those of `residual_step` and `linear_heads`; queries [t, hq, d].
+        """
+        heads = self.residual_step(
+            x,
+            projection,
+            residual,
+            norm,
+            eps,
+            weight,
+            projection_bias=projection_bias,
+            bias=bias,
+        )
+        return self.write_heads(heads, into)
+
     def adapted_linear(
         self,
         x: torch.Tensor,
@@ -288,31 +310,9 @@ class Ops(LoraOps, ABC):
         """
         return LoraProduct(self.adapted_linear(x, weight, weight_lora, lora, bias))
 
-    def adapted_rope_write(
-        self,
-        heads: LoraProduct,
-        cos_sin: torch.Tensor,
-        positions: torch.Tensor,
-        k_pool: torch.Tensor,
-        v_pool: torch.Tensor,
-        out_slots: torch.Tensor,
-        *,
-        q_norm: torch.Tensor | None = None,
-        k_norm: torch.Tensor | None = None,
-        eps: float = 1e-6,
-    ) -> torch.Tensor:
-        """`qk_norm_rope_write` of what `adapted_heads` of the same ops has made."""
-        return self.qk_norm_rope_write(
-            heads.y,
-            cos_sin,
-            positions,
-            k_pool,
-            v_pool,
-            out_slots,
-            q_norm=q_norm,
-            k_norm=k_norm,
-            eps=eps,
-        )
+    def adapted_rope_write(self, heads: LoraProduct, into: HeadPlaces) -> torch.Tensor:
+        """`write_heads` of what `adapted_heads` of the same ops has made."""
+        return self.write_heads(heads.y, into)
 
     def adapted_step(
         self,

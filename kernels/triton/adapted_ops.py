@@ -12,6 +12,7 @@ from weakref import ReferenceType, ref
 
 import torch
 
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraBatch, LoraProduct, LoraWeight
 from branchline.kernels.ops import Ops
 from branchline.kernels.triton.adapted import AdaptedProducts
@@ -90,24 +91,9 @@ class AdaptedOps(Ops):
             return super().adapted_heads(x, weight, weight_lora, lora, bias)
         return LoraProduct(*self._products.product(x, dense_of(weight), bias, weight_lora, lora))
 
-    def adapted_rope_write(
-        self,
-        heads: LoraProduct,
-        cos_sin: torch.Tensor,
-        positions: torch.Tensor,
-        k_pool: torch.Tensor,
-        v_pool: torch.Tensor,
-        out_slots: torch.Tensor,
-        *,
-        q_norm: torch.Tensor | None = None,
-        k_norm: torch.Tensor | None = None,
-        eps: float = 1e-6,
-    ) -> torch.Tensor:
+    def adapted_rope_write(self, heads: LoraProduct, into: HeadPlaces) -> torch.Tensor:
         made = heads.left if isinstance(heads.left, Inner) else None
-        pools, norms = (k_pool, v_pool), (q_norm, k_norm)
-        out = write_heads(
-            self._gpu, heads.y, cos_sin, positions, pools, out_slots, norms, eps, made=made
-        )
+        out = write_heads(self._gpu, heads.y, into, made=made)
         self._turned = ref(out)
         return out
 

@@ -19,7 +19,7 @@ from itertools import cycle
 
 import torch
 
-from branchline.kernels.lora import LoraProduct
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.sampling import Draws
 from branchline.kernels.triton.attention import find_trunks, trunk_tiles
@@ -386,27 +386,24 @@ class DecodeStep:
         """One step; the ids are written back, so that the next step reads them."""
         ops, layers = self.ops, self.weights
         residual = ops.embedding(self.ids, self.embed)
-        y = ops.norm_linear(residual, self.norm, 1e-5, layers[0][0])
+        q = ops.norm_heads(residual, self.norm, 1e-5, layers[0][0], self.into(0))
         for i, (_, out, gate_up, down) in enumerate(layers):
-            y = self.attend(i, LoraProduct(y))
+            y = self.attend(i, q)
             y = ops.residual_step(y, out, residual, self.norm, 1e-5, gate_up, gated=True)
-            after = layers[i + 1][0] if i + 1 < len(layers) else None
-            y = ops.residual_step(y, down, residual, self.norm, 1e-5, after)
-        return self.choose(y)
+            if i + 1 < len(layers):
+                after, into = layers[i + 1][0], self.into(i + 1)
+                q = ops.step_heads(y, down, residual, self.norm, 1e-5, after, into)
+        return self.choose(ops.residual_step(y, down, residual, self.norm, 1e-5, None))
 
-    def attend(self, layer: int, heads: LoraProduct) -> torch.Tensor:
-        """Attention of one layer, from its heads to the input of its projection."""
+    def into(self, layer: int) -> HeadPlaces:
+        """How heads are turned, and where keys and values of a layer go."""
         keys, values = self.pools[layer].unbind(0)
-        q = self.ops.adapted_rope_write(
-            heads,
-            self.cos_sin,
-            self.positions,
-            keys,
-            values,
-            self.out_slots,
-            q_norm=self.head_norm,
-            k_norm=self.head_norm,
-        )
+        norm, at = self.head_norm, self.positions
+        return HeadPlaces(self.cos_sin, at, keys, values, self.out_slots, norm, norm)
+
+    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """Attention of one layer, from its queries to the input of its projection."""
+        keys, values = self.pools[layer].unbind(0)
         return self.ops.paged_attention(q, keys, values, self.meta, self.shape.head**-0.5)
 
     def choose(self, y: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from itertools import cycle
 
 import torch
 
-from branchline.kernels.lora import LoraProduct, LoraWeight
+from branchline.kernels.lora import LoraWeight
 from branchline.kernels.triton.bench import Bench, DecodeStep, Shape, random_weights
 from branchline.kernels.triton.ops import TritonOps
 from branchline.kernels.weights import DenseWeight
@@ -125,10 +125,11 @@ class AdaptedStep(DecodeStep):
             mine = self.lora[i]
             first = mine.get("qkv")
             if first is None:
-                heads = LoraProduct(ops.linear(x, qkv))
+                q = ops.linear_heads(x, qkv, self.into(i))
             else:
                 heads = ops.adapted_heads(x, qkv, first, lora)
-            y = self.attend(i, heads)
+                q = ops.adapted_rope_write(heads, self.into(i))
+            y = self.attend(i, q)
             y = ops.adapted_step(
                 y,
                 out,

@@ -12,6 +12,7 @@ import torch
 import triton
 
 from branchline.kernels.errors import KernelInputError
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraWeight
 from branchline.kernels.triton.linear_kernels import (
     fixed_kernel,
@@ -20,23 +21,26 @@ from branchline.kernels.triton.linear_kernels import (
     skinny_kernel,
 )
 from branchline.kernels.triton.lora import Inner
+from branchline.kernels.triton.rope import turns_late
+from branchline.kernels.triton.tiles import (
+    READY_ROWS,
+    cut_width,
+    gemv_tile,
+    is_ready,
+    ready_tile,
+    skinny_tile,
+    step_programs,
+    two_fit,
+)
 from branchline.kernels.triton.tuning import Device, power_of_two
 from branchline.kernels.weights import DenseWeight, Weight
 
-__all__ = ["Linears", "check_outputs", "check_product", "dense_of", "skinny_tile", "two_fit"]
+__all__ = ["Linears", "check_outputs", "check_product", "dense_of"]
 
 _FEW = 64
 """Most rows that our kernels take; for more, the library is faster."""
-_READY_ROWS = 16
-_READY_WIDTH = 3072
-_READY = 4 << 20
-"""Rows, columns and elements of a matrix below which programs have their lines of it at hand before
-the rows are there: its reading then hides behind the kernel before. Reading larger ones takes
-longer than that, and is faster in larger parts."""
 _OUTPUTS = 64
 """Most outputs of a program for one row; fewer ones divide it."""
-_SHARED = 110 << 10
-"""Shared memory of a program where there are more than multiprocessors: two fit one."""
 _SUMS = 5 << 8
 """Sums of squares that a product of a few rows leaves to the one behind it, at most: every program
 of that one adds all of them up. Steps with 2,000 and more of them took 5 % longer than before."""
@@ -101,6 +105,23 @@ class Linears:
         """Whether silu(gate) * up is part of the product for so many rows."""
         return rows <= _FEW and not self._deterministic
 
+    def turns(self, rows: int, into: HeadPlaces) -> bool:
+        """Whether heads are turned and written by the product of so many rows.
+
+        A norm over a head would want the whole head in one program, and those are too few.
+        """
+        normed = into.q_norm is not None or into.k_norm is not None
+        return rows <= _FEW and not normed and not self._deterministic
+
+    def heads(
+        self, x: torch.Tensor, weight: torch.Tensor, into: HeadPlaces, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See `Ops.linear_heads`, and `turns`."""
+        out = queries(x, weight, into)
+        run = self._one if x.shape[0] == 1 else self._few
+        run(x, weight, bias, out, turn=into)
+        return out
+
     def linear(
         self,
         x: torch.Tensor,
@@ -133,12 +154,17 @@ class Linears:
         *,
         gated: bool,
         dtype: torch.dtype | None = None,
+        turn: HeadPlaces | None = None,
     ) -> torch.Tensor:
-        """linear(rms_norm(x)), maybe gated, of x's dtype if none is given; see `norms`."""
+        """linear(rms_norm(x)), maybe gated, of x's dtype if none is given; see `norms`. With
+        `turn`, which is for x's dtype, `heads` of it."""
         t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
-        out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
+        if turn is None:
+            out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
+        else:
+            out = queries(x, weight, turn)
         run = self._one if t == 1 else self._ready
-        run(x, weight, bias, out, norm=norm, eps=eps, gated=gated)
+        run(x, weight, bias, out, norm=norm, eps=eps, gated=gated, turn=turn)
         return out
 
     def gated_linear(
@@ -202,17 +228,21 @@ class Linears:
         *,
         gated: bool,
         dtype: torch.dtype | None = None,
+        turn: HeadPlaces | None = None,
     ) -> torch.Tensor:
         """`residual += x @ projection.T`, and the product of its norm, maybe gated; see `steps`.
 
-        The product is of x's dtype if none is given."""
+        The product is of x's dtype if none is given. With `turn`, `heads` of the norm."""
         t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
         programs = step_programs(t, projection)
         squares = torch.empty(t, programs, dtype=torch.float32, device=x.device)
         stream = _Stream(norm, torch.empty_like(residual), squares, eps)
         self._few(x, projection, projection_bias, residual, add=True, stream=stream)
-        out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
-        self._few(stream.scaled, weight, bias, out, gated=gated, stream=stream)
+        if turn is None:
+            out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
+        else:
+            out = queries(x, weight, turn)
+        self._few(stream.scaled, weight, bias, out, gated=gated, stream=stream, turn=turn)
         return out
 
     def _ready(
@@ -227,10 +257,10 @@ class Linears:
         add: bool = False,
         gated: bool = False,
         stream: _Stream | None = None,
+        turn: HeadPlaces | None = None,
     ) -> None:
         """With `stream` it is the first product of a `norm_step`."""
-        n, k = out.shape[1], weight.shape[1]
-        check_product(x, weight, out, gated)
+        n, k = check_product(x, weight, out, gated, turn)
         block_n, ways = ready_tile(weight.numel(), k, gated)
         block_k, rest_k = cut_width(k, ways)
         norms = weight if norm is None else norm
@@ -241,6 +271,7 @@ class Linears:
             norms if stream is None else stream.norm,
             out,
             *((out, out) if stream is None else stream[1:3]),
+            *_turning(turn, out),
             x.shape[0],
             n,
             k,
@@ -250,12 +281,13 @@ class Linears:
             ADD=add,
             BIAS=bias is not None,
             SCALED=stream is not None,
-            BLOCK_T=_READY_ROWS,
+            TURN=_dimensions(turn),
+            BLOCK_T=READY_ROWS,
             BLOCK_N=block_n,
             WAYS=ways,
             BLOCK_K=block_k,
             REST_K=rest_k,
-            LATE=gated,
+            LATE=gated or (turn is not None and turns_late(x.shape[0])),
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(ways),
         )
@@ -272,9 +304,9 @@ class Linears:
         add: bool = False,
         gated: bool = False,
         made: Inner | None = None,
+        turn: HeadPlaces | None = None,
     ) -> None:
-        n, k = out.shape[1], weight.shape[1]
-        check_product(x, weight, out, gated)
+        n, k = check_product(x, weight, out, gated, turn)
         block_n, block_k, warps = gemv_tile(n, k)
         gemv_kernel[(triton.cdiv(n, block_n),)](
             x,
@@ -283,6 +315,7 @@ class Linears:
             weight if norm is None else norm,
             out,
             *_adapters(made, out),
+            *_turning(turn, out),
             n,
             k,
             eps,
@@ -291,6 +324,8 @@ class Linears:
             ADD=add,
             BIAS=bias is not None,
             **_parts(made),
+            TURN=_dimensions(turn),
+            LATE=turn is not None,
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             **self._gpu.launch(warps),
@@ -306,13 +341,13 @@ class Linears:
         gated: bool = False,
         add: bool = False,
         stream: _Stream | None = None,
+        turn: HeadPlaces | None = None,
     ) -> None:
         """With `stream` it is the first product of a `norm_step` where it adds, else the second."""
         if (stream is None or add) and is_ready(x.shape[0], weight):
-            self._ready(x, weight, bias, out, add=add, gated=gated, stream=stream)
+            self._ready(x, weight, bias, out, add=add, gated=gated, stream=stream, turn=turn)
             return
-        t, n, k = x.shape[0], out.shape[1], weight.shape[1]
-        check_product(x, weight, out, gated)
+        t, (n, k) = x.shape[0], check_product(x, weight, out, gated, turn)
         block_n, block_k, stages, warps = skinny_tile(t, n, gated)
         block_k = block_k * 2 // x.element_size()
         if triton.cdiv(n, block_n) > self._gpu.processors:
@@ -323,6 +358,7 @@ class Linears:
             weight if bias is None else bias,
             out,
             *((out, out, out) if stream is None else stream[:3]),
+            *_turning(turn, out),
             t,
             n,
             k,
@@ -334,6 +370,8 @@ class Linears:
             SCALED=add and stream is not None,
             NORMED=stream is not None and not add,
             SQUARES=1 if stream is None else power_of_two(stream.squares.shape[1]),
+            TURN=_dimensions(turn),
+            LATE=turn is not None and turns_late(t),
             BLOCK_T=max(16, power_of_two(t)),
             BLOCK_N=block_n,
             BLOCK_K=block_k,
@@ -391,78 +429,46 @@ def _parts(made: Inner | None) -> dict[str, int]:
     return {"PARTS": made.inner.shape[1], "RANK": made.inner.shape[2]}
 
 
-def check_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, gated: bool) -> None:
-    """Our kernels read by pointer: what does not fit must not get that far."""
+def _turning(turn: HeadPlaces | None, none: torch.Tensor) -> tuple[Any, ...]:
+    """Operands of a product whose heads are turned, or not."""
+    if turn is None:
+        return (*(none,) * 5, 0, 0)
+    pools = turn.k_pool, turn.v_pool
+    return turn.cos_sin, turn.positions, turn.out_slots, *pools, none.shape[1], pools[0].shape[1]
+
+
+def _dimensions(turn: HeadPlaces | None) -> int:
+    """Of a head that is turned, 0 = it is not."""
+    return 0 if turn is None else turn.k_pool.shape[2]
+
+
+def queries(x: torch.Tensor, weight: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
+    """Memory for the queries [t, hq, d] of a product that turns heads."""
+    _, hkv, d = into.k_pool.shape
+    return x.new_empty(x.shape[0], weight.shape[0] // d - 2 * hkv, d)
+
+
+def check_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    gated: bool,
+    turn: HeadPlaces | None = None,
+) -> tuple[int, int]:
+    """Our kernels read by pointer: what does not fit must not get that far.
+
+    Returns:
+        (outputs, columns).
+    """
     n, k = weight.shape
-    if x.shape[1] != k or out.shape[1] != (n // 2 if gated else n) or out.shape[0] != x.shape[0]:
+    outputs = n // 2 if gated else n
+    given = out.shape[1]
+    if turn is not None:
+        _, hkv, d = turn.k_pool.shape
+        given = (given + 2 * hkv) * d
+    if x.shape[1] != k or given != outputs or out.shape[0] != x.shape[0]:
         raise KernelInputError(
             f"x {tuple(x.shape)} times a matrix {tuple(weight.shape)} does not give "
             f"{tuple(out.shape)}{' when gated' if gated else ''}"
         )
-
-
-def gemv_tile(n: int, k: int) -> tuple[int, int, int]:
-    """(outputs, columns at a time, warps) of a program for one row of x.
-
-    Measured on an H100: small matrices want many short programs, or whole rows where K is long and
-    few outputs are there to share out; large ones stream at 2.7 to 3.2 TB/s in any tile of 4,096.
-    """
-    if n * k > 12 << 20:
-        return 4, min(power_of_two(k), 1024), 4
-    if k <= 1024:
-        return 8, min(power_of_two(k), 512), 4
-    return 4, min(power_of_two(k), 4096), 4 if k <= 2048 else 8
-
-
-def is_ready(rows: int, weight: torch.Tensor) -> bool:
-    """Whether `rows_kernel` takes so many rows of this matrix."""
-    small = weight.numel() < _READY and weight.shape[1] <= _READY_WIDTH
-    return 1 < rows <= _READY_ROWS and small and weight.element_size() == 2
-
-
-def step_programs(rows: int, weight: torch.Tensor) -> int:
-    """Programs of the first product of a `norm_step`."""
-    n, k = weight.shape
-    ready = is_ready(rows, weight)
-    return -(-n // (ready_tile(n * k, k, False)[0] if ready else skinny_tile(rows, n, False)[0]))
-
-
-def cut_width(k: int, ways: int) -> tuple[int, int]:
-    """Columns of a way in the first and in the second cut of a matrix of k columns (0 = none).
-
-    Both are powers of two and at least 16, and together they waste as little as that allows.
-    """
-    whole = max(16, power_of_two(-(-k // ways)))
-    half = whole // 2
-    if half < 16:
-        return whole, 0
-    rest = max(16, power_of_two(-(-(k - ways * half) // ways)))
-    return (half, rest) if rest < half else (whole, 0)
-
-
-def ready_tile(elements: int, k: int, gated: bool) -> tuple[int, int]:
-    """(outputs, ways) of a program that has its lines of the matrix at hand, measured."""
-    few = elements < 1 << 20 or (gated and k > 1024)
-    return 8 if few else 16, 4 if k <= 1536 else 8
-
-
-def tile_bytes(t: int, block_n: int, block_k: int, x: torch.Tensor, gated: bool) -> int:
-    """Shared memory of one stage of `skinny_kernel`."""
-    rows = max(16, power_of_two(t)) + block_n * (2 if gated else 1)
-    return rows * block_k * x.element_size()
-
-
-def two_fit(stages: int, t: int, block_n: int, block_k: int, x: torch.Tensor, gated: bool) -> int:
-    """Stages, so many at most, with which two programs of `skinny_kernel` fit a processor."""
-    return min(stages, max(1, _SHARED // tile_bytes(t, block_n, block_k, x, gated)))
-
-
-def skinny_tile(t: int, n: int, gated: bool) -> tuple[int, int, int, int]:
-    """(outputs, columns at a time, stages, warps) of a program for t rows of x, measured."""
-    if t > 32:
-        return 16 if n < 2048 else 32, 128, 3 if n >= 8192 else 4 if gated else 6, 4
-    if gated and t > 16:
-        return (64, 128, 4, 4) if n > 2048 else (32, 64, 4, 4)
-    if t > 16:
-        return 16 if n < 2048 else 32, 256, 6 if n < 32768 else 3, 4
-    return 32, 128 if gated and n < 2048 else 256, 3 if n >= 8192 else 4 if gated else 6, 4
+    return outputs, k

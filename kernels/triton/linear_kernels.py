@@ -10,11 +10,13 @@ What may be compiled in:
   ADD    the result is added to what is in `out`, the residual stream.
   SCALED with ADD: the sum goes times the weights of the norm behind it to `scaled`, and the squares
          of a program's columns of the sum are added up for each row: `squares` [t, programs].
-  LATE   with several rows: the next kernel starts when the one before this one has ended. The
+  LATE   the next kernel starts when the one before this one has ended. The
          products of a layer start one behind the other while attention runs, and all their weights
          at once are in its way; with LATE in the middle it is those up to there.
   NORMED x is what SCALED left, and the rows' scales come of its `squares`: with it, the product is
          that of the norm of the stream.
+  TURN   the outputs are heads of so many dimensions (0 = not): they are turned, and keys and values
+         are written; see `turn`. With LATE what comes behind may read lengths and slots early.
   PARTS  of a layer with adapters (0 = none), one row: it gets B of its slot times `inner`, which
          `lora_shrink_kernel`, the kernel before, is making meanwhile. That one lets this one start
          when x is there; this one waits for it just ahead of the end.
@@ -26,8 +28,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from branchline.kernels.triton.device_functions import ask_for, dot, take_turn
+from branchline.kernels.triton.device_functions import ask_for, dot, let_next_start, take_turn
 from branchline.kernels.triton.lora_kernels import add_adapter
+from branchline.kernels.triton.turn import angles_of, turned_line, write_turned
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: fixed_kernel: operands of a launch
@@ -52,10 +55,10 @@ def _part_of(base, PARTS: tl.constexpr, end0, end1):
 @triton.jit
 def gemv_kernel(
     x, weight, bias, norm, out, b, inner, ranks, slots, slot_stride, rank_stride, end0, end1,
-    n_rows, width, eps,
+    cos_sin, positions, out_slots, k_pool, v_pool, hq, hkv, n_rows, width, eps,
     NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr,
-    PARTS: tl.constexpr, RANK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
+    PARTS: tl.constexpr, RANK: tl.constexpr, TURN: tl.constexpr, LATE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One row of x times the matrix: each program BLOCK_N of the n_rows outputs.
 
@@ -63,6 +66,8 @@ def gemv_kernel(
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
+    if TURN:
+        n = turned_line(n, TURN)
     lines = weight + n.to(tl.int64)[:, None] * width
     up_lines = lines + n_rows.to(tl.int64) * width
     live = (n < n_rows)[:, None] & (k < width)[None, :]
@@ -79,14 +84,23 @@ def gemv_kernel(
         rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
         if GATED:
             up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
+    elif LATE:
+        let_next_start(PDL)
     else:
         take_turn(PDL)
+    if TURN:
+        t = tl.arange(0, 1)
+        at, slot = tl.load(positions + t), tl.load(out_slots + t)
+    row = tl.load(x + k, mask=k < width, other=0.0, cache_modifier=READ)
+    if TURN:
+        pair = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        cos, sin = angles_of(cos_sin, at, t == 0, pair, hq, hkv, TURN)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
     for first in range(0, width, BLOCK_K):
         place = first + k
-        y = tl.load(x + place, mask=place < width, other=0.0, cache_modifier=READ).to(tl.float32)
+        y = row.to(tl.float32)
         if NORM:
             squares += y * y
             y = y * tl.load(norm + place, mask=place < width, other=0.0).to(tl.float32)
@@ -95,6 +109,7 @@ def gemv_kernel(
             up_acc += u.to(tl.float32) * y[None, :]
         if first + BLOCK_K < width:
             then = place + BLOCK_K
+            row = tl.load(x + then, mask=then < width, other=0.0, cache_modifier=READ)
             live = (n < n_rows)[:, None] & (then < width)[None, :]
             w = tl.load(lines + then[None, :], mask=live, other=0.0, eviction_policy="evict_first")
             if GATED:
@@ -125,7 +140,12 @@ def gemv_kernel(
         total = total / (1.0 + tl.exp(-total)) * up
     if ADD:
         total += tl.load(out + n, mask=n < n_rows, other=0.0).to(tl.float32)
-    tl.store(out + n, total.to(out.dtype.element_ty), mask=n < n_rows)
+    if TURN:
+        write_turned(
+            total[None, :], cos, sin, slot, t, t == 0, pair, out, k_pool, v_pool, hq, hkv, TURN
+        )
+    else:
+        tl.store(out + n, total.to(out.dtype.element_ty), mask=n < n_rows)
 
 
 @triton.jit
@@ -164,11 +184,12 @@ def _rows_of(x, k, t, live, width):
 
 @triton.jit(do_not_specialize=["tokens"])  # one form for all numbers of rows
 def rows_kernel(
-    x, weight, bias, norm, out, scaled, squares, tokens, n_rows, width, eps,
+    x, weight, bias, norm, out, scaled, squares, cos_sin, positions, out_slots, k_pool, v_pool, hq,
+    hkv, tokens, n_rows, width, eps,
     NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr,
-    SCALED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, WAYS: tl.constexpr,
-    BLOCK_K: tl.constexpr, REST_K: tl.constexpr, LATE: tl.constexpr, WIDE: tl.constexpr,
-    PDL: tl.constexpr,
+    SCALED: tl.constexpr, TURN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
+    WAYS: tl.constexpr, BLOCK_K: tl.constexpr, REST_K: tl.constexpr, LATE: tl.constexpr,
+    WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """At most BLOCK_T rows of x times the matrix: each program BLOCK_N of the n_rows outputs, whose
     whole lines it has at hand before x is there.
@@ -184,6 +205,8 @@ def rows_kernel(
     line = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES) // (LINES // BLOCK_N)
     t_live, n_live, live = t < tokens, n < n_rows, line < n_rows
     line += tl.arange(0, LINES) % (LINES // BLOCK_N) * n_rows  # gate, up, gate, ...
+    if TURN:
+        line = turned_line(line, TURN)
     k = _columns(0, WAYS, BLOCK_K)
     w = _own_lines(weight, k, line, live, width)
     if REST_K:
@@ -207,9 +230,15 @@ def rows_kernel(
         gdc_wait()
         if LATE:
             gdc_launch_dependents()
+    if TURN:
+        at = tl.load(positions + t, mask=t_live, other=0)
+        slot = tl.load(out_slots + t, mask=t_live, other=0)
     y = _rows_of(x, k, t, t_live, width)
     if REST_K:
         z = _rows_of(x, rest, t, t_live, width)
+    if TURN:
+        pair = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        cos, sin = angles_of(cos_sin, at, t_live, pair, hq, hkv, TURN)
     place = t[:, None] * n_rows + n[None, :]
     here = t_live[:, None] & n_live[None, :]
     if ADD:
@@ -235,7 +264,10 @@ def rows_kernel(
     if ADD:
         total += before.to(tl.float32)
     result = total.to(out.dtype.element_ty)
-    tl.store(out + place, result, mask=here)
+    if TURN:
+        write_turned(total, cos, sin, slot, t, t_live, pair, out, k_pool, v_pool, hq, hkv, TURN)
+    else:
+        tl.store(out + place, result, mask=here)
     if SCALED:
         _leave_scaled(result, norms, scaled, squares, place, here, t, t_live)
 
@@ -279,11 +311,12 @@ def few_rows(
 
 @triton.jit
 def skinny_kernel(
-    x, weight, bias, out, norm, scaled, squares, tokens, n_rows, width, parts, eps,
+    x, weight, bias, out, norm, scaled, squares, cos_sin, positions, out_slots, k_pool, v_pool, hq,
+    hkv, tokens, n_rows, width, parts, eps,
     GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
-    NORMED: tl.constexpr, SQUARES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, WIDE: tl.constexpr,
-    PDL: tl.constexpr,
+    NORMED: tl.constexpr, SQUARES: tl.constexpr, TURN: tl.constexpr, LATE: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    AHEAD: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """At most BLOCK_T rows of x times the matrix, in the matrix units.
 
@@ -293,16 +326,21 @@ def skinny_kernel(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.arange(0, BLOCK_T)
     n_live, t_live = n < n_rows, t < tokens
+    if TURN:
+        n = turned_line(n, TURN)
     lines = weight + n.to(tl.int64)[None, :] * width
     up_lines = lines + n_rows.to(tl.int64) * width
     if PDL:
-        gdc_launch_dependents()
+        if not LATE:
+            gdc_launch_dependents()
         if AHEAD:
             near = weight + tl.minimum(n, n_rows - 1).to(tl.int64) * width
             ask_for(near, width, 16)
             if GATED:
                 ask_for(near + n_rows.to(tl.int64) * width, width, 16)
         gdc_wait()
+        if LATE:
+            gdc_launch_dependents()
     if NORMED:
         p = tl.arange(0, SQUARES)
         there = t_live[:, None] & (p < parts)[None, :]
@@ -314,10 +352,16 @@ def skinny_kernel(
         before = tl.load(out + place, mask=here, other=0.0)
     if SCALED:
         norms = tl.load(norm + n, mask=n_live, other=0.0).to(tl.float32)
+    if TURN:
+        at = tl.load(positions + t, mask=t_live, other=0)
+        slot = tl.load(out_slots + t, mask=t_live, other=0)
     acc, up_acc = few_rows(
         x, lines, up_lines, t, t_live, n_live, width,
         GATED, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, WIDE,
     )  # fmt: skip
+    if TURN:
+        pair = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        cos, sin = angles_of(cos_sin, at, t_live, pair, hq, hkv, TURN)
     if NORMED:
         scale = 1.0 / tl.sqrt(tl.sum(square, axis=1) / width + eps)
         acc, up_acc = acc * scale[:, None], up_acc * scale[:, None]
@@ -330,7 +374,10 @@ def skinny_kernel(
     if ADD:
         acc += before.to(tl.float32)
     result = acc.to(out.dtype.element_ty)
-    tl.store(out + place, result, mask=here)
+    if TURN:
+        write_turned(acc, cos, sin, slot, t, t_live, pair, out, k_pool, v_pool, hq, hkv, TURN)
+    else:
+        tl.store(out + place, result, mask=here)
     if SCALED:
         _leave_scaled(result, norms, scaled, squares, place, here, t, t_live)
 

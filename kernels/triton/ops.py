@@ -16,6 +16,7 @@ import torch
 import triton
 
 from branchline.kernels.errors import KernelInputError
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws, SamplingOps
 from branchline.kernels.triton.adapted import AdaptedProducts
@@ -23,6 +24,7 @@ from branchline.kernels.triton.adapted_ops import AdaptedOps
 from branchline.kernels.triton.attention import attend
 from branchline.kernels.triton.beam import TritonBeam
 from branchline.kernels.triton.draft_ops import DraftOps
+from branchline.kernels.triton.head_ops import HeadOps
 from branchline.kernels.triton.linear import Linears, dense_of
 from branchline.kernels.triton.lookup import TritonLookup
 from branchline.kernels.triton.lora import Adapters
@@ -50,7 +52,7 @@ __all__ = ["TritonOps"]
 _COPIED_AT_ONCE = 256
 
 
-class TritonOps(DraftOps, AdaptedOps, TritonBeam, TritonLookup, SamplingOps):
+class TritonOps(DraftOps, HeadOps, AdaptedOps, TritonBeam, TritonLookup, SamplingOps):
     """Every op on one device.
 
     Args:
@@ -205,8 +207,9 @@ class TritonOps(DraftOps, AdaptedOps, TritonBeam, TritonLookup, SamplingOps):
         k_norm: torch.Tensor | None = None,
         eps: float = 1e-6,
     ) -> torch.Tensor:
-        pools, norms = (k_pool, v_pool), (q_norm, k_norm)
-        out = write_heads(self._gpu, qkv, cos_sin, positions, pools, out_slots, norms, eps)
+        places = positions, k_pool, v_pool, out_slots
+        into = HeadPlaces(cos_sin, *places, q_norm=q_norm, k_norm=k_norm, eps=eps)
+        out = write_heads(self._gpu, qkv, into)
         self._turned = ref(out)
         return out
 

@@ -6,6 +6,7 @@ import torch
 import triton
 
 from branchline.kernels.errors import KernelInputError
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.triton.lora import Inner
 from branchline.kernels.triton.rope_kernel import rope_write_kernel
 from branchline.kernels.triton.tuning import Device, power_of_two
@@ -20,26 +21,14 @@ def turns_late(tokens: int) -> bool:
 
 
 def write_heads(
-    gpu: Device,
-    qkv: torch.Tensor,
-    cos_sin: torch.Tensor,
-    positions: torch.Tensor,
-    pools: tuple[torch.Tensor, torch.Tensor],
-    out_slots: torch.Tensor,
-    norms: tuple[torch.Tensor | None, torch.Tensor | None],
-    eps: float,
-    *,
-    made: Inner | None = None,
+    gpu: Device, qkv: torch.Tensor, into: HeadPlaces, *, made: Inner | None = None
 ) -> torch.Tensor:
-    """`Ops.qk_norm_rope_write`.
+    """`Ops.write_heads`.
 
     Args:
-        pools: of keys and of values.
-        norms: of queries and of keys.
         made: what is left of the adapters of qkv.
     """
-    (k_pool, v_pool), (q_norm, k_norm) = pools, norms
-    t, (_, hkv, d) = qkv.shape[0], k_pool.shape
+    t, (_, hkv, d) = qkv.shape[0], into.k_pool.shape
     hq = qkv.shape[1] // d - 2 * hkv
     if made is not None and made.weight.parts != (hq * d, hkv * d, hkv * d):
         raise KernelInputError(
@@ -51,24 +40,24 @@ def write_heads(
     heads = 2 if late else 8
     rope_write_kernel[(t, triton.cdiv(hq + 2 * hkv, heads))](
         qkv,
-        cos_sin,
-        positions,
-        k_pool,
-        v_pool,
-        out_slots,
-        cos_sin if q_norm is None else q_norm,
-        cos_sin if k_norm is None else k_norm,
+        into.cos_sin,
+        into.positions,
+        into.k_pool,
+        into.v_pool,
+        into.out_slots,
+        into.cos_sin if into.q_norm is None else into.q_norm,
+        into.cos_sin if into.k_norm is None else into.k_norm,
         out,
         *((out,) * 4 if made is None else made.tensors()),
-        eps,
+        into.eps,
         hq,
         hkv,
         *((0, 0) if made is None else made.strides()),
         D=d,
         HALF=power_of_two(d // 2),
         HEADS=heads,
-        NORM_Q=q_norm is not None,
-        NORM_K=k_norm is not None,
+        NORM_Q=into.q_norm is not None,
+        NORM_K=into.k_norm is not None,
         RANK=0 if made is None else made.inner.shape[2],
         LATE=late,
         **gpu.launch(1 if heads == 2 else 4),

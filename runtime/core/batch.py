@@ -128,6 +128,7 @@ class GuessedRows:
         allowed: what may come first of each: int32 [ceil(V / 32)], bit set = allowed; None = all.
         keeps: the worker keeps those that were sampled: their entries are moved to where they
             belong, and the next step may follow. Else the scheduler does, by the next plan.
+        masked: what may be sampled behind candidates depends on which they are.
         repeats: the step is the one before once more: the same rows, all of which follow, with as
             many candidates. But for the plan's `slot_writes` there is nothing to be told.
     """
@@ -137,7 +138,13 @@ class GuessedRows:
     follows: np.ndarray[tuple[int], np.dtype[np.bool_]]
     allowed: list[Int32Array | None]
     keeps: bool
+    masked: bool = False
     repeats: bool = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether the scheduler must know the candidates before the step is sampled."""
+        return self.masked or not self.keeps
 
 
 @dataclass(slots=True)

@@ -222,7 +222,7 @@ class DeviceRunner:
         if outputs.logits is not None and sampled <= len(outputs.logits):
             logits, greedy = _choices(outputs, sampled)
             queued = QueuedForward(hidden, logits, greedy, *there)
-            if graph is not None and made.again is not None and made.nodes is None:
+            if graph is not None and made.again is not None:
                 self._last = _Repeated(made.again, graph.replay, outputs, queued)
             return queued
         assert outputs.hidden is not None, "a graph gives logits or hidden states"
@@ -239,11 +239,14 @@ class DeviceRunner:
         if plan.slot_writes is not None:
             self.tables.write(self.tables.upload(self.tables.changes(plan)))
         last.guess()
-        outputs = last.forward()
-        if outputs is last.outputs:
-            return last
-        logits, greedy = _choices(outputs, len(plan.sample_rows))  # not recorded, on a CPU
-        queued = replace(last.queued, logits=logits, greedy=greedy)
+        assert plan.guessed is not None and last.queued.check is not None, "a check is repeated"
+        nodes = self._told(last.queued.check) if plan.guessed.learns else None
+        outputs, queued = last.forward(), last.queued
+        if outputs is not last.outputs:  # not recorded, on a CPU
+            logits, greedy = _choices(outputs, len(plan.sample_rows))
+            queued = replace(queued, logits=logits, greedy=greedy)
+        if nodes is not queued.nodes:
+            queued = replace(queued, nodes=nodes)
         return last._replace(outputs=outputs, queued=queued)
 
     def keep(self, check: Check, sampled: torch.Tensor) -> None:
@@ -279,6 +282,7 @@ class DeviceRunner:
 
     def recorded_choice(self) -> RecordedChoice:
         """For steps that are replayed, with buffers and without recordings yet."""
+        check = 0 if self.draft is None else VERIFY_TOKENS[1]  # a row with its guesses
         return RecordedChoice(
             self.sampling,
             self.tables,
@@ -286,7 +290,7 @@ class DeviceRunner:
             self.stream,
             self.recorder,
             vocab_size=self.vocab_size,
-            max_rows=self._max_rows,
+            max_rows=max(self._max_rows, check),
         )
 
     def recorded_check(self, rows: int | None = None) -> Check:
@@ -312,8 +316,12 @@ class DeviceRunner:
             self.tables.write(tensors.writes)
         made.check = tensors.check()
         made.again = self.guesser.guess(plan, made.check)
-        if not plan.guessed.keeps:
-            made.nodes = to_host(made.check.nodes), self.stream.mark()
+        if plan.guessed.learns:
+            made.nodes = self._told(made.check)
+
+    def _told(self, check: Check) -> tuple[torch.Tensor, Mark]:
+        """Queue the way of a step's candidates to the host, ahead of the step itself."""
+        return to_host(check.nodes), self.stream.mark()
 
     def lora(self, slots: torch.Tensor | None) -> LoraBatch | None:
         """What the ops take of the adapters' slots of n rows: int32 [n] on the device."""

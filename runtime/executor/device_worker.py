@@ -57,6 +57,7 @@ class DevicePending:
         self.hidden: torch.Tensor | None = None
         self.landing: _Landing | None = None
         self.nodes: tuple[torch.Tensor, Mark] | None = None
+        self.known_trees: list[DraftTree] | None = None
         self.error: Exception | None = None
 
     def done(self) -> bool:
@@ -69,9 +70,11 @@ class DevicePending:
             raise self.error
         if self.nodes is None:
             return []
-        nodes, mark = self.nodes
-        mark.wait()
-        return trees_of(self.plan, nodes.numpy())
+        if self.known_trees is None:
+            nodes, mark = self.nodes
+            mark.wait()
+            self.known_trees = trees_of(self.plan, nodes.numpy())
+        return self.known_trees
 
     def result(self) -> ForwardOutput:
         """Wait for the step; raise what it raised."""

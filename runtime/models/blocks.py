@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
-from branchline.kernels.lora import LoraBatch, LoraProduct
+from branchline.kernels.heads import HeadPlaces
+from branchline.kernels.lora import LoraBatch
 from branchline.kernels.ops import Ops
 from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.core.forward import ForwardBatch
@@ -19,9 +20,6 @@ from branchline.runtime.layers.linear import Linear
 from branchline.runtime.layers.norm import RMSNorm
 from branchline.runtime.layers.parameter import Slot, WeightDtype
 from branchline.runtime.models.base import KVLayers
-
-Heads = LoraProduct
-"""Queries, keys and values of a layer's tokens: `y` is [t, q_size + 2 kv_size]."""
 
 
 class Attention:
@@ -66,27 +64,31 @@ class Attention:
             for which in ("q", "k")
         )
 
-    def heads(self, x: torch.Tensor, ops: Ops, lora: LoraBatch | None) -> Heads:
-        """Of normed states [t, hidden]."""
-        qkv = self.qkv
-        if lora is None or qkv.lora is None:
-            return LoraProduct(ops.linear(x, qkv.weight, qkv.bias))
-        return ops.adapted_heads(x, qkv.weight, qkv.lora, lora, qkv.bias)
-
-    def forward(self, heads: Heads, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
-        """Attended, before the output projection: [t, q_size]."""
-        k_pool, v_pool = kv.layer(self._index)
-        q = ops.adapted_rope_write(
-            heads,
+    def into(self, batch: ForwardBatch, kv: KVLayers) -> HeadPlaces:
+        """How the heads of a step are turned, and where its keys and values go."""
+        return HeadPlaces(
             self.rotary,
             batch.positions,
-            k_pool,
-            v_pool,
+            *kv.layer(self._index),
             batch.out_slots,
             q_norm=None if self.q_norm is None else self.q_norm.weight,
             k_norm=None if self.k_norm is None else self.k_norm.weight,
             eps=self._eps,
         )
+
+    def queries(self, x: torch.Tensor, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
+        """Of normed states [t, hidden], with adapters: turned [t, heads, d]; keys and values are
+        written."""
+        qkv, into = self.qkv, self.into(batch, kv)
+        if batch.lora is None or qkv.lora is None:
+            return ops.linear_heads(x, qkv.weight, into, qkv.bias)
+        heads = ops.adapted_heads(x, qkv.weight, qkv.lora, batch.lora, qkv.bias)
+        return ops.adapted_rope_write(heads, into)
+
+    def forward(self, q: torch.Tensor, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:
+        """Attended, before the output projection: [t, q_size]. Of queries [t, heads, d], whose keys
+        and values are written."""
+        k_pool, v_pool = kv.layer(self._index)
         return batch.backend.forward(ops, q, k_pool, v_pool, batch.plan, self._scale)
 
     def norms(self) -> list[RMSNorm]:
@@ -128,8 +130,8 @@ class GatedMLP:
 class DecoderLayer:
     """norm, attention, norm, MLP, each added to the residual stream.
 
-    A layer begins with its query, key and value heads and ends with its gated values: the way from
-    there to the next layer's heads is one op (`step`).
+    A layer begins with its queries, when its keys and values are written, and ends with its gated
+    values: the way from there to the next layer's queries is one op (`Ops.step_heads`).
     """
 
     def __init__(
@@ -141,13 +143,16 @@ class DecoderLayer:
         self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", spec.hidden, spec.rms_eps)
         self.mlp = GatedMLP(spec, f"{name}.mlp", dtype)
 
-    def begin(self, residual: torch.Tensor, ops: Ops, lora: LoraBatch | None) -> Heads:
-        """Heads of the first layer."""
-        norm, qkv = self.input_norm, self.attention.qkv
-        if lora is None:
-            weight = norm.weight
-            return LoraProduct(ops.norm_linear(residual, weight, norm.eps, qkv.weight, qkv.bias))
-        return self.attention.heads(ops.rms_norm(residual, norm.weight, norm.eps), ops, lora)
+    def begin(
+        self, residual: torch.Tensor, batch: ForwardBatch, ops: Ops, kv: KVLayers
+    ) -> torch.Tensor:
+        """Queries of the first layer."""
+        norm, attention = self.input_norm, self.attention
+        if batch.lora is not None:
+            normed = ops.rms_norm(residual, norm.weight, norm.eps)
+            return attention.queries(normed, batch, ops, kv)
+        qkv, into = attention.qkv, attention.into(batch, kv)
+        return ops.norm_heads(residual, norm.weight, norm.eps, qkv.weight, into, qkv.bias)
 
     def gated(
         self, attended: torch.Tensor, residual: torch.Tensor, ops: Ops, lora: LoraBatch | None
@@ -161,15 +166,26 @@ class DecoderLayer:
         gated: torch.Tensor,
         residual: torch.Tensor,
         following: DecoderLayer,
+        batch: ForwardBatch,
         ops: Ops,
-        lora: LoraBatch | None,
-    ) -> Heads:
-        """From this layer's gated values to the heads of the following one."""
-        norm, attention = following.input_norm, following.attention
-        if lora is None or attention.qkv.lora is None:
-            return LoraProduct(step(gated, self.mlp.down, residual, norm, attention.qkv, ops, lora))
-        normed = step(gated, self.mlp.down, residual, norm, None, ops, lora)
-        return attention.heads(normed, ops, lora)
+        kv: KVLayers,
+    ) -> torch.Tensor:
+        """From this layer's gated values to the queries of the following one."""
+        down, norm, attention = self.mlp.down, following.input_norm, following.attention
+        if batch.lora is not None:
+            normed = step(gated, down, residual, norm, None, ops, batch.lora)
+            return attention.queries(normed, batch, ops, kv)
+        return ops.step_heads(
+            gated,
+            down.weight,
+            residual,
+            norm.weight,
+            norm.eps,
+            attention.qkv.weight,
+            attention.into(batch, kv),
+            projection_bias=down.bias,
+            bias=attention.qkv.bias,
+        )
 
     def end(
         self,

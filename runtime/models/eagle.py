@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import Ops
 from branchline.kernels.weights import BLOCK, DenseWeight, Weight, pick_rows, quantize_q4_1
 from branchline.runtime.config.eagle_spec import EagleSpec, feature_layers
@@ -151,15 +152,13 @@ class EagleHead:
         """State vectors first: a token's entry reads the one before it, maybe of the same step."""
         assert isinstance(tap, FeatureTap) and tap.feature is not None, "the target was listened to"
         ops.scatter_rows(tap.feature, batch.out_slots, entries.features)
-        x, _ = self._heads(batch, ops, entries, self._entries, skip=self.spec.layer.q_size)
-        self._write(x, batch, ops, entries)
+        self._queries(batch, ops, entries, self._entries, skip=self.spec.layer.q_size)
 
     # -- guesses -----------------------------------------------------------------------------------
 
     def level(self, batch: ForwardBatch, ops: Ops, entries: DraftEntries) -> torch.Tensor:
         """See `DraftModel.level`; the state it expects at each token enters its slot."""
-        x, residual = self._heads(batch, ops, entries, self.qkv.weights)
-        q = self._write(x, batch, ops, entries)
+        q, residual = self._queries(batch, ops, entries, self.qkv.weights)
         batch = self._attention.over(batch)
         scale = self.spec.layer.head_dim**-0.5
         attended = self._attention.forward(ops, q, *entries.layer(0), batch.plan, scale)
@@ -181,7 +180,7 @@ class EagleHead:
         ops.scatter_rows(residual, batch.out_slots, entries.features)
         return logits
 
-    def _heads(
+    def _queries(
         self,
         batch: ForwardBatch,
         ops: Ops,
@@ -189,9 +188,11 @@ class EagleHead:
         weights: list[Weight],
         skip: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(heads of the layer, the stream they are made from); without the first `skip` rows."""
+        """(turned queries of the layer, the stream they are made from), when keys and values are in
+        the pool; without the first `skip` rows of the matrix."""
         assert batch.previous is not None, "steps with drafts name the token before each"
         bias = None if self.qkv.bias is None else self.qkv.bias[skip:]
+        into = HeadPlaces(self.rotary, batch.positions, *entries.layer(0), batch.out_slots)
         if self._joined:
             assert self.input_norm is not None and self.state_norm is not None, "EAGLE-3 has both"
             norms, state = ops.joined_norms(
@@ -203,30 +204,22 @@ class EagleHead:
                 self.state_norm.weight,
                 self.input_norm.eps,
             )
-            return ops.linear(norms, weights[0], bias), state
+            return ops.linear_heads(norms, weights[0], into, bias), state
         embedded = self.embed(batch.input_ids, ops)
         state = ops.gather_rows(entries.features, batch.previous)
         if self.state_norm is None:
             x = ops.add(self.fc.apply(0, embedded, ops), self.fc.apply(1, state, ops))
             if self.input_norm is None:
-                return ops.linear(x, weights[0], bias), x
+                return ops.linear_heads(x, weights[0], into, bias), x
             norm = self.input_norm
-            return ops.norm_linear(x, norm.weight, norm.eps, weights[0], bias), x
+            return ops.norm_heads(x, norm.weight, norm.eps, weights[0], into, bias), x
         assert self.input_norm is not None, "EAGLE-3 has both norms"
         norm, other = self.input_norm, self.state_norm
         heads = ops.add(
             ops.norm_linear(embedded, norm.weight, norm.eps, weights[0], bias),
             ops.norm_linear(state, other.weight, other.eps, weights[1]),
         )
-        return heads, state
-
-    def _write(
-        self, heads: torch.Tensor, batch: ForwardBatch, ops: Ops, entries: DraftEntries
-    ) -> torch.Tensor:
-        """Keys and values enter the pool; the rotated queries."""
-        return ops.qk_norm_rope_write(
-            heads, self.rotary, batch.positions, *entries.layer(0), batch.out_slots
-        )
+        return ops.write_heads(heads, into), state
 
     # -- weights -----------------------------------------------------------------------------------
 

@@ -55,15 +55,15 @@ class Llama:
         """[l, hidden], normed."""
         lora = batch.lora
         residual = self.embed(batch.input_ids, ops, lora)
-        qkv = self.layers[0].begin(residual, ops, lora)
+        q = self.layers[0].begin(residual, batch, ops, kv)
         for index, (layer, following) in enumerate(pairwise(self.layers)):
-            attended = layer.attention.forward(qkv, batch, ops, kv)
+            attended = layer.attention.forward(q, batch, ops, kv)
             gated = layer.gated(attended, residual, ops, lora)
-            qkv = layer.then(gated, residual, following, ops, lora)
+            q = layer.then(gated, residual, following, batch, ops, kv)
             if tap is not None:
                 tap.layer(index, residual, ops)
         last = self.layers[-1]
-        attended = last.attention.forward(qkv, batch, ops, kv)
+        attended = last.attention.forward(q, batch, ops, kv)
         if tap is not None and tap.final:
             gated = last.gated(attended, residual, ops, lora)
             hidden = last.end(gated, residual, self.norm, ops, lora)

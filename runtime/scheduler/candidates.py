@@ -79,4 +79,5 @@ def _guessed(segments: list[Segment]) -> GuessedRows | None:
         follows=np.array([draft.follows for _, draft in drafts], dtype=np.bool_),
         allowed=[draft.allowed for _, draft in drafts],
         keeps=all(draft.in_place for _, draft in drafts),
+        masked=any(segments[index].request.matcher is not None for index, _ in drafts),
     )

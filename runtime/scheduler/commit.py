@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from branchline.runtime.core.batch import ForwardOutput, TopLogprobs
@@ -17,7 +17,7 @@ from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
-from branchline.runtime.scheduler.drafts import Draft
+from branchline.runtime.scheduler.draft import Draft
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.planner import Planner
 from branchline.runtime.scheduler.proposals import learn, tell
@@ -196,14 +196,11 @@ class Committer:
         self._planner.drafts.checked(request, draft, path)
         self._stats.drafts += 1
         self._stats.drafted_tokens += draft.guesses
-        taken = 0  # guesses along the path that are output
+        taken = _output_along(request, base, draft, path, 0)  # what was forced since the plan
         while request.finish is None and request.length == base + taken:
             place = path[taken - 1] + 1 if taken else 0
             self._place(request, sampled, first + place)
-            while taken < len(path) and base + taken < request.length:  # one, or forced ones too
-                if int(request.ids[base + taken]) != int(draft.tree.token_ids[path[taken]]):
-                    raise BackendError("a guess was kept that the output does not have")
-                taken += 1
+            taken = _output_along(request, base, draft, path, taken)  # one, or forced ones too
         request.sampled_len = request.length + request.inflight
         accepted = taken - len(draft.forced_nodes.intersection(path[:taken]))
         request.progress.accepted_tokens += accepted
@@ -368,6 +365,18 @@ class Committer:
             whole = request.finish != "error"
             computed = min(request.computed_len, request.length) if whole else 0
             self._planner.leave(request, computed, insert=whole)
+
+
+def _output_along(
+    request: Request, base: int, draft: Draft, path: Sequence[int], taken: int
+) -> int:
+    """How many guesses along a path from position `base` are output, of which `taken` are known to
+    be."""
+    while taken < len(path) and base + taken < request.length:
+        if int(request.ids[base + taken]) != int(draft.tree.token_ids[path[taken]]):
+            raise BackendError("a guess was kept that the output does not have")
+        taken += 1
+    return taken
 
 
 def _shareable(request: Request) -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -21,7 +21,9 @@ from branchline.runtime.core.batch import Int32Array
 from branchline.runtime.core.drafting import MAX_GUESSES, Drafter, DraftRow, StepDrafter
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
-from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
+from branchline.runtime.core.tree import NOBODY, DraftTree
+from branchline.runtime.scheduler.constrained_draft import constrained, constrained_there
+from branchline.runtime.scheduler.draft import Draft
 from branchline.runtime.scheduler.looked_up import LookedUp, is_free
 from branchline.runtime.scheduler.pace import Decision, Pace
 from branchline.runtime.scheduler.proposed import check_tree, pruned
@@ -31,69 +33,6 @@ logger = logging.getLogger(__name__)
 NO_GROWTH: Mapping[Request, int] = MappingProxyType({})
 
 _NO_SLOTS = np.zeros(0, dtype=np.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """Candidates that a step runs behind a row's last token, all of them sampled.
-
-    A place is the row's last token (place 0) or candidate i (place i + 1).
-
-    Attributes:
-        tree: n candidates.
-        forced: n + 1 ids that the constraint lets follow each place, whatever is sampled there;
-            -1 = the sampled one.
-        matchers: n + 1 places in the constraint where the masks begin; None = no mask there. Place
-            0 is the request's own matcher, which is not in the list.
-        forced_nodes: candidates that are no guesses: forced behind one, or places left empty.
-        asked: guesses that there could have been.
-        levels: where the worker makes the candidates and the tree is n places yet: levels of
-            guesses, those of known ids behind the first included; 0 = the tree is known.
-        allowed: then, what may come first; None = all.
-        follows: then, the row's step before is in flight, and decides where the candidates begin.
-        in_place: the worker moves what it keeps to where it belongs.
-    """
-
-    tree: DraftTree
-    forced: tuple[int, ...]
-    matchers: tuple[TokenMatcher | None, ...]
-    forced_nodes: frozenset[int] = frozenset()
-    asked: int = 0
-    levels: int = 0
-    allowed: Int32Array | None = None
-    follows: bool = False
-    in_place: bool = False
-
-    def __len__(self) -> int:
-        return len(self.tree)
-
-    @property
-    def guesses(self) -> int:
-        """Candidates that are guesses."""
-        return len(self.tree) - len(self.forced_nodes)
-
-    def kept(self, sampled: Sequence[int], bad: Container[int]) -> list[int]:
-        """The candidates that are right, from the first level down.
-
-        Args:
-            sampled: n + 1 ids, of each place.
-            bad: places where nothing could be sampled.
-        """
-        parents, tokens = self.tree.parents.tolist(), self.tree.token_ids.tolist()
-        children = {key: node for node, key in enumerate(zip(parents, tokens, strict=True))}
-        path: list[int] = []
-        node: int | None = -1
-        while node is not None:
-            place = node + 1
-            following = self.forced[place]
-            if following < 0:
-                if place in bad:
-                    break
-                following = sampled[place]
-            node = children.get((place - 1, following))
-            if node is not None:
-                path.append(node)
-        return path
 
 
 class Drafts:
@@ -147,13 +86,22 @@ class Drafts:
             return is_free(request)
         return isinstance(self._drafter, StepDrafter)
 
-    def due(self, requests: Sequence[Request], *, constrained: bool = True) -> bool:
-        """Whether the next step should wait for the one before, to run candidates.
+    def kept_there(self, request: Request) -> bool:
+        """Whether the worker can keep the guesses of a row that are right: it is told what each id
+        may be, and nothing else counts."""
+        if self.looked_up is not None:
+            return is_free(request)
+        enough = request.output_len >= request.sampling.min_tokens
+        return enough and not request.sampling.has_penalties
 
-        Args:
-            requests: all decoding rows.
-            constrained: some of them may be.
-        """
+    def resting(self, rows: int) -> bool:
+        """`due` would say no, whatever they are, of about so many rows without constraints."""
+        pace = self._free_pace
+        return pace is not None and pace is self._pace and pace.resting(rows)
+
+    def due(self, requests: Sequence[Request], *, constrained: bool = True) -> bool:
+        """Whether the next step, of these rows that decode, should wait for the one before, to run
+        candidates; constrained: some of them may be."""
         if self._pace is None:
             self._wanted = dict.fromkeys(self._kinds(requests), self._max_nodes)
             return bool(self._wanted)
@@ -242,27 +190,31 @@ class Drafts:
         most = drafter.levels if isinstance(drafter, StepDrafter) else self._max_depth
         found = []
         for request, nodes in rows:
-            known = request.sampled_len - request.planned_len
             more = growth.get(request, 0)
+            known = 1 if more > 1 else request.sampled_len - request.planned_len
             # Of a row that follows, what is kept beyond its output's end is dropped.
             depth = self._max_depth if more > 1 else self.depth(request, more)
             if request.planned_len > 0 and known <= most:
                 levels = min(min(depth, nodes) + known - 1, most)
                 found.append((request, nodes, levels, more > 1))
-        in_place = all(is_free(request) for request, *_ in found)
+        in_place = all(self.kept_there(request) for request, *_ in found)
         drafts = {request: _reserved(*rest, in_place) for request, *rest in found}
         for request, draft in drafts.items():
-            if request.matcher is not None:
+            if request.matcher is not None and request not in growth:
                 drafts[request] = replace(draft, allowed=self._allowed(request))
         return drafts
 
-    def learn(self, request: Request, draft: Draft, tree: DraftTree) -> Draft:
-        """A draft of places, once the worker has made their candidates."""
+    def learn(self, request: Request, draft: Draft, tree: DraftTree, known: Int32Array) -> Draft:
+        """A draft of places, once the worker has made their candidates.
+
+        Args:
+            known: what the constraint has forced behind the row since the step was planned.
+        """
         empty = frozenset(np.flatnonzero(tree.parents == NOBODY).tolist())
         if request.matcher is None:  # not `replace`, which takes long for what it does
             places = tree, draft.forced, draft.matchers, empty, draft.asked
             return Draft(*places, follows=draft.follows, in_place=draft.in_place)
-        return _constrained_there(request, request.matcher, tree, draft)
+        return constrained_there(request, request.matcher, tree, draft, known.tolist())
 
     def checked(self, request: Request, draft: Draft, path: Sequence[int]) -> None:
         """These candidates of a draft were kept."""
@@ -367,7 +319,7 @@ class Drafts:
                 count = len(tree) + 1
                 draft = Draft(tree, (-1,) * count, (None,) * count, asked=nodes)
             else:
-                draft = _constrained(request, request.matcher, tree, nodes, self.depth(request))
+                draft = constrained(request, request.matcher, tree, nodes, self.depth(request))
         except Exception:
             logger.exception("a proposal for request %s cannot be run", request.id)
             return None
@@ -392,105 +344,3 @@ def _places(
 def _reserved(n: int, levels: int, follows: bool, in_place: bool) -> Draft:
     """n places for candidates of a row without a constraint."""
     return Draft(*_places(n), asked=n, levels=levels, follows=follows, in_place=in_place)
-
-
-class _Walk:
-    """The places of a constrained tree, each with its matcher and the ids forced behind it.
-
-    A run of forced ids goes on as it was told at its beginning, up to an id that is refused, as in
-    `Committer.force`.
-    """
-
-    def __init__(self, request: Request, matcher: TokenMatcher) -> None:
-        self.tree = GrowingTree()
-        self.matchers: list[TokenMatcher] = [matcher]
-        self.runs: list[list[int]] = [[]]
-        self._forces = request.sampling.logprobs is None
-
-    def try_add(self, token: int, parent: int) -> int | None:
-        """The new candidate; None where it may not come."""
-        if not self.step(token, parent):
-            return None
-        return self.tree.add(token, parent)
-
-    def step(self, token: int, parent: int) -> bool:
-        """Whether a candidate may come; its place is the next one then."""
-        run = self.runs[parent + 1]
-        if run and token != run[0]:
-            return False
-        matcher = self.matchers[parent + 1].fork()
-        if not matcher.accept(token):
-            return False
-        if run:
-            rest = run[1:]
-        else:
-            forces = self._forces and not matcher.is_terminated()
-            rest = list(matcher.forced_tokens()) if forces else []
-        if rest and not matcher.fork().accept(rest[0]):
-            rest = []
-        self.matchers.append(matcher)
-        self.runs.append(rest)
-        return True
-
-
-def _constrained(
-    request: Request, matcher: TokenMatcher, proposed: DraftTree, max_nodes: int, max_depth: int
-) -> Draft:
-    """What the constraint leaves of a tree, and behind it what it forces."""
-    walk = _Walk(request, matcher)
-    places: dict[int, int] = {-1: -1}
-    forced_at: set[int] = set()  # places whose forced id is a candidate
-    for node, (token, parent) in enumerate(
-        zip(proposed.token_ids.tolist(), proposed.parents.tolist(), strict=True)
-    ):
-        if parent in places:
-            added = walk.try_add(token, places[parent])
-            if added is not None:
-                places[node] = added
-                forced_at.add(places[parent])
-    node = 0
-    while node < len(walk.tree) < max_nodes:
-        run = walk.runs[node + 1]
-        if run and node not in forced_at and walk.tree.depths[node] + 1 < max_depth:
-            walk.try_add(run[0], node)
-        node += 1
-    empty = frozenset(i for i, parent in enumerate(walk.tree.parents) if walk.runs[parent + 1])
-    return _walked(request, walk, walk.tree.build(), empty, max_nodes)
-
-
-def _constrained_there(
-    request: Request, matcher: TokenMatcher, tree: DraftTree, draft: Draft
-) -> Draft:
-    """A tree that the step already runs, under the constraint: what that refuses stays as places
-    that nothing leads to."""
-    walk = _Walk(request, matcher)
-    tokens, parents = tree.token_ids.tolist(), tree.parents.tolist()
-    for node, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
-        stands = parent != NOBODY and (parent < 0 or parents[parent] != NOBODY)
-        if not (stands and walk.step(token, parent)):
-            parents[node] = NOBODY
-            walk.matchers.append(matcher)  # takes the place, and is not asked
-            walk.runs.append([])
-    rest = frozenset(
-        node for node, parent in enumerate(parents) if parent == NOBODY or walk.runs[parent + 1]
-    )
-    left = replace(tree, parents=np.array(parents, dtype=np.int32))
-    return replace(_walked(request, walk, left, rest, draft.asked), in_place=draft.in_place)
-
-
-def _walked(
-    request: Request, walk: _Walk, tree: DraftTree, forced_nodes: frozenset[int], asked: int
-) -> Draft:
-    """The draft of a tree whose places have been walked."""
-    forced = tuple(run[0] if run else -1 for run in walk.runs)
-    masks: list[TokenMatcher | None] = [None]
-    parents, depths = tree.parents.tolist(), tree.depths.tolist()
-    for parent, depth, one, following in zip(
-        parents, depths, walk.matchers[1:], forced[1:], strict=True
-    ):
-        if parent == NOBODY or following >= 0 or one.is_terminated():
-            masks.append(None)
-            continue
-        enough = request.output_len + depth + 1 >= request.sampling.min_tokens
-        masks.append(None if enough and one.is_accepting() else one)
-    return Draft(tree, forced, tuple(masks), forced_nodes, asked)

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from branchline.runtime.scheduler.kept_guesses import (
-    Mean,
     Row,
     Rows,
     gains_of,
@@ -24,6 +23,7 @@ from branchline.runtime.scheduler.kept_guesses import (
 )
 from branchline.runtime.scheduler.outcomes import COOL, Outcome
 from branchline.runtime.scheduler.step_costs import Budget, Costs, Usual
+from branchline.runtime.scheduler.stretches import Stretches
 
 TRIED = 0.01
 """Share of the time that may be lost by trying what does not seem to pay."""
@@ -32,8 +32,8 @@ ASKED = 0.01
 """Share of the time that may be lost by asking rows of which none promises anything."""
 
 SAVED = 5.0, 4.0
-"""Plain steps' time of either that is saved up at most: with very many rows, and more with one,
-which is there from the start."""
+"""Plain steps' time of either that is saved up at most, with many rows and with few. Of the latter
+each row's share is there from the start."""
 
 FIRST_TRIES = 3
 """Steps with guesses that are run before anything is believed of their time."""
@@ -70,9 +70,9 @@ FEW = 8
 HELD = 8
 """Steps that a decision stands."""
 
-RESTED = 64, 1024
-"""Steps that pass at most before it is decided anew, where no guesses pay: at most, and where it is
-known that nothing may be spent until then."""
+RESTED = 64, 256, 1024
+"""Steps that pass at most before it is decided anew, where no guesses pay: with few rows, with
+more, and where it is known that nothing may be spent until then."""
 
 MORE_EVERY = 24
 """While guesses pay, after so many steps some with more of them are tried."""
@@ -103,11 +103,6 @@ HELD_UP = 4.0
 
 PAUSE = 8.0
 """A step that takes so many plain ones longer than those of its kind was held up by others."""
-
-LOOKED_AT = 4
-"""Of so many plain steps of a large batch, one is timed."""
-
-_RUN = 16.0
 
 
 @dataclass(slots=True)
@@ -152,17 +147,15 @@ class Pace:
         self._step = 0
         self._outcome = Outcome()
         self._brought = 0  # guesses kept since the last step was told of
-        self._guessed = False  # the last step that was told of was no plain one
         self._lost = 0.0  # times that what the next step loses counts as tried
-        self._run, self._runs = 0, Mean()  # guessed steps one behind the other
-        self._since_plain = self._since_more = 0
+        self._stretches = Stretches()
         self._turn = self._untold = 0  # of what is tried, and the step by which it will be known
-        self._plain_steps, self._passed = 0, 0.0  # of those not looked at, their time
         self._price = 0.0  # of one guess, in ids that must be kept for it
 
     def another(self) -> Pace:
-        """One for steps of another kind, that knows nothing yet."""
-        return Pace(self._most, self._limit, filled=self._filled, told=self._told)
+        """One for steps with constrained rows, that knows nothing yet. A constraint is asked about
+        each guess, so fewer cost less, even where steps are filled up."""
+        return Pace(self._most, self._limit, told=self._told)
 
     @property
     def decision(self) -> Decision:
@@ -200,30 +193,53 @@ class Pace:
             asked_s: of this time, spent on asking rows.
         """
         brought, self._brought = self._brought, 0
-        guessed = guesses > 0 or waited
-        first, self._guessed = guessed != self._guessed, guessed
-        if not (guessed or first or asked_s) and self._plainly(rows, seconds):
+        guessed, stretches = guesses > 0 or waited, self._stretches
+        first, queued = stretches.enters(guessed=guessed)
+        if not (guessed or first or queued or asked_s) and stretches.passes(
+            seconds, looked_at=rows <= FEW
+        ):
             return
-        if guesses > 0 or not (waited or asked_s > 0.0):
-            self._costs.add(rows, guesses, seconds, first=first)
-        self._count(guesses, first)
+        early, stretches.early = stretches.early, 0.0
+        if guesses > 0 or not (waited or queued or asked_s > 0.0):
+            self._costs.add(rows, guesses, seconds, first=first, early=early)
+        decided = not self._decision.guesses and stretches.run < HELD
+        stretches.counts(guesses, first=first, decided=decided)
         plain = self._costs.plain(rows)
         if plain is None:
             return
         saved, few = _saved(rows, plain), plain * SAVED[1] / rows
-        passed, self._passed = seconds + self._passed, 0.0
+        passed = stretches.passed(seconds)
         for budget in (self._tried, self._trusted):
             budget.earn(passed, saved, first=few)
         self._asked.earn(passed, plain)
+        if queued:
+            stretches.early = min(max(0.0, seconds - plain), PAUSE * plain)
         if not guessed and not first:
             if asked_s > 0.0:
                 # A single step tells little. It may be held up longer than it took to ask.
                 self._in_vain.add(min(seconds - plain, HELD_UP * asked_s) / rows)
                 self._asked.spend(max(0.0, self._in_vain.value * rows))
             return
-        decision = decision or self._decision
+        took = plain + (self._costs.extra(rows, guesses) or 0.0) + PAUSE * plain
+        took = min(seconds, took) + (early if guessed else 0.0)
+        self._spend(rows, plain, took, brought, decision or self._decision, guessed=guessed)
+        if guessed and asked_s > 0.0 and (decision or self._decision).usual is None:
+            # what asking brings may be spent on it
+            ids = 1.0 + brought / rows
+            self._asked.earn(max(0.0, plain * ids - took) / ASKED, plain)
+
+    def _spend(
+        self,
+        rows: int,
+        plain: float,
+        took: float,
+        brought: int,
+        decision: Decision,
+        *,
+        guessed: bool,
+    ) -> None:
+        """A step of a run, or the plain one behind it, took so long with all that belongs to it."""
         ids = 1.0 + brought / rows
-        took = min(seconds, plain + (self._costs.extra(rows, guesses) or 0.0) + PAUSE * plain)
         if decision.usual is not None:
             lost = took - decision.usual * ids
             if rows > FEW:
@@ -231,28 +247,17 @@ class Pace:
             self._tried.spend(lost)  # a run's steps that win make up for those that lose
             if decision is self._decision and self._tried.wait(0.0, 0.0) > 0.0:
                 decision.steps = 0
-        elif guessed:
+        elif guessed or not self._lost:
             self._watch(rows, plain * ids, took)
-            if asked_s > 0.0:  # what asking brings may be spent on it
-                self._asked.earn(max(0.0, plain * ids - took) / ASKED, plain)
-        elif self._lost:  # the end of what was tried
+        else:  # the end of what was tried
             self._tried.spend(max(0.0, took - plain) * self._lost)
         self._lost = 0.0 if decision.usual is None else decision.dear
-
-    def _plainly(self, rows: int, seconds: float) -> bool:
-        """Whether a plain step among plain ones need not be looked at by itself: most of them, in
-        large batches, where their number is large and the host what they wait for."""
-        self._plain_steps += 1
-        if rows <= FEW or self._plain_steps % LOOKED_AT == 0:
-            return False
-        self._passed += seconds
-        self._since_more += 1
-        return True
 
     def asked(self, rows: int) -> None:
         """Rows were asked for the next step, of `rows` rows, and none promises anything. They are
         asked again as soon as what is lost by it may be."""
         plain = self._costs.plain(rows)
+        self._stretches.plans(given=False, promised=False)
         if self._costs_nothing:
             if not self._stands(rows) or self._decision.guesses:
                 self._rest(rows, 1 if rows <= FEW else HELD)  # next to nothing, for many rows
@@ -271,7 +276,7 @@ class Pace:
         if not self._in_vain.weight:
             return 0
         wait = self._asked.wait(self._in_vain.value * rows, plain)
-        return min(round(wait / plain), RESTED[1])
+        return min(round(wait / plain), RESTED[-1])
 
     def checked(self, name: str, asked: int, path: Sequence[int], proposed: int) -> None:
         """Of `proposed` guesses for a sequence, of the `asked` that there could be, those of
@@ -291,17 +296,6 @@ class Pace:
         """The sequence has ended."""
         if self._rows.finished(name) and self._decided_for <= FEW:
             self._decision.steps = 0  # what was decided was decided for this one
-
-    def _count(self, guesses: int, first: bool) -> None:
-        """Runs of steps with guesses, and how long ago there were plain ones."""
-        if guesses:
-            self._run += 1
-        elif self._run:
-            if self._run >= HELD or self._decision.guesses:  # not ended by what is decided here
-                self._runs.add(float(self._run), 0.8)
-            self._run = 0
-        self._since_plain = self._since_plain + 1 if self._guessed or first else 0
-        self._since_more += 1
 
     def _watch(self, rows: int, plain: float, took: float) -> None:
         """Guesses that were thought to pay have been made; where they do not, none are for a
@@ -326,12 +320,18 @@ class Pace:
         if not self._stands(rows):
             plain = self._costs.plain(rows)
             steps = PLAIN_STEPS
-            if plain is not None and self._since_plain < self._plain_every:
-                steps = 0 if self._run else self._unasked(rows, plain)
+            if plain is not None and self._stretches.since_plain < self._plain_every:
+                steps = 0 if self._stretches.run else self._unasked(rows, plain)
             if steps == 0:
                 return False
             self._rest(rows, steps)
-        if self._decision.guesses or (rows <= FEW and self._costs_nothing):
+        return self.resting(rows)
+
+    def resting(self, rows: int) -> bool:
+        """`rests`, as far as it has been decided."""
+        if self._decision.guesses or not self._stands(rows):
+            return False
+        if rows <= FEW and self._costs_nothing:
             return False  # for another kind of guesses it may be decided anew
         self._begin_step()
         return True
@@ -356,14 +356,16 @@ class Pace:
                 steps = 1 if plain is None else max(1, self._unasked(rows, plain))
                 self._decision.steps = min(self._decision.steps, steps)
         self._begin_step()
-        wanted = self._decision.guesses
-        if wanted == 0:
-            return [0] * len(names)
-        tried = self._decision.rows
-        if tried == 0:
-            return [wanted if self._willing(row) else 0 for row in known]
-        first = self._step % len(known)  # not always the same ones
-        return [wanted if (i - first) % len(known) < tried else 0 for i in range(len(known))]
+        wanted, tried = self._decision.guesses, self._decision.rows
+        counts = [0] * len(names)
+        if wanted and tried:
+            first = self._step % len(known)  # not always the same ones
+            for i in range(min(tried, len(known))):
+                counts[(first + i) % len(known)] = wanted
+        elif wanted:
+            counts = [wanted if self._willing(row) else 0 for row in known]
+        self._stretches.plans(given=any(counts))
+        return counts
 
     def _other(self, best: int) -> bool:
         """Whether what was decided was decided for another kind of guesses."""
@@ -377,6 +379,7 @@ class Pace:
         return self._decision.steps > 0 and near
 
     def _begin_step(self) -> None:
+        self._stretches.plans(given=False)
         self._step += 1
         self._decision.steps -= 1
 
@@ -389,13 +392,13 @@ class Pace:
 
     def _decide(self, known: list[Row], rows: int) -> None:
         plain = self._costs.plain(rows)
-        if plain is None or self._since_plain >= self._plain_every or not known:
+        if plain is None or self._stretches.since_plain >= self._plain_every or not known:
             self._rest(rows, PLAIN_STEPS)
             return
         self._decided_for = rows
         willing = [row for row in known if self._willing(row)]
         best, promise = self._best(willing, rows, plain, self._beyond(rows))
-        enough = GAIN if self._run == 0 else WORTH
+        enough = GAIN if self._stretches.run == 0 else WORTH
         untried = self._costs.tries(rows) < 0.9 * FIRST_TRIES
         free = self._outcome.until <= self._step and self._trusted.wait(0.0, 0.0) == 0.0
         if not untried and promise >= enough and free:
@@ -431,8 +434,7 @@ class Pace:
         """How much faster than plain steps those with so many guesses, of which so many are kept,
         are thought to be."""
         extra = self._costs.extra(rows, guesses, hoped=hoped) or 0.0
-        run = self._runs.value if self._runs.weight else _RUN
-        extra += self._costs.edges(rows) / run
+        extra += self._costs.edges(rows) / self._stretches.usual_run
         return (1.0 + kept / rows) / (1.0 + extra / plain)
 
     def _go_on(
@@ -446,9 +448,9 @@ class Pace:
         self._decision = Decision(best, HELD if known else FIRST_TRIES)
         place = self._rungs.index(best) + 2
         more = self._rungs[min(place, len(self._rungs) - 1)]
-        due = self._since_more >= MORE_EVERY and self._tried.wait(0.0, 0.0) == 0.0
+        due = self._stretches.since_more >= MORE_EVERY and self._tried.wait(0.0, 0.0) == 0.0
         if due and more > best and more * count <= self._limit:
-            self._since_more = 0
+            self._stretches.since_more = 0
             self._decision = Decision(more, 3, usual=plain / promise)
 
     def _try_a_few(self, known: list[Row], rows: int, plain: float) -> None:
@@ -475,7 +477,7 @@ class Pace:
             cost = max(0.0, extra + self._costs.edges(rows) - plain * kept / rows)
         wait = self._tried.wait(cost, saved) / plain
         if wait > 0.0 or (rows > FEW and self._step < self._untold):
-            self._rest(rows, min(max(round(wait), HELD), RESTED[0]))
+            self._rest(rows, min(max(round(wait), HELD), RESTED[rows > FEW]))
             return
         least, power, most = HOPELESS
         dear = min(max(1.0, (least / hope) ** power), most) if hope > 0.0 and rows > FEW else 1.0
@@ -486,5 +488,4 @@ class Pace:
 
 def _saved(rows: int, plain: float) -> float:
     """Seconds that may be lost at once."""
-    many, one = SAVED
-    return plain * (many + one / rows)
+    return plain * SAVED[rows <= FEW]

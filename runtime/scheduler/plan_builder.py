@@ -23,11 +23,12 @@ from branchline.runtime.memory.slot_table import SlotTable
 from branchline.runtime.memory.types import Slots
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
 from branchline.runtime.scheduler.candidates import tree_mask
-from branchline.runtime.scheduler.drafts import Draft
+from branchline.runtime.scheduler.draft import Draft
 from branchline.runtime.scheduler.pace import Decision
 from branchline.runtime.scheduler.repeats import Repeats
 
 _NO_INTS = np.zeros(0, dtype=np.int32)
+_BEFORE = np.array([[-1], [0]], dtype=np.int32)
 
 
 @dataclass(slots=True)
@@ -88,6 +89,8 @@ class _Decoding(NamedTuple):
 
     Attributes:
         rows, starts, ids, slots: int32 [n], of their tokens.
+        before: int32 [n], slot of the token before each, 0 for the first of a row; where plans are
+            linked.
         inits: ids of the rows that the token table lacks.
     """
 
@@ -95,6 +98,7 @@ class _Decoding(NamedTuple):
     starts: Int32Array
     ids: Int32Array
     slots: Int32Array
+    before: Int32Array | None
     inits: list[RowInit]
 
 
@@ -136,7 +140,7 @@ class StepPlan:
     @property
     def learns(self) -> bool:
         """The worker makes candidates that must be known before the step is sampled."""
-        return self.batch.guessed is not None and not self.batch.guessed.keeps
+        return self.batch.guessed is not None and self.batch.guessed.learns
 
 
 class PlanBuilder:
@@ -202,19 +206,17 @@ class PlanBuilder:
         plan.plain = len(plain)
         plan.batch.copies = copies
         if self._linked:
-            plan.batch.previous = self._previous(plan)
+            plan.batch.previous = self._previous(plan, first)
         self._repeats.built(plan)
         return plan
 
-    def _previous(self, plan: StepPlan) -> Int32Array:
+    def _previous(self, plan: StepPlan, first: _Decoding) -> Int32Array:
         """The slot of the token before each of the step's, 0 for the first of a row."""
-        batch = plan.batch
-        if batch.mode is ForwardMode.DECODE:
-            before = batch.seq_lens - np.int32(2)
-            found: Int32Array = self._slots[batch.rows, before]
-            return found if before.min() >= 0 else np.where(before < 0, np.int32(0), found)
-        parts = []
-        for segment in plan.segments:
+        assert first.before is not None, "plans are linked"
+        if len(plan.segments) == len(first.rows):
+            return first.before
+        parts = [first.before]
+        for segment in plan.segments[len(first.rows) :]:
             slots = self._slots[segment.request.row]
             last = segment.start + segment.count - 1
             before = np.arange(segment.start - 1, last, dtype=np.int32)
@@ -354,7 +356,12 @@ class PlanBuilder:
         ids = np.full(n, -1, np.int32)  # where a step in flight samples it
         for i in np.flatnonzero(starts < np.array([r.length for r in requests], np.int32)).tolist():
             ids[i] = requests[i].ids[segments[i].start]
-        return _Decoding(rows, starts, ids, self._slots[rows, starts], missing)
+        if not self._linked:
+            return _Decoding(rows, starts, ids, self._slots[rows, starts], None, missing)
+        before, slots = self._slots[rows, starts + _BEFORE]  # both at once costs little more
+        if n and starts.min() == 0:
+            before = np.where(starts == 0, np.int32(0), before)
+        return _Decoding(rows, starts, ids, slots, before, missing)
 
     def _sampling_batch(self, requests: list[Request]) -> SamplingBatch:
         # The requests themselves are kept: the address of one that is gone may be another's.
@@ -396,7 +403,9 @@ def _sizes(segments: list[Segment], first: _Decoding) -> tuple[Int32Array, Int32
 
 def _segment_ids(segment: Segment) -> Int32Array:
     request, start, end = segment.request, segment.start, segment.start + segment.count
-    if end <= request.length:
+    if segment.draft is not None and segment.draft.follows:  # the worker knows them
+        plain = np.full(segment.count, -1, dtype=np.int32)
+    elif end <= request.length:
         plain = request.ids[start:end]
     else:
         plain = np.full(segment.count, -1, dtype=np.int32)

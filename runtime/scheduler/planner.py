@@ -22,7 +22,8 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.memory.prefix_cache import CacheHandle
 from branchline.runtime.memory.types import Slots
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
-from branchline.runtime.scheduler.drafts import Draft, Drafts
+from branchline.runtime.scheduler.draft import Draft
+from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.plan_builder import Segment, StepPlan
 from branchline.runtime.scheduler.prefixes import PrefixesInFlight
 from branchline.runtime.scheduler.proposals import Proposals
@@ -94,6 +95,8 @@ class Planner:
         """Whether the next step had better wait for the one before, to run guesses."""
         if self.drafts is None:
             return False
+        if not self.constrained and self.drafts.resting(len(self.running)):
+            return False  # as nearly always in a large batch
         decoding = [request for request in self.running if request.status is Status.DECODE]
         return self.drafts.due(decoding, constrained=self.constrained > 0)
 
@@ -137,7 +140,7 @@ class Planner:
 
     def following(self, step: StepPlan) -> dict[Request, Draft] | None:
         """Candidates for a step behind one in flight, see `Proposals.following`."""
-        if self._proposals is None or self.constrained:
+        if self._proposals is None:
             return None
         return self._proposals.following(step, len(self.running), waiting=len(self._waiting) > 0)
 
@@ -168,13 +171,14 @@ class Planner:
                 continue
             if not _wants_decode(request) or budget == 0:
                 continue
-            pending = end - start
-            count = min(pending, budget)  # more than 1 after forced tokens
+            draft = drafts.get(request)
+            # More than 1 after forced tokens; where the row goes on is not known yet if it follows.
+            pending = 1 if draft is not None and draft.follows else end - start
+            count = min(pending, budget)
             end = start + count
             if end > held[request.row] and not self._make_room(request, end):
                 continue
             sample = count == pending
-            draft = drafts.get(request)
             if draft is not None and not (sample and count + len(draft) <= budget):
                 draft = None
             segments.append(Segment(request, start, count, sample, draft=draft))

@@ -6,17 +6,21 @@ Law: candidates take only memory that is to spare. Knows nothing of what they ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 from branchline.runtime.core.batch import Int32Array
 from branchline.runtime.core.drafting import MAX_GUESSES
-from branchline.runtime.core.protocols import GuessingPending, Pending
+from branchline.runtime.core.protocols import Pending
 from branchline.runtime.core.request import Request, Status
 from branchline.runtime.core.tree import DraftTree
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.candidates import tree_mask
-from branchline.runtime.scheduler.drafts import Draft, Drafts
-from branchline.runtime.scheduler.looked_up import is_free
+from branchline.runtime.scheduler.draft import Draft
+from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.plan_builder import StepPlan
+
+if TYPE_CHECKING:
+    from branchline.runtime.core.protocols import GuessingPending
 
 _AHEAD = 4
 """A row with guesses grows by several ids in a step, and is given so many times the slots ahead."""
@@ -84,13 +88,15 @@ class Proposals:
         for segment in step.segments:
             request, draft = segment.request, segment.draft
             going_on = request.finish is None and request.status is Status.DECODE
-            if not going_on or request.inflight != 1 or (draft is not None and not draft.levels):
+            if not going_on or request.inflight != 1 or not (draft is None or draft.in_place):
                 return None
-            growth = grown[request] = 1 if draft is None else draft.levels + 1
+            if draft is not None and draft.left:
+                return None
+            growth = grown[request] = 1 if draft is None else draft.height + 1
             nodes = self._drafts.nodes(request, spare // len(step.segments), growth)
-            if nodes == 0 and draft is None:
-                continue
-            if not (self._drafts.in_step(request) and is_free(request)):
+            if nodes == 0 and draft is None and request.matcher is None:
+                continue  # what a constraint forces might leave no room for the others
+            if not (self._drafts.in_step(request) and self._drafts.kept_there(request)):
                 return None
             if nodes == 0 or self._spare(request, growth + nodes) < growth + nodes:
                 return None
@@ -136,7 +142,10 @@ def learn(
         if draft is None or not draft.levels or request.finish is not None:
             continue
         try:
-            segment.draft = drafts.learn(request, draft, tree)
+            if draft.follows:
+                segment.start = request.computed_len  # the step before has been committed
+            known = request.ids[segment.start + segment.count : request.length]
+            segment.draft = drafts.learn(request, draft, tree, known)
         except Exception as error:
             broke(request, error)
 
@@ -147,15 +156,16 @@ def learn_early(
     drafts: Drafts | None,
     broke: Callable[[Request, Exception], None],
 ) -> None:
-    """`learn` while the step runs: what is sampled depends on its candidates, on what a constraint
-    says of them or on what lies between."""
-    assert isinstance(pending, GuessingPending), "the worker guesses"
+    """`learn` while the step runs, once the step before it has been committed: what is sampled
+    depends on its candidates, on what a constraint says of them or on what lies between."""
     try:
-        trees = pending.trees()
+        trees = cast("GuessingPending", pending).trees()  # to ask whether it is one takes 30 µs
     except Exception:  # the step failed, as its result will say
         return
+    guessed = plan.batch.guessed
     learn(plan, trees, drafts, broke)
-    plan.batch.tree = tree_mask(plan.segments)
+    if guessed is None or not guessed.keeps:  # else the worker has all that it needs
+        plan.batch.tree = tree_mask(plan.segments)
 
 
 def tell(plan: StepPlan, matched: Int32Array | None, drafts: Drafts | None) -> None:

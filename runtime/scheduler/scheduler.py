@@ -35,7 +35,8 @@ from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 from branchline.runtime.scheduler.commit import Committer, Outbox
 from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
-from branchline.runtime.scheduler.drafts import Draft, Drafts
+from branchline.runtime.scheduler.draft import Draft
+from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
 from branchline.runtime.scheduler.plan_builder import PlanBuilder, StepPlan
 from branchline.runtime.scheduler.planner import Planner
@@ -232,11 +233,11 @@ class Scheduler:
             if free:  # nothing of N is needed: the device has no reason to wait
                 self._worker.sample(pending, None)
         self.stats.launch_s += self._clock.read() - start
-        if plan is not None and pending is not None and learns:
-            learn_early(plan, pending, self._drafts, self._committer.broke)
         while self._inflight:
             self._commit_oldest()
         if plan is not None and pending is not None:
+            if learns:
+                learn_early(plan, pending, self._drafts, self._committer.broke)
             if not free:  # what its rows may take is made while the worker computes
                 start = self._clock.read()
                 mask = self._mask(plan)

@@ -75,11 +75,20 @@ class Costs:
         self._end: dict[int, Usual] = {}
         self._begun: tuple[int, int, float] | None = None  # first step of a run: rows, guesses
 
-    def add(self, rows: int, guesses: int, seconds: float, *, first: bool = False) -> None:
+    def add(
+        self,
+        rows: int,
+        guesses: int,
+        seconds: float,
+        *,
+        first: bool = False,
+        early: float = 0.0,
+    ) -> None:
         """A step of `rows` rows that checked so many guesses, 0 = plain, took so long.
 
         Args:
             first: the step before was of the other kind, plain or guessed.
+            early: seconds by which that one took longer, since this one was queued meanwhile.
         """
         near = bucket(rows)
         if guesses == 0 and not first:
@@ -93,6 +102,7 @@ class Costs:
             return
         kind = near, bucket(guesses)
         if first:
+            extra += early
             self._begun = *kind, extra
             extra -= _value(self._begin.get(near))
         elif self._begun is not None:

@@ -103,15 +103,15 @@ class Target:
         model, ops = self._model, self._ops
         residual = model.embed(batch.input_ids, ops)
         kept: dict[int, torch.Tensor] = {}
-        qkv = model.layers[0].begin(residual, ops, None)
+        q = model.layers[0].begin(residual, batch, ops, pool)
         for index, (layer, following) in enumerate(pairwise(model.layers)):
-            attended = layer.attention.forward(qkv, batch, ops, pool)
+            attended = layer.attention.forward(q, batch, ops, pool)
             gated = layer.gated(attended, residual, ops, None)
-            qkv = layer.then(gated, residual, following, ops, None)
+            q = layer.then(gated, residual, following, batch, ops, pool)
             if index in layers:
                 kept[index] = residual.clone()  # the stream is updated in place
         last = model.layers[-1]
-        attended = last.attention.forward(qkv, batch, ops, pool)
+        attended = last.attention.forward(q, batch, ops, pool)
         gated = last.gated(attended, residual, ops, None)
         final = last.end(gated, residual, model.norm, ops, None)
         return States(torch.cat([kept[index] for index in layers], dim=-1), final)

@@ -90,7 +90,7 @@ class Watched:
         if guessed is not None:
             self.follows += bool(guessed.follows.any())
             self.keeps += guessed.keeps
-            self.learns += not guessed.keeps
+            self.learns += guessed.learns
             self.repeats += plan.repeats
         return self._worker.forward(plan, awaited=awaited)
 
@@ -224,10 +224,8 @@ def test_what_lies_between_is_known_where_it_counts(
     assert scheduler.stats.accepted_tokens > 0 and worker.learns > 0
 
 
-def test_constraints_are_asked_of_every_candidate(models: tuple[Ops, Model, Model]) -> None:
+def constrained_work(r: random.Random) -> list[dict[str, Any]]:
     """Masks, forced ids, ids forced where others are allowed, and an end that may come early."""
-    ops, model, guesser = models
-    r = random.Random(5)
 
     def some(count: int) -> list[int]:
         return sorted(r.sample(range(3, VOCAB), count))
@@ -241,13 +239,37 @@ def test_constraints_are_asked_of_every_candidate(models: tuple[Ops, Model, Mode
     for table in tables:
         for text in (json.dumps(table), json.dumps({"rows": table, "enough": 6})):
             constraint = Constraint(kind="json_schema", text=text)
-            sampling = SamplingParams(temperature=0.0, max_tokens=30, constraint=constraint)
+            drawn = {"temperature": 0.8, "seed": r.randrange(99)} if len(requests) % 3 else {}
+            sampling = SamplingParams(
+                **{"temperature": 0.0} | drawn, max_tokens=30, constraint=constraint
+            )
             requests.append({"prompt": some(9), "params": sampling})
+    return requests
+
+
+@pytest.mark.parametrize(
+    ("page_size", "graphs", "at_once", "seed"),
+    [(1, False, 6, 5), (16, False, 1, 6), (1, True, 1, 7), (1, True, 3, 8)],
+)
+def test_constraints_are_asked_of_every_candidate(
+    models: tuple[Ops, Model, Model], page_size: int, graphs: bool, at_once: int, seed: int
+) -> None:
+    """While one step runs the next is queued."""
+    ops, model, guesser = models
+    requests = constrained_work(random.Random(seed))
     scheduler, out, _ = scheduler_for(ops, model, None, graphs=False)
     wanted = run(scheduler, out, requests)
-    scheduler, out, worker = scheduler_for(ops, model, guesser, graphs=False)
-    assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
+    sizes: dict[str, Any] = {"page_size": page_size, "graphs": graphs}
+    scheduler, out, worker = scheduler_for(ops, model, guesser, **sizes)
+    found: dict[str, Any] = {}
+    for first in range(0, len(requests), at_once):
+        some_of = run(scheduler, out, requests[first : first + at_once])
+        found |= {str(first + int(name)): got for name, got in some_of.items()}
+        out.done.clear()
+    assert_alike(found, wanted, bitwise=False)
     assert scheduler.stats.accepted_tokens > 0 and worker.learns > 0
+    if at_once == 1:
+        assert worker.follows > worker.repeats > 0 and worker.keeps == worker.learns
 
 
 @pytest.mark.parametrize("paced", [False, True])
@@ -286,7 +308,11 @@ def test_on_cuda_too(tmp_path: Path, page_size: int) -> None:
         return load_model(checkpoint, ops, dtype="float32", device=device)
 
     model, guesser = loaded(), doubtful(loaded())
-    for name, make in (("free", lambda r: free_work(r, 9)), ("all", work)):
+    for name, make in (
+        ("free", lambda r: free_work(r, 9)),
+        ("constrained", constrained_work),
+        ("all", work),
+    ):
         for seed in range(2):
             requests = make(random.Random(seed))
             wanted = run(*scheduler_for(ops, model, None, device=device)[:2], requests)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.sampling import Draws
@@ -42,16 +43,18 @@ class Tiny:
         meta: AttentionMeta,
     ) -> torch.Tensor:
         residual = ops.embedding(ids, self.embed)
-        y = ops.norm_linear(residual, self.norm, 1e-5, self.layers[0][0])
+        into = [
+            HeadPlaces(self.cos_sin, positions, *pools, out_slots, q_norm=self.head_norm)
+            for pools in self.pools
+        ]
+        q = ops.norm_heads(residual, self.norm, 1e-5, self.layers[0][0], into[0])
         for i, (_, out, gate_up, down) in enumerate(self.layers):
-            k, v = self.pools[i]
-            q = ops.qk_norm_rope_write(
-                y, self.cos_sin, positions, k, v, out_slots, q_norm=self.head_norm
-            )
-            y = ops.paged_attention(q, k, v, meta, D**-0.5)
+            y = ops.paged_attention(q, *self.pools[i], meta, D**-0.5)
             y = ops.residual_step(y, out, residual, self.norm, 1e-5, gate_up, gated=True)
-            after = self.layers[i + 1][0] if i + 1 < LAYERS else None
-            y = ops.residual_step(y, down, residual, self.norm, 1e-5, after)
+            if i + 1 < LAYERS:
+                after = self.layers[i + 1][0]
+                q = ops.step_heads(y, down, residual, self.norm, 1e-5, after, into[i + 1])
+        y = ops.residual_step(y, down, residual, self.norm, 1e-5, None)
         return ops.head(y, self.embed)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from branchline.kernels.errors import KernelInputError
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.testing import random_lora, with_adapters
@@ -252,9 +253,10 @@ def test_heads_begin_with_their_adapters(
     want = rotated(ReferenceOps(), with_adapters(heads, x, weight, slots).to(x.device).float(), 0)
     plain = rotated(ops, heads, 2)
     heads = ops.adapted_heads(x, matrix, weight, batch(ops, slots, 3))
-    q = ops.adapted_rope_write(
-        heads, cos_sin, positions, pools[4], pools[5], out_slots, q_norm=norms[0], k_norm=norms[1]
+    into = HeadPlaces(
+        cos_sin, positions, pools[4], pools[5], out_slots, q_norm=norms[0], k_norm=norms[1]
     )
+    q = ops.adapted_rope_write(heads, into)
     got = torch.cat([q.flatten(), pools[4].flatten(), pools[5].flatten()])
     assert near(got, want, plain, BOUNDS[dtype])
     own = ((slots < 0) | (torch.tensor(ranks)[slots.long()] == 0)).to(ops.device)

@@ -10,10 +10,11 @@ from itertools import product
 import pytest
 import torch
 
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.testing import meta_on, random_step
 from branchline.kernels.triton import TritonOps
-from branchline.kernels.triton.linear import cut_width
+from branchline.kernels.triton.tiles import cut_width
 from branchline.kernels.weights import DenseWeight
 
 Dtype = torch.dtype
@@ -227,6 +228,49 @@ def test_rope_and_write(
     got = ops.qk_norm_rope_write(qkv, cos_sin, positions, *pools, out_slots, **given)
     want = reference.qk_norm_rope_write(qkv.double(), cos_sin, positions, *wide, out_slots, **given)
     assert close(got, want, BOUNDS[dtype]) and close(pools, wide, BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 32), (3, 1, 40), (0, 2, 32)], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "biased"), [(1, True), (1, False), (2, False), (9, True), (20, False), (70, True)]
+)
+def test_products_turn_and_write_their_heads(
+    ops: TritonOps,
+    reference: ReferenceOps,
+    dtype: Dtype,
+    heads: tuple[int, int, int],
+    rows: int,
+    biased: bool,
+) -> None:
+    """As the reference, for every product that comes ahead of attention; other slots are left."""
+    hq, hkv, d = heads
+    n, h, slots, device = (hq + 2 * hkv) * d, 96, 90, ops.device
+    weight, down = DenseWeight(randn(ops, n, h)), DenseWeight(randn(ops, h, 64))
+    exact = [DenseWeight(w.tensor.float()) for w in (weight, down)]
+    bias = torch.randn(n, device=device) if biased else None
+    x, norm, given = randn(ops, rows, h), torch.randn(h, device=device), randn(ops, rows, 64)
+    cos_sin, positions = torch.randn(50, d, device=device), torch.randint(0, 50, (rows,))
+    out_slots = torch.randperm(slots)[:rows].to(device=device, dtype=torch.int32)
+
+    def made(by: TritonOps | ReferenceOps, which: str) -> tuple[torch.Tensor, ...]:
+        exactly = isinstance(by, ReferenceOps)
+        kind = torch.float32 if exactly else dtype
+        pools = torch.full((2, slots, hkv, d), 7.0, dtype=kind, device=device)
+        into = HeadPlaces(cos_sin, positions.to(device), *pools, out_slots)
+        matrix, first = exact if exactly else (weight, down)
+        own, stream = x.to(kind), x.to(kind).clone()
+        if which == "linear":
+            q = by.linear_heads(own, matrix, into, bias)
+        elif which == "norm":
+            q = by.norm_heads(own, norm, 1e-5, matrix, into, bias)
+        else:
+            operands = given.to(kind), first, stream, norm, 1e-5, matrix, into
+            q = by.step_heads(*operands, bias=bias)
+        return q, pools, stream
+
+    for which in ("linear", "norm", "step"):
+        for got, want in zip(made(ops, which), made(reference, which), strict=True):
+            assert got.shape == want.shape and close(got, want, 3 * BOUNDS[dtype])
 
 
 def test_ids_come_from_the_token_table(ops: TritonOps, reference: ReferenceOps) -> None:

@@ -13,7 +13,7 @@ from branchline.runtime.core.messages import GenerateRequest
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import DraftTree
-from branchline.runtime.scheduler.drafts import Draft
+from branchline.runtime.scheduler.draft import Draft
 from branchline.runtime.scheduler.intake import Bounds, Intake
 from branchline.runtime.scheduler.looked_up import ENTER, FEW, LINGER, LONG, LookedUp
 from branchline.runtime.scheduler.pace import Decision, Pace

@@ -24,6 +24,7 @@ class Device:
 
     Attributes:
         late: seconds that a plain step behind guessed ones waits for them.
+        early: seconds that a plain step takes longer while a guessed one is queued behind it.
         steps: by the guesses of a row.
     """
 
@@ -31,6 +32,7 @@ class Device:
     plain: float = PLAIN
     cycle: float = CYCLE
     late: float = 0.0
+    early: float = 0.0
     most: int = 63
     steps: Counter[int] = field(default_factory=Counter)
 
@@ -70,6 +72,8 @@ class Device:
                 self.steps[max(counts)] += 1
             if known is not None:
                 counts, took, decision = known
+                if planned is not None and sum(planned[0]) > 0 == sum(counts):
+                    took += self.early
                 for name, count in zip(names, counts, strict=True):
                     path = self.kept(count, right) if count else []
                     if count:
@@ -136,8 +140,8 @@ def test_a_batch_loses_next_to_nothing_from_the_first_step_on(cycle: float, righ
     device = Device(plain=0.9e-3, cycle=cycle)
     runs = [device.run(right, rows=64) for _ in range(12)]
     assert runs[0] > 0.97
-    assert len(runs) / sum(1.0 / run for run in runs) > 0.98
-    assert sorted(runs)[3] > 0.98, "but for those in which something was tried"
+    assert len(runs) / sum(1.0 / run for run in runs) > 0.985
+    assert sorted(runs)[3] > 0.975, "a batch in which something is tried loses more"
 
 
 @pytest.mark.parametrize("right", [0.0, 0.6, 0.9])
@@ -147,6 +151,42 @@ def test_what_a_try_costs_a_batch_may_show_in_the_step_behind_it(right: float) -
     runs = [device.run(right, rows=64) for _ in range(12)]
     assert runs[0] > 0.97
     assert len(runs) / sum(1.0 / run for run in runs) > 0.98
+
+
+@pytest.mark.parametrize("right", [0.0, 0.6, 0.9])
+def test_what_a_try_costs_a_batch_may_show_in_the_step_ahead_of_it(right: float) -> None:
+    """To plan and to queue it takes the host long, which has not looked at that one by then."""
+    device = Device(plain=0.75e-3, cycle=1.1e-3, early=4e-3)
+    runs = [device.run(right, rows=64) for _ in range(40)]
+    assert runs[0] > 0.93, "nothing is known yet"
+    assert len(runs) / sum(1.0 / run for run in runs) > 0.985
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("early", [0.3e-3, 0.6e-3])
+def test_plain_steps_that_others_are_queued_behind_are_no_measure(early: float, seed: int) -> None:
+    """A row quotes for a few steps now and then: of two plain ones between, one is behind a run,
+    and the other ahead of one."""
+    pace, r = Pace(15, 256, filled=True, told=True), random.Random(seed)
+    seconds = plain_seconds = 0.0
+    last = 0
+    for step in range(4000):
+        quotes = step % 7 < 4
+        count = 0
+        if not pace.rests(1):
+            if quotes:
+                (count,) = pace.guesses(["a"], 1, [1])
+            else:
+                pace.asked(1)
+        took = 0.65e-3 if last else PLAIN
+        took += early if count > 0 == last else 0.0  # of the step before the one that is planned
+        path = range(r.random() < 0.3) if last else range(0)
+        if last:
+            pace.checked("a", last, path, last)
+        pace.stepped(1, last, took)
+        seconds, plain_seconds = seconds + took, plain_seconds + PLAIN * (1 + len(path))
+        last = count
+    assert plain_seconds / seconds > 0.97
 
 
 def test_a_batch_is_tried_less_often_where_that_is_hopeless() -> None:

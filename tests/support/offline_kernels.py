@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction
 
 import branchline.kernels.triton as room
 from branchline.kernels.beam import HEADER, Beam, Check, SlotRows
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lookup import Matches
 from branchline.kernels.lora import LoraWeight
 from branchline.kernels.ops import AttentionMeta
@@ -195,6 +196,17 @@ def products(made: TritonOps) -> None:
         for gated in (False, True):
             norm = empty("f4", 1024)
             made.residual_step(x, narrow[0], stream, norm, 1e-5, narrow[1], gated=gated)
+    for width in (576, H):  # lines at hand, and not
+        pools = empty("b2", SLOTS, 3, 64), empty("b2", SLOTS, 3, 64)
+        matrix, down = DenseWeight(empty("b2", 960, width)), DenseWeight(empty("b2", width, 1536))
+        for rows in (1, 2, 16, 64):
+            into = HeadPlaces(
+                empty("f4", CONTEXT, 64), empty("i8", rows), *pools, empty("i4", rows)
+            )
+            x, norm = empty("b2", rows, width), empty("f4", width)
+            made.linear_heads(x, matrix, into)
+            made.norm_heads(x, norm, 1e-5, matrix, into)
+            made.step_heads(empty("b2", rows, 1536), down, x, norm, 1e-5, matrix, into)
     TritonOps("meta", deterministic=True).linear(empty("b2", 80, H), weight)
 
 
