@@ -132,12 +132,21 @@ class Pace:
         most: guesses of a row at most.
         limit: guesses of a step at most.
         filled: steps are filled up to round numbers of tokens.
+        priced: each guess costs the host something, so fewer cost less even then.
         told: the worker tells which rows have guesses, so that nobody has to be asked.
     """
 
-    def __init__(self, most: int, limit: int, *, filled: bool = False, told: bool = False) -> None:
+    def __init__(
+        self,
+        most: int,
+        limit: int,
+        *,
+        filled: bool = False,
+        priced: bool = False,
+        told: bool = False,
+    ) -> None:
         self._most, self._limit, self._filled, self._told = most, limit, filled, told
-        self._costs = Costs(filled=filled)
+        self._costs = Costs(filled=filled and not priced)
         self._tried, self._trusted, self._asked = Budget(TRIED), Budget(TRIED), Budget(ASKED)
         self._in_vain = Usual()  # seconds that were lost by asking in vain
         self._rows = Rows(rungs_up_to(most, filled=filled), COOL[0])
@@ -153,9 +162,9 @@ class Pace:
         self._price = 0.0  # of one guess, in ids that must be kept for it
 
     def another(self) -> Pace:
-        """One for steps with constrained rows, that knows nothing yet. A constraint is asked about
-        each guess, so fewer cost less, even where steps are filled up."""
-        return Pace(self._most, self._limit, told=self._told)
+        """One for steps with constrained rows, that knows nothing yet: a constraint is asked about
+        each guess."""
+        return Pace(self._most, self._limit, filled=self._filled, priced=True, told=self._told)
 
     @property
     def decision(self) -> Decision:

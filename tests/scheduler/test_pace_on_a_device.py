@@ -25,6 +25,7 @@ class Device:
     Attributes:
         late: seconds that a plain step behind guessed ones waits for them.
         early: seconds that a plain step takes longer while a guessed one is queued behind it.
+        each: seconds that it takes to ask a constraint about a guess, which the step waits for.
         steps: by the guesses of a row.
     """
 
@@ -33,11 +34,13 @@ class Device:
     cycle: float = CYCLE
     late: float = 0.0
     early: float = 0.0
+    each: float = 0.0
     most: int = 63
     steps: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.pace = Pace(self.most, 256, filled=True)
+        pace = Pace(self.most, 256, filled=True)
+        self.pace = pace.another() if self.each else pace
         self.random = random.Random(self.seed)
         self.outputs = 0
 
@@ -65,6 +68,7 @@ class Device:
                 total = sum(counts)
                 took = self.plain if total == 0 else self.cycle + 20e-6 * max(0, total - 63)
                 took += MORE if total > 0 and total + rows > 16 else 0.0
+                took += self.each * total
                 took += EDGES / 2 if (total > 0) != (before > 0) else 0.0
                 planned = counts, took * r.uniform(0.97, 1.03), pace.decision
                 took += self.late if total == 0 < before else 0.0
@@ -225,3 +229,12 @@ def test_kinds_of_guesses_are_judged_apart() -> None:
         pace.stepped(1, count, PLAIN if count == 0 else CYCLE, asked_s=asked_s)
     assert given[2] > 0.6 * steps[2]
     assert given[1] < 0.06 * steps[1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_few_are_made_where_each_costs_something(seed: int) -> None:
+    """As where a constraint is asked about each: thirty take twice as long as fifteen."""
+    device = Device(seed, cycle=0.6e-3, each=45e-6)
+    assert speed(device, 0.75) > 1.0
+    guessed = {k: n for k, n in device.steps.items() if k}
+    assert sum(n for k, n in guessed.items() if k <= 15) > 0.85 * sum(guessed.values())
