@@ -7,7 +7,7 @@ its slots are 0, so padding tokens read and write page 0 alone. Knows nothing of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -85,19 +85,19 @@ class DeviceTables:
 
     def changes(self, plan: ScheduleBatch) -> TableChanges:
         """What the plan changes."""
-        found = NO_CHANGES
+        slot_places, slots = _NO_PLACES, _NO_VALUES
         if plan.slot_writes is not None:
-            found = replace(found, slot_places=plan.slot_writes.index, slots=plan.slot_writes.slots)
-        if plan.inits:
-            width = self.tokens.shape[1]
-            ids = np.concatenate([init.ids for init in plan.inits])
-            firsts = np.array([init.row * width + init.start for init in plan.inits], np.int64)
-            counts = np.array([len(init.ids) for init in plan.inits])
-            # of each piece: its first place less what lies before it in `ids`
-            firsts -= np.cumsum(counts) - counts
-            places = np.repeat(firsts, counts) + np.arange(len(ids))
-            found = replace(found, token_places=places, tokens=ids)
-        return found
+            slot_places, slots = plan.slot_writes.index, plan.slot_writes.slots
+        if not plan.inits:
+            return TableChanges(slot_places, slots, _NO_PLACES, _NO_VALUES)
+        width = self.tokens.shape[1]
+        ids = np.concatenate([init.ids for init in plan.inits])
+        firsts = np.array([init.row * width + init.start for init in plan.inits], np.int64)
+        counts = np.array([len(init.ids) for init in plan.inits])
+        # of each piece: its first place less what lies before it in `ids`
+        firsts -= counts.cumsum() - counts
+        places = firsts.repeat(counts) + np.arange(len(ids))
+        return TableChanges(slot_places, slots, places, ids)
 
     def upload(self, changes: TableChanges) -> TableWrites:
         """Queue one copy that brings all of it, if it is anything: a copy costs the host more than

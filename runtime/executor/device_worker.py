@@ -220,6 +220,8 @@ class DeviceWorker:
             ids = choice.choose(forwarded.logits, plan.sampling, bitmask)
             if ids is not None:
                 return ids
+        if choice is not None and bitmask is not None and choice.masks.owns(bitmask):
+            bitmask = bitmask.copy()  # no copy from it is known that would have to be waited for
         rows = plan.rows[plan.sample_rows]
         positions, tails = plan.sample_positions, plan.sample_tails
         tables = self.runner.tables

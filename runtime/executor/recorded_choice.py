@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
-import numpy as np
 import torch
 
 from branchline.kernels.sampling import SamplingOps
-from branchline.runtime.executor.device_stream import DeviceStream, Mark, host_buffer, to_device
+from branchline.runtime.executor.device_stream import DeviceStream, to_device
 from branchline.runtime.executor.device_tables import DeviceTables
+from branchline.runtime.executor.mask_buffers import MaskBuffers
 from branchline.runtime.executor.plan_buffers import StepTensors
 from branchline.runtime.executor.recorder import Recorder
 from branchline.runtime.sampling.device_sampler import Bitmask, draws_of, packed_draws
@@ -25,9 +25,6 @@ from branchline.runtime.sampling.sampling_batch import SamplingBatch
 
 LOGITS_BYTES = 64 << 20
 """Of a copy of the logits: as many rows as fit are recorded at most."""
-
-_RING = 3
-"""Host buffers of masks used in turn."""
 
 
 def choice_sizes(most: int) -> list[int]:
@@ -49,6 +46,7 @@ class RecordedChoice:
 
     Attributes:
         kinds: (rows, masked, truncated) of what is to be recorded.
+        masks: where masks had best be filled.
     """
 
     def __init__(
@@ -72,8 +70,7 @@ class RecordedChoice:
         self._packed = torch.zeros((6, -(-most // 4) * 4), dtype=torch.int32, device=device)
         self._chosen = torch.zeros(most, dtype=torch.int32, device=device)
         self._places, self._positions = tensors.sample_places, tensors.sample_positions
-        self._host = [host_buffer((most, words), torch.int32, device) for _ in range(_RING)]
-        self._marks, self._turn = [Mark()] * _RING, 0
+        self.masks = MaskBuffers(most, words, stream)
         self._batch: SamplingBatch | None = None
         self._replays: dict[tuple[int, bool, bool], Callable[[], None]] = {}
 
@@ -112,21 +109,13 @@ class RecordedChoice:
             return None
         self._logits[:count].copy_(logits)
         if bitmask is not None:
-            self._load_masks(bitmask)
+            self.masks.queue(bitmask, self._masks)
         if batch is not self._batch:
             packed = to_device(packed_draws(batch, self._packed.shape[1]), self._stream.device)
             self._packed.copy_(packed)
             self._batch = batch
         replay()
         return self._chosen[:count]
-
-    def _load_masks(self, bitmask: Bitmask) -> None:
-        self._turn = (self._turn + 1) % _RING
-        self._marks[self._turn].wait()
-        host, count = self._host[self._turn], len(bitmask)
-        np.copyto(host.numpy()[:count], bitmask)
-        self._masks[:count].copy_(host[:count], non_blocking=True)
-        self._marks[self._turn] = self._stream.mark()
 
     def _choose(self, rows: int, *, masked: bool, truncated: bool) -> None:
         draws = draws_of(self._packed, rows, truncated=truncated)

@@ -167,6 +167,8 @@ class GrammarBackends:
         self, matchers: Sequence[TokenMatcher | None]
     ) -> list[tuple[GrammarBackend, list[TokenMatcher | None]]]:
         """Each backend with the batch as it sees it: only its own matchers."""
+        if len(self._made) == 1:  # as nearly always
+            return [(backend, list(matchers)) for backend in self._made.values()]
         shares: dict[str, list[TokenMatcher | None]] = {}
         for row, matcher in enumerate(matchers):
             if matcher is not None:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 
 import llguidance
 import msgspec
@@ -35,6 +34,7 @@ from branchline.runtime.grammar.base import (
 )
 from branchline.runtime.grammar.choices import read_choices
 from branchline.runtime.grammar.endless import may_force_for_ever
+from branchline.runtime.grammar.engine_tokenizer import EngineTokenizer
 from branchline.runtime.grammar.json_schema.compiler import compile_schema, layout_of
 from branchline.runtime.grammar.limits import (
     DEFAULT_LIMITS,
@@ -58,9 +58,6 @@ _SCHEMA_RULE = re.compile(r"^(\w+): %json (\{.*\})$", re.MULTILINE)
 
 _LANES_S = 0.02
 """CPU seconds that compiling a grammar again, for more rows to be masked at once, may take."""
-
-_KEPT_TEXTS, _KEPT_LENGTH = 4096, 64
-"""Forced texts whose ids are kept, and how long they may be."""
 
 _NO_FORCED: tuple[int, ...] = ()
 
@@ -99,7 +96,7 @@ class LLGuidanceBackend:
         self.vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
         self.eos_ids = frozenset(tokenizer.eos_ids)
         self._tokenizer = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_EngineTokenizer(tokenizer, self.vocab_size)),
+            llguidance.TokenizerWrapper(EngineTokenizer(tokenizer, self.vocab_size)),
             n_vocab=self.vocab_size,
             eos_token=sorted(self.eos_ids),
         )
@@ -395,26 +392,6 @@ class LLGuidanceMatcher:
             raise ConstraintError(
                 f"the grammar engine gave up: {why}", hint="Simplify the constraint."
             )
-
-
-class _EngineTokenizer:
-    """A tokenizer as the engine wants it: padded to the number of logits, called for ids."""
-
-    def __init__(self, tokenizer: GrammarTokenizer, vocab_size: int) -> None:
-        tokens = [bytes(token) for token in tokenizer.all_token_bytes()]
-        self.tokens = tokens + [b""] * (vocab_size - len(tokens))
-        self.eos_token_id = min(tokenizer.eos_ids)
-        self.bos_token_id = None
-        self.special_token_ids = sorted(tokenizer.special_ids | tokenizer.eos_ids)
-        self._encode = tokenizer.encode
-        # what a grammar forces is the same few texts again and again
-        self._kept = lru_cache(maxsize=_KEPT_TEXTS)(self._ids)
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return list((self._kept if len(text) <= _KEPT_LENGTH else self._ids)(text))
-
-    def _ids(self, text: str | bytes) -> tuple[int, ...]:
-        return tuple(self._encode(text if isinstance(text, str) else text.decode()))
 
 
 def engine_grammar(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> str:

@@ -32,6 +32,8 @@ class GrammarService:
         tokenizer: of the model.
         vocab_size: V, columns of the logits.
         limit_s: seconds a constraint may take to compile.
+        memory: gives int32 [rows, ceil(V / 32)] with anything in it, where masks of so many rows
+            are filled, and may be overwritten by the next; None = each has memory of its own.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class GrammarService:
         *,
         vocab_size: int,
         limit_s: float,
+        memory: Callable[[int], Bitmask] | None = None,
     ) -> None:
         self._make_backend = make_backend
         self._vocabulary = Vocabulary(tokenizer, vocab_size)
         self._words = (vocab_size + 31) // 32
         self._limit_s = limit_s
+        self._memory = memory or self._new
         self._lock = threading.Lock()
         self._manager: GrammarManager | None = None
         self._failure: BranchlineError | None = None
@@ -111,10 +115,13 @@ class GrammarService:
         Args:
             matchers: of the rows; an id instead = that one alone, None = every id.
         """
-        bitmask: Bitmask = np.full((count, self._words), -1, dtype=np.int32)
+        bitmask = self._memory(count)
         need = False
         inner = [_active(one) for one in matchers]
-        if self._manager is not None and any(one is not None for one in inner):
+        free = [row for row, one in enumerate(inner) if one is None]
+        if free:
+            bitmask[free] = -1
+        if self._manager is not None and len(free) < count:
             need = bool(self._manager.fill_masks(inner, bitmask).any())
         for row, matcher in enumerate(matchers):
             if isinstance(matcher, StagedMatcher):
@@ -124,6 +131,9 @@ class GrammarService:
                 bitmask[row, matcher >> 5] = np.uint32(1 << (matcher & 31)).view(np.int32)
                 need = True
         return bitmask if need else None
+
+    def _new(self, count: int) -> Bitmask:
+        return np.empty((count, self._words), dtype=np.int32)
 
     def failure(self, matcher: TokenMatcher) -> str:
         """Why a matcher can go no further; "" = it can."""

@@ -155,6 +155,7 @@ def build_scheduler(
         tokenizer,
         vocab_size=vocab_size,
         limit_s=config.grammar.grammar_timeout_s,
+        memory=backend.masks,
     )
     context = min(model.max_context, sizing.num_tokens - sizing.page_size)
     largest_tree = min(loaded.max_step_tokens - loaded.max_running, MAX_TREE)

@@ -6,8 +6,9 @@ here, once, and every decision is kept with its reason. Knows no scheduler and n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -40,6 +41,9 @@ from branchline.runtime.memory.sizing import SizingDecision, decide_pages, free_
 from branchline.runtime.models.base import Model
 from branchline.runtime.speculative.build import ngram_tokens
 
+if TYPE_CHECKING:
+    from branchline.runtime.core.protocols import Bitmask
+
 CPU_STEP_TOKENS = 512
 CUDA_STEP_TOKENS = 8192
 
@@ -71,6 +75,7 @@ class Backend:
     Attributes:
         pools: keys and values of the model, and of its draft.
         guesses: runs the draft model, if there is one, or says that the worker does.
+        masks: where masks are best filled, see `GrammarService`; None = anywhere.
     """
 
     cache: CacheManager
@@ -78,6 +83,7 @@ class Backend:
     sizing: SizingDecision
     pools: list[KVPool]
     guesses: DraftExecutor | StepDrafter | None = None
+    masks: Callable[[int], Bitmask] | None = None
 
 
 def choose_device(setting: str, decisions: list[Decision]) -> torch.device:
@@ -203,7 +209,9 @@ def on_device(config: EngineConfig, loaded: Loaded, decisions: list[Decision]) -
     worker = builder.worker(sizing.num_pages, overlap=config.scheduler.overlap)
     guesses = None if draft is None else StepDrafter(draft.levels)
     decisions.extend(Decision(*note) for note in builder.notes)
-    return Backend(cache, worker, sizing, _pools(worker.runner), guesses)
+    choice = worker.runner.choice
+    masks = None if choice is None else choice.masks.take
+    return Backend(cache, worker, sizing, _pools(worker.runner), guesses, masks)
 
 
 def _pools(runner: ModelRunner | DeviceRunner) -> list[KVPool]:

@@ -84,6 +84,12 @@ class CacheManager(RowMemory):
         return self._cache.evictable_tokens
 
     @property
+    def losses(self) -> int:
+        """Counts up whenever cached tokens may have been dropped: as long as it stands, no match
+        becomes shorter."""
+        return self._cache.losses
+
+    @property
     def used_tokens(self) -> int:
         """Tokens that nothing can be done about now: running pages and locked cached ones."""
         return self.capacity_tokens - self.free_tokens - self.evictable_tokens

@@ -69,10 +69,12 @@ class PrefixCache(Protocol):
     Attributes:
         cached_tokens: tokens held.
         evictable_tokens: of these, the ones that no lock protects.
+        losses: counts up whenever something may have left it.
     """
 
     cached_tokens: int
     evictable_tokens: int
+    losses: int
 
     def match(self, ids: TokenIds, namespace: str) -> MatchResult:
         """Longest cached prefix; may split a node; counts as a use and a hit."""
@@ -129,6 +131,7 @@ class NoPrefixCache:
     def __init__(self) -> None:
         self.cached_tokens = 0
         self.evictable_tokens = 0
+        self.losses = 0
 
     def match(self, ids: TokenIds, namespace: str) -> MatchResult:
         return MatchResult(0, CacheHandle())

@@ -45,6 +45,7 @@ class RadixCache:
         self.page_size = page_size
         self.cached_tokens = 0
         self.evictable_tokens = 0
+        self.losses = 0
         self.tree = RadixTree(page_size)
         self.queue = EvictionQueue(strategy)
         self.holders: dict[CacheHandle, int] = {}
@@ -168,6 +169,7 @@ class RadixCache:
         if not gone:
             return empty_slots()
         slots: Slots = np.concatenate(gone)
+        self.losses += 1
         self.cached_tokens -= len(slots)
         self.evictable_tokens -= len(slots)
         return slots
@@ -205,6 +207,7 @@ class RadixCache:
 
     def repair(self, num_pages: int) -> list[Violation]:
         """Mend structure, locks, counts and queue; returns what was wrong. O(nodes)."""
+        self.losses += 1
         found = self._repair_structure()
         found += self._repair_slots(num_pages)
         return found + self._recount()
@@ -314,6 +317,7 @@ class RadixCache:
         self._forget(node)
 
     def _forget(self, top: RadixNode) -> None:
+        self.losses += 1
         stack = [top]
         while stack:
             node = stack.pop()

@@ -177,7 +177,7 @@ class Committer:
     def _place(self, request: Request, sampled: _Sampled, j: int) -> None:
         """Take the id of sampled place j."""
         if j in sampled.bad:
-            self.end(request, "error", error=self._no_token(request))
+            self.end(request, "error", error=_no_token(request, self._grammar_failure))
         else:
             token = sampled.ids[j]
             self._token(request, token, _logprob(request, token, sampled.logprobs, j))
@@ -248,15 +248,6 @@ class Committer:
             why = f"the request broke: {type(error).__name__}: {error}"
             self.end(request, "error", error=BackendError(why, hint="Others go on."))
 
-    def _no_token(self, request: Request) -> BackendError:
-        why = "" if request.matcher is None else self._grammar_failure(request.matcher)
-        if why:
-            return BackendError(f"the constraint cannot go on: {why}", hint="Simplify it.")
-        return BackendError(
-            "the model gave no usable next token (NaN, or everything was masked)",
-            hint="Only this request was ended. Check the weights or the constraint.",
-        )
-
     def _token(self, request: Request, token_id: int, logprob: TokenLogprob | None) -> None:
         sampling = request.sampling
         if request.times.first_token == 0.0:
@@ -270,7 +261,7 @@ class Committer:
         ended = (token_id in self._eos_ids and not sampling.ignore_eos) or (
             token_id in sampling.stop_token_ids
         )
-        foretold = self._foretold(request, token_id)
+        foretold = _foretold(request, token_id)
         if request.matcher is not None and not request.matcher.accept(token_id):
             self._refused(request, token_id)
             return
@@ -319,13 +310,6 @@ class Committer:
         progress.forced_tokens += len(taken)
         self._stats.sampled_tokens += len(taken)
         request.sampled_len = max(request.sampled_len, request.length)
-
-    @staticmethod
-    def _foretold(request: Request, token_id: int) -> bool:
-        """Whether the constraint forced an id that was sampled for its log-probability alone."""
-        if request.matcher is None or request.sampling.logprobs is None:
-            return False
-        return request.matcher.forced_tokens()[:1] == [token_id]
 
     def begin(self, request: Request) -> bool:
         """Before a constrained request waits: what is forced from the start, or its whole output;
@@ -377,6 +361,24 @@ def _output_along(
             raise BackendError("a guess was kept that the output does not have")
         taken += 1
     return taken
+
+
+def _no_token(request: Request, failure: Callable[[TokenMatcher], str]) -> BackendError:
+    """Why nothing could be sampled, `failure` of its matcher among what is looked at."""
+    why = "" if request.matcher is None else failure(request.matcher)
+    if why:
+        return BackendError(f"the constraint cannot go on: {why}", hint="Simplify it.")
+    return BackendError(
+        "the model gave no usable next token (NaN, or everything was masked)",
+        hint="Only this request was ended. Check the weights or the constraint.",
+    )
+
+
+def _foretold(request: Request, token_id: int) -> bool:
+    """Whether the constraint forced an id that was sampled for its log-probability alone."""
+    if request.matcher is None or request.sampling.logprobs is None:
+        return False
+    return request.matcher.forced_tokens()[:1] == [token_id]
 
 
 def _shareable(request: Request) -> int:

@@ -113,7 +113,9 @@ class Scheduler:
         self._grammars = grammars
         self._call_soon = call_soon
         self._overlap = constrained_overlap
-        self.waiting = WaitingQueue(settings.policy, cache.match_len, settings.max_skips)
+        self.waiting = WaitingQueue(
+            settings.policy, cache.match_len, settings.max_skips, lambda: cache.losses
+        )
         self._planner = Planner(
             cache,
             self.waiting,

@@ -8,7 +8,8 @@ Longest-prefix order is kept incrementally, so its cost does not depend on how m
 request's match can grow only when a prefix enters the cache that agrees with it up to exactly the
 end of its present match and on the id after it; requests are indexed by that (end, id) pair, and an
 insertion looks up only its own pair. Matches that shrink by eviction are noticed when a request
-reaches the front. Knows nothing of rows, pages or steps.
+reaches the front: if something has left the cache since, it is looked up again there. Knows
+nothing of rows, pages or steps.
 """
 
 from __future__ import annotations
@@ -33,16 +34,25 @@ class WaitingQueue:
         policy: "fcfs", "priority" or "lpm".
         match_len: length of the cached prefix of ids in a namespace; changes nothing.
         max_skips: how often a request may be passed over.
+        losses: counts up whenever something may have left the cache; None = that can be any time.
     """
 
-    def __init__(self, policy: str, match_len: MatchLen, max_skips: int) -> None:
+    def __init__(
+        self,
+        policy: str,
+        match_len: MatchLen,
+        max_skips: int,
+        losses: Callable[[], int] | None = None,
+    ) -> None:
         self._policy = policy
         self._match_len = match_len
+        self._losses = losses
         self._max_skips = max_skips
         self._retracted: deque[Request] = deque()
         self._arrivals: deque[Request] = deque()
         self._heap: list[tuple[int, int, int, Request]] = []
         self._match: dict[Request, int] = {}
+        self._looked_up: dict[Request, int | None] = {}  # losses then; None = look again
         self._index: dict[_Key, dict[Request, None]] = {}
         self._stale: deque[Request] = deque()
         self._arrival = 0
@@ -61,10 +71,7 @@ class WaitingQueue:
         request.progress.arrival = self._arrival
         self._size += 1
         self._arrivals.append(request)
-        match = 0
-        if self._policy == "lpm":
-            match = self._match_len(request.ids[: request.length], request.source.namespace)
-        self._place(request, match)
+        self._place(request, self._look_up(request) if self._policy == "lpm" else 0)
 
     def add_first(self, request: Request) -> None:
         """Put a retracted request before all others."""
@@ -129,6 +136,7 @@ class WaitingQueue:
         waiters = self._index.get((namespace, old_len, int(ids[old_len])))
         if waiters:
             self._stale.extend(waiters)
+            self._looked_up.update(dict.fromkeys(waiters))
 
     def _oldest(self) -> Request | None:
         while self._arrivals and self._arrivals[0] not in self._match:
@@ -147,6 +155,7 @@ class WaitingQueue:
 
     def _forget(self, request: Request) -> None:
         match = self._match.pop(request)
+        self._looked_up.pop(request, None)
         if self._policy == "lpm":
             key = self._key(request, match)
             self._index[key].pop(request, None)
@@ -167,9 +176,18 @@ class WaitingQueue:
         """Look the match up again; True when its place changed (it is then in the new one)."""
         if self._policy != "lpm":
             return False
-        match = self._match_len(request.ids[: request.length], request.source.namespace)
+        known = self._looked_up[request]
+        if known is not None and self._losses is not None and known == self._losses():
+            return False
+        match = self._look_up(request)
         if match == self._match[request]:
             return False
+        looked_up = self._looked_up[request]
         self._forget(request)
+        self._looked_up[request] = looked_up
         self._place(request, match)
         return True
+
+    def _look_up(self, request: Request) -> int:
+        self._looked_up[request] = 0 if self._losses is None else self._losses()
+        return self._match_len(request.ids[: request.length], request.source.namespace)

@@ -261,6 +261,28 @@ def test_the_service_fills_rows_of_every_stage_at_once() -> None:
     assert SERVICE.failure(thinking) == SERVICE.failure(free) == ""
 
 
+def test_masks_do_not_depend_on_what_was_in_their_memory() -> None:
+    digits = Constraint(kind="regex", text="[0-9]+")
+    started, free = served(digits), served(Constraint(kind="text", text="", prefix="x"))
+    assert started.accept(ord("1")) and free.accept(ord("x"))
+    thinking = served(digits, Section(end="</t>", gap_ids=(10,)))
+    rows: list[TokenMatcher | int | None] = [started, None, thinking, 70, free]
+    wanted = SERVICE.fill(rows, len(rows))
+    assert wanted is not None
+    memory = np.full((9, wanted.shape[1]), 0x5A5A5A5A, dtype=np.int32)
+    there = GrammarService(
+        lambda: LLGuidanceBackend(ByteTokenizer()),
+        ByteTokenizer(),
+        vocab_size=260,
+        limit_s=10.0,
+        memory=lambda count: memory[:count],
+    )
+    there._manager = SERVICE._manager  # whose matchers these are
+    found = there.fill(rows, len(rows))
+    assert found is not None and np.shares_memory(found, memory)
+    assert (found == wanted).all()
+
+
 @pytest.mark.parametrize(
     ("constraint", "yes", "no"),
     [

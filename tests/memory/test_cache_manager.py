@@ -331,6 +331,32 @@ def test_match_len_is_not_a_use() -> None:
     assert cm.stats().queried == 5
 
 
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_while_nothing_is_lost_a_match_changes_only_as_insertions_say(page_size: int) -> None:
+    r = random.Random(page_size)
+    cm = manager(32, page_size)
+    told: list[tuple[list[int], int, int]] = []
+    cm.on_inserted = lambda ids, namespace, old, new: told.append((ids.tolist(), old, new))
+    keys = [[r.randrange(2) for _ in range(r.randint(1, 24))] for _ in range(40)]
+    kept = lost = 0
+    for step in range(400):
+        before, losses = [cm.match_len(array(key)) for key in keys], cm.losses
+        told.clear()
+        if step % 9 == 8:
+            cm.flush()
+        else:
+            cache(cm, [r.randrange(2) for _ in range(r.randint(1, 24))])  # may evict
+        after = [cm.match_len(array(key)) for key in keys]
+        if cm.losses > losses:
+            lost += any(now < then for then, now in zip(before, after, strict=True))
+            continue
+        for key, then, now in zip(keys, before, after, strict=True):
+            ends = [ids[old] for ids, old, new in told if old == then and new > old]
+            assert now == then or (now > then and key[then] in ends)
+            kept += now > then
+    assert kept > 20 and lost > 20
+
+
 def test_a_prefix_of_higher_priority_outlives_later_ones() -> None:
     cm = manager(num_pages=8, eviction="priority")
     cache(cm, [1] * 4, priority=5)

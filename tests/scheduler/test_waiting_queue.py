@@ -34,9 +34,12 @@ class PrefixSet:
 
     def __init__(self) -> None:
         self.known: set[tuple[int, ...]] = {()}
+        self.losses = 0
+        self.looked_up = 0
 
     def match_len(self, ids: np.ndarray, namespace: str) -> int:
         n = 0
+        self.looked_up += 1
         key = tuple(ids.tolist())
         while n < len(key) and key[: n + 1] in self.known:
             n += 1
@@ -50,16 +53,18 @@ class PrefixSet:
         queue.inserted(array, "", old, len(ids))
 
     def evict(self, ids: list[int], keep: int) -> None:
+        self.losses += 1
         head = tuple(ids[: keep + 1])
         self.known = {key for key in self.known if key[: keep + 1] != head or len(key) <= keep}
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)
-@given(seed=st.integers(0, 1 << 20), evict=st.booleans())
-def test_longest_prefix_first_equals_a_full_sort(seed: int, evict: bool) -> None:
+@given(seed=st.integers(0, 1 << 20), evict=st.booleans(), told=st.booleans())
+def test_longest_prefix_first_equals_a_full_sort(seed: int, evict: bool, told: bool) -> None:
     r = random.Random(seed)
     cache = PrefixSet()
-    queue = WaitingQueue("lpm", cache.match_len, max_skips=10**9)
+    losses = (lambda: cache.losses) if told else None
+    queue = WaitingQueue("lpm", cache.match_len, 10**9, losses)
     waiting: list[Request] = []
 
     def ids() -> list[int]:
@@ -94,6 +99,28 @@ def test_longest_prefix_first_equals_a_full_sort(seed: int, evict: bool) -> None
     for request in queue.candidates():
         order.append(request)
     assert sorted(q.id for q in order) == sorted(q.id for q in waiting), "lost or doubled"
+
+
+def test_a_match_is_looked_up_again_only_after_a_loss_or_an_insertion_behind_it() -> None:
+    cache = PrefixSet()
+    queue = WaitingQueue("lpm", cache.match_len, 100, lambda: cache.losses)
+    cache.insert(queue, [1, 2])
+    for number in range(5):
+        queue.add(make(str(number), [1, 2, 3, number]))
+
+    def looks() -> int:
+        before = cache.looked_up
+        assert len(list(queue.candidates())) == 5
+        return cache.looked_up - before
+
+    assert [looks(), looks()] == [0, 0]
+    cache.insert(queue, [1, 2, 3])
+    assert [looks(), looks()] == [5, 0]
+    cache.insert(queue, [7, 7])
+    assert looks() == 0
+    cache.evict([1, 2, 3], 1)
+    assert looks() >= 5 and looks() == 0
+    assert [request.id for request in queue.candidates()] == list("01234")
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
