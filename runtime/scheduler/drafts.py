@@ -94,14 +94,13 @@ class Drafts:
         enough = request.output_len >= request.sampling.min_tokens
         return enough and not request.sampling.has_penalties
 
-    def resting(self, rows: int) -> bool:
-        """`due` would say no, whatever they are, of about so many rows without constraints."""
-        pace = self._free_pace
-        return pace is not None and pace is self._pace and pace.resting(rows)
-
     def due(self, requests: Sequence[Request], *, constrained: bool = True) -> bool:
-        """Whether the next step, of these rows that decode, should wait for the one before, to run
-        candidates; constrained: some of them may be."""
+        """Whether the next step should wait for the one before, to run candidates.
+
+        Args:
+            requests: all decoding rows.
+            constrained: some of them may be.
+        """
         if self._pace is None:
             self._wanted = dict.fromkeys(self._kinds(requests), self._max_nodes)
             return bool(self._wanted)
@@ -250,6 +249,10 @@ class Drafts:
             self._pace.stepped(
                 rows, guesses, seconds, waited=waited, asked_s=asked_s, decision=decision
             )
+
+    def resting(self, rows: int) -> bool:
+        """`due` would say no, whatever they are, of about so many rows without constraints."""
+        return (pace := self._pace) is not None and pace is self._free_pace and pace.resting(rows)
 
     def finished(self, request: Request) -> None:
         """The sequence has ended."""
