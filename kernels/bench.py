@@ -26,7 +26,7 @@ from branchline.kernels.ops import Ops
 from branchline.kernels.testing import random_quantized, random_step
 from branchline.kernels.weights import DenseWeight, Q4_1Weight, Q8_0Weight, Weight
 
-_GPU_PARTS = ("linears", "attention", "forks", "small", "steps", "lora")
+_GPU_PARTS = ("linears", "attention", "forks", "small", "steps", "checks", "lora")
 
 __all__ = ["Shape", "SyntheticModel", "main"]
 
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", choices=("f32", "bf16"), default="f32", help="KV pool dtype")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to measure")
     gpu = parser.add_argument_group("with --device cuda")
-    gpu.add_argument("--shape", choices=("8B", "0.6B"), action="append", help="both if not given")
+    gpu.add_argument("--shape", choices=("8B", "0.6B", "135M"), action="append", help="8B and 0.6B")
     gpu.add_argument("--layers", type=int, default=0, help="layers of a step; 0 = the shape's")
     gpu.add_argument(
         "--part", choices=_GPU_PARTS, action="append", help="figures to take; all if not given"

@@ -22,6 +22,7 @@ class HeadPlaces:
         q_norm: [d] weight of the norm over each query head, or None for no norm.
         k_norm: [d] likewise for keys.
         eps: of the norms.
+        several: some row of the step may have more than one token.
     """
 
     cos_sin: torch.Tensor
@@ -32,3 +33,4 @@ class HeadPlaces:
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
     eps: float = 1e-6
+    several: bool = False

@@ -15,7 +15,8 @@ from branchline.kernels.triton.adapted_kernels import (
     late_kernel,
     lora_gate_kernel,
 )
-from branchline.kernels.triton.linear import check_outputs, check_product
+from branchline.kernels.triton.launches import check_product
+from branchline.kernels.triton.linear import check_outputs
 from branchline.kernels.triton.lora import TILE, Adapters, Inner, check_adapters, most_tiles
 from branchline.kernels.triton.tiles import skinny_tile, two_fit
 from branchline.kernels.triton.tuning import Device, power_of_two

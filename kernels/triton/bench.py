@@ -19,14 +19,13 @@ from itertools import cycle
 
 import torch
 
-from branchline.kernels.heads import HeadPlaces
-from branchline.kernels.ops import AttentionMeta, Ops
+from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws
 from branchline.kernels.triton.attention import find_trunks, trunk_tiles
 from branchline.kernels.triton.ops import TritonOps
 from branchline.kernels.weights import DenseWeight
 
-__all__ = ["SHAPES", "DecodeStep", "Shape", "run", "timed"]
+__all__ = ["SHAPES", "Bench", "Shape", "random_weights", "run", "step_meta", "timed"]
 
 _REPEATS = 3
 _CACHE_BYTES = 192 << 20
@@ -62,6 +61,7 @@ class Shape:
 SHAPES = {
     "8B": Shape(32, 4096, 32, 8, 128, 14336, 128256, qk_norm=False),
     "0.6B": Shape(28, 1024, 16, 8, 128, 3072, 151936, qk_norm=True),
+    "135M": Shape(30, 576, 9, 3, 64, 1536, 49152, qk_norm=False),
 }
 
 
@@ -342,87 +342,6 @@ def sampling(bench: Bench, name: str, shape: Shape, n: int) -> None:
     bench.add(f"{name} logsumexp x{n}", partial(ops.logsumexp_rows, logits), 4, moved=4 * n * v)
 
 
-class DecodeStep:
-    """A whole decode step over random weights, from ids to the next ids.
-
-    Args:
-        shape: sizes.
-        ops: what it runs with.
-        rows: of the batch.
-        length: tokens of each row.
-        layers: of the shape's, to save time.
-    """
-
-    def __init__(self, shape: Shape, ops: Ops, rows: int, length: int, layers: int) -> None:
-        self.shape, self.ops, self.rows, self.layers = shape, ops, rows, layers
-        h, d = shape.hidden, shape.head
-
-        def weight(n: int, k: int) -> DenseWeight:
-            return DenseWeight(torch.randn(n, k, device="cuda").mul_(k**-0.5).bfloat16())
-
-        sizes = [(shape.qkv, h), (h, shape.query_heads * d), (2 * shape.ffn, h), (h, shape.ffn)]
-        self.weights = [[weight(n, k) for n, k in sizes] for _ in range(layers)]
-        self.embed = weight(shape.vocabulary, h)
-        self.norm = torch.ones(h, device="cuda")
-        self.head_norm = torch.ones(d, device="cuda") if shape.qk_norm else None
-        self.cos_sin = torch.randn(length, d, device="cuda")
-        slots = rows * length + 1
-        self.pools = torch.randn(layers, 2, slots, shape.kv_heads, d, device="cuda").bfloat16()
-        self.meta = step_meta(rows, length, 1, slots)
-        self.ids = torch.zeros(rows, dtype=torch.int32, device="cuda")
-        self.positions = torch.full((rows,), length - 1, device="cuda")
-        self.out_slots = self.meta.slot_table[:, -1].contiguous()
-        self.draws = Draws.greedy(rows, self.ids.device)
-
-    @property
-    def moved(self) -> float:
-        """Bytes that must be read."""
-        s = self.shape
-        body = (s.weights - s.vocabulary * s.hidden) * self.layers / s.layers
-        keys = 2 * self.rows * self.meta.slot_table.shape[1] * s.kv_heads * s.head * self.layers
-        return 2 * (body + s.vocabulary * s.hidden + keys)
-
-    def run(self) -> torch.Tensor:
-        """One step; the ids are written back, so that the next step reads them."""
-        ops, layers = self.ops, self.weights
-        residual = ops.embedding(self.ids, self.embed)
-        q = ops.norm_heads(residual, self.norm, 1e-5, layers[0][0], self.into(0))
-        for i, (_, out, gate_up, down) in enumerate(layers):
-            y = self.attend(i, q)
-            y = ops.residual_step(y, out, residual, self.norm, 1e-5, gate_up, gated=True)
-            if i + 1 < len(layers):
-                after, into = layers[i + 1][0], self.into(i + 1)
-                q = ops.step_heads(y, down, residual, self.norm, 1e-5, after, into)
-        return self.choose(ops.residual_step(y, down, residual, self.norm, 1e-5, None))
-
-    def into(self, layer: int) -> HeadPlaces:
-        """How heads are turned, and where keys and values of a layer go."""
-        keys, values = self.pools[layer].unbind(0)
-        norm, at = self.head_norm, self.positions
-        return HeadPlaces(self.cos_sin, at, keys, values, self.out_slots, norm, norm)
-
-    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        """Attention of one layer, from its queries to the input of its projection."""
-        keys, values = self.pools[layer].unbind(0)
-        return self.ops.paged_attention(q, keys, values, self.meta, self.shape.head**-0.5)
-
-    def choose(self, y: torch.Tensor) -> torch.Tensor:
-        """The next ids, kept as the next step's."""
-        assert isinstance(self.ops, TritonOps)
-        ids, _ = self.ops.sample_rows(self.ops.head(y, self.embed), self.draws)
-        self.ids.copy_(ids)
-        return ids
-
-
-def steps(bench: Bench, name: str, shape: Shape, layers: int) -> None:
-    """Whole decode steps."""
-    for rows, length in ((1, 256), (2, 256), (8, 256), (16, 256), (32, 256), (64, 640)):
-        step = DecodeStep(shape, TritonOps("cuda"), rows, length, layers or shape.layers)
-        us = bench.add(f"{name} step, {rows} x {length}", step.run, 4, moved=step.moved)
-        sys.stdout.write(f"{'':44s} {rows * 1e6 / us:10.0f} tokens/s\n")
-        del step
-
-
 def run(shapes: Sequence[str], layers: int, parts: Sequence[str]) -> None:
     """Measure and print; see the module docstring."""
     bench = Bench()
@@ -439,10 +358,15 @@ def run(shapes: Sequence[str], layers: int, parts: Sequence[str]) -> None:
                 between_products(bench, name, shape, t)
             for n in (1, 64):
                 sampling(bench, name, shape, n)
-        if "steps" in parts:
-            steps(bench, name, shape, layers)
+        # They import this module for its figures and shapes.
+        if "steps" in parts or "checks" in parts:
+            from branchline.kernels.triton.bench_steps import checks, steps
+
+            if "steps" in parts:
+                steps(bench, name, shape, layers)
+            if "checks" in parts:
+                checks(bench, name, shape, layers)
         if "lora" in parts:
-            # Imports this module for its figures and shapes.
             from branchline.kernels.triton.bench_lora import adapted_linears, adapted_steps
 
             adapted_linears(bench, name, shape)

@@ -14,7 +14,8 @@ from itertools import cycle
 import torch
 
 from branchline.kernels.lora import LoraWeight
-from branchline.kernels.triton.bench import Bench, DecodeStep, Shape, random_weights
+from branchline.kernels.triton.bench import Bench, Shape, random_weights
+from branchline.kernels.triton.bench_steps import DecodeStep
 from branchline.kernels.triton.ops import TritonOps
 from branchline.kernels.weights import DenseWeight
 

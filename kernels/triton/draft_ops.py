@@ -50,7 +50,7 @@ class DraftOps(Ops):
         return out, kept
 
     def linear_add(self, x: torch.Tensor, weight: Weight, y: torch.Tensor) -> torch.Tensor:
-        if not self._linears.adds(x.shape[0]):
+        if not self._linears.adds(y):
             return super().linear_add(x, weight, y)
         self._linears.linear_add(x, dense_of(weight), y, None)
         return y

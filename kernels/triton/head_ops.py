@@ -1,7 +1,7 @@
 """The ops of a layer's heads on a GPU, a part of `TritonOps`.
 
-Invariant: for few rows of a model without norms over heads, the product that makes the heads turns
-and writes them, too; else a kernel behind it does.
+Invariant: for few rows of a model without norms over heads, whose matrix is small, the product that
+makes the heads turns and writes them, too; else a kernel behind it does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HeadOps(Ops):
     def linear_heads(
         self, x: torch.Tensor, weight: Weight, into: HeadPlaces, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if not self._linears.turns(x.shape[0], into):
+        if not self._linears.turns(x.shape[0], dense_of(weight), into):
             return super().linear_heads(x, weight, into, bias)
         return self._last_turned(self._linears.heads(x, dense_of(weight), into, bias))
 
@@ -42,7 +42,7 @@ class HeadOps(Ops):
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         rows, dense = x.shape[0], dense_of(weight)
-        if not self._linears.turns(rows, into):
+        if not self._linears.turns(rows, dense, into):
             return super().norm_heads(x, norm, eps, weight, into, bias)
         if not self._linears.norms(rows, dense):
             return self.linear_heads(self.rms_norm(x, norm, eps), weight, into, bias)
@@ -64,7 +64,7 @@ class HeadOps(Ops):
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         rows, first, dense = x.shape[0], dense_of(projection), dense_of(weight)
-        if not self._linears.turns(rows, into):
+        if not self._linears.turns(rows, dense, into):
             return super().step_heads(
                 x,
                 projection,

@@ -6,36 +6,19 @@ Invariant: which one is chosen depends on shapes alone; in deterministic mode th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraWeight
-from branchline.kernels.triton.linear_kernels import (
-    fixed_kernel,
-    gemv_kernel,
-    rows_kernel,
-    skinny_kernel,
-)
+from branchline.kernels.triton.launches import Launches, Stream
 from branchline.kernels.triton.lora import Inner
-from branchline.kernels.triton.rope import turns_late
-from branchline.kernels.triton.tiles import (
-    READY_ROWS,
-    cut_width,
-    gemv_tile,
-    is_ready,
-    ready_tile,
-    skinny_tile,
-    step_programs,
-    two_fit,
-)
-from branchline.kernels.triton.tuning import Device, power_of_two
+from branchline.kernels.triton.tiles import READY_ROWS, is_ready, step_programs
+from branchline.kernels.triton.tuning import Device
 from branchline.kernels.weights import DenseWeight, Weight
 
-__all__ = ["Linears", "check_outputs", "check_product", "dense_of"]
+__all__ = ["Linears", "check_outputs", "dense_of"]
 
 _FEW = 64
 """Most rows that our kernels take; for more, the library is faster."""
@@ -44,10 +27,11 @@ _OUTPUTS = 64
 _SUMS = 5 << 8
 """Sums of squares that a product of a few rows leaves to the one behind it, at most: every program
 of that one adds all of them up. Steps with 2,000 and more of them took 5 % longer than before."""
-_AHEAD_ROWS = 8
-_PREFETCHED = 16 << 20
-"""Rows, and elements of the largest matrix, that is asked into the cache before its turn: with
-2 to 8 rows a step is 4 % faster for it, with 16 or more slower: attention wants the memory."""
+_LARGE_STREAM = 6 << 20
+"""Elements of a stream from which on the library adds to it: of smaller ones a norm finds what the
+product wrote in the cache, and the library's addition takes longer than the norm's."""
+_TURNED = 12 << 20
+"""Elements of the largest matrix whose product turns its heads."""
 
 
 def dense_of(weight: Weight) -> torch.Tensor:
@@ -60,16 +44,6 @@ def dense_of(weight: Weight) -> torch.Tensor:
     return weight.tensor
 
 
-class _Stream(NamedTuple):
-    """What lies between the products of a `norm_step`: weights of the norm, the stream times them,
-    sums of squares [t, programs], eps."""
-
-    norm: torch.Tensor
-    scaled: torch.Tensor
-    squares: torch.Tensor
-    eps: float
-
-
 class Linears:
     """Products on one device.
 
@@ -79,7 +53,7 @@ class Linears:
     """
 
     def __init__(self, gpu: Device, deterministic: bool) -> None:
-        self._gpu = gpu
+        self._launches = Launches(gpu)
         self._deterministic = deterministic
 
     def fuses(self, rows: int) -> bool:
@@ -97,28 +71,36 @@ class Linears:
             return False
         return rows * step_programs(rows, projection) <= _SUMS
 
-    def adds(self, rows: int) -> bool:
-        """Whether additions to a stream are part of the product for so many rows."""
-        return rows <= _FEW and not self._deterministic
+    def adds(self, stream: torch.Tensor) -> bool:
+        """Whether additions to this stream are part of the product, ours or the library's."""
+        few = stream.shape[0] <= _FEW
+        return not self._deterministic and (few or stream.numel() >= _LARGE_STREAM)
+
+    def many(self, rows: int) -> bool:
+        """Whether the library multiplies so many rows."""
+        return rows > _FEW and not self._deterministic
 
     def gates(self, rows: int) -> bool:
         """Whether silu(gate) * up is part of the product for so many rows."""
         return rows <= _FEW and not self._deterministic
 
-    def turns(self, rows: int, into: HeadPlaces) -> bool:
-        """Whether heads are turned and written by the product of so many rows.
+    def turns(self, rows: int, weight: torch.Tensor, into: HeadPlaces) -> bool:
+        """Whether heads are turned and written by the product of so many rows with this matrix.
 
-        A norm over a head would want the whole head in one program, and those are too few.
+        A norm over a head would want the whole head in one program, and those are too few. Large
+        matrices take longer to read in such an order than a kernel takes.
         """
-        normed = into.q_norm is not None or into.k_norm is not None
-        return rows <= _FEW and not normed and not self._deterministic
+        if self._deterministic or into.q_norm is not None or into.k_norm is not None:
+            return False
+        few = rows <= (_FEW if into.several else READY_ROWS)
+        return few and weight.numel() <= _TURNED
 
     def heads(
         self, x: torch.Tensor, weight: torch.Tensor, into: HeadPlaces, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """See `Ops.linear_heads`, and `turns`."""
         out = queries(x, weight, into)
-        run = self._one if x.shape[0] == 1 else self._few
+        run = self._launches.one if x.shape[0] == 1 else self._launches.few
         run(x, weight, bias, out, turn=into)
         return out
 
@@ -133,7 +115,8 @@ class Linears:
         t, n = x.shape[0], weight.shape[0]
         if self._deterministic or t <= _FEW:
             out = torch.empty(t, n, dtype=dtype, device=x.device)
-            run = self._fixed if self._deterministic else self._one if t == 1 else self._few
+            few = self._launches.one if t == 1 else self._launches.few
+            run = self._launches.fixed if self._deterministic else few
             run(x, weight, bias, out)
             return out
         if dtype == x.dtype:
@@ -163,7 +146,7 @@ class Linears:
             out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         else:
             out = queries(x, weight, turn)
-        run = self._one if t == 1 else self._ready
+        run = self._launches.one if t == 1 else self._launches.ready
         run(x, weight, bias, out, norm=norm, eps=eps, gated=gated, turn=turn)
         return out
 
@@ -173,9 +156,9 @@ class Linears:
         """silu_mul(linear(x)) of a few rows."""
         out = torch.empty(x.shape[0], weight.shape[0] // 2, dtype=x.dtype, device=x.device)
         if x.shape[0] == 1:
-            self._one(x, weight, bias, out, gated=True)
+            self._launches.one(x, weight, bias, out, gated=True)
         else:
-            self._few(x, weight, bias, out, gated=True)
+            self._launches.few(x, weight, bias, out, gated=True)
         return out
 
     def adapts(self, rows: int, parts: Sequence[int]) -> bool:
@@ -199,7 +182,7 @@ class Linears:
             1, weight.shape[0] // 2 if gated else weight.shape[0], dtype=x.dtype, device=x.device
         )
         check_outputs(made.weight, weight, gated)
-        self._one(x, weight, bias, out, gated=gated, made=made)
+        self._launches.one(x, weight, bias, out, gated=gated, made=made)
         return out
 
     def linear_add(
@@ -209,11 +192,16 @@ class Linears:
         residual: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> None:
-        """`residual += linear(x)` of a few rows."""
-        if x.shape[0] == 1:
-            self._one(x, weight, bias, residual, add=True)
+        """`residual += linear(x)`, rounded once; see `adds`."""
+        if x.shape[0] > _FEW:
+            if bias is None:
+                residual.addmm_(x, weight.t())
+            else:
+                residual.add_(self.linear(x, weight, bias, x.dtype))
+        elif x.shape[0] == 1:
+            self._launches.one(x, weight, bias, residual, add=True)
         else:
-            self._few(x, weight, bias, residual, add=True)
+            self._launches.few(x, weight, bias, residual, add=True)
 
     def norm_step(
         self,
@@ -236,175 +224,14 @@ class Linears:
         t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
         programs = step_programs(t, projection)
         squares = torch.empty(t, programs, dtype=torch.float32, device=x.device)
-        stream = _Stream(norm, torch.empty_like(residual), squares, eps)
-        self._few(x, projection, projection_bias, residual, add=True, stream=stream)
+        stream = Stream(norm, torch.empty_like(residual), squares, eps)
+        self._launches.few(x, projection, projection_bias, residual, add=True, stream=stream)
         if turn is None:
             out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         else:
             out = queries(x, weight, turn)
-        self._few(stream.scaled, weight, bias, out, gated=gated, stream=stream, turn=turn)
+        self._launches.few(stream.scaled, weight, bias, out, gated=gated, stream=stream, turn=turn)
         return out
-
-    def _ready(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
-        *,
-        norm: torch.Tensor | None = None,
-        eps: float = 0.0,
-        add: bool = False,
-        gated: bool = False,
-        stream: _Stream | None = None,
-        turn: HeadPlaces | None = None,
-    ) -> None:
-        """With `stream` it is the first product of a `norm_step`."""
-        n, k = check_product(x, weight, out, gated, turn)
-        block_n, ways = ready_tile(weight.numel(), k, gated)
-        block_k, rest_k = cut_width(k, ways)
-        norms = weight if norm is None else norm
-        rows_kernel[(triton.cdiv(n, block_n),)](
-            x,
-            weight,
-            weight if bias is None else bias,
-            norms if stream is None else stream.norm,
-            out,
-            *((out, out) if stream is None else stream[1:3]),
-            *_turning(turn, out),
-            x.shape[0],
-            n,
-            k,
-            eps,
-            NORM=norm is not None,
-            GATED=gated,
-            ADD=add,
-            BIAS=bias is not None,
-            SCALED=stream is not None,
-            TURN=_dimensions(turn),
-            BLOCK_T=READY_ROWS,
-            BLOCK_N=block_n,
-            WAYS=ways,
-            BLOCK_K=block_k,
-            REST_K=rest_k,
-            LATE=gated or (turn is not None and turns_late(x.shape[0])),
-            WIDE=self._gpu.interpreted,
-            **self._gpu.launch(ways),
-        )
-
-    def _one(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
-        *,
-        norm: torch.Tensor | None = None,
-        eps: float = 0.0,
-        add: bool = False,
-        gated: bool = False,
-        made: Inner | None = None,
-        turn: HeadPlaces | None = None,
-    ) -> None:
-        n, k = check_product(x, weight, out, gated, turn)
-        block_n, block_k, warps = gemv_tile(n, k)
-        gemv_kernel[(triton.cdiv(n, block_n),)](
-            x,
-            weight,
-            weight if bias is None else bias,
-            weight if norm is None else norm,
-            out,
-            *_adapters(made, out),
-            *_turning(turn, out),
-            n,
-            k,
-            eps,
-            NORM=norm is not None,
-            GATED=gated,
-            ADD=add,
-            BIAS=bias is not None,
-            **_parts(made),
-            TURN=_dimensions(turn),
-            LATE=turn is not None,
-            BLOCK_N=block_n,
-            BLOCK_K=block_k,
-            **self._gpu.launch(warps),
-        )
-
-    def _few(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
-        *,
-        gated: bool = False,
-        add: bool = False,
-        stream: _Stream | None = None,
-        turn: HeadPlaces | None = None,
-    ) -> None:
-        """With `stream` it is the first product of a `norm_step` where it adds, else the second."""
-        if (stream is None or add) and is_ready(x.shape[0], weight):
-            self._ready(x, weight, bias, out, add=add, gated=gated, stream=stream, turn=turn)
-            return
-        t, (n, k) = x.shape[0], check_product(x, weight, out, gated, turn)
-        block_n, block_k, stages, warps = skinny_tile(t, n, gated)
-        block_k = block_k * 2 // x.element_size()
-        if triton.cdiv(n, block_n) > self._gpu.processors:
-            stages = two_fit(stages, t, block_n, block_k, x, gated)
-        skinny_kernel[(triton.cdiv(n, block_n),)](
-            x,
-            weight,
-            weight if bias is None else bias,
-            out,
-            *((out, out, out) if stream is None else stream[:3]),
-            *_turning(turn, out),
-            t,
-            n,
-            k,
-            0 if stream is None else stream.squares.shape[1],
-            0.0 if stream is None else stream.eps,
-            GATED=gated,
-            BIAS=bias is not None,
-            ADD=add,
-            SCALED=add and stream is not None,
-            NORMED=stream is not None and not add,
-            SQUARES=1 if stream is None else power_of_two(stream.squares.shape[1]),
-            TURN=_dimensions(turn),
-            LATE=turn is not None and turns_late(t),
-            BLOCK_T=max(16, power_of_two(t)),
-            BLOCK_N=block_n,
-            BLOCK_K=block_k,
-            STAGES=stages,
-            AHEAD=self._gpu.overlap and t <= _AHEAD_ROWS and weight.numel() <= _PREFETCHED,
-            WIDE=self._gpu.interpreted,
-            **self._gpu.launch(warps, stages),
-        )
-
-    def _fixed(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
-    ) -> None:
-        t, (n, k) = x.shape[0], weight.shape
-        fixed_kernel[(triton.cdiv(t, 64), triton.cdiv(n, 64))](
-            x,
-            weight,
-            weight if bias is None else bias,
-            out,
-            t,
-            n,
-            k,
-            BIAS=bias is not None,
-            BLOCK_T=64,
-            BLOCK_N=64,
-            BLOCK_K=64 if x.dtype != torch.float32 else 32,
-            STAGES=4,
-            WIDE=self._gpu.interpreted,
-            **self._gpu.launch(4, 4),
-        )
 
 
 def check_outputs(adapters: LoraWeight, weight: torch.Tensor, gated: bool) -> None:
@@ -417,58 +244,7 @@ def check_outputs(adapters: LoraWeight, weight: torch.Tensor, gated: bool) -> No
         )
 
 
-def _adapters(made: Inner | None, none: torch.Tensor) -> tuple[Any, ...]:
-    """Operands of a product's adapters, or of none."""
-    return (none, none, none, none, 0, 0, 0, 0) if made is None else made.operands()
-
-
-def _parts(made: Inner | None) -> dict[str, int]:
-    """What a product with adapters is compiled for."""
-    if made is None:
-        return {"PARTS": 0, "RANK": 0}
-    return {"PARTS": made.inner.shape[1], "RANK": made.inner.shape[2]}
-
-
-def _turning(turn: HeadPlaces | None, none: torch.Tensor) -> tuple[Any, ...]:
-    """Operands of a product whose heads are turned, or not."""
-    if turn is None:
-        return (*(none,) * 5, 0, 0)
-    pools = turn.k_pool, turn.v_pool
-    return turn.cos_sin, turn.positions, turn.out_slots, *pools, none.shape[1], pools[0].shape[1]
-
-
-def _dimensions(turn: HeadPlaces | None) -> int:
-    """Of a head that is turned, 0 = it is not."""
-    return 0 if turn is None else turn.k_pool.shape[2]
-
-
 def queries(x: torch.Tensor, weight: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
     """Memory for the queries [t, hq, d] of a product that turns heads."""
     _, hkv, d = into.k_pool.shape
     return x.new_empty(x.shape[0], weight.shape[0] // d - 2 * hkv, d)
-
-
-def check_product(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    out: torch.Tensor,
-    gated: bool,
-    turn: HeadPlaces | None = None,
-) -> tuple[int, int]:
-    """Our kernels read by pointer: what does not fit must not get that far.
-
-    Returns:
-        (outputs, columns).
-    """
-    n, k = weight.shape
-    outputs = n // 2 if gated else n
-    given = out.shape[1]
-    if turn is not None:
-        _, hkv, d = turn.k_pool.shape
-        given = (given + 2 * hkv) * d
-    if x.shape[1] != k or given != outputs or out.shape[0] != x.shape[0]:
-        raise KernelInputError(
-            f"x {tuple(x.shape)} times a matrix {tuple(weight.shape)} does not give "
-            f"{tuple(out.shape)}{' when gated' if gated else ''}"
-        )
-    return outputs, k

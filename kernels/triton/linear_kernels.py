@@ -10,7 +10,8 @@ What may be compiled in:
   ADD    the result is added to what is in `out`, the residual stream.
   SCALED with ADD: the sum goes times the weights of the norm behind it to `scaled`, and the squares
          of a program's columns of the sum are added up for each row: `squares` [t, programs].
-  LATE   the next kernel starts when the one before this one has ended. The
+  LATE   the next kernel starts when the one before this one has ended, with 2 when this one has
+         made its sums. The
          products of a layer start one behind the other while attention runs, and all their weights
          at once are in its way; with LATE in the middle it is those up to there.
   NORMED x is what SCALED left, and the rows' scales come of its `squares`: with it, the product is
@@ -198,7 +199,7 @@ def rows_kernel(
     (BLOCK_K + REST_K). A way is a part of K that one warp multiplies, in the matrix units, and the
     ways are added in their order.
     """
-    if PDL and not LATE:
+    if PDL and LATE == 0:
         gdc_launch_dependents()
     LINES: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
     n, t = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_T)
@@ -228,7 +229,7 @@ def rows_kernel(
             v = (v.to(tl.float32) * h[:, :, None]).to(v.dtype)
     if PDL:
         gdc_wait()
-        if LATE:
+        if LATE == 1:
             gdc_launch_dependents()
     if TURN:
         at = tl.load(positions + t, mask=t_live, other=0)
@@ -250,6 +251,8 @@ def rows_kernel(
     acc = dot(y, w, tl.zeros([WAYS, BLOCK_T, LINES], tl.float32), WIDE)
     if REST_K:
         acc = dot(z, v, acc, WIDE)
+    if PDL and LATE == 2:
+        gdc_launch_dependents()
     total = tl.sum(acc, axis=0)
     if NORM:
         whole = tl.sum(tl.sum(y.to(tl.float32) * y.to(tl.float32), axis=2), axis=0)

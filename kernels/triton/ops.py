@@ -163,9 +163,12 @@ class TritonOps(DraftOps, HeadOps, AdaptedOps, TritonBeam, TritonLookup, Samplin
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         rows = x.shape[0]
-        if weight is None and self._linears.adds(rows):
+        if self._linears.adds(residual) and (weight is None or self._linears.many(rows)):
             self._linears.linear_add(x, dense_of(projection), residual, projection_bias)
-            return self.rms_norm(residual, norm, eps)
+            normed = self.rms_norm(residual, norm, eps)
+            if weight is None:
+                return normed
+            return (self.gated_linear if gated else self.linear)(normed, weight, bias)
         if weight is not None and self._linears.norms(rows, dense_of(weight)):
             self._linears.linear_add(x, dense_of(projection), residual, projection_bias)
             dense = dense_of(weight)

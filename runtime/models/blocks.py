@@ -74,6 +74,7 @@ class Attention:
             q_norm=None if self.q_norm is None else self.q_norm.weight,
             k_norm=None if self.k_norm is None else self.k_norm.weight,
             eps=self._eps,
+            several=batch.out_slots.shape[0] > batch.plan.meta.rows.shape[0],
         )
 
     def queries(self, x: torch.Tensor, batch: ForwardBatch, ops: Ops, kv: KVLayers) -> torch.Tensor:

@@ -354,12 +354,13 @@ class PlanBuilder:
         else:
             self._told[rows] = starts + 2
         ids = np.full(n, -1, np.int32)  # where a step in flight samples it
-        for i in np.flatnonzero(starts < np.array([r.length for r in requests], np.int32)).tolist():
+        known = np.flatnonzero(starts < np.array([r.length for r in requests], np.int32)).tolist()
+        for i in known:
             ids[i] = requests[i].ids[segments[i].start]
         if not self._linked:
             return _Decoding(rows, starts, ids, self._slots[rows, starts], None, missing)
         before, slots = self._slots[rows, starts + _BEFORE]  # both at once costs little more
-        if n and starts.min() == 0:
+        if known and starts.min() == 0:  # the first id of a row is known
             before = np.where(starts == 0, np.int32(0), before)
         return _Decoding(rows, starts, ids, slots, before, missing)
 

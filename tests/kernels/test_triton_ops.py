@@ -13,7 +13,7 @@ import torch
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.testing import meta_on, random_step
-from branchline.kernels.triton import TritonOps
+from branchline.kernels.triton import TritonOps, linear
 from branchline.kernels.triton.tiles import cut_width
 from branchline.kernels.weights import DenseWeight
 
@@ -193,6 +193,26 @@ def test_residual_step(
         assert close(residual, stream, 2 * BOUNDS[dtype])
 
 
+def test_the_library_adds_to_large_streams(
+    ops: TritonOps, reference: ReferenceOps, dtype: Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream and what follows it are as where a kernel behind the product adds."""
+    monkeypatch.setattr(linear, "_LARGE_STREAM", 70 * 64)
+    down, up = DenseWeight(randn(ops, 64, 96)), DenseWeight(randn(ops, 80, 64))
+    norm, bias = torch.randn(64, device=ops.device), torch.randn(64, device=ops.device)
+    exact = [DenseWeight(w.tensor.float()) for w in (down, up)]
+    for last, biased, gated in product([False, True], repeat=3):
+        x, residual = randn(ops, 70, 96), randn(ops, 70, 64)
+        stream = residual.float().clone()
+        given = {"gated": gated, "projection_bias": bias if biased else None}
+        want = reference.residual_step(
+            x.float(), exact[0], stream, norm, 1e-5, None if last else exact[1], **given
+        )
+        got = ops.residual_step(x, down, residual, norm, 1e-5, None if last else up, **given)
+        assert close(got, want, 3 * BOUNDS[dtype])
+        assert close(residual, stream, 2 * BOUNDS[dtype])
+
+
 @pytest.mark.parametrize("rows", [1, 3, 70])
 def test_head_step(ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: int) -> None:
     down, head = DenseWeight(randn(ops, 64, 96)), DenseWeight(randn(ops, 200, 64))
@@ -232,7 +252,18 @@ def test_rope_and_write(
 
 @pytest.mark.parametrize("heads", [(4, 2, 32), (3, 1, 40), (0, 2, 32)], ids=str)
 @pytest.mark.parametrize(
-    ("rows", "biased"), [(1, True), (1, False), (2, False), (9, True), (20, False), (70, True)]
+    ("rows", "biased", "several"),
+    [
+        (1, True, False),
+        (1, False, True),
+        (2, False, False),
+        (9, True, False),
+        (9, False, True),
+        (20, False, True),
+        (20, True, False),
+        (64, False, True),
+        (70, True, True),
+    ],
 )
 def test_products_turn_and_write_their_heads(
     ops: TritonOps,
@@ -241,6 +272,7 @@ def test_products_turn_and_write_their_heads(
     heads: tuple[int, int, int],
     rows: int,
     biased: bool,
+    several: bool,
 ) -> None:
     """As the reference, for every product that comes ahead of attention; other slots are left."""
     hq, hkv, d = heads
@@ -256,7 +288,7 @@ def test_products_turn_and_write_their_heads(
         exactly = isinstance(by, ReferenceOps)
         kind = torch.float32 if exactly else dtype
         pools = torch.full((2, slots, hkv, d), 7.0, dtype=kind, device=device)
-        into = HeadPlaces(cos_sin, positions.to(device), *pools, out_slots)
+        into = HeadPlaces(cos_sin, positions.to(device), *pools, out_slots, several=several)
         matrix, first = exact if exactly else (weight, down)
         own, stream = x.to(kind), x.to(kind).clone()
         if which == "linear":

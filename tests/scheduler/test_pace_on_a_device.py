@@ -193,6 +193,28 @@ def test_plain_steps_that_others_are_queued_behind_are_no_measure(early: float, 
     assert plain_seconds / seconds > 0.97
 
 
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_a_step_that_rests_is_known_without_a_look_at_its_rows(rows: int) -> None:
+    """To ask so first changes nothing of what is decided."""
+    asked, other = Pace(63, 256, filled=True), Pace(63, 256, filled=True)
+    names = [str(i) for i in range(rows)]
+    rested = 0
+    for step in range(600):
+        counts = []
+        for pace in (asked, other):
+            rests = pace is other and pace.resting(rows)
+            rested += rests
+            rests = rests or pace.rests(rows)
+            counts.append([0] * rows if rests else pace.guesses(names, rows))
+            total = sum(counts[-1])
+            for name, count in zip(names, counts[-1], strict=True):
+                if count:
+                    pace.checked(name, count, range(step % 9 == 0), count)
+            pace.stepped(rows, total, CYCLE if total else PLAIN)
+        assert counts[0] == counts[1], step
+    assert rested > 200
+
+
 def test_a_batch_is_tried_less_often_where_that_is_hopeless() -> None:
     device = Device(plain=0.9e-3, cycle=4e-3)
     for _ in range(60):

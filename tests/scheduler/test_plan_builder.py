@@ -52,6 +52,31 @@ def test_steady_decoding_keeps_its_sampling_batch() -> None:
     assert builder.build([Segment(one, 0, 1, True)], []).batch.sampling is first
 
 
+@pytest.mark.parametrize("starts", [(0, 5), (7, 1), (3, 8, 0)])
+@pytest.mark.parametrize("prompt", [0, 4])
+def test_linked_plans_name_the_slot_before_each_token(starts: tuple[int, ...], prompt: int) -> None:
+    """Of decoding rows and of prompts beside them; a row's first token has none before it."""
+    table = SlotTable(4, 12, 1)
+    table.array[:] = np.arange(48, dtype=np.int32).reshape(table.array.shape) + 1
+    rows = [request(0.0, row, start + 1) for row, start in enumerate(starts)]
+    segments = [Segment(one, start, 1, True) for one, start in zip(rows, starts, strict=True)]
+    if prompt:
+        segments.append(Segment(request(0.0, 3, prompt), 0, prompt, True))
+    plan = PlanBuilder(table, lambda request: (), linked=True).build(segments, [])
+    expected = [
+        0 if position == 0 else int(table.array[one.request.row, position - 1])
+        for one in segments
+        for position in range(one.start, one.start + one.count)
+    ]
+    assert plan.batch.previous is not None
+    assert plan.batch.previous.tolist() == expected
+    assert plan.batch.out_slots.tolist() == [
+        int(table.array[one.request.row, position])
+        for one in segments
+        for position in range(one.start, one.start + one.count)
+    ]
+
+
 @pytest.mark.parametrize(
     ("shared", "lengths", "told"),
     [

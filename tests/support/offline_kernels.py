@@ -200,9 +200,8 @@ def products(made: TritonOps) -> None:
         pools = empty("b2", SLOTS, 3, 64), empty("b2", SLOTS, 3, 64)
         matrix, down = DenseWeight(empty("b2", 960, width)), DenseWeight(empty("b2", width, 1536))
         for rows in (1, 2, 16, 64):
-            into = HeadPlaces(
-                empty("f4", CONTEXT, 64), empty("i8", rows), *pools, empty("i4", rows)
-            )
+            at, slots, many = empty("i8", rows), empty("i4", rows), rows > 2
+            into = HeadPlaces(empty("f4", CONTEXT, 64), at, *pools, slots, several=many)
             x, norm = empty("b2", rows, width), empty("f4", width)
             made.linear_heads(x, matrix, into)
             made.norm_heads(x, norm, 1e-5, matrix, into)

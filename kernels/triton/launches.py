@@ -1,0 +1,284 @@
+"""Launches of the products of a few rows, and of any number in a fixed order.
+
+Invariant: tiles depend on shapes alone, so does when the kernel behind a product may start. Knows
+nothing of which kernel is for which number of rows, but that small matrices are read at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from branchline.kernels.errors import KernelInputError
+from branchline.kernels.heads import HeadPlaces
+from branchline.kernels.triton.linear_kernels import (
+    fixed_kernel,
+    gemv_kernel,
+    rows_kernel,
+    skinny_kernel,
+)
+from branchline.kernels.triton.lora import Inner
+from branchline.kernels.triton.rope import turns_late
+from branchline.kernels.triton.tiles import (
+    READY_ROWS,
+    cut_width,
+    gemv_tile,
+    is_ready,
+    ready_tile,
+    skinny_tile,
+    two_fit,
+)
+from branchline.kernels.triton.tuning import Device, power_of_two
+
+__all__ = ["Launches", "Stream", "check_product"]
+
+_FEWEST = 2
+"""Rows of one token each up to which attention starts late behind a product that turns heads."""
+_AHEAD_ROWS = 8
+_PREFETCHED = 16 << 20
+"""Rows, and elements of the largest matrix, that is asked into the cache before its turn: with
+2 to 8 rows a step is 4 % faster for it, with 16 or more slower: attention wants the memory."""
+
+
+class Stream(NamedTuple):
+    """What lies between the products of a `norm_step`: weights of the norm, the stream times them,
+    sums of squares [t, programs], eps."""
+
+    norm: torch.Tensor
+    scaled: torch.Tensor
+    squares: torch.Tensor
+    eps: float
+
+
+class Launches:
+    """Of the kernels of products on one device. x [t, K] times weight [N, K] goes to `out`.
+
+    Args:
+        gpu: facts of the device.
+    """
+
+    def __init__(self, gpu: Device) -> None:
+        self._gpu = gpu
+
+    def ready(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        *,
+        norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+        add: bool = False,
+        gated: bool = False,
+        stream: Stream | None = None,
+        turn: HeadPlaces | None = None,
+    ) -> None:
+        """With `stream` it is the first product of a `norm_step`."""
+        n, k = check_product(x, weight, out, gated, turn)
+        block_n, ways = ready_tile(weight.numel(), k, gated)
+        block_k, rest_k = cut_width(k, ways)
+        norms = weight if norm is None else norm
+        rows_kernel[(triton.cdiv(n, block_n),)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            norms if stream is None else stream.norm,
+            out,
+            *((out, out) if stream is None else stream[1:3]),
+            *_turning(turn, out),
+            x.shape[0],
+            n,
+            k,
+            eps,
+            NORM=norm is not None,
+            GATED=gated,
+            ADD=add,
+            BIAS=bias is not None,
+            SCALED=stream is not None,
+            TURN=_dimensions(turn),
+            BLOCK_T=READY_ROWS,
+            BLOCK_N=block_n,
+            WAYS=ways,
+            BLOCK_K=block_k,
+            REST_K=rest_k,
+            LATE=int(gated) if turn is None else _lateness(x.shape[0], turn),
+            WIDE=self._gpu.interpreted,
+            **self._gpu.launch(ways),
+        )
+
+    def one(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        *,
+        norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+        add: bool = False,
+        gated: bool = False,
+        made: Inner | None = None,
+        turn: HeadPlaces | None = None,
+    ) -> None:
+        n, k = check_product(x, weight, out, gated, turn)
+        block_n, block_k, warps = gemv_tile(n, k)
+        gemv_kernel[(triton.cdiv(n, block_n),)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            weight if norm is None else norm,
+            out,
+            *_adapters(made, out),
+            *_turning(turn, out),
+            n,
+            k,
+            eps,
+            NORM=norm is not None,
+            GATED=gated,
+            ADD=add,
+            BIAS=bias is not None,
+            **_parts(made),
+            TURN=_dimensions(turn),
+            LATE=turn is not None,
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            **self._gpu.launch(warps),
+        )
+
+    def few(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        *,
+        gated: bool = False,
+        add: bool = False,
+        stream: Stream | None = None,
+        turn: HeadPlaces | None = None,
+    ) -> None:
+        """With `stream` it is the first product of a `norm_step` where it adds, else the second."""
+        if (stream is None or add) and is_ready(x.shape[0], weight):
+            self.ready(x, weight, bias, out, add=add, gated=gated, stream=stream, turn=turn)
+            return
+        t, (n, k) = x.shape[0], check_product(x, weight, out, gated, turn)
+        block_n, block_k, stages, warps = skinny_tile(t, n, gated)
+        block_k = block_k * 2 // x.element_size()
+        if triton.cdiv(n, block_n) > self._gpu.processors:
+            stages = two_fit(stages, t, block_n, block_k, x, gated)
+        skinny_kernel[(triton.cdiv(n, block_n),)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            out,
+            *((out, out, out) if stream is None else stream[:3]),
+            *_turning(turn, out),
+            t,
+            n,
+            k,
+            0 if stream is None else stream.squares.shape[1],
+            0.0 if stream is None else stream.eps,
+            GATED=gated,
+            BIAS=bias is not None,
+            ADD=add,
+            SCALED=add and stream is not None,
+            NORMED=stream is not None and not add,
+            SQUARES=1 if stream is None else power_of_two(stream.squares.shape[1]),
+            TURN=_dimensions(turn),
+            LATE=turn is not None and turns_late(t),
+            BLOCK_T=max(16, power_of_two(t)),
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            STAGES=stages,
+            AHEAD=self._gpu.overlap and t <= _AHEAD_ROWS and weight.numel() <= _PREFETCHED,
+            WIDE=self._gpu.interpreted,
+            **self._gpu.launch(warps, stages),
+        )
+
+    def fixed(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        t, (n, k) = x.shape[0], weight.shape
+        fixed_kernel[(triton.cdiv(t, 64), triton.cdiv(n, 64))](
+            x,
+            weight,
+            weight if bias is None else bias,
+            out,
+            t,
+            n,
+            k,
+            BIAS=bias is not None,
+            BLOCK_T=64,
+            BLOCK_N=64,
+            BLOCK_K=64 if x.dtype != torch.float32 else 32,
+            STAGES=4,
+            WIDE=self._gpu.interpreted,
+            **self._gpu.launch(4, 4),
+        )
+
+
+def _adapters(made: Inner | None, none: torch.Tensor) -> tuple[Any, ...]:
+    """Operands of a product's adapters, or of none."""
+    return (none, none, none, none, 0, 0, 0, 0) if made is None else made.operands()
+
+
+def _parts(made: Inner | None) -> dict[str, int]:
+    """What a product with adapters is compiled for."""
+    if made is None:
+        return {"PARTS": 0, "RANK": 0}
+    return {"PARTS": made.inner.shape[1], "RANK": made.inner.shape[2]}
+
+
+def _turning(turn: HeadPlaces | None, none: torch.Tensor) -> tuple[Any, ...]:
+    """Operands of a product whose heads are turned, or not."""
+    if turn is None:
+        return (*(none,) * 5, 0, 0)
+    pools = turn.k_pool, turn.v_pool
+    return turn.cos_sin, turn.positions, turn.out_slots, *pools, none.shape[1], pools[0].shape[1]
+
+
+def _lateness(rows: int, turn: HeadPlaces) -> int:
+    """When attention starts behind `rows_kernel`, of the two ways of LATE.
+
+    Measured: programs that start with the product crowd on the multiprocessors that it leaves free,
+    which costs a check of 16 tokens more than they gain by what they read ahead of their turn.
+    """
+    return 2 if turn.several or rows <= _FEWEST else 1
+
+
+def _dimensions(turn: HeadPlaces | None) -> int:
+    """Of a head that is turned, 0 = it is not."""
+    return 0 if turn is None else turn.k_pool.shape[2]
+
+
+def check_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    gated: bool,
+    turn: HeadPlaces | None = None,
+) -> tuple[int, int]:
+    """Our kernels read by pointer: what does not fit must not get that far.
+
+    Returns:
+        (outputs, columns).
+    """
+    n, k = weight.shape
+    outputs = n // 2 if gated else n
+    given = out.shape[1]
+    if turn is not None:
+        _, hkv, d = turn.k_pool.shape
+        given = (given + 2 * hkv) * d
+    if x.shape[1] != k or given != outputs or out.shape[0] != x.shape[0]:
+        raise KernelInputError(
+            f"x {tuple(x.shape)} times a matrix {tuple(weight.shape)} does not give "
+            f"{tuple(out.shape)}{' when gated' if gated else ''}"
+        )
+    return outputs, k
