@@ -32,7 +32,8 @@ class Mark:
 
 
 class DeviceStream:
-    """One queue. As a context: inference mode, and torch calls go to this queue.
+    """One queue. As a context: inference mode, and torch calls go to this queue, behind what the
+    thread has queued elsewhere: buffers are made, and filled, before anyone enters.
 
     Args:
         device: where the work runs.
@@ -52,6 +53,7 @@ class DeviceStream:
         mine = self._stream is None or threading.get_ident() == self._thread
         stream = None if mine else torch.cuda.stream(self._stream)
         if stream is not None:
+            self._follow()
             stream.__enter__()  # type: ignore[no-untyped-call]
         self._open.append((inference, stream))
         return self
@@ -70,8 +72,15 @@ class DeviceStream:
     def adopt(self) -> None:
         """The calling thread's torch calls go to this queue from now on; entering is then cheap."""
         if self._stream is not None and threading.get_ident() != self._thread:
+            self._follow()
             torch.cuda.set_stream(self._stream)
             self._thread = threading.get_ident()
+
+    def _follow(self) -> None:
+        """What comes next waits for what the calling thread has queued so far."""
+        if self._stream is not None:
+            before = torch.cuda.current_stream(self.device)
+            self._stream.wait_stream(before)
 
     def mark(self) -> Mark:
         """The end of the queue as it is now."""

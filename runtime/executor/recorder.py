@@ -7,7 +7,9 @@ function itself, run again. Knows nothing of what is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,19 @@ import torch
 from branchline.runtime.executor.device_stream import DeviceStream
 
 T = TypeVar("T")
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Nothing is collected meanwhile: what frees memory of a device ends a recording that is being
+    made, and another engine's tensors may be among what is no longer reached."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Recorder:
@@ -59,16 +74,17 @@ class Recorder:
             return run
         self._stream.drain()
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            result = run()
-        except BaseException as error:
+        with no_collection():
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                graph.capture_end()
-            except RuntimeError as another:  # a recording that was broken off may not end well
-                error.add_note(f"Ending the recording failed, too: {another}")
-            raise
-        graph.capture_end()
+                result = run()
+            except BaseException as error:
+                try:
+                    graph.capture_end()
+                except RuntimeError as another:  # one that was broken off may not end well
+                    error.add_note(f"Ending the recording failed, too: {another}")
+                raise
+            graph.capture_end()
         graph.replay()  # the first launch brings it to the device, which takes milliseconds
 
         def replay() -> T:
