@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from branchline.runtime.core.protocols import Bitmask
 
 
+_DRAWN = 8
+"""Of so many steps whose choice is not part of them, one looks its rows up."""
+
+
 @dataclass(slots=True)
 class _Landing:
     """A step's results on their way to the host; valid once `mark` has passed.
@@ -123,6 +127,7 @@ class DeviceWorker:
         self.runner = runner
         self._overlap = overlap
         self._closed = False
+        self._not_looked_up = 0  # steps since the last one that was
         device = runner.stream.device
         self._sampler = DeviceSampler(runner.sampling, lambda array: to_device(array, device))
 
@@ -186,10 +191,11 @@ class DeviceWorker:
         if forwarded.logits is not None and plan.sampling is not None:
             sampling = plan.sampling
             simple = sampling.all_greedy and not sampling.edited and not len(sampling.logprob_rows)
-            chosen = forwarded.greedy if bitmask is None and simple else None
+            simple = simple and bitmask is None
+            chosen = forwarded.greedy if simple else None
             ids = self._sample(plan, forwarded, bitmask, landing) if chosen is None else chosen
             guessed, keeps = forwarded.check, plan.guessed is not None and plan.guessed.keeps
-            if forwarded.step is not None and (keeps or not _all_masked(bitmask)):
+            if forwarded.step is not None and (keeps or simple or self._looks_up(bitmask)):
                 if chosen is None:
                     self.runner.look_up(forwarded.step, ids)
                 back = forwarded.step.back
@@ -205,6 +211,14 @@ class DeviceWorker:
         if landing.nodes is not None:
             step.nodes = landing.nodes, landing.mark
         return landing
+
+    def _looks_up(self, bitmask: Bitmask | None) -> bool:
+        """Whether rows of a step whose choice is not part of it are looked up. What that takes is
+        launched by itself, so only one in a few such steps does: guessing begins the later."""
+        if bitmask is not None and not (bitmask[:, 0] == -1).any():  # nobody wants to know
+            return False
+        self._not_looked_up = (self._not_looked_up + 1) % _DRAWN
+        return self._not_looked_up == 0
 
     def _sample(
         self,
@@ -240,11 +254,6 @@ class DeviceWorker:
         if found.logprobs is not None:
             landing.logprobs = _reading_to_host(found.logprobs)
         return found.ids
-
-
-def _all_masked(bitmask: Bitmask | None) -> bool:
-    """Whether surely no row may take every id: then nobody wants to know what it could quote."""
-    return bitmask is not None and not (bitmask[:, 0] == -1).any()
 
 
 def trees_of(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import transformers
@@ -161,6 +162,33 @@ def test_nobody_is_looked_up_where_all_rows_are_constrained(
     requests.append({"prompt": allowed[:9], "params": SamplingParams(max_tokens=9, seed=1)})
     run(*scheduler_for(*made, NODES, graphs=False)[:2], requests)
     assert looked, "but where one is free"
+
+
+def test_drawn_rows_are_looked_up_now_and_then(
+    made: tuple[Ops, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their look-up is launched by itself: in few steps while none quotes, in all that guess."""
+    r = random.Random(11)
+    sampling = SamplingParams(temperature=0.8, seed=3, max_tokens=60, ignore_eos=True)
+    requests = [{"prompt": [*range(3, 40)], "params": sampling}]
+    looked: list[bool] = []
+    look_up = DeviceRunner.look_up
+
+    def counted(runner: DeviceRunner, step: Any, sampled: Any) -> None:
+        looked.append(len(sampled) > 1)
+        look_up(runner, step, sampled)
+
+    monkeypatch.setattr(DeviceRunner, "look_up", counted)
+    never = msgspec.structs.replace(sampling, speculative=False)
+    scheduler, out, _ = scheduler_for(*made, NODES, graphs=False)
+    run(scheduler, out, [{"prompt": requests[0]["prompt"], "params": never}])
+    assert 0 < looked.count(False) <= scheduler.stats.steps // 8 + 1
+    looked.clear()
+    requests = quoting(r, requests)
+    wanted = run(*scheduler_for(*made, 0, graphs=False)[:2], requests)
+    scheduler, out, worker = scheduler_for(*made, NODES, graphs=False)
+    assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
+    assert looked.count(True) == worker.keeps > 0
 
 
 @pytest.mark.parametrize("paced", [False, True])
