@@ -127,7 +127,8 @@ BENCHES: dict[str, tuple[str, tuple[Flag, ...]]] = {
                     "nargs": "+",
                     "default": ["ngram"],
                     "metavar": "NAME",
-                    "help": "values of --speculative to measure (default ngram)",
+                    "help": "values of --speculative to measure (default ngram); again: a second "
+                    "engine without, which shows how far two that do the same are apart",
                 },
             ),
             Flag(

@@ -33,6 +33,10 @@ from branchline.runtime.engine import Engine
 from branchline.runtime.errors import InvalidRequest
 
 HELD_OUT = Path(__file__).resolve().parents[2] / "assets" / "speculative" / "heldout.jsonl"
+AGAIN = "again"
+"""In place of a drafter: a second engine without one. What lies between two engines that do the
+same, whose threads run on other cores, no ratio of the run can tell from nothing."""
+
 OUTPUTS = 4
 """Outputs of a run at least, one after the other where fewer are made at once."""
 
@@ -199,8 +203,9 @@ def _counts(engine: Engine) -> tuple[int, int]:
 
 
 def settings_with(settings: dict[str, Any], drafter: str) -> dict[str, Any]:
-    """The engine's settings with a drafter; a draft model is named to those that have one."""
-    made = settings | {"speculative": drafter or None}
+    """The engine's settings with a drafter, or none; a draft model is named to those that have
+    one."""
+    made = settings | {"speculative": None if drafter in ("", AGAIN) else drafter}
     if drafter not in ("eagle", "draft"):
         made.pop("speculative_draft", None)
     return made
@@ -224,7 +229,7 @@ def speculative(
 
     Args:
         settings: the engine's; `speculative` is set here.
-        drafters: values of `speculative`.
+        drafters: values of `speculative`, or `AGAIN`.
         tasks: None = all.
         outputs: of a run at least.
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from branchline.runtime.bench.speculative import (
+    AGAIN,
     HELD_OUT,
     constraint_of,
     read_texts,
@@ -37,7 +38,7 @@ def test_it_measures_plain_decoding_and_each_drafter(tmp_path: Path) -> None:
     stream = io.StringIO()
     found = speculative(
         settings,
-        drafters=["ngram"],
+        drafters=["ngram", AGAIN],
         tasks=["quote", "schema"],
         batches=[1, 2],
         temperatures=[0.0],
@@ -48,7 +49,8 @@ def test_it_measures_plain_decoding_and_each_drafter(tmp_path: Path) -> None:
     )
     shown = stream.getvalue()
     for key, plain in found[""].items():
-        cell = found["ngram"][key]
+        cell, again = found["ngram"][key], found[AGAIN][key]
+        assert again.accept is None and again.outputs == plain.outputs
         assert plain.accept is None and plain.rate > 0 and cell.rate > 0
         assert cell.outputs == plain.outputs and plain.outputs
     assert "100%" in shown and "× plain" in shown
@@ -80,11 +82,8 @@ def test_what_cannot_be_measured_is_said_before_anything_is(
 def test_a_draft_model_is_named_to_the_drafters_that_have_one() -> None:
     settings = {"speculative_draft": "small", "speculative_tokens": 4}
     assert settings_with(settings, "draft") == {**settings, "speculative": "draft"}
-    for name in ("", "ngram"):
-        assert settings_with(settings, name) == {
-            "speculative": name or None,
-            "speculative_tokens": 4,
-        }
+    for name, value in (("", None), (AGAIN, None), ("ngram", "ngram")):
+        assert settings_with(settings, name) == {"speculative": value, "speculative_tokens": 4}
 
 
 def test_the_held_out_prompts_have_all_tasks() -> None:
