@@ -250,9 +250,11 @@ class Drafts:
                 rows, guesses, seconds, waited=waited, asked_s=asked_s, decision=decision
             )
 
-    def resting(self, rows: int) -> bool:
-        """`due` would say no, whatever they are, of about so many rows without constraints."""
-        return (pace := self._pace) is not None and pace is self._free_pace and pace.resting(rows)
+    def goes_on_resting(self, rows: int) -> bool:
+        """`due` would say no, whatever they are, of about so many rows without constraints; where
+        it does, that step is decided."""
+        pace = self._pace
+        return pace is not None and pace is self._free_pace and pace.goes_on_resting(rows)
 
     def finished(self, request: Request) -> None:
         """The sequence has ended."""

@@ -334,10 +334,10 @@ class Pace:
             if steps == 0:
                 return False
             self._rest(rows, steps)
-        return self.resting(rows)
+        return self.goes_on_resting(rows)
 
-    def resting(self, rows: int) -> bool:
-        """`rests`, as far as it has been decided."""
+    def goes_on_resting(self, rows: int) -> bool:
+        """`rests`, as far as it has been decided; where it says yes, that step is counted."""
         if self._decision.guesses or not self._stands(rows):
             return False
         if rows <= FEW and self._costs_nothing:

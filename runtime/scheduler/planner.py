@@ -95,7 +95,7 @@ class Planner:
         """Whether the next step had better wait for the one before, to run guesses."""
         if self.drafts is None:
             return False
-        if not self.constrained and self.drafts.resting(len(self.running)):
+        if not self.constrained and self.drafts.goes_on_resting(len(self.running)):
             return False  # as nearly always in a large batch
         decoding = [request for request in self.running if request.status is Status.DECODE]
         return self.drafts.due(decoding, constrained=self.constrained > 0)

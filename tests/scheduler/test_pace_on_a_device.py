@@ -202,7 +202,7 @@ def test_a_step_that_rests_is_known_without_a_look_at_its_rows(rows: int) -> Non
     for step in range(600):
         counts = []
         for pace in (asked, other):
-            rests = pace is other and pace.resting(rows)
+            rests = pace is other and pace.goes_on_resting(rows)
             rested += rests
             rests = rests or pace.rests(rows)
             counts.append([0] * rows if rests else pace.guesses(names, rows))
