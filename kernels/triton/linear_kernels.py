@@ -31,12 +31,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from branchline.kernels.triton.device_functions import ask_for, dot, let_next_start, take_turn
 from branchline.kernels.triton.lora_kernels import add_adapter
-from branchline.kernels.triton.turn import angles_of, turned_line, write_turned
+from branchline.kernels.triton.turn import angles_of, places_of, turned_line, write_turned
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: fixed_kernel: operands of a launch
 # size: few_rows: operands of a launch
 # size: gemv_kernel: operands of a launch
+# size: _with_adapters: operands of a launch
 # size: rows_kernel: operands of a launch
 # size: _leave_scaled: operands of a launch
 # size: skinny_kernel: operands of a launch
@@ -51,6 +52,35 @@ def _part_of(base, PARTS: tl.constexpr, end0, end1):
     if PARTS > 2:
         part += (base >= end1).to(tl.int32)
     return part
+
+
+@triton.jit
+def _parts_of_lines(lines, up_lines, k, n_live, width, GATED: tl.constexpr):
+    """Columns k of lines of a matrix, and of those of `up`, the same ones where there are none."""
+    live = n_live[:, None] & (k < width)[None, :]
+    w = tl.load(lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
+    if GATED:
+        u = tl.load(up_lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
+    else:
+        u = w
+    return w, u
+
+
+@triton.jit
+def _with_adapters(
+    total, up, b, inner, slot, rank, up_rank, part, n, n_rows, slot_stride,
+    GATED: tl.constexpr, PARTS: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """Sums of outputs n with what the adapter of the row adds to them."""
+    n_live, whole = n < n_rows, 2 * n_rows if GATED else n_rows
+    total = add_adapter(
+        total, b, inner, slot, rank, part, n, n_live, whole, slot_stride, PARTS, RANK
+    )
+    if GATED:
+        up = add_adapter(
+            up, b, inner, slot, up_rank, 1, n_rows + n, n_live, whole, slot_stride, PARTS, RANK
+        )
+    return total, up
 
 
 @triton.jit
@@ -71,10 +101,7 @@ def gemv_kernel(
         n = turned_line(n, TURN)
     lines = weight + n.to(tl.int64)[:, None] * width
     up_lines = lines + n_rows.to(tl.int64) * width
-    live = (n < n_rows)[:, None] & (k < width)[None, :]
-    w = tl.load(lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
-    if GATED:
-        u = tl.load(up_lines + k[None, :], mask=live, other=0.0, eviction_policy="evict_first")
+    w, u = _parts_of_lines(lines, up_lines, k, n < n_rows, width, GATED)
     # What other kernels wrote meanwhile must not be taken from a cache of before.
     READ: tl.constexpr = ".cg" if PARTS else ""
     if PARTS:
@@ -83,6 +110,7 @@ def gemv_kernel(
         slot = tl.load(slots)
         part = 0 if GATED else _part_of(tl.program_id(0) * BLOCK_N, PARTS, end0, end1)
         rank = tl.load(ranks + slot * rank_stride + part, mask=slot >= 0, other=0)
+        up_rank = rank
         if GATED:
             up_rank = tl.load(ranks + slot * rank_stride + 1, mask=slot >= 0, other=0)
     elif LATE:
@@ -94,8 +122,7 @@ def gemv_kernel(
         at, slot = tl.load(positions + t), tl.load(out_slots + t)
     row = tl.load(x + k, mask=k < width, other=0.0, cache_modifier=READ)
     if TURN:
-        pair = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        cos, sin = angles_of(cos_sin, at, t == 0, pair, hq, hkv, TURN)
+        cos, sin = angles_of(cos_sin, at, t == 0, hq, hkv, TURN, BLOCK_N)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
@@ -111,12 +138,7 @@ def gemv_kernel(
         if first + BLOCK_K < width:
             then = place + BLOCK_K
             row = tl.load(x + then, mask=then < width, other=0.0, cache_modifier=READ)
-            live = (n < n_rows)[:, None] & (then < width)[None, :]
-            w = tl.load(lines + then[None, :], mask=live, other=0.0, eviction_policy="evict_first")
-            if GATED:
-                u = tl.load(
-                    up_lines + then[None, :], mask=live, other=0.0, eviction_policy="evict_first"
-                )
+            w, u = _parts_of_lines(lines, up_lines, then, n < n_rows, width, GATED)
     total, up = tl.sum(acc, axis=1), tl.sum(up_acc, axis=1)
     if NORM:
         scale = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
@@ -128,23 +150,16 @@ def gemv_kernel(
     if PARTS:
         if PDL:
             gdc_wait()
-        whole = 2 * n_rows if GATED else n_rows
-        total = add_adapter(
-            total, b, inner, slot, rank, part, n, n < n_rows, whole, slot_stride, PARTS, RANK
-        )
-        if GATED:
-            up = add_adapter(
-                up, b, inner, slot, up_rank, 1, n_rows + n, n < n_rows, whole, slot_stride,
-                PARTS, RANK,
-            )  # fmt: skip
+        total, up = _with_adapters(
+            total, up, b, inner, slot, rank, up_rank, part, n, n_rows, slot_stride,
+            GATED, PARTS, RANK,
+        )  # fmt: skip
     if GATED:
         total = total / (1.0 + tl.exp(-total)) * up
     if ADD:
         total += tl.load(out + n, mask=n < n_rows, other=0.0).to(tl.float32)
     if TURN:
-        write_turned(
-            total[None, :], cos, sin, slot, t, t == 0, pair, out, k_pool, v_pool, hq, hkv, TURN
-        )
+        write_turned(total[None, :], cos, sin, slot, t, t == 0, out, k_pool, v_pool, hq, hkv, TURN)
     else:
         tl.store(out + n, total.to(out.dtype.element_ty), mask=n < n_rows)
 
@@ -183,6 +198,34 @@ def _rows_of(x, k, t, live, width):
     return tl.load(places, mask=live[None, :, None] & (k < width)[:, None, :], other=0.0)
 
 
+@triton.jit
+def _gated(total, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
+    """silu(gate) * up of outputs gate, up, gate, ..."""
+    gate, up = tl.split(tl.reshape(total, [BLOCK_T, BLOCK_N, 2]))
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@triton.jit
+def _row_squares(y):
+    """[rows] sums of the squares of y [WAYS, rows, BLOCK_K]."""
+    return tl.sum(tl.sum(y.to(tl.float32) * y.to(tl.float32), axis=2), axis=0)
+
+
+@triton.jit
+def _let_next_start(PDL: tl.constexpr, LATE: tl.constexpr, HERE: tl.constexpr):
+    """At one of the places where LATE may say so."""
+    if PDL and LATE == HERE:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def _own_outputs(n_rows, LINES: tl.constexpr, BLOCK_N: tl.constexpr):
+    """[LINES] lines of a program's outputs, gate, up, gate, ... where two make one, and which are
+    there."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES) // (LINES // BLOCK_N)
+    return n + tl.arange(0, LINES) % (LINES // BLOCK_N) * n_rows, n < n_rows
+
+
 @triton.jit(do_not_specialize=["tokens"])  # one form for all numbers of rows
 def rows_kernel(
     x, weight, bias, norm, out, scaled, squares, cos_sin, positions, out_slots, k_pool, v_pool, hq,
@@ -199,13 +242,11 @@ def rows_kernel(
     (BLOCK_K + REST_K). A way is a part of K that one warp multiplies, in the matrix units, and the
     ways are added in their order.
     """
-    if PDL and LATE == 0:
-        gdc_launch_dependents()
+    _let_next_start(PDL, LATE, 0)
     LINES: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
     n, t = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_T)
-    line = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES) // (LINES // BLOCK_N)
-    t_live, n_live, live = t < tokens, n < n_rows, line < n_rows
-    line += tl.arange(0, LINES) % (LINES // BLOCK_N) * n_rows  # gate, up, gate, ...
+    line, live = _own_outputs(n_rows, LINES, BLOCK_N)
+    t_live, n_live = t < tokens, n < n_rows
     if TURN:
         line = turned_line(line, TURN)
     k = _columns(0, WAYS, BLOCK_K)
@@ -215,8 +256,8 @@ def rows_kernel(
         v = _own_lines(weight, rest, line, live, width)
     if NORM:
         g = tl.load(norm + k, mask=k < width, other=0.0).to(tl.float32)
-        if REST_K:
-            h = tl.load(norm + rest, mask=rest < width, other=0.0).to(tl.float32)
+    if NORM and REST_K:
+        h = tl.load(norm + rest, mask=rest < width, other=0.0).to(tl.float32)
     if SCALED:
         norms = tl.load(norm + n, mask=n_live, other=0.0).to(tl.float32)
     tl.debug_barrier()  # see `_asked_for`
@@ -229,17 +270,14 @@ def rows_kernel(
             v = (v.to(tl.float32) * h[:, :, None]).to(v.dtype)
     if PDL:
         gdc_wait()
-        if LATE == 1:
-            gdc_launch_dependents()
+    _let_next_start(PDL, LATE, 1)
     if TURN:
-        at = tl.load(positions + t, mask=t_live, other=0)
-        slot = tl.load(out_slots + t, mask=t_live, other=0)
+        at, slot = places_of(positions, out_slots, t, t_live)
     y = _rows_of(x, k, t, t_live, width)
     if REST_K:
         z = _rows_of(x, rest, t, t_live, width)
     if TURN:
-        pair = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        cos, sin = angles_of(cos_sin, at, t_live, pair, hq, hkv, TURN)
+        cos, sin = angles_of(cos_sin, at, t_live, hq, hkv, TURN, BLOCK_N)
     place = t[:, None] * n_rows + n[None, :]
     here = t_live[:, None] & n_live[None, :]
     if ADD:
@@ -251,24 +289,22 @@ def rows_kernel(
     acc = dot(y, w, tl.zeros([WAYS, BLOCK_T, LINES], tl.float32), WIDE)
     if REST_K:
         acc = dot(z, v, acc, WIDE)
-    if PDL and LATE == 2:
-        gdc_launch_dependents()
+    _let_next_start(PDL, LATE, 2)
     total = tl.sum(acc, axis=0)
     if NORM:
-        whole = tl.sum(tl.sum(y.to(tl.float32) * y.to(tl.float32), axis=2), axis=0)
+        whole = _row_squares(y)
         if REST_K:
-            whole += tl.sum(tl.sum(z.to(tl.float32) * z.to(tl.float32), axis=2), axis=0)
+            whole += _row_squares(z)
         total *= (1.0 / tl.sqrt(whole / width + eps))[:, None]
     if BIAS:
         total += tl.load(bias + line, mask=live, other=0.0)[None, :]
     if GATED:
-        gate, up = tl.split(tl.reshape(total, [BLOCK_T, BLOCK_N, 2]))
-        total = gate / (1.0 + tl.exp(-gate)) * up
+        total = _gated(total, BLOCK_T, BLOCK_N)
     if ADD:
         total += before.to(tl.float32)
     result = total.to(out.dtype.element_ty)
     if TURN:
-        write_turned(total, cos, sin, slot, t, t_live, pair, out, k_pool, v_pool, hq, hkv, TURN)
+        write_turned(total, cos, sin, slot, t, t_live, out, k_pool, v_pool, hq, hkv, TURN)
     else:
         tl.store(out + place, result, mask=here)
     if SCALED:
@@ -356,15 +392,13 @@ def skinny_kernel(
     if SCALED:
         norms = tl.load(norm + n, mask=n_live, other=0.0).to(tl.float32)
     if TURN:
-        at = tl.load(positions + t, mask=t_live, other=0)
-        slot = tl.load(out_slots + t, mask=t_live, other=0)
+        at, slot = places_of(positions, out_slots, t, t_live)
     acc, up_acc = few_rows(
         x, lines, up_lines, t, t_live, n_live, width,
         GATED, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, WIDE,
     )  # fmt: skip
     if TURN:
-        pair = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        cos, sin = angles_of(cos_sin, at, t_live, pair, hq, hkv, TURN)
+        cos, sin = angles_of(cos_sin, at, t_live, hq, hkv, TURN, BLOCK_N)
     if NORMED:
         scale = 1.0 / tl.sqrt(tl.sum(square, axis=1) / width + eps)
         acc, up_acc = acc * scale[:, None], up_acc * scale[:, None]
@@ -378,7 +412,7 @@ def skinny_kernel(
         acc += before.to(tl.float32)
     result = acc.to(out.dtype.element_ty)
     if TURN:
-        write_turned(acc, cos, sin, slot, t, t_live, pair, out, k_pool, v_pool, hq, hkv, TURN)
+        write_turned(acc, cos, sin, slot, t, t_live, out, k_pool, v_pool, hq, hkv, TURN)
     else:
         tl.store(out + place, result, mask=here)
     if SCALED:

@@ -23,9 +23,23 @@ def turned_line(output, D: tl.constexpr):
 
 
 @triton.jit
-def angles_of(cos_sin, at, t_live, pair, hq, hkv, D: tl.constexpr):
-    """(cos, sin) [T, P] float32 of tokens at positions `at` [T] and pairs of outputs; 1 and 0 of
-    values, which do not turn."""
+def pairs_of(BLOCK_N: tl.constexpr):
+    """[BLOCK_N / 2] pairs of outputs of a program."""
+    return tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+
+
+@triton.jit
+def places_of(positions, out_slots, t, t_live):
+    """(position, slot) of tokens t."""
+    at = tl.load(positions + t, mask=t_live, other=0)
+    return at, tl.load(out_slots + t, mask=t_live, other=0)
+
+
+@triton.jit
+def angles_of(cos_sin, at, t_live, hq, hkv, D: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(cos, sin) [T, BLOCK_N / 2] float32 of tokens at positions `at` [T] and a program's pairs of
+    outputs; 1 and 0 of values, which do not turn."""
+    pair = pairs_of(BLOCK_N)
     turns = t_live[:, None] & (pair // (D // 2) < hq + hkv)[None, :]
     place = cos_sin + at[:, None] * D + (pair % (D // 2))[None, :]
     cos = tl.load(place, mask=turns, other=1.0)
@@ -34,12 +48,13 @@ def angles_of(cos_sin, at, t_live, pair, hq, hkv, D: tl.constexpr):
 
 @triton.jit
 def write_turned(
-    total, cos, sin, slot, t, t_live, pair, out, k_pool, v_pool, hq, hkv, D: tl.constexpr
-):
+    total, cos, sin, slot, t, t_live, out, k_pool, v_pool, hq, hkv, D: tl.constexpr
+):  # fmt: skip
     """Turn outputs [T, 2 * P] of a program: queries go to out [t, hq, D], keys and values of token
     t to its slot of the pools [slots, hkv, D]."""
     T: tl.constexpr = total.shape[0]
     P: tl.constexpr = total.shape[1] // 2
+    pair = pairs_of(total.shape[1])
     low, high = tl.split(tl.reshape(total, [T, P, 2]))
     x, y = low * cos - high * sin, high * cos + low * sin
     head, i = (pair // (D // 2))[None, :], (pair % (D // 2))[None, :]
