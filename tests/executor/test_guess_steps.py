@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.executor.build import load_model
 from branchline.runtime.executor.device_build import DeviceBuilder, DeviceSettings
 from branchline.runtime.executor.device_worker import DevicePending, DeviceWorker
-from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.models.base import Model
@@ -48,6 +46,8 @@ from tests.support.model_driver import load_tiny, tiny_llama
 CPU = torch.device("cpu")
 WIDTH, DEPTH, LEVELS, NODES = 3, 4, 6, 7
 
+pytestmark = pytest.mark.usefixtures("swift")
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ops, Model, Model]:
@@ -55,18 +55,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ops, Model, Model]
     ops = make_ops("reference")
     folder = tiny_llama(tmp_path_factory.mktemp("tiny"))
     return ops, load_tiny(folder, ops), doubtful(load_tiny(folder, ops))
-
-
-@pytest.fixture(autouse=True)
-def swift(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """On a CPU: nothing is to be compiled ahead, and many threads are slow at small tensors."""
-    if request.node.get_closest_marker("gpu"):
-        yield
-        return
-    monkeypatch.setattr(DeviceBuilder, "_warm_eager", lambda self: None)
-    monkeypatch.setattr(DeviceBuilder, "_warm_sampling", lambda self: None)
-    with torch_threads(1):
-        yield
 
 
 def doubtful(model: Model) -> Model:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from branchline.kernels.ops import Ops
 from branchline.runtime.core.drafting import MAX_GUESSES
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.executor.build import load_model
-from branchline.runtime.executor.device_build import DeviceBuilder
 from branchline.runtime.executor.device_runner import DeviceRunner
-from branchline.runtime.executor.torch_threads import torch_threads
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.models.base import Model
 from branchline.runtime.scheduler.drafts import Drafts
@@ -41,6 +38,8 @@ from tests.support.model_driver import load_tiny, tiny_llama
 CPU = torch.device("cpu")
 NODES = 7
 
+pytestmark = pytest.mark.usefixtures("swift")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ops, Model]:
@@ -60,18 +59,6 @@ def repetitive(folder: Path) -> Path:
         model.get_input_embeddings().weight[40:60] *= 3.0
     model.save_pretrained(folder / "repetitive")
     return folder / "repetitive"
-
-
-@pytest.fixture(autouse=True)
-def swift(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """On a CPU: nothing is to be compiled ahead, and many threads are slow at small tensors."""
-    if request.node.get_closest_marker("gpu"):
-        yield
-        return
-    monkeypatch.setattr(DeviceBuilder, "_warm_eager", lambda self: None)
-    monkeypatch.setattr(DeviceBuilder, "_warm_sampling", lambda self: None)
-    with torch_threads(1):
-        yield
 
 
 def scheduler_for(
