@@ -58,13 +58,13 @@ from branchline.runtime.sampling.device_sampler import DeviceSampler
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
 
 GRAPH_WORK = 4e12
-GRAPH_TOKENS = (128, 4096)
+GRAPH_TOKENS = (128, 8192)
 """Mixed steps are recorded up to this many operations on the weights, which take a device about as
 long as the host needs to launch the kernels one by one, and within these bounds of tokens."""
 
 FULL_WORK = 4 * GRAPH_WORK
-"""So are full steps up to this many: a slow host needs nearly as long, and such steps come one
-behind the other."""
+"""So are steps that fill a recording up to this many: a slow host needs nearly as long, and full
+steps come one behind the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ DECODE_STEP = 8
 FEWEST_TRUNK_ROWS = 4
 """Up to so many rows a shared trunk is read from the cache about as fast row by row."""
 
-EXTEND_TOKENS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+EXTEND_TOKENS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TREE_TOKENS = (32, 128, 512, 1024)
 """Tokens of recorded steps that are not pure decoding, without and with tree masks."""
 
@@ -125,12 +125,11 @@ def planned_shapes(most_tokens: int, largest: int, most_rows: int) -> list[StepS
 
     Args:
         most_tokens: up to which steps are recorded for the host's sake.
-        largest: tokens of one more size, of full steps, which is what long prompts are cut into;
-            0 = there is none.
+        largest: tokens of full steps, which is what long prompts are cut into; up to these steps
+            are recorded, too, if it is not 0.
     """
-    sizes = {tokens for tokens in EXTEND_TOKENS if LONG_STEP < tokens <= most_tokens}
-    if largest > LONG_STEP:
-        sizes.add(largest)
+    most = max(most_tokens, largest)
+    sizes = {tokens for tokens in (*EXTEND_TOKENS, largest) if LONG_STEP < tokens <= most}
     return [
         StepShape(tokens, rows, tokens, planned=True)
         for tokens in sorted(sizes)

@@ -218,6 +218,7 @@ def test_long_steps_over_long_contexts_replay_attention_that_is_planned() -> Non
     assert found(*[(900, 200)] * 8) == (2048, 12, True)
     assert found((3100, 3100)) == (4096, 8, True), "whatever the padding, as the host is spared"
     assert found(*[(500, 500)] * 10) is None, "too much padding for its size, however short"
+    assert found((5300, 5300)) is None and found((5400, 5400)) == (6144, 8, True)
     assert found((7100, 7100)) is None and found((7200, 7200)) == (8192, 8, True)
     assert found(*[(820, 820)] * 10) is None, "more than a full step"
     assert found((9000, 1500), (11_000, 500)) is None, "more keys than there is room for"
