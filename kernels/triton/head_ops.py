@@ -12,6 +12,7 @@ import torch
 
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import Ops
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.triton.linear import Linears, dense_of
 from branchline.kernels.weights import Weight
 
@@ -52,38 +53,20 @@ class HeadOps(Ops):
 
     def step_heads(
         self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
+        end: BlockEnd,
         weight: Weight,
         into: HeadPlaces,
-        *,
-        projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        rows, first, dense = x.shape[0], dense_of(projection), dense_of(weight)
-        if not self._linears.turns(rows, dense, into):
-            return super().step_heads(
-                x,
-                projection,
-                residual,
-                norm,
-                eps,
-                weight,
-                into,
-                projection_bias=projection_bias,
-                bias=bias,
-            )
-        if self._linears.norms(rows, dense):
-            self._linears.linear_add(x, first, residual, projection_bias)
-            return self.norm_heads(residual, norm, eps, weight, into, bias)
-        if self._linears.steps(rows, first):
-            operands = x, first, residual, norm, eps, dense, projection_bias, bias
-            return self._last_turned(self._linears.norm_step(*operands, gated=False, turn=into))
-        normed = self.add_rms_norm(self.linear(x, projection, projection_bias), residual, norm, eps)
-        return self.linear_heads(normed, weight, into, bias)
+        rows, dense, linears = end.x.shape[0], dense_of(weight), self._linears
+        if not linears.turns(rows, dense, into):
+            return super().step_heads(end, weight, into, bias)
+        if linears.norms(rows, dense):
+            linears.end_block(end)
+            return self.norm_heads(end.residual, end.norm, end.eps, weight, into, bias)
+        if linears.steps(rows, dense_of(end.projection)):
+            return self._last_turned(linears.norm_step(end, dense, bias, gated=False, turn=into))
+        return self.linear_heads(super().residual_step(end, None), weight, into, bias)
 
     def _last_turned(self, out: torch.Tensor) -> torch.Tensor:
         self._turned = ref(out)

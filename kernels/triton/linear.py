@@ -12,6 +12,7 @@ import torch
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraWeight
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.triton.launches import Launches, Stream
 from branchline.kernels.triton.lora import Inner
 from branchline.kernels.triton.tiles import READY_ROWS, is_ready, step_programs
@@ -203,29 +204,29 @@ class Linears:
         else:
             self._launches.few(x, weight, bias, residual, add=True)
 
+    def end_block(self, end: BlockEnd) -> None:
+        """`linear_add` of a block's end; its norm is left to who comes next."""
+        self.linear_add(end.x, dense_of(end.projection), end.residual, end.bias)
+
     def norm_step(
         self,
-        x: torch.Tensor,
-        projection: torch.Tensor,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
+        end: BlockEnd,
         weight: torch.Tensor,
-        projection_bias: torch.Tensor | None,
         bias: torch.Tensor | None,
         *,
         gated: bool,
         dtype: torch.dtype | None = None,
         turn: HeadPlaces | None = None,
     ) -> torch.Tensor:
-        """`residual += x @ projection.T`, and the product of its norm, maybe gated; see `steps`.
+        """`end_block`, and the product of its norm with weight [N, H], maybe gated; see `steps`.
 
         The product is of x's dtype if none is given. With `turn`, `heads` of the norm."""
+        x, projection, residual = end.x, dense_of(end.projection), end.residual
         t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
         programs = step_programs(t, projection)
         squares = torch.empty(t, programs, dtype=torch.float32, device=x.device)
-        stream = Stream(norm, torch.empty_like(residual), squares, eps)
-        self._launches.few(x, projection, projection_bias, residual, add=True, stream=stream)
+        stream = Stream(end.norm, torch.empty_like(residual), squares, end.eps)
+        self._launches.few(x, projection, end.bias, residual, add=True, stream=stream)
         if turn is None:
             out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         else:
