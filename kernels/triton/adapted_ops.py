@@ -36,7 +36,7 @@ class AdaptedOps(Ops):
     _linears: Linears
     _adapters: Adapters
     _products: AdaptedProducts
-    _turned: ReferenceType[torch.Tensor] | None
+    _rotated: ReferenceType[torch.Tensor] | None
     """The queries that were rotated last; see `attend`."""
 
     def _few(self, rows: int) -> bool:
@@ -95,7 +95,7 @@ class AdaptedOps(Ops):
     def adapted_rope_write(self, heads: LoraProduct, into: HeadPlaces) -> torch.Tensor:
         made = heads.left if isinstance(heads.left, Inner) else None
         out = write_heads(self._gpu, heads.y, into, made=made)
-        self._turned = ref(out)
+        self._rotated = ref(out)
         return out
 
     def adapted_step(

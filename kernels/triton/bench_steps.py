@@ -93,7 +93,7 @@ class DecodeStep:
         return BlockEnd(x, projection, residual, self.norm, 1e-5)
 
     def into(self, layer: int) -> HeadPlaces:
-        """How heads are turned, and where keys and values of a layer go."""
+        """How heads are rotated, and where keys and values of a layer go."""
         keys, values = self.pools[layer].unbind(0)
         norm, at = self.head_norm, self.positions
         several = len(self.ids) > self.rows

@@ -31,8 +31,8 @@ of that one adds all of them up. Steps with 2,000 and more of them took 5 % long
 _LARGE_STREAM = 6 << 20
 """Elements of a stream from which on the library adds to it: of smaller ones a norm finds what the
 product wrote in the cache, and the library's addition takes longer than the norm's."""
-_TURNED = 12 << 20
-"""Elements of the largest matrix whose product turns its heads."""
+_ROTATED = 12 << 20
+"""Elements of the largest matrix whose product rotates its heads."""
 
 
 def dense_of(weight: Weight) -> torch.Tensor:
@@ -85,8 +85,8 @@ class Linears:
         """Whether silu(gate) * up is part of the product for so many rows."""
         return rows <= _FEW and not self._deterministic
 
-    def turns(self, rows: int, weight: torch.Tensor, into: HeadPlaces) -> bool:
-        """Whether heads are turned and written by the product of so many rows with this matrix.
+    def rotates(self, rows: int, weight: torch.Tensor, into: HeadPlaces) -> bool:
+        """Whether heads are rotated and written by the product of so many rows with this matrix.
 
         A norm over a head would want the whole head in one program, and those are too few. Large
         matrices take longer to read in such an order than a kernel takes.
@@ -94,15 +94,15 @@ class Linears:
         if self._deterministic or into.q_norm is not None or into.k_norm is not None:
             return False
         few = rows <= (_FEW if into.several else READY_ROWS)
-        return few and weight.numel() <= _TURNED
+        return few and weight.numel() <= _ROTATED
 
     def heads(
         self, x: torch.Tensor, weight: torch.Tensor, into: HeadPlaces, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """See `Ops.linear_heads`, and `turns`."""
+        """See `Ops.linear_heads`, and `rotates`."""
         out = queries(x, weight, into)
         run = self._launches.one if x.shape[0] == 1 else self._launches.few
-        run(x, weight, bias, out, turn=into)
+        run(x, weight, bias, out, into=into)
         return out
 
     def linear(
@@ -138,17 +138,17 @@ class Linears:
         *,
         gated: bool,
         dtype: torch.dtype | None = None,
-        turn: HeadPlaces | None = None,
+        into: HeadPlaces | None = None,
     ) -> torch.Tensor:
         """linear(rms_norm(x)), maybe gated, of x's dtype if none is given; see `norms`. With
-        `turn`, which is for x's dtype, `heads` of it."""
+        `into`, which is for x's dtype, `heads` of it."""
         t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
-        if turn is None:
+        if into is None:
             out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         else:
-            out = queries(x, weight, turn)
+            out = queries(x, weight, into)
         run = self._launches.one if t == 1 else self._launches.ready
-        run(x, weight, bias, out, norm=norm, eps=eps, gated=gated, turn=turn)
+        run(x, weight, bias, out, norm=norm, eps=eps, gated=gated, into=into)
         return out
 
     def gated_linear(
@@ -216,22 +216,22 @@ class Linears:
         *,
         gated: bool,
         dtype: torch.dtype | None = None,
-        turn: HeadPlaces | None = None,
+        into: HeadPlaces | None = None,
     ) -> torch.Tensor:
         """`end_block`, and the product of its norm with weight [N, H], maybe gated; see `steps`.
 
-        The product is of x's dtype if none is given. With `turn`, `heads` of the norm."""
+        The product is of x's dtype if none is given. With `into`, `heads` of the norm."""
         x, projection, residual = end.x, dense_of(end.projection), end.residual
         t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
         programs = step_programs(t, projection)
         squares = torch.empty(t, programs, dtype=torch.float32, device=x.device)
         stream = Stream(end.norm, torch.empty_like(residual), squares, end.eps)
         self._launches.few(x, projection, end.bias, residual, add=True, stream=stream)
-        if turn is None:
+        if into is None:
             out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         else:
-            out = queries(x, weight, turn)
-        self._launches.few(stream.scaled, weight, bias, out, gated=gated, stream=stream, turn=turn)
+            out = queries(x, weight, into)
+        self._launches.few(stream.scaled, weight, bias, out, gated=gated, stream=stream, into=into)
         return out
 
 
@@ -246,6 +246,6 @@ def check_outputs(adapters: LoraWeight, weight: torch.Tensor, gated: bool) -> No
 
 
 def queries(x: torch.Tensor, weight: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
-    """Memory for the queries [t, hq, d] of a product that turns heads."""
+    """Memory for the queries [t, hq, d] of a product that rotates heads."""
     _, hkv, d = into.k_pool.shape
     return x.new_empty(x.shape[0], weight.shape[0] // d - 2 * hkv, d)

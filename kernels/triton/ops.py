@@ -78,7 +78,7 @@ class TritonOps(DraftOps, HeadOps, AdaptedOps, TritonBeam, TritonLookup, Samplin
         self._linears = Linears(self._gpu, deterministic)
         self._adapters = Adapters(self._gpu, deterministic)
         self._products = AdaptedProducts(self._gpu, self._adapters)
-        self._turned = None
+        self._rotated = None
 
     def prepare(self, weight: Weight) -> Weight:
         """The weight as a dense matrix of `dtype` on the device."""
@@ -172,7 +172,7 @@ class TritonOps(DraftOps, HeadOps, AdaptedOps, TritonBeam, TritonLookup, Samplin
 
     def write_heads(self, qkv: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
         out = write_heads(self._gpu, qkv, into)
-        self._turned = ref(out)
+        self._rotated = ref(out)
         return out
 
     def paged_attention(
@@ -183,8 +183,10 @@ class TritonOps(DraftOps, HeadOps, AdaptedOps, TritonBeam, TritonLookup, Samplin
         meta: AttentionMeta,
         scale: float,
     ) -> torch.Tensor:
-        turned = self._turned is not None and q is self._turned()
-        return attend(self._gpu, q, k_pool, v_pool, meta, scale, self.deterministic, turned=turned)
+        rotated = self._rotated is not None and q is self._rotated()
+        return attend(
+            self._gpu, q, k_pool, v_pool, meta, scale, self.deterministic, rotated=rotated
+        )
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         t, width = gate_up.shape[0], gate_up.shape[1] // 2
