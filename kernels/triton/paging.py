@@ -1,6 +1,6 @@
 """Slots of whole rows end to end, for libraries that want a list of pages.
 
-Invariant: the list is made on the device from the slot table; the host gives its lengths.
+Invariant: the list is made on the device, from the slot table as it is when its turn comes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ def slots_kernel(slot_table, rows, indptr, out, context, BLOCK: tl.constexpr):
 
 
 def slots_of_rows(
-    slot_table: torch.Tensor, rows: torch.Tensor, indptr: torch.Tensor, lens: torch.Tensor
-) -> torch.Tensor:
-    """Slots of the first lens[i] tokens of each row, one row after the other: int32 [sum].
+    slot_table: torch.Tensor,
+    rows: torch.Tensor,
+    indptr: torch.Tensor,
+    out: torch.Tensor,
+    longest: int,
+) -> None:
+    """Write the slots of the first tokens of each row, one row after the other.
 
     Args:
         slot_table: [max_rows, max_ctx] int32.
         rows: [b] int32 on the device, rows of the table.
-        indptr: [b + 1] int32 on the device, where each row begins in the result.
-        lens: [b] int32 on the host.
+        indptr: [b + 1] int32 on the device, where each row begins in `out`, and their end.
+        out: [n] int32, n at least that end.
+        longest: of the rows, or more.
     """
-    out = torch.empty(int(lens.sum()), dtype=torch.int32, device=slot_table.device)
-    if len(out):
-        slots_kernel[(len(lens), triton.cdiv(int(lens.max()), 1024))](
+    if len(rows) and longest:
+        slots_kernel[(len(rows), triton.cdiv(longest, 1024))](
             slot_table, rows, indptr, out, slot_table.stride(0), BLOCK=1024, **plain_launch(4)
         )
-    return out

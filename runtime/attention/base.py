@@ -64,6 +64,11 @@ class AttentionBackend(Protocol):
         """Recorded steps of rows of one token find out which slots the rows begin with in common;
         what they find changes how long they take and not what they give."""
 
+    @property
+    def most_planned_keys(self) -> int:
+        """Keys of all rows at most of a recorded step that is planned on the host; 0 = a recorded
+        step is never planned there."""
+
     def supports(self, needs: AttentionNeeds) -> Support:
         """Whether `forward` gives right results for such a model and pool."""
 
@@ -98,12 +103,15 @@ class AttentionBackend(Protocol):
             [t, heads * head_dim] in q's dtype.
         """
 
-    def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> AttentionPlan:
+    def init_graph(
+        self, meta: AttentionMeta, *, trunks: bool = True, planned: bool = False
+    ) -> AttentionPlan:
         """A plan over buffers that stay in place; `meta` has the sizes of the largest step.
 
         Args:
             trunks: rows may share the slots they begin with. False is the runner's word that none
                 do, in any step that is replayed.
+            planned: plan each step on the host, where `most_planned_keys` says that it can be.
         """
 
     def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
@@ -124,6 +132,7 @@ class OpsAttention:
     """
 
     finds_trunks = False
+    most_planned_keys = 0
 
     def plan(self, meta: AttentionMeta) -> OpsPlan:
         """As for a graph that replays this step alone."""
@@ -146,7 +155,9 @@ class OpsAttention:
         """See `AttentionBackend.forward`."""
         return ops.paged_attention(q, k_pool, v_pool, plan.meta, scale)
 
-    def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> OpsPlan:
+    def init_graph(
+        self, meta: AttentionMeta, *, trunks: bool = True, planned: bool = False
+    ) -> OpsPlan:
         """Wraps the graph's own buffers."""
         return OpsPlan(meta)
 

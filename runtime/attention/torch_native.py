@@ -48,6 +48,7 @@ class TorchAttention:
 
     name = "torch_native"
     finds_trunks = False
+    most_planned_keys = 0
 
     def supports(self, needs: AttentionNeeds) -> Support:
         """Everything, run eagerly."""
@@ -78,7 +79,9 @@ class TorchAttention:
     def begin(self, plan: AttentionPlan) -> None:
         """Nothing is derived."""
 
-    def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> TorchPlan:
+    def init_graph(
+        self, meta: AttentionMeta, *, trunks: bool = True, planned: bool = False
+    ) -> TorchPlan:
         """A plan without rows; `plan_replay` gives it some."""
         return TorchPlan(meta, [])
 

@@ -50,7 +50,9 @@ class TritonAttention(OpsAttention):
             )
         return Support(True)
 
-    def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> OpsPlan:
+    def init_graph(
+        self, meta: AttentionMeta, *, trunks: bool = True, planned: bool = False
+    ) -> OpsPlan:
         """Wraps the graph's own buffers; room for the trunks beside them."""
         lens, rows = meta.host_extend_lens, meta.rows.shape[0]
         single = lens is not None and len(lens) > 0 and int(lens.max()) <= 1

@@ -36,6 +36,7 @@ from branchline.runtime.executor.device_graphs import (
     decode_sizes,
     extend_shapes,
     padded,
+    planned_shapes,
     row_sizes,
     trunk_sizes,
     verify_shapes,
@@ -57,9 +58,13 @@ from branchline.runtime.sampling.device_sampler import DeviceSampler
 from branchline.runtime.sampling.sampling_batch import RowSampling, SamplingBatch
 
 GRAPH_WORK = 4e12
-GRAPH_TOKENS = (128, 4096)
+GRAPH_TOKENS = (128, 8192)
 """Mixed steps are recorded up to this many operations on the weights, which take a device about as
 long as the host needs to launch the kernels one by one, and within these bounds of tokens."""
+
+FULL_WORK = 4 * GRAPH_WORK
+"""So are steps that fill a recording up to this many: a slow host needs nearly as long, and full
+steps come one behind the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +151,7 @@ class DeviceBuilder:
             DeviceStream(device),
             max_tokens=settings.max_step_tokens,
             max_rows=settings.max_rows,
-            graph_tokens=self._graph_tokens(),
+            graph_tokens=max(self._graph_tokens(), self._full_tokens()),
             draft=self._draft(pool),
             adapter_slots=settings.adapter_slots,
             lookup=lookup,
@@ -155,13 +160,25 @@ class DeviceBuilder:
             self._runner.choice = self._runner.recorded_choice()
 
     def _graph_tokens(self) -> int:
+        """Tokens of the largest step that is recorded for the host's sake."""
+        least, most = GRAPH_TOKENS
+        settings = self._settings
+        work = min(self._tokens_of(GRAPH_WORK), most)
+        return min(max(least, work), settings.slot_width, settings.max_step_tokens)
+
+    def _full_tokens(self) -> int:
+        """Tokens of a full step, if it is recorded, else 0."""
+        full = self._settings.max_step_tokens
+        planned = self._settings.graphs and self.attention.most_planned_keys
+        # at least two rows of padding are full of slots when it is recorded
+        most = min(self._tokens_of(FULL_WORK), 2 * self._settings.slot_width)
+        return full if planned and full <= most else 0
+
+    def _tokens_of(self, work: float) -> int:
+        """Tokens that take so many operations on the weights."""
         report = self._model.memory_report()
         wide = 2 if report.kinds.get("bfloat16") else 4
-        weights = (report.attention + report.mlp) / wide
-        least, most = GRAPH_TOKENS
-        work = int(GRAPH_WORK / 2 / max(weights, 1))
-        settings = self._settings
-        return min(max(least, min(work, most)), settings.slot_width, settings.max_step_tokens)
+        return int(work / 2 / max((report.attention + report.mlp) / wide, 1))
 
     def free_bytes(self) -> int:
         """Memory left for the cache once the largest step has what it needs."""
@@ -305,6 +322,8 @@ class DeviceBuilder:
             shapes += extend_shapes(most, most_rows, adapted=adapted)
             if self._settings.guesses:
                 shapes += verify_shapes(most, most_rows, adapted=adapted)
+        if self.attention.most_planned_keys:
+            shapes += planned_shapes(self._graph_tokens(), self._full_tokens(), most_rows)
         # of the same size those without adapters first, should memory end
         shapes.sort(key=lambda shape: (-shape.tokens, shape.adapted))
         self._record_all("cuda_graphs", [partial(self._runner.graphs.record, s) for s in shapes])

@@ -25,7 +25,7 @@ DECODE_STEP = 8
 FEWEST_TRUNK_ROWS = 4
 """Up to so many rows a shared trunk is read from the cache about as fast row by row."""
 
-EXTEND_TOKENS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+EXTEND_TOKENS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TREE_TOKENS = (32, 128, 512, 1024)
 """Tokens of recorded steps that are not pure decoding, without and with tree masks."""
 
@@ -42,8 +42,12 @@ ROW_SIZES = (8, 72)
 
 LONG_STEP = 1024
 SHORT_CONTEXT = 512
-"""Longer steps than this are replayed where a token sees at most so many tokens on average: beyond,
-attention that is planned on the host gains more than replaying does."""
+"""Of longer steps than this, whose tokens see more tokens than so many on average, attention gains
+more by being planned on the host than that takes."""
+
+LEAST_FILLED = 7 / 8
+"""Of a recording of more tokens than the host needs to be spared the launches of: padding would
+take the device longer than launching takes the host."""
 
 TOKEN_STEP = 64
 """Steps that are not recorded have a multiple of this many tokens, so that few sizes occur."""
@@ -113,6 +117,23 @@ def extend_shapes(most_tokens: int, most_rows: int, *, adapted: bool = False) ->
         for tokens in sizes
         if tokens <= most_tokens
         for rows in row_sizes(tokens, most_rows)
+    ]
+
+
+def planned_shapes(most_tokens: int, largest: int, most_rows: int) -> list[StepShape]:
+    """Shapes for steps of many tokens whose attention is planned on the host.
+
+    Args:
+        most_tokens: up to which steps are recorded for the host's sake.
+        largest: tokens of full steps, which is what long prompts are cut into; up to these steps
+            are recorded, too, if it is not 0.
+    """
+    most = max(most_tokens, largest)
+    sizes = {tokens for tokens in (*EXTEND_TOKENS, largest) if LONG_STEP < tokens <= most}
+    return [
+        StepShape(tokens, rows, tokens, planned=True)
+        for tokens in sorted(sizes)
+        for rows in sorted({min(ROW_SIZES[0], most_rows + 1), most_rows + 1})
     ]
 
 
@@ -204,7 +225,7 @@ class DeviceGraphs:
         tensors = self._buffers.views(shape)
         with self._stream:
             meta = self._buffers.load(idle_step(shape), tensors)
-            plan = self._attention.init_graph(meta, trunks=shape.trunks)
+            plan = self._attention.init_graph(meta, trunks=shape.trunks, planned=shape.planned)
             self._attention.plan_replay(plan, meta)
             replay = self._recorder.record(lambda: self._forward(shape, tensors, plan))
         graph = _Graph(tensors, plan, replay)
@@ -231,12 +252,28 @@ class DeviceGraphs:
             return next((g for (a, size), g in sizes if a == adapted and size >= rows), None)
         if not self._buffers.fits(plan):
             return None
-        if tokens > LONG_STEP:
+        if tokens > LONG_STEP and self._attention.most_planned_keys and plan.tree is None:
+            spared = max((s.tokens for s in self._extend if not s.planned), default=0)
             seen = int(np.dot(plan.extend_lens.astype(np.int64), plan.seq_lens.astype(np.int64)))
-            if seen > SHORT_CONTEXT * tokens:
-                return None
+            if tokens > spared or seen > SHORT_CONTEXT * tokens:
+                return self._planned(plan, spared)
         found = _smallest(self._verify, plan) if _checks_guesses(plan) else None
         return found or _smallest(self._extend, plan)
+
+    def _planned(self, plan: ScheduleBatch, spared: int) -> _Graph | None:
+        """The recording that holds a step of many tokens and whose attention is planned, if it is
+        worth the padding.
+
+        Args:
+            spared: tokens up to which launches take the host longer than padding the device.
+        """
+        found = _smallest(self._extend, plan, planned=True)
+        if found is None:
+            return None
+        tokens = found.tensors.shape.tokens
+        keys = int(plan.seq_lens.sum(dtype=np.int64)) + tokens - plan.num_tokens
+        worth = tokens <= spared or plan.num_tokens >= LEAST_FILLED * tokens
+        return found if worth and keys <= self._attention.most_planned_keys else None
 
     def replay(
         self, graph: _Graph, plan: ScheduleBatch, loaded: Callable[[StepTensors], None]
@@ -256,12 +293,14 @@ def _in_order(graphs: dict[StepShape, _Graph]) -> dict[StepShape, _Graph]:
     return {shape: graphs[shape] for shape in sorted(graphs, key=lambda s: (s.tokens, s.rows))}
 
 
-def _smallest(graphs: dict[StepShape, _Graph], plan: ScheduleBatch) -> _Graph | None:
+def _smallest(
+    graphs: dict[StepShape, _Graph], plan: ScheduleBatch, *, planned: bool = False
+) -> _Graph | None:
     """The first of ascending sizes that holds a step and is of its kind."""
-    kind = plan.adapter_slots is not None, plan.tree is not None
+    kind = plan.adapter_slots is not None, plan.tree is not None, planned
     for shape, graph in graphs.items():
         fits = shape.tokens >= plan.num_tokens and shape.rows > len(plan.rows)
-        if fits and (shape.adapted, shape.tree) == kind:
+        if fits and (shape.adapted, shape.tree, shape.planned) == kind:
             return graph
     return None
 

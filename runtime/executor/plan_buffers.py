@@ -51,6 +51,7 @@ class StepShape:
         verify: the logits of every token and its most likely id are wanted.
         adapted: some row has an adapter.
         trunks: of decoding, rows may begin with the same slots.
+        planned: of a recorded step of many tokens, the host plans its attention.
     """
 
     tokens: int
@@ -61,6 +62,7 @@ class StepShape:
     verify: bool = False
     adapted: bool = False
     trunks: bool = False
+    planned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,19 @@
-"""What steps with guesses brought that were thought to pay. Knows nothing of decisions."""
+"""What may be lost by guessing, and what steps with guesses brought that were thought to pay.
+
+Law: batches of one kind of size spend shares of their own time. Knows nothing of decisions.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from branchline.runtime.scheduler.step_costs import Budget
+
+TRIED = 0.01
+"""Share of the time that may be lost by trying what does not seem to pay."""
+
+ASKED = 0.01
+"""Share of the time that may be lost by asking rows of which none promises anything."""
 
 COOL = (16, 1024)
 """Steps for which a row that guesses do not help beside others is left alone: at first, and at
@@ -32,3 +43,20 @@ class Outcome:
         fade = 0.97
         self.plain, self.took = fade * self.plain + plain, fade * self.took + took
         self.steps = fade * self.steps + 1.0
+
+
+@dataclass(slots=True)
+class Allowance:
+    """Of batches of one kind of size.
+
+    Attributes:
+        tried: what may be lost by tries.
+        trusted: by guesses that were thought to pay.
+        asked: by asking in vain.
+        outcome: of guesses that were thought to pay.
+    """
+
+    tried: Budget = field(default_factory=lambda: Budget(TRIED))
+    trusted: Budget = field(default_factory=lambda: Budget(TRIED))
+    asked: Budget = field(default_factory=lambda: Budget(ASKED))
+    outcome: Outcome = field(default_factory=Outcome)

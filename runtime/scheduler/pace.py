@@ -21,15 +21,9 @@ from branchline.runtime.scheduler.acceptance import (
     guesses_made,
     rungs_up_to,
 )
-from branchline.runtime.scheduler.outcomes import COOL, Outcome
-from branchline.runtime.scheduler.step_costs import Budget, Costs, Usual
+from branchline.runtime.scheduler.outcomes import ASKED, COOL, Allowance, Outcome
+from branchline.runtime.scheduler.step_costs import Costs, Usual
 from branchline.runtime.scheduler.stretches import Stretches
-
-TRIED = 0.01
-"""Share of the time that may be lost by trying what does not seem to pay."""
-
-ASKED = 0.01
-"""Share of the time that may be lost by asking rows of which none promises anything."""
 
 SAVED = 5.0, 4.0
 """Plain steps' time of either that is saved up at most, with many rows and with few. Of the latter
@@ -147,14 +141,13 @@ class Pace:
     ) -> None:
         self._most, self._limit, self._filled, self._told = most, limit, filled, told
         self._costs = Costs(filled=filled and not priced)
-        self._tried, self._trusted, self._asked = Budget(TRIED), Budget(TRIED), Budget(ASKED)
+        self._few, self._many = Allowance(), Allowance()  # up to FEW rows, and more
         self._in_vain = Usual()  # seconds that were lost by asking in vain
         self._rows = Rows(rungs_up_to(most, filled=filled), COOL[0])
         self._rungs = self._rows.rungs
         self._decision = Decision(0, 0)
         self._decided_for = 0
         self._step = 0
-        self._outcome = Outcome()
         self._brought = 0  # guesses kept since the last step was told of
         self._lost = 0.0  # times that what the next step loses counts as tried
         self._stretches = Stretches()
@@ -179,7 +172,7 @@ class Pace:
     @property
     def _plain_every(self) -> int:
         """See `PLAIN_EVERY`."""
-        found = self._outcome
+        found = self._allowed(self._decided_for).outcome
         return PLAIN_EVERY[found.steps > HELD and found.plain > SURELY * found.took]
 
     # -- what is told ------------------------------------------------------------------------------
@@ -218,16 +211,17 @@ class Pace:
             return
         saved, few = _saved(rows, plain), plain * SAVED[1] / rows
         passed = stretches.passed(seconds)
-        for budget in (self._tried, self._trusted):
+        allowed = self._allowed(rows)
+        for budget in (allowed.tried, allowed.trusted):
             budget.earn(passed, saved, first=few)
-        self._asked.earn(passed, plain)
+        allowed.asked.earn(passed, plain)
         if queued:
             stretches.early = min(max(0.0, seconds - plain), PAUSE * plain)
         if not guessed and not first:
             if asked_s > 0.0:
                 # A single step tells little. It may be held up longer than it took to ask.
                 self._in_vain.add(min(seconds - plain, HELD_UP * asked_s) / rows)
-                self._asked.spend(max(0.0, self._in_vain.value * rows))
+                allowed.asked.spend(max(0.0, self._in_vain.value * rows))
             return
         took = plain + (self._costs.extra(rows, guesses) or 0.0) + PAUSE * plain
         took = min(seconds, took) + (early if guessed else 0.0)
@@ -235,7 +229,7 @@ class Pace:
         if guessed and asked_s > 0.0 and (decision or self._decision).usual is None:
             # what asking brings may be spent on it
             ids = 1.0 + brought / rows
-            self._asked.earn(max(0.0, plain * ids - took) / ASKED, plain)
+            allowed.asked.earn(max(0.0, plain * ids - took) / ASKED, plain)
 
     def _spend(
         self,
@@ -248,18 +242,18 @@ class Pace:
         guessed: bool,
     ) -> None:
         """A step of a run, or the plain one behind it, took so long with all that belongs to it."""
-        ids = 1.0 + brought / rows
+        ids, tried = 1.0 + brought / rows, self._allowed(rows).tried
         if decision.usual is not None:
             lost = took - decision.usual * ids
             if rows > FEW:
                 lost = max(0.0, lost) * decision.dear
-            self._tried.spend(lost)  # a run's steps that win make up for those that lose
-            if decision is self._decision and self._tried.wait(0.0, 0.0) > 0.0:
+            tried.spend(lost)  # a run's steps that win make up for those that lose
+            if decision is self._decision and tried.wait(0.0, 0.0) > 0.0:
                 decision.steps = 0
         elif guessed or not self._lost:
             self._watch(rows, plain * ids, took)
         else:  # the end of what was tried
-            self._tried.spend(max(0.0, took - plain) * self._lost)
+            tried.spend(max(0.0, took - plain) * self._lost)
         self._lost = 0.0 if decision.usual is None else decision.dear
 
     def asked(self, rows: int) -> None:
@@ -284,7 +278,7 @@ class Pace:
         """Steps for which rows are not asked, since it would most likely be in vain."""
         if not self._in_vain.weight:
             return 0
-        wait = self._asked.wait(self._in_vain.value * rows, plain)
+        wait = self._allowed(rows).asked.wait(self._in_vain.value * rows, plain)
         return min(round(wait / plain), RESTED[-1])
 
     def checked(self, name: str, asked: int, path: Sequence[int], proposed: int) -> None:
@@ -309,14 +303,15 @@ class Pace:
     def _watch(self, rows: int, plain: float, took: float) -> None:
         """Guesses that were thought to pay have been made; where they do not, none are for a
         while, which is the longer the more often it happens."""
-        found = self._outcome
+        allowed = self._allowed(rows)
+        found = allowed.outcome
         found.add(plain, took)
         if found.steps < 2.0 + 8.0 / rows:
             return
         if found.plain < WORTH * found.took:
-            self._trusted.spend(max(0.0, found.took - found.plain))
+            allowed.trusted.spend(max(0.0, found.took - found.plain))
             until, patience = self._step + found.patience, min(2 * found.patience, COOL[1])
-            self._outcome = Outcome(until=until, patience=patience)
+            allowed.outcome = Outcome(until=until, patience=patience)
             self._decision = Decision(0, 0)
         elif found.plain > GAIN * found.took:
             found.patience = COOL[0]
@@ -409,11 +404,15 @@ class Pace:
         best, promise = self._best(willing, rows, plain, self._beyond(rows))
         enough = GAIN if self._stretches.run == 0 else WORTH
         untried = self._costs.tries(rows) < 0.9 * FIRST_TRIES
-        free = self._outcome.until <= self._step and self._trusted.wait(0.0, 0.0) == 0.0
+        allowed = self._allowed(rows)
+        free = allowed.outcome.until <= self._step and allowed.trusted.wait(0.0, 0.0) == 0.0
         if not untried and promise >= enough and free:
             self._go_on(best, willing, rows, plain, promise)
         else:
             self._try_a_few(known, rows, plain)
+
+    def _allowed(self, rows: int) -> Allowance:
+        return self._few if rows <= FEW else self._many
 
     def _beyond(self, rows: int) -> int:
         """Guesses of a step that may be decided on."""
@@ -457,7 +456,8 @@ class Pace:
         self._decision = Decision(best, HELD if known else FIRST_TRIES)
         place = self._rungs.index(best) + 2
         more = self._rungs[min(place, len(self._rungs) - 1)]
-        due = self._stretches.since_more >= MORE_EVERY and self._tried.wait(0.0, 0.0) == 0.0
+        due = self._stretches.since_more >= MORE_EVERY
+        due = due and self._allowed(rows).tried.wait(0.0, 0.0) == 0.0
         if due and more > best and more * count <= self._limit:
             self._stretches.since_more = 0
             self._decision = Decision(more, 3, usual=plain / promise)
@@ -484,7 +484,7 @@ class Pace:
             place = known[0].others.rung_of(k)
             kept = gains_of(known[:count])[place]
             cost = max(0.0, extra + self._costs.edges(rows) - plain * kept / rows)
-        wait = self._tried.wait(cost, saved) / plain
+        wait = self._allowed(rows).tried.wait(cost, saved) / plain
         if wait > 0.0 or (rows > FEW and self._step < self._untold):
             self._rest(rows, min(max(round(wait), HELD), RESTED[rows > FEW]))
             return

@@ -54,6 +54,7 @@ class Subject:
         return torch.randn(tokens, self.heads, self.dim, device="cuda").bfloat16()
 
     def attend(self, q: torch.Tensor, plan: AttentionPlan, scale: float) -> torch.Tensor:
+        self.backend.begin(plan)
         return self.backend.forward(self.ops, q, *self.pools, plan, scale)
 
     def error(self, got: torch.Tensor, q: torch.Tensor, step: Step, scale: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from branchline.bench.programs import programs
 from branchline.bench.shapes import SHAPES, words
 from branchline.runtime.bench.adapters import adapters
-from branchline.runtime.bench.offline import offline
+from branchline.runtime.bench.offline import offline, run_workload
 from branchline.runtime.bench.processes import processes
 from branchline.runtime.bench.scheduler import scheduler
+from branchline.runtime.bench.workloads import Workload
+from branchline.runtime.engine import Engine
 from branchline.runtime.errors import InvalidRequest
 from tests.support.tiny_engine import write_tiny_model
 
@@ -40,6 +43,16 @@ def test_offline_reports_every_run(default_model: Path) -> None:
     assert line["out_tok"] == 128
     assert len(line["all_s"]) == 1
     assert line["cpu_s"] > 0
+
+
+def test_what_is_timed_begins_when_the_prompts_are_there(default_model: Path) -> None:
+    def make(round_: int) -> tuple[list[list[int]], list[int]]:
+        time.sleep(0.5)
+        return [[5 + round_, 6, 7]], [1]
+
+    with Engine(str(default_model), kv_tokens=512, context_length=128) as engine:
+        series = run_workload(engine, Workload("slow to make", "", make), 2)
+    assert len(series.wall) == 2 and max(series.wall) < 0.4
 
 
 def test_workload_beyond_the_context_is_said_and_not_run(default_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,24 @@ def test_every_kind_of_request_runs(default_model: Path) -> None:
     assert len(penal.token_ids) <= 16
     assert info["scheduler"]["failed"] == 0
     assert any(d["setting"] == "cuda_graphs" for d in info["decisions"])
+
+
+def test_long_prompts_are_attended_alike_however_it_is_planned(default_model: Path) -> None:
+    """Recordings that FlashInfer plans, steps too long for one, and chunks behind others, beside
+    rows that decode; up to the rounding of bfloat16."""
+    text = " ".join(PROMPTS)
+    prompts = [text * times for times in (45, 60, 140, 200)]  # 1,500 to 7,500 tokens
+    settings: dict[str, Any] = {"kv_tokens": 60_000, "context_length": 8192}
+
+    def scored(**changes: Any) -> list[float]:
+        engine = Engine(str(default_model), device="cuda", **settings, **changes)
+        with engine, ThreadPoolExecutor(1) as beside:
+            decoding = beside.submit(outputs, engine, PROMPTS, 200)
+            found = [engine.score(p, [" The", " water"]).token_logprobs for p in prompts]
+            assert all(len(result.token_ids) == 200 for result in decoding.result())
+        return [value for one in found for choice in one for value in choice]
+
+    wanted = scored(attention_backend="triton")
+    for most in (8192, 1600):
+        found = scored(attention_backend="flashinfer", max_step_tokens=most)
+        assert found == pytest.approx(wanted, rel=0.02, abs=0.15)

@@ -18,6 +18,7 @@ from branchline.runtime.executor.device_graphs import (
     Outputs,
     decode_sizes,
     idle_step,
+    planned_shapes,
     trunk_sizes,
     verify_shapes,
 )
@@ -152,9 +153,11 @@ def test_rows_that_may_share_trunks_are_replayed_where_trunks_are_looked_for() -
     asked: list[bool] = []
 
     class Asked(CpuAttention):
-        def init_graph(self, meta: AttentionMeta, *, trunks: bool = True) -> OpsPlan:
+        def init_graph(
+            self, meta: AttentionMeta, *, trunks: bool = True, planned: bool = False
+        ) -> OpsPlan:
             asked.append(trunks)
-            return super().init_graph(meta, trunks=trunks)
+            return super().init_graph(meta, trunks=trunks, planned=planned)
 
     made = DeviceGraphs(buffers, Asked(), forward, stream, Recorder(stream))
     for rows, trunks in ((40, False), (24, True), (16, False), (8, True), (4, False)):
@@ -173,6 +176,56 @@ def test_rows_that_may_share_trunks_are_replayed_where_trunks_are_looked_for() -
     assert found(4, trunks=True) == (4, False)
     assert found(30, trunks=True) == (40, False)
     assert made.find(decoding(41, trunks=True)) is None
+
+
+def extending(lens: list[tuple[int, int]]) -> ScheduleBatch:
+    """A step of rows of (seq_len, extend_len)."""
+    plan = idle_step(SHAPE)
+    plan.mode = ForwardMode.EXTEND
+    plan.rows = np.arange(len(lens), dtype=np.int32)
+    plan.seq_lens, plan.extend_lens = np.array(lens, dtype=np.int32).T
+    plan.input_ids = np.zeros(int(plan.extend_lens.sum()), dtype=np.int32)
+    return plan
+
+
+def test_long_steps_over_long_contexts_replay_attention_that_is_planned() -> None:
+    tables = DeviceTables(20, 4096, 4096, torch.device("cpu"))
+    stream = DeviceStream(torch.device("cpu"))
+    sizes = {"tokens": 8192, "rows": 16, "samples": 64, "tree_words": 64}
+    buffers = PlanBuffers(tables, **sizes, stream=stream)
+
+    class Planning(CpuAttention):
+        most_planned_keys = 20_000
+
+    def recorded(attention: CpuAttention) -> Callable[..., tuple[int, int, bool] | None]:
+        made = DeviceGraphs(buffers, attention, Forward(0), stream, Recorder(stream))
+        for tokens in (1024, 2048, 4096):
+            made.record(StepShape(tokens, 9, tokens))
+        for shape in planned_shapes(4096, 8192, 11):
+            made.record(shape)
+
+        def found(*lens: tuple[int, int]) -> tuple[int, int, bool] | None:
+            graph = made.find(extending(list(lens)))
+            shape = None if graph is None else graph.tensors.shape
+            return None if shape is None else (shape.tokens, shape.rows, shape.planned)
+
+        return found
+
+    found = recorded(Planning())
+    assert found((1000, 1000)) == (1024, 9, False), "short: planning takes longer than it gains"
+    assert found(*[(400, 400)] * 4) == (2048, 9, False), "short contexts"
+    assert found((1600, 1600)) == (2048, 8, True)
+    assert found(*[(900, 200)] * 8) == (2048, 12, True)
+    assert found((3100, 3100)) == (4096, 8, True), "whatever the padding, as the host is spared"
+    assert found(*[(500, 500)] * 10) is None, "too much padding for its size, however short"
+    assert found((5300, 5300)) is None and found((5400, 5400)) == (6144, 8, True)
+    assert found((7100, 7100)) is None and found((7200, 7200)) == (8192, 8, True)
+    assert found(*[(820, 820)] * 10) is None, "more than a full step"
+    assert found((9000, 1500), (11_000, 500)) is None, "more keys than there is room for"
+
+    alike = recorded(CpuAttention())
+    assert alike((3100, 3100)) == (4096, 9, False), "nothing is gained by planning"
+    assert alike((7200, 7200)) is None
 
 
 @pytest.mark.parametrize("most", [1, 4, 5, 8, 9, 31, 100, 256, 300])

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from branchline.runtime.scheduler.pace import ASKED, LIKELY, Pace
+from branchline.runtime.scheduler.outcomes import ASKED
+from branchline.runtime.scheduler.pace import LIKELY, Pace
 from branchline.runtime.scheduler.step_costs import Costs, bucket
 
 Time = Callable[[int, int], float]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from branchline.runtime.scheduler.pace import TRIED, Decision, Pace
+from branchline.runtime.scheduler.outcomes import TRIED
+from branchline.runtime.scheduler.pace import Decision, Pace
 
 PLAIN, CYCLE, EDGES, MORE = 0.48e-3, 0.94e-3, 1.2e-3, 0.19e-3
 """Seconds of a plain step and of a guessed one of one row, of a run beside them, and of a step that
@@ -260,3 +261,15 @@ def test_few_are_made_where_each_costs_something(seed: int) -> None:
     assert speed(device, 0.75) > 1.0
     guessed = {k: n for k, n in device.steps.items() if k}
     assert sum(n for k, n in guessed.items() if k <= 15) > 0.85 * sum(guessed.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_large_batches_lost_does_not_keep_one_output_waiting(seed: int) -> None:
+    """Nor the other way round: each spends shares of its own time."""
+    device = Device(seed)
+    for _ in range(6):
+        device.run(0.1, rows=64)
+    device.run(0.85)
+    device.steps.clear()
+    assert device.run(0.85) > 1.3
+    assert sum(n for k, n in device.steps.items() if k) > 0.6 * device.steps.total()
