@@ -166,9 +166,25 @@ SHOWN = ("decode1", "decode64", "shared256", "json32")
 """The workloads whose figures the README has."""
 
 
+def date_of(page: str, heading: str) -> str:
+    """The first date below a heading: that of its figures.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = re.search(r"\d{1,2} [A-Z]\w+ \d{4}", page.partition(f"\n## {heading}\n")[2])
+    if found is None:
+        raise ValueError(f"no date below ## {heading}")
+    return found[0]
+
+
 def readme_table(page: str) -> str:
     """Some rows of both shapes, beside the faster peer of each."""
     lines = [
+        "One H100 80GB, random weights in bf16 of the shapes of Llama-3.1-8B and Qwen3-0.6B,",
+        f"{date_of(page, 'One H100')}, median of 3 (`branchline bench offline --workload gpu`);",
+        "beside it the faster of vLLM 0.24 and SGLang 0.5.15 on the same token ids:",
+        "",
         "| workload, seconds | 8B | faster peer | 0.6B | faster peer |",
         "|---|---|---|---|---|",
     ]
@@ -184,6 +200,20 @@ def readme_table(page: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def readme_cpu(page: str) -> str:
+    """What the default model does on two threads of a CPU, in a sentence."""
+    rows = table(page, "cpu")
+    ours = next(cells for label, cells in rows.items() if label.startswith("**branchline"))
+    decode, first, *_, start, megabytes = (
+        shown(cell.rpartition(" / ")[2]) for cell in ours.values()
+    )
+    return (
+        f"On 2 cores of a CPU the default model (4-bit file) decodes {decode} tokens/s, has the\n"
+        f"first token of 1,024 after {first} s, starts in {start} s and takes at most {megabytes}\n"
+        f"MB ({date_of(page, 'CPU')}, `branchline bench offline --threads 2`, `bench start`).\n"
+    )
+
+
 def readme(text: str, page: str) -> str:
     """The README with its figures as the page has them.
 
@@ -194,7 +224,7 @@ def readme(text: str, page: str) -> str:
     _, ended, after = rest.partition(END)
     if not found or not ended:
         raise ValueError("README.md has no place for figures")
-    return f"{before}{BEGIN}\n\n{readme_table(page)}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{readme_table(page)}\n{readme_cpu(page)}\n{END}{after}"
 
 
 def of_page(name: str) -> str:

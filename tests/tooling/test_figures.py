@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = """\
 # Figures
 
+## One H100
+
+Measured on 3 May 2027.
+
 <!-- table: offline-8b -->
 
 | 8B | vLLM | SGLang | branchline | target |
@@ -28,6 +32,17 @@ PAGE = """\
 |---|---|---|---|---|
 | decode1: 1 × 128 → 256 | 0.4 | 0.3 | 0.2 | 0.25 |
 | json32: 32 → JSON | 0.9 | 0.8 | 0.1 | free32 |
+
+## CPU
+
+Peers, May 2026; branchline 4 May 2027.
+
+<!-- table: cpu -->
+
+| engine | decode 1T / 2T | TTFT 1T / 2T | 16 at once | prefix | start | peak MB |
+|---|---|---|---|---|---|---|
+| **branchline 0.1.0** | 10 (2 %) / 20 (1 %) | 2.5 (3 %) / 1.5 (0 %) | 1 / 2 | 3 / 4 | 1.9 | 641 |
+| other | 1 / 2 | 3 / 4 | 5 / 6 | 7 / 8 | 9 | 10 |
 """
 
 
@@ -73,6 +88,11 @@ def test_the_readme_has_the_faster_peer_and_leaves_the_rest_alone(figures: Modul
     new = figures.readme(text, PAGE)
     assert "| 1 × 128 → 256 | 0.5 | 1.0 | 0.2 | 0.3 |\n" in new
     assert "| 32 → JSON | 1.0 | 1.25 | 0.1 | 0.8 |\n" in new
+    assert (
+        "decodes 20 tokens/s" in new
+        and "after 1.5 s, starts in 1.9 s and takes at most 641\nMB" in new
+    )
+    assert "3 May 2027, median" in new and "(4 May 2027, " in new
     assert new.startswith("before\n") and new.endswith("\nafter\n") and "old" not in new
     assert figures.readme(new, PAGE) == new
 
