@@ -32,7 +32,7 @@ from branchline.kernels.triton.tiles import (
 )
 from branchline.kernels.triton.tuning import Device, power_of_two
 
-__all__ = ["Launches", "Stream", "check_product"]
+__all__ = ["Launches", "Product", "Stream", "check_product"]
 
 _FEWEST = 2
 """Rows of one token each up to which attention starts late behind a product that rotates heads."""
@@ -52,8 +52,34 @@ class Stream(NamedTuple):
     eps: float
 
 
+class Product(NamedTuple):
+    """x times weight, plus bias.
+
+    Attributes:
+        x: [t, K].
+        weight: [N, K].
+        bias: [N] float32.
+        out: [t, N], or with `gated` [t, N / 2]; with `into` queries [t, hq, d].
+        gated: the weight holds gate and up, the result is silu(gate) * up.
+        add: the result is added to what is in `out`.
+        into: the result is heads, which are rotated; keys and values are written.
+    """
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    out: torch.Tensor
+    gated: bool = False
+    add: bool = False
+    into: HeadPlaces | None = None
+
+    def sizes(self) -> tuple[int, int]:
+        """(outputs, columns), checked."""
+        return check_product(self.x, self.weight, self.out, self.gated, self.into)
+
+
 class Launches:
-    """Of the kernels of products on one device. x [t, K] times weight [N, K] goes to `out`.
+    """Of the kernels of products on one device.
 
     Args:
         gpu: facts of the device.
@@ -64,20 +90,15 @@ class Launches:
 
     def ready(
         self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
+        product: Product,
         *,
         norm: torch.Tensor | None = None,
         eps: float = 0.0,
-        add: bool = False,
-        gated: bool = False,
         stream: Stream | None = None,
-        into: HeadPlaces | None = None,
     ) -> None:
         """With `stream` it is the first product of a `norm_step`."""
-        n, k = check_product(x, weight, out, gated, into)
+        x, weight, bias, out, gated, add, into = product
+        n, k = product.sizes()
         block_n, ways = ready_tile(weight.numel(), k, gated)
         block_k, rest_k = cut_width(k, ways)
         norms = weight if norm is None else norm
@@ -111,19 +132,15 @@ class Launches:
 
     def one(
         self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
+        product: Product,
         *,
         norm: torch.Tensor | None = None,
         eps: float = 0.0,
-        add: bool = False,
-        gated: bool = False,
         made: Inner | None = None,
-        into: HeadPlaces | None = None,
     ) -> None:
-        n, k = check_product(x, weight, out, gated, into)
+        """Of one row, with its adapter if there is `made`."""
+        x, weight, bias, out, gated, add, into = product
+        n, k = product.sizes()
         block_n, block_k, warps = gemv_tile(n, k)
         gemv_kernel[(triton.cdiv(n, block_n),)](
             x,
@@ -148,23 +165,13 @@ class Launches:
             **self._gpu.launch(warps),
         )
 
-    def few(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
-        *,
-        gated: bool = False,
-        add: bool = False,
-        stream: Stream | None = None,
-        into: HeadPlaces | None = None,
-    ) -> None:
+    def few(self, product: Product, *, stream: Stream | None = None) -> None:
         """With `stream` it is the first product of a `norm_step` where it adds, else the second."""
+        x, weight, bias, out, gated, add, into = product
         if (stream is None or add) and is_ready(x.shape[0], weight):
-            self.ready(x, weight, bias, out, add=add, gated=gated, stream=stream, into=into)
+            self.ready(product, stream=stream)
             return
-        t, (n, k) = x.shape[0], check_product(x, weight, out, gated, into)
+        t, (n, k) = x.shape[0], product.sizes()
         block_n, block_k, stages, warps = skinny_tile(t, n, gated)
         block_k = block_k * 2 // x.element_size()
         if triton.cdiv(n, block_n) > self._gpu.processors:
@@ -198,13 +205,9 @@ class Launches:
             **self._gpu.launch(warps, stages),
         )
 
-    def fixed(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
-    ) -> None:
+    def fixed(self, product: Product) -> None:
+        """Of any number of rows, in one order of sums; neither gated nor added."""
+        x, weight, bias, out, *_ = product
         t, (n, k) = x.shape[0], weight.shape
         fixed_kernel[(triton.cdiv(t, 64), triton.cdiv(n, 64))](
             x,

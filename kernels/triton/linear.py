@@ -13,7 +13,7 @@ from branchline.kernels.errors import KernelInputError
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraWeight
 from branchline.kernels.stream import BlockEnd
-from branchline.kernels.triton.launches import Launches, Stream
+from branchline.kernels.triton.launches import Launches, Product, Stream
 from branchline.kernels.triton.lora import Inner
 from branchline.kernels.triton.tiles import READY_ROWS, is_ready, step_programs
 from branchline.kernels.triton.tuning import Device
@@ -101,8 +101,7 @@ class Linears:
     ) -> torch.Tensor:
         """See `Ops.linear_heads`, and `rotates`."""
         out = queries(x, weight, into)
-        run = self._launches.one if x.shape[0] == 1 else self._launches.few
-        run(x, weight, bias, out, into=into)
+        self._few(Product(x, weight, bias, out, into=into))
         return out
 
     def linear(
@@ -116,9 +115,8 @@ class Linears:
         t, n = x.shape[0], weight.shape[0]
         if self._deterministic or t <= _FEW:
             out = torch.empty(t, n, dtype=dtype, device=x.device)
-            few = self._launches.one if t == 1 else self._launches.few
-            run = self._launches.fixed if self._deterministic else few
-            run(x, weight, bias, out)
+            run = self._launches.fixed if self._deterministic else self._few
+            run(Product(x, weight, bias, out))
             return out
         if dtype == x.dtype:
             return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(dtype))
@@ -127,6 +125,10 @@ class Linears:
         else:
             wide = x.to(dtype) @ weight.t().to(dtype)
         return wide if bias is None else wide + bias
+
+    def _few(self, product: Product) -> None:
+        """Of so few rows that our kernels take them."""
+        (self._launches.one if product.x.shape[0] == 1 else self._launches.few)(product)
 
     def norm_linear(
         self,
@@ -148,7 +150,7 @@ class Linears:
         else:
             out = queries(x, weight, into)
         run = self._launches.one if t == 1 else self._launches.ready
-        run(x, weight, bias, out, norm=norm, eps=eps, gated=gated, into=into)
+        run(Product(x, weight, bias, out, gated, into=into), norm=norm, eps=eps)
         return out
 
     def gated_linear(
@@ -156,10 +158,7 @@ class Linears:
     ) -> torch.Tensor:
         """silu_mul(linear(x)) of a few rows."""
         out = torch.empty(x.shape[0], weight.shape[0] // 2, dtype=x.dtype, device=x.device)
-        if x.shape[0] == 1:
-            self._launches.one(x, weight, bias, out, gated=True)
-        else:
-            self._launches.few(x, weight, bias, out, gated=True)
+        self._few(Product(x, weight, bias, out, gated=True))
         return out
 
     def adapts(self, rows: int, parts: Sequence[int]) -> bool:
@@ -183,7 +182,7 @@ class Linears:
             1, weight.shape[0] // 2 if gated else weight.shape[0], dtype=x.dtype, device=x.device
         )
         check_outputs(made.weight, weight, gated)
-        self._launches.one(x, weight, bias, out, gated=gated, made=made)
+        self._launches.one(Product(x, weight, bias, out, gated), made=made)
         return out
 
     def linear_add(
@@ -199,10 +198,8 @@ class Linears:
                 residual.addmm_(x, weight.t())
             else:
                 residual.add_(self.linear(x, weight, bias, x.dtype))
-        elif x.shape[0] == 1:
-            self._launches.one(x, weight, bias, residual, add=True)
         else:
-            self._launches.few(x, weight, bias, residual, add=True)
+            self._few(Product(x, weight, bias, residual, add=True))
 
     def end_block(self, end: BlockEnd) -> None:
         """`linear_add` of a block's end; its norm is left to who comes next."""
@@ -226,12 +223,13 @@ class Linears:
         programs = step_programs(t, projection)
         squares = torch.empty(t, programs, dtype=torch.float32, device=x.device)
         stream = Stream(end.norm, torch.empty_like(residual), squares, end.eps)
-        self._launches.few(x, projection, end.bias, residual, add=True, stream=stream)
+        self._launches.few(Product(x, projection, end.bias, residual, add=True), stream=stream)
         if into is None:
             out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         else:
             out = queries(x, weight, into)
-        self._launches.few(stream.scaled, weight, bias, out, gated=gated, stream=stream, into=into)
+        product = Product(stream.scaled, weight, bias, out, gated, into=into)
+        self._launches.few(product, stream=stream)
         return out
 
 
