@@ -22,6 +22,7 @@ from branchline.kernels.cpu.binding import Runner, load_library
 from branchline.kernels.cpu.graph import CpuGraph, GraphInputs, GraphLimits
 from branchline.kernels.cpu.memory import huge_empty
 from branchline.kernels.cpu.native_ops import NativeOps
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import Ops
 from branchline.kernels.testing import random_quantized, random_step
 from branchline.kernels.weights import DenseWeight, Q4_1Weight, Q8_0Weight, Weight
@@ -92,9 +93,8 @@ class SyntheticModel:
         residual = ops.embedding(x.input_ids, self._embed)
         y = ops.rms_norm(residual, self._norm, 1e-5)
         for (qkv, out, gate_up, down), (k, v) in zip(self._layers, self._pools, strict=True):
-            q = ops.qk_norm_rope_write(
-                ops.linear(y, qkv), self._cos_sin, x.positions, k, v, x.out_slots
-            )
+            into = HeadPlaces(self._cos_sin, x.positions, k, v, x.out_slots)
+            q = ops.write_heads(ops.linear(y, qkv), into)
             y = ops.linear(ops.paged_attention(q, k, v, x.meta, self.shape.head**-0.5), out)
             y = ops.add_rms_norm(y, residual, self._norm, 1e-5)
             y = ops.linear(ops.silu_mul(ops.linear(y, gate_up)), down)

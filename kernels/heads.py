@@ -11,7 +11,7 @@ __all__ = ["HeadPlaces"]
 
 @dataclass(frozen=True)
 class HeadPlaces:
-    """Of a step's t tokens: how their heads are turned, and where keys and values are written.
+    """Of a step's t tokens: how their heads are rotated, and where keys and values are written.
 
     Attributes:
         cos_sin: [ctx, d] float32, cos of the d/2 angles then their sin, by position.

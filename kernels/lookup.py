@@ -58,7 +58,7 @@ class LookupOps(ABC):
 
     @abstractmethod
     def plant_chains(
-        self, check: Check, told: torch.Tensor, known: SlotRows, matches: Matches, most: int
+        self, check: Check, last_known: torch.Tensor, known: SlotRows, matches: Matches, most: int
     ) -> None:
         """Make what followed the place that was found for each row the candidates of its row of the
         step, one behind the other, as many as there are places; where that runs into the row's own
@@ -70,8 +70,8 @@ class LookupOps(ABC):
 
         Args:
             check: at least `firsts`, rows, tree_lens, tree_offsets and extend_start are there.
-            told: int32 [b], position of each row's last known token; -1 = as many are computed as
-                `SlotRows.lengths` tells.
+            last_known: int32 [b], position of each row's last known token; -1 = as many are
+                computed as `SlotRows.lengths` tells.
             most: candidates of a row at most.
         """
 

@@ -18,6 +18,7 @@ import torch
 from branchline.kernels.attention_meta import AttentionMeta
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraBatch, LoraOps, LoraProduct, LoraWeight
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.weights import Weight
 
 __all__ = ["AttentionMeta", "Ops"]
@@ -153,76 +154,66 @@ class Ops(LoraOps, ABC):
 
     def residual_step(
         self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
+        end: BlockEnd,
         weight: Weight | None,
         *,
         gated: bool = False,
-        projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """From the end of one block to the start of the next, through the residual stream.
 
-        `residual += linear(x, projection)` in place, then the norm of the sum, then `weight`.
-        A backend may fuse what it likes; this is what they all compute.
+        What `BlockEnd` says, then `weight`. A backend may fuse what it likes; this is what they all
+        compute.
 
         Args:
-            x: [t, K].
-            projection: [H, K].
-            residual: [t, H], changed.
-            norm: [H] weight of the norm.
-            eps: of the norm.
+            end: of the block; its residual stream is changed.
             weight: [N, H]; None = the result is the norm itself.
             gated: `weight` holds gate and up, the result is silu_mul of the product.
-            projection_bias: [H] float32.
             bias: [N] float32.
 
         Returns:
             [t, N], or with `gated` [t, N / 2], or without `weight` [t, H].
         """
-        y = self.linear(x, projection, projection_bias)
-        normed = self.add_rms_norm(y, residual, norm, eps)
+        y = self.linear(end.x, end.projection, end.bias)
+        normed = self.add_rms_norm(y, end.residual, end.norm, end.eps)
+        return self._begun(normed, weight, bias, gated)
+
+    def _begun(
+        self, normed: torch.Tensor, weight: Weight | None, bias: torch.Tensor | None, gated: bool
+    ) -> torch.Tensor:
+        """The first product of a block, if there is one."""
         if weight is None:
             return normed
         return (self.gated_linear if gated else self.linear)(normed, weight, bias)
 
-    def head_step(
-        self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
-        head: Weight,
-    ) -> torch.Tensor:
+    def head_step(self, end: BlockEnd, head: Weight) -> torch.Tensor:
         """The logits behind a last block: `residual_step` up to the norm, then `head`.
 
-        x [t, K], projection [H, K], residual [t, H], changed; head [N, H] -> [t, N].
+        head [N, H] -> [t, N].
         """
-        return self.head(self.residual_step(x, projection, residual, norm, eps, None), head)
+        return self.head(self.residual_step(end, None), head)
 
+    @abstractmethod
     def write_heads(self, qkv: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
-        """`qk_norm_rope_write`. qkv [t, (hq + 2 * hkv) * d] -> queries [t, hq, d]."""
-        return self.qk_norm_rope_write(
-            qkv,
-            into.cos_sin,
-            into.positions,
-            into.k_pool,
-            into.v_pool,
-            into.out_slots,
-            q_norm=into.q_norm,
-            k_norm=into.k_norm,
-            eps=into.eps,
-        )
+        """Optional per-head RMS norm and rotary embedding of q and k; k and v go to the pools.
+
+        Rotary embedding (Su et al., 2021) of the half-split kind: dimension i turns with i + d/2.
+
+        Args:
+            qkv: [t, (hq + 2 * hkv) * d], query, key and value heads one after the other.
+            into: norms, angles and places; its pools are changed.
+
+        Returns:
+            [t, hq, d], the queries.
+        """
 
     def linear_heads(
         self, x: torch.Tensor, weight: Weight, into: HeadPlaces, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The heads of linear(x), turned and written; one op so that a backend can end the product
-        with it. x [t, K], weight [(hq + 2 * hkv) * d, K] -> queries [t, hq, d]."""
+        """`write_heads` of linear(x); one op so that a backend can end the product with it.
+
+        x [t, K], weight [(hq + 2 * hkv) * d, K] -> queries [t, hq, d].
+        """
         return self.write_heads(self.linear(x, weight, bias), into)
 
     def norm_heads(
@@ -239,32 +230,16 @@ class Ops(LoraOps, ABC):
 
     def step_heads(
         self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
+        end: BlockEnd,
         weight: Weight,
         into: HeadPlaces,
-        *,
-        projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The way into the heads of the next layer: `residual_step`, turned and written.
+        """The way into the heads of the next layer: `residual_step`, then `write_heads`.
 
-        Arguments are those of `residual_step` and `linear_heads`; queries [t, hq, d].
+        weight [(hq + 2 * hkv) * d, H] -> queries [t, hq, d].
         """
-        heads = self.residual_step(
-            x,
-            projection,
-            residual,
-            norm,
-            eps,
-            weight,
-            projection_bias=projection_bias,
-            bias=bias,
-        )
-        return self.write_heads(heads, into)
+        return self.write_heads(self.residual_step(end, weight, bias=bias), into)
 
     def adapted_linear(
         self,
@@ -316,73 +291,33 @@ class Ops(LoraOps, ABC):
 
     def adapted_step(
         self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
+        end: BlockEnd,
         weight: Weight | None,
         lora: LoraBatch,
         projection_lora: LoraWeight | None,
         *,
         weight_lora: LoraWeight | None = None,
         gated: bool = False,
-        projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`residual_step` with adapters on both products.
 
         Args:
             lora: slots of the t tokens.
-            projection_lora: of `projection`; None = no adapter changes it.
+            projection_lora: of the block's projection; None = no adapter changes it.
             weight_lora: of `weight`, applied to the norm's result, before the gate.
 
         Other arguments and the result are those of `residual_step`; rows of the base model get the
         same bits as there where the backend is deterministic.
         """
         if projection_lora is None:
-            y = self.linear(x, projection, projection_bias)
+            y = self.linear(end.x, end.projection, end.bias)
         else:
-            y = self.adapted_linear(x, projection, projection_lora, lora, projection_bias)
-        normed = self.add_rms_norm(y, residual, norm, eps)
-        if weight is None:
-            return normed
-        if weight_lora is None:
-            return (self.gated_linear if gated else self.linear)(normed, weight, bias)
+            y = self.adapted_linear(end.x, end.projection, projection_lora, lora, end.bias)
+        normed = self.add_rms_norm(y, end.residual, end.norm, end.eps)
+        if weight is None or weight_lora is None:
+            return self._begun(normed, weight, bias, gated)
         return self.adapted_linear(normed, weight, weight_lora, lora, bias, gated=gated)
-
-    @abstractmethod
-    def qk_norm_rope_write(
-        self,
-        qkv: torch.Tensor,
-        cos_sin: torch.Tensor,
-        positions: torch.Tensor,
-        k_pool: torch.Tensor,
-        v_pool: torch.Tensor,
-        out_slots: torch.Tensor,
-        *,
-        q_norm: torch.Tensor | None = None,
-        k_norm: torch.Tensor | None = None,
-        eps: float = 1e-6,
-    ) -> torch.Tensor:
-        """Optional per-head RMS norm and rotary embedding of q and k; k and v go to the pools.
-
-        Rotary embedding (Su et al., 2021) of the half-split kind: dimension i turns with i + d/2.
-
-        Args:
-            qkv: [t, (hq + 2 * hkv) * d], query, key and value heads one after the other.
-            cos_sin: [ctx, d] float32, cos of the d/2 angles then their sin, by position.
-            positions: [t] int64 in [0, ctx).
-            k_pool: [num_slots, hkv, d] float32 or bfloat16; slots `out_slots` are overwritten.
-            v_pool: like k_pool.
-            out_slots: [t] int32.
-            q_norm: [d] weight of the norm over each query head, or None for no norm.
-            k_norm: [d] likewise for keys.
-            eps: of the norms.
-
-        Returns:
-            [t, hq, d], the queries.
-        """
 
     @abstractmethod
     def paged_attention(

@@ -1,7 +1,8 @@
-"""Write the generated pages of docs/ and examples of the web page; `--check`: are they current?
+"""Write what is generated of the documents and of the web page; `--check`: is it current?
 
 configuration.md comes from runtime/config, routes.md from runtime/server, structured_output.md from
-the tables in runtime/grammar, the examples from the programs in page_examples.py.
+the tables in runtime/grammar, the examples from the programs in page_examples.py, the pictures
+and the README's table of figures from docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import figures
 import metrics_page
 import page_examples
 import route_tables
@@ -65,6 +67,7 @@ PAGES: dict[str, Callable[[], str]] = {
         f"runtime/server/page/example-{name}.json": partial(page_examples.example, name)
         for name in page_examples.EXAMPLES
     },
+    **{name: partial(figures.of_page, name) for name in figures.FILES},
 }
 
 

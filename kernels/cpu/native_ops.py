@@ -13,6 +13,7 @@ import torch
 from branchline.kernels.cpu.binding import Format, Kind, NativeOp, Runner
 from branchline.kernels.cpu.memory import HugeArena
 from branchline.kernels.errors import KernelInputError
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.weights import DenseWeight, PanelWeight, Q4_1Weight, Q8_0Weight, Weight
@@ -199,32 +200,21 @@ class NativeOpsBase(Ops):
         operands = [x, y, weight.a, weight.b, lora.slots, weight.ranks, weight.scales, ends]
         self._emit(Kind.LORA, y, [*operands], (width, k, rank, parts, form, *strides))
 
-    def qk_norm_rope_write(
-        self,
-        qkv: torch.Tensor,
-        cos_sin: torch.Tensor,
-        positions: torch.Tensor,
-        k_pool: torch.Tensor,
-        v_pool: torch.Tensor,
-        out_slots: torch.Tensor,
-        *,
-        q_norm: torch.Tensor | None = None,
-        k_norm: torch.Tensor | None = None,
-        eps: float = 1e-6,
-    ) -> torch.Tensor:
-        hkv, d, bf16 = _check_pools(k_pool, v_pool)
+    def write_heads(self, qkv: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
+        hkv, d, bf16 = _check_pools(into.k_pool, into.v_pool)
         t, width = qkv.shape
         hq = width // d - 2 * hkv
         _check("qkv", qkv, torch.float32, t, (hq + 2 * hkv) * d)
-        _check("cos_sin", cos_sin, torch.float32, None, d)
-        _check("positions", positions, torch.int64, t)
-        _check("out_slots", out_slots, torch.int32, t)
-        for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
+        _check("cos_sin", into.cos_sin, torch.float32, None, d)
+        _check("positions", into.positions, torch.int64, t)
+        _check("out_slots", into.out_slots, torch.int32, t)
+        for name, norm in (("q_norm", into.q_norm), ("k_norm", into.k_norm)):
             if norm is not None:
                 _check(name, norm, torch.float32, d)
         out = self._new(qkv, torch.float32, hq, d)
-        operands = [qkv, cos_sin, positions, k_pool, v_pool, out_slots, q_norm, k_norm, out]
-        self._emit(Kind.ROPE, qkv, operands, (hq, hkv, d, bf16), (eps,))
+        places = into.cos_sin, into.positions, into.k_pool, into.v_pool, into.out_slots
+        operands = [qkv, *places, into.q_norm, into.k_norm, out]
+        self._emit(Kind.ROPE, qkv, operands, (hq, hkv, d, bf16), (into.eps,))
         return out
 
     def paged_attention(

@@ -12,12 +12,12 @@ class ReferenceLookup(LookupOps):
     """Row by row."""
 
     def plant_chains(
-        self, check: Check, told: torch.Tensor, known: SlotRows, matches: Matches, most: int
+        self, check: Check, last_known: torch.Tensor, known: SlotRows, matches: Matches, most: int
     ) -> None:
         for at, first in enumerate(check.firsts.tolist()):
             if first < 0:
                 continue
-            row, n, last = int(check.rows[at]), int(check.tree_lens[at]), int(told[at])
+            row, n, last = int(check.rows[at]), int(check.tree_lens[at]), int(last_known[at])
             last = int(known.lengths[row]) if last < 0 else last
             end = int(matches.ends[row]) if int(matches.lengths[row]) == last + 1 else 0
             _plant(check, at, known, last, _following(known.tokens[row], end, last, n))

@@ -6,6 +6,7 @@ backends are compared with these. Used for real only where no faster backend exi
 
 import torch
 
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.reference.beam import ReferenceBeam
 from branchline.kernels.reference.lookup import ReferenceLookup
@@ -89,31 +90,19 @@ class ReferenceOps(ReferenceBeam, ReferenceLookup, Ops, SamplingOps):
             out = x @ dense.T.to(x.dtype)
         return out if bias is None else out + bias.to(out.dtype)
 
-    def qk_norm_rope_write(
-        self,
-        qkv: torch.Tensor,
-        cos_sin: torch.Tensor,
-        positions: torch.Tensor,
-        k_pool: torch.Tensor,
-        v_pool: torch.Tensor,
-        out_slots: torch.Tensor,
-        *,
-        q_norm: torch.Tensor | None = None,
-        k_norm: torch.Tensor | None = None,
-        eps: float = 1e-6,
-    ) -> torch.Tensor:
-        t, (_, hkv, d) = qkv.shape[0], k_pool.shape
+    def write_heads(self, qkv: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
+        t, (_, hkv, d) = qkv.shape[0], into.k_pool.shape
         hq = qkv.shape[1] // d - 2 * hkv
         heads = qkv.reshape(t, hq + 2 * hkv, d)
         q, k, v = torch.split(heads, [hq, hkv, hkv], dim=1)
-        if q_norm is not None:
-            q = _norm(q, q_norm, eps)
-        if k_norm is not None:
-            k = _norm(k, k_norm, eps)
-        cos, sin = cos_sin[positions][:, None, :].float().chunk(2, dim=-1)
-        slots = out_slots.long()
-        k_pool[slots] = _rotate(k, cos, sin).to(k_pool.dtype)
-        v_pool[slots] = v.to(v_pool.dtype)
+        if into.q_norm is not None:
+            q = _norm(q, into.q_norm, into.eps)
+        if into.k_norm is not None:
+            k = _norm(k, into.k_norm, into.eps)
+        cos, sin = into.cos_sin[into.positions][:, None, :].float().chunk(2, dim=-1)
+        slots = into.out_slots.long()
+        into.k_pool[slots] = _rotate(k, cos, sin).to(into.k_pool.dtype)
+        into.v_pool[slots] = v.to(into.v_pool.dtype)
         return _rotate(q, cos, sin)
 
     def paged_attention(

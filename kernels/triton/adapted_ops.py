@@ -15,6 +15,7 @@ import torch
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraBatch, LoraProduct, LoraWeight
 from branchline.kernels.ops import Ops
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.triton.adapted import AdaptedProducts
 from branchline.kernels.triton.linear import Linears, dense_of
 from branchline.kernels.triton.lora import Adapters, Inner
@@ -35,7 +36,7 @@ class AdaptedOps(Ops):
     _linears: Linears
     _adapters: Adapters
     _products: AdaptedProducts
-    _turned: ReferenceType[torch.Tensor] | None
+    _rotated: ReferenceType[torch.Tensor] | None
     """The queries that were rotated last; see `attend`."""
 
     def _few(self, rows: int) -> bool:
@@ -94,50 +95,26 @@ class AdaptedOps(Ops):
     def adapted_rope_write(self, heads: LoraProduct, into: HeadPlaces) -> torch.Tensor:
         made = heads.left if isinstance(heads.left, Inner) else None
         out = write_heads(self._gpu, heads.y, into, made=made)
-        self._turned = ref(out)
+        self._rotated = ref(out)
         return out
 
     def adapted_step(
         self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
+        end: BlockEnd,
         weight: Weight | None,
         lora: LoraBatch,
         projection_lora: LoraWeight | None,
         *,
         weight_lora: LoraWeight | None = None,
         gated: bool = False,
-        projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if projection_lora is None or not self._adapters.sums(*residual.shape):
-            return super().adapted_step(
-                x,
-                projection,
-                residual,
-                norm,
-                eps,
-                weight,
-                lora,
-                projection_lora,
-                weight_lora=weight_lora,
-                gated=gated,
-                projection_bias=projection_bias,
-                bias=bias,
-            )
-        y, made = self._products.product(
-            x,
-            dense_of(projection),
-            projection_bias,
-            projection_lora,
-            lora,
-        )
-        normed = self._adapters.norm(y, made, residual, norm, eps)
-        if weight is None:
-            return normed
-        if weight_lora is None:
-            return (self.gated_linear if gated else self.linear)(normed, weight, bias)
+        if projection_lora is None or not self._adapters.sums(*end.residual.shape):
+            operands = end, weight, lora, projection_lora
+            return super().adapted_step(*operands, weight_lora=weight_lora, gated=gated, bias=bias)
+        projection = dense_of(end.projection)
+        y, made = self._products.product(end.x, projection, end.bias, projection_lora, lora)
+        normed = self._adapters.norm(y, made, end.residual, end.norm, end.eps)
+        if weight is None or weight_lora is None:
+            return self._begun(normed, weight, bias, gated)
         return self.adapted_linear(normed, weight, weight_lora, lora, bias, gated=gated)

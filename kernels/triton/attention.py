@@ -6,7 +6,7 @@ Invariant: the choice is made from what the host knows (shapes, and the lengths 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,7 +14,7 @@ import triton
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.triton.attention_kernels import decode_kernel, extend_kernel
-from branchline.kernels.triton.rope import turns_late
+from branchline.kernels.triton.rope import starts_late
 from branchline.kernels.triton.trunk_kernels import (
     first_difference_kernel,
     trunk_kernel,
@@ -53,6 +53,17 @@ SHORTEST_TRUNK = 256
 """Keys below which a trunk is not worth the joining."""
 
 
+class _Step(NamedTuple):
+    """Operands of `Ops.paged_attention`, and where its result goes: out [t, hq * d]."""
+
+    q: torch.Tensor
+    k_pool: torch.Tensor
+    v_pool: torch.Tensor
+    meta: AttentionMeta
+    scale: float
+    out: torch.Tensor
+
+
 def attend(
     gpu: Device,
     q: torch.Tensor,
@@ -62,15 +73,15 @@ def attend(
     scale: float,
     deterministic: bool,
     *,
-    turned: bool = False,
+    rotated: bool = False,
 ) -> torch.Tensor:
     """See `Ops.paged_attention`. With `deterministic`, one kernel serves all rows, uncut.
 
     Args:
-        turned: q comes of `write_heads`: what else the kernels read is older, but for new keys, and
-            may be read before that has ended.
+        rotated: q comes of `write_heads`: what else the kernels read is older, but for new keys,
+            and may be read before that has ended.
     """
-    early = turned and turns_late(q.shape[0])
+    early = rotated and starts_late(q.shape[0])
     t, hq, d = q.shape
     hkv = k_pool.shape[1]
     if hq % hkv:
@@ -78,12 +89,13 @@ def attend(
     out = q.new_empty(t, hq * d)
     if t == 0:
         return out
+    step = _Step(q, k_pool, v_pool, meta, scale, out)
     if not deterministic and meta.tree_lens is None and _longest_extend(meta) <= 1:
-        _decode(gpu, q, k_pool, v_pool, meta, scale, out, early)
+        _decode(gpu, step, early)
     elif not deterministic and _few_tokens(gpu, meta, t, hkv):
-        _verify(gpu, q, k_pool, v_pool, meta, scale, out, early)
+        _verify(gpu, step, early)
     else:
-        _extend(gpu, q, k_pool, v_pool, meta, scale, out, small=deterministic)
+        _extend(gpu, step, small=deterministic)
     return out
 
 
@@ -153,35 +165,27 @@ def _parts(gpu: Device, results: int) -> int:
     return min(_MAX_SPLITS, max(1, 2 * gpu.processors // results))
 
 
-def _operands(
-    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, meta: AttentionMeta
-) -> tuple[torch.Tensor, ...]:
+def _operands(step: _Step) -> tuple[torch.Tensor, ...]:
     """The first operands of every attention kernel."""
-    step = (meta.rows, meta.slot_table, meta.seq_lens, meta.extend_lens, meta.extend_start)
-    return q, k_pool, v_pool, *step
+    meta = step.meta
+    rows = meta.rows, meta.slot_table, meta.seq_lens, meta.extend_lens, meta.extend_start
+    return step.q, step.k_pool, step.v_pool, *rows
 
 
-def _heads(gpu: Device, q: torch.Tensor, k_pool: torch.Tensor) -> dict[str, Any]:
+def _heads(gpu: Device, step: _Step) -> dict[str, Any]:
     """What every attention kernel is compiled for."""
-    d = q.shape[2]
+    _, hq, d = step.q.shape
     return {
-        "GROUP": q.shape[1] // k_pool.shape[1],
+        "GROUP": hq // step.k_pool.shape[1],
         "D": d,
         "BLOCK_D": max(16, power_of_two(d)),
         "WIDE": gpu.interpreted,
     }
 
 
-def _decode(
-    gpu: Device,
-    q: torch.Tensor,
-    k_pool: torch.Tensor,
-    v_pool: torch.Tensor,
-    meta: AttentionMeta,
-    scale: float,
-    out: torch.Tensor,
-    early: bool,
-) -> None:
+def _decode(gpu: Device, step: _Step, early: bool) -> None:
+    """Rows of one token."""
+    q, k_pool, _, meta, scale, out = step
     b, hq, d, hkv = meta.rows.shape[0], *q.shape[1:], k_pool.shape[1]
     group, trunks = hq // hkv, meta.trunk_lens
     # No more parts than the longest row has blocks.
@@ -196,7 +200,7 @@ def _decode(
     part_out, part_lse = torch.empty(2, *shape, dtype=torch.float32, device=q.device).unbind(0)
     if trunks is not None:
         trunk_kernel[(len(trunks), hkv, trunk_parts)](
-            *_operands(q, k_pool, v_pool, meta),
+            *_operands(step),
             trunks,
             part_out,
             part_lse,
@@ -209,11 +213,11 @@ def _decode(
             ROWS=_trunk_rows(group),
             TRUNK_PARTS=trunk_parts,
             PARTS=parts,
-            **_heads(gpu, q, k_pool),
+            **_heads(gpu, step),
             **gpu.launch(4, 2),
         )
     decode_kernel[(b, hkv, splits)](
-        *_operands(q, k_pool, v_pool, meta),
+        *_operands(step),
         meta.extend_lens if trunks is None else trunks,
         part_out,
         part_lse,
@@ -232,22 +236,14 @@ def _decode(
         JOIN_S=min(power_of_two(parts), max(1, 16 // power_of_two(group))),
         AT_ONCE=min(power_of_two(parts), 2 * _AT_ONCE),
         EARLY=early,
-        **_heads(gpu, q, k_pool),
+        **_heads(gpu, step),
         **(gpu.launch(4, 2) if many else gpu.launch(2, 2 if b < 128 else 3)),
     )
 
 
-def _extend(
-    gpu: Device,
-    q: torch.Tensor,
-    k_pool: torch.Tensor,
-    v_pool: torch.Tensor,
-    meta: AttentionMeta,
-    scale: float,
-    out: torch.Tensor,
-    *,
-    small: bool,
-) -> None:
+def _extend(gpu: Device, step: _Step, *, small: bool) -> None:
+    """Rows of any number of tokens, uncut; `small` fixes the size of tiles."""
+    q, k_pool, _, meta, scale, out = step
     b, t, hkv = meta.rows.shape[0], q.shape[0], k_pool.shape[1]
     group_pad = power_of_two(q.shape[1] // hkv)
     few = small or t <= 16 * b or q.dtype == torch.float32
@@ -255,7 +251,7 @@ def _extend(
     no_tree = meta.tree_lens is None or meta.tree_offsets is None or meta.tree_words is None
     none = meta.extend_lens
     extend_kernel[(t // tokens + b, hkv)](
-        *_operands(q, k_pool, v_pool, meta),
+        *_operands(step),
         none if no_tree else meta.tree_lens,
         none if no_tree else meta.tree_offsets,
         none if no_tree else meta.tree_words,
@@ -270,22 +266,14 @@ def _extend(
         BLOCK_N=64 if (no_tree or small) and q.dtype != torch.float32 else 32,
         BLOCK_B=power_of_two(b),
         TREE=not no_tree,
-        **_heads(gpu, q, k_pool),
+        **_heads(gpu, step),
         **gpu.launch(4 if few else 8, 2),
     )
 
 
-def _verify(
-    gpu: Device,
-    q: torch.Tensor,
-    k_pool: torch.Tensor,
-    v_pool: torch.Tensor,
-    meta: AttentionMeta,
-    scale: float,
-    out: torch.Tensor,
-    early: bool,
-) -> None:
+def _verify(gpu: Device, step: _Step, early: bool) -> None:
     """A step of few tokens, with trees or without."""
+    q, k_pool, _, meta, scale, out = step
     b, t, d, hkv = meta.rows.shape[0], q.shape[0], q.shape[2], k_pool.shape[1]
     group = q.shape[1] // hkv
     # Small tiles while all of them run at once: a program's time is that of its own few steps.
@@ -308,7 +296,7 @@ def _verify(
         none = gpu.flags[0]
         trees = none.view(torch.int32), none.view(torch.int32), none.view(torch.int64)
     verify_kernel[(tiles, hkv, splits)](
-        *_operands(q, k_pool, v_pool, meta),
+        *_operands(step),
         *trees,
         *torch.empty(shape, dtype=torch.float32, device=q.device).unbind(0),
         gpu.counters,
@@ -324,6 +312,6 @@ def _verify(
         AT_ONCE=_AT_ONCE,
         EARLY=early,
         WAYS=ways,
-        **_heads(gpu, q, k_pool),
+        **_heads(gpu, step),
         **gpu.launch(4, 2),
     )

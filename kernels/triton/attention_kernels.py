@@ -135,7 +135,7 @@ def decode_kernel(
     TRUNK_ROWS neighbours, have been seen to by the kernel before (`trunk_kernel`). The program that
     arrives last at `arrived` [b * hkv] joins all parts and sets it back to 0. Float32 scratch:
     part_out and part_lse [b, hkv, PARTS, GROUP, D], with a trunk part_lse without the D. EARLY:
-    `attend` was told that q is turned.
+    q comes of `write_heads`.
     """
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     PARTS: tl.constexpr = TRUNK_PARTS + SPLITS

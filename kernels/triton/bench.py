@@ -19,6 +19,7 @@ from itertools import cycle
 
 import torch
 
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws
 from branchline.kernels.triton.attention import find_trunks, trunk_tiles
@@ -305,17 +306,8 @@ def between_products(bench: Bench, name: str, shape: Shape, t: int) -> None:
     positions = slots.long()
     add_norm = partial(ops.add_rms_norm, x, y, norm, 1e-5)
     bench.add(f"{name} add_rms_norm x{t}", add_norm, 40, moved=8 * t * h)
-    rope = partial(
-        ops.qk_norm_rope_write,
-        qkv,
-        cos_sin,
-        positions,
-        keys,
-        values,
-        slots,
-        q_norm=q_norm,
-        k_norm=q_norm,
-    )
+    into = HeadPlaces(cos_sin, positions, keys, values, slots, q_norm=q_norm, k_norm=q_norm)
+    rope = partial(ops.write_heads, qkv, into)
     bench.add(f"{name} rope and write x{t}", rope, 40, moved=4 * t * shape.qkv)
     bench.add(f"{name} silu_mul x{t}", partial(ops.silu_mul, gate_up), 40, moved=6 * t * shape.ffn)
 

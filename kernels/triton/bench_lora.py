@@ -132,11 +132,7 @@ class AdaptedStep(DecodeStep):
                 q = ops.adapted_rope_write(heads, self.into(i))
             y = self.attend(i, q)
             y = ops.adapted_step(
-                y,
-                out,
-                residual,
-                self.norm,
-                1e-5,
+                self.end(y, out, residual),
                 gate_up,
                 lora,
                 mine.get("o"),
@@ -144,7 +140,7 @@ class AdaptedStep(DecodeStep):
                 gated=True,
             )
             last = mine.get("down")
-            x = ops.adapted_step(y, down, residual, self.norm, 1e-5, None, lora, last)
+            x = ops.adapted_step(self.end(y, down, residual), None, lora, last)
         return self.choose(x)
 
 

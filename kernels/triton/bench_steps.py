@@ -10,9 +10,10 @@ import torch
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import Ops
 from branchline.kernels.sampling import Draws
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.triton.bench import Bench, Shape, step_meta
 from branchline.kernels.triton.ops import TritonOps
-from branchline.kernels.weights import DenseWeight
+from branchline.kernels.weights import DenseWeight, Weight
 
 __all__ = ["CheckStep", "DecodeStep", "checks", "steps"]
 
@@ -81,14 +82,18 @@ class DecodeStep:
         q = ops.norm_heads(residual, self.norm, 1e-5, layers[0][0], self.into(0))
         for i, (_, out, gate_up, down) in enumerate(layers):
             y = self.attend(i, q)
-            y = ops.residual_step(y, out, residual, self.norm, 1e-5, gate_up, gated=True)
+            y = ops.residual_step(self.end(y, out, residual), gate_up, gated=True)
             if i + 1 < len(layers):
                 after, into = layers[i + 1][0], self.into(i + 1)
-                q = ops.step_heads(y, down, residual, self.norm, 1e-5, after, into)
-        return self.choose(ops.residual_step(y, down, residual, self.norm, 1e-5, None))
+                q = ops.step_heads(self.end(y, down, residual), after, into)
+        return self.choose(ops.residual_step(self.end(y, down, residual), None))
+
+    def end(self, x: torch.Tensor, projection: Weight, residual: torch.Tensor) -> BlockEnd:
+        """Of a block: its output [t, K], the matrix that brings it into the stream, the stream."""
+        return BlockEnd(x, projection, residual, self.norm, 1e-5)
 
     def into(self, layer: int) -> HeadPlaces:
-        """How heads are turned, and where keys and values of a layer go."""
+        """How heads are rotated, and where keys and values of a layer go."""
         keys, values = self.pools[layer].unbind(0)
         norm, at = self.head_norm, self.positions
         several = len(self.ids) > self.rows

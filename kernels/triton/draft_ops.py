@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from branchline.kernels.ops import Ops
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.triton.linear import Linears, dense_of
 from branchline.kernels.triton.row_kernels import joined_norms_kernel
 from branchline.kernels.triton.tuning import Device, power_of_two
@@ -55,22 +56,12 @@ class DraftOps(Ops):
         self._linears.linear_add(x, dense_of(weight), y, None)
         return y
 
-    def head_step(
-        self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
-        head: Weight,
-    ) -> torch.Tensor:
-        first, matrix, wide = dense_of(projection), dense_of(head), torch.float32
-        if self._linears.fuses(x.shape[0]):
-            self._linears.linear_add(x, first, residual, None)
-            return self._linears.norm_linear(
-                residual, norm, eps, matrix, None, gated=False, dtype=wide
-            )
-        if self._linears.steps(x.shape[0], first):
-            operands = x, first, residual, norm, eps, matrix, None, None
-            return self._linears.norm_step(*operands, gated=False, dtype=wide)
-        return super().head_step(x, projection, residual, norm, eps, head)
+    def head_step(self, end: BlockEnd, head: Weight) -> torch.Tensor:
+        rows, linears, wide = end.x.shape[0], self._linears, torch.float32
+        if linears.fuses(rows):
+            linears.end_block(end)
+            operands = end.residual, end.norm, end.eps, dense_of(head), None
+            return linears.norm_linear(*operands, gated=False, dtype=wide)
+        if linears.steps(rows, dense_of(end.projection)):
+            return linears.norm_step(end, dense_of(head), None, gated=False, dtype=wide)
+        return super().head_step(end, head)

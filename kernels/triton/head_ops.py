@@ -1,7 +1,7 @@
 """The ops of a layer's heads on a GPU, a part of `TritonOps`.
 
 Invariant: for few rows of a model without norms over heads, whose matrix is small, the product that
-makes the heads turns and writes them, too; else a kernel behind it does.
+makes the heads rotates and writes them, too; else a kernel behind it does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import Ops
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.triton.linear import Linears, dense_of
 from branchline.kernels.weights import Weight
 
@@ -22,15 +23,15 @@ class HeadOps(Ops):
     """What `TritonOps` does with heads, over products that it has made."""
 
     _linears: Linears
-    _turned: ReferenceType[torch.Tensor] | None
-    """The queries that were turned last; see `attend`."""
+    _rotated: ReferenceType[torch.Tensor] | None
+    """The queries that were rotated last; see `attend`."""
 
     def linear_heads(
         self, x: torch.Tensor, weight: Weight, into: HeadPlaces, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if not self._linears.turns(x.shape[0], dense_of(weight), into):
+        if not self._linears.rotates(x.shape[0], dense_of(weight), into):
             return super().linear_heads(x, weight, into, bias)
-        return self._last_turned(self._linears.heads(x, dense_of(weight), into, bias))
+        return self._remembered(self._linears.heads(x, dense_of(weight), into, bias))
 
     def norm_heads(
         self,
@@ -42,49 +43,31 @@ class HeadOps(Ops):
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         rows, dense = x.shape[0], dense_of(weight)
-        if not self._linears.turns(rows, dense, into):
+        if not self._linears.rotates(rows, dense, into):
             return super().norm_heads(x, norm, eps, weight, into, bias)
         if not self._linears.norms(rows, dense):
             return self.linear_heads(self.rms_norm(x, norm, eps), weight, into, bias)
-        return self._last_turned(
-            self._linears.norm_linear(x, norm, eps, dense, bias, gated=False, turn=into)
+        return self._remembered(
+            self._linears.norm_linear(x, norm, eps, dense, bias, gated=False, into=into)
         )
 
     def step_heads(
         self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
+        end: BlockEnd,
         weight: Weight,
         into: HeadPlaces,
-        *,
-        projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        rows, first, dense = x.shape[0], dense_of(projection), dense_of(weight)
-        if not self._linears.turns(rows, dense, into):
-            return super().step_heads(
-                x,
-                projection,
-                residual,
-                norm,
-                eps,
-                weight,
-                into,
-                projection_bias=projection_bias,
-                bias=bias,
-            )
-        if self._linears.norms(rows, dense):
-            self._linears.linear_add(x, first, residual, projection_bias)
-            return self.norm_heads(residual, norm, eps, weight, into, bias)
-        if self._linears.steps(rows, first):
-            operands = x, first, residual, norm, eps, dense, projection_bias, bias
-            return self._last_turned(self._linears.norm_step(*operands, gated=False, turn=into))
-        normed = self.add_rms_norm(self.linear(x, projection, projection_bias), residual, norm, eps)
-        return self.linear_heads(normed, weight, into, bias)
+        rows, dense, linears = end.x.shape[0], dense_of(weight), self._linears
+        if not linears.rotates(rows, dense, into):
+            return super().step_heads(end, weight, into, bias)
+        if linears.norms(rows, dense):
+            linears.end_block(end)
+            return self.norm_heads(end.residual, end.norm, end.eps, weight, into, bias)
+        if linears.steps(rows, dense_of(end.projection)):
+            return self._remembered(linears.norm_step(end, dense, bias, gated=False, into=into))
+        return self.linear_heads(super().residual_step(end, None), weight, into, bias)
 
-    def _last_turned(self, out: torch.Tensor) -> torch.Tensor:
-        self._turned = ref(out)
+    def _remembered(self, out: torch.Tensor) -> torch.Tensor:
+        self._rotated = ref(out)
         return out

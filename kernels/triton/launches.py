@@ -20,7 +20,7 @@ from branchline.kernels.triton.linear_kernels import (
     skinny_kernel,
 )
 from branchline.kernels.triton.lora import Inner
-from branchline.kernels.triton.rope import turns_late
+from branchline.kernels.triton.rope import starts_late
 from branchline.kernels.triton.tiles import (
     READY_ROWS,
     cut_width,
@@ -32,10 +32,10 @@ from branchline.kernels.triton.tiles import (
 )
 from branchline.kernels.triton.tuning import Device, power_of_two
 
-__all__ = ["Launches", "Stream", "check_product"]
+__all__ = ["Launches", "Product", "Stream", "check_product"]
 
 _FEWEST = 2
-"""Rows of one token each up to which attention starts late behind a product that turns heads."""
+"""Rows of one token each up to which attention starts late behind a product that rotates heads."""
 _AHEAD_ROWS = 8
 _PREFETCHED = 16 << 20
 """Rows, and elements of the largest matrix, that is asked into the cache before its turn: with
@@ -52,8 +52,34 @@ class Stream(NamedTuple):
     eps: float
 
 
+class Product(NamedTuple):
+    """x times weight, plus bias.
+
+    Attributes:
+        x: [t, K].
+        weight: [N, K].
+        bias: [N] float32.
+        out: [t, N], or with `gated` [t, N / 2]; with `into` queries [t, hq, d].
+        gated: the weight holds gate and up, the result is silu(gate) * up.
+        add: the result is added to what is in `out`.
+        into: the result is heads, which are rotated; keys and values are written.
+    """
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    out: torch.Tensor
+    gated: bool = False
+    add: bool = False
+    into: HeadPlaces | None = None
+
+    def sizes(self) -> tuple[int, int]:
+        """(outputs, columns), checked."""
+        return check_product(self.x, self.weight, self.out, self.gated, self.into)
+
+
 class Launches:
-    """Of the kernels of products on one device. x [t, K] times weight [N, K] goes to `out`.
+    """Of the kernels of products on one device.
 
     Args:
         gpu: facts of the device.
@@ -64,20 +90,15 @@ class Launches:
 
     def ready(
         self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
+        product: Product,
         *,
         norm: torch.Tensor | None = None,
         eps: float = 0.0,
-        add: bool = False,
-        gated: bool = False,
         stream: Stream | None = None,
-        turn: HeadPlaces | None = None,
     ) -> None:
         """With `stream` it is the first product of a `norm_step`."""
-        n, k = check_product(x, weight, out, gated, turn)
+        x, weight, bias, out, gated, add, into = product
+        n, k = product.sizes()
         block_n, ways = ready_tile(weight.numel(), k, gated)
         block_k, rest_k = cut_width(k, ways)
         norms = weight if norm is None else norm
@@ -88,7 +109,7 @@ class Launches:
             norms if stream is None else stream.norm,
             out,
             *((out, out) if stream is None else stream[1:3]),
-            *_turning(turn, out),
+            *_head_operands(into, out),
             x.shape[0],
             n,
             k,
@@ -98,32 +119,28 @@ class Launches:
             ADD=add,
             BIAS=bias is not None,
             SCALED=stream is not None,
-            TURN=_dimensions(turn),
+            HEAD=_head_size(into),
             BLOCK_T=READY_ROWS,
             BLOCK_N=block_n,
             WAYS=ways,
             BLOCK_K=block_k,
             REST_K=rest_k,
-            LATE=int(gated) if turn is None else _lateness(x.shape[0], turn),
+            LATE=int(gated) if into is None else _lateness(x.shape[0], into),
             WIDE=self._gpu.interpreted,
             **self._gpu.launch(ways),
         )
 
     def one(
         self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
+        product: Product,
         *,
         norm: torch.Tensor | None = None,
         eps: float = 0.0,
-        add: bool = False,
-        gated: bool = False,
         made: Inner | None = None,
-        turn: HeadPlaces | None = None,
     ) -> None:
-        n, k = check_product(x, weight, out, gated, turn)
+        """Of one row, with its adapter if there is `made`."""
+        x, weight, bias, out, gated, add, into = product
+        n, k = product.sizes()
         block_n, block_k, warps = gemv_tile(n, k)
         gemv_kernel[(triton.cdiv(n, block_n),)](
             x,
@@ -132,7 +149,7 @@ class Launches:
             weight if norm is None else norm,
             out,
             *_adapters(made, out),
-            *_turning(turn, out),
+            *_head_operands(into, out),
             n,
             k,
             eps,
@@ -141,30 +158,20 @@ class Launches:
             ADD=add,
             BIAS=bias is not None,
             **_parts(made),
-            TURN=_dimensions(turn),
-            LATE=turn is not None,
+            HEAD=_head_size(into),
+            LATE=into is not None,
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             **self._gpu.launch(warps),
         )
 
-    def few(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
-        *,
-        gated: bool = False,
-        add: bool = False,
-        stream: Stream | None = None,
-        turn: HeadPlaces | None = None,
-    ) -> None:
+    def few(self, product: Product, *, stream: Stream | None = None) -> None:
         """With `stream` it is the first product of a `norm_step` where it adds, else the second."""
+        x, weight, bias, out, gated, add, into = product
         if (stream is None or add) and is_ready(x.shape[0], weight):
-            self.ready(x, weight, bias, out, add=add, gated=gated, stream=stream, turn=turn)
+            self.ready(product, stream=stream)
             return
-        t, (n, k) = x.shape[0], check_product(x, weight, out, gated, turn)
+        t, (n, k) = x.shape[0], product.sizes()
         block_n, block_k, stages, warps = skinny_tile(t, n, gated)
         block_k = block_k * 2 // x.element_size()
         if triton.cdiv(n, block_n) > self._gpu.processors:
@@ -175,7 +182,7 @@ class Launches:
             weight if bias is None else bias,
             out,
             *((out, out, out) if stream is None else stream[:3]),
-            *_turning(turn, out),
+            *_head_operands(into, out),
             t,
             n,
             k,
@@ -187,8 +194,8 @@ class Launches:
             SCALED=add and stream is not None,
             NORMED=stream is not None and not add,
             SQUARES=1 if stream is None else power_of_two(stream.squares.shape[1]),
-            TURN=_dimensions(turn),
-            LATE=turn is not None and turns_late(t),
+            HEAD=_head_size(into),
+            LATE=into is not None and starts_late(t),
             BLOCK_T=max(16, power_of_two(t)),
             BLOCK_N=block_n,
             BLOCK_K=block_k,
@@ -198,13 +205,9 @@ class Launches:
             **self._gpu.launch(warps, stages),
         )
 
-    def fixed(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
-    ) -> None:
+    def fixed(self, product: Product) -> None:
+        """Of any number of rows, in one order of sums; neither gated nor added."""
+        x, weight, bias, out, *_ = product
         t, (n, k) = x.shape[0], weight.shape
         fixed_kernel[(triton.cdiv(t, 64), triton.cdiv(n, 64))](
             x,
@@ -236,26 +239,26 @@ def _parts(made: Inner | None) -> dict[str, int]:
     return {"PARTS": made.inner.shape[1], "RANK": made.inner.shape[2]}
 
 
-def _turning(turn: HeadPlaces | None, none: torch.Tensor) -> tuple[Any, ...]:
-    """Operands of a product whose heads are turned, or not."""
-    if turn is None:
+def _head_operands(into: HeadPlaces | None, none: torch.Tensor) -> tuple[Any, ...]:
+    """Operands of a product whose heads are rotated, or not."""
+    if into is None:
         return (*(none,) * 5, 0, 0)
-    pools = turn.k_pool, turn.v_pool
-    return turn.cos_sin, turn.positions, turn.out_slots, *pools, none.shape[1], pools[0].shape[1]
+    pools = into.k_pool, into.v_pool
+    return into.cos_sin, into.positions, into.out_slots, *pools, none.shape[1], pools[0].shape[1]
 
 
-def _lateness(rows: int, turn: HeadPlaces) -> int:
+def _lateness(rows: int, into: HeadPlaces) -> int:
     """When attention starts behind `rows_kernel`, of the two ways of LATE.
 
     Measured: programs that start with the product crowd on the multiprocessors that it leaves free,
     which costs a check of 16 tokens more than they gain by what they read ahead of their turn.
     """
-    return 2 if turn.several or rows <= _FEWEST else 1
+    return 2 if into.several or rows <= _FEWEST else 1
 
 
-def _dimensions(turn: HeadPlaces | None) -> int:
-    """Of a head that is turned, 0 = it is not."""
-    return 0 if turn is None else turn.k_pool.shape[2]
+def _head_size(into: HeadPlaces | None) -> int:
+    """Of a head that is rotated, 0 = it is not."""
+    return 0 if into is None else into.k_pool.shape[2]
 
 
 def check_product(
@@ -263,7 +266,7 @@ def check_product(
     weight: torch.Tensor,
     out: torch.Tensor,
     gated: bool,
-    turn: HeadPlaces | None = None,
+    into: HeadPlaces | None = None,
 ) -> tuple[int, int]:
     """Our kernels read by pointer: what does not fit must not get that far.
 
@@ -273,8 +276,8 @@ def check_product(
     n, k = weight.shape
     outputs = n // 2 if gated else n
     given = out.shape[1]
-    if turn is not None:
-        _, hkv, d = turn.k_pool.shape
+    if into is not None:
+        _, hkv, d = into.k_pool.shape
         given = (given + 2 * hkv) * d
     if x.shape[1] != k or given != outputs or out.shape[0] != x.shape[0]:
         raise KernelInputError(

@@ -12,7 +12,8 @@ import torch
 from branchline.kernels.errors import KernelInputError
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraWeight
-from branchline.kernels.triton.launches import Launches, Stream
+from branchline.kernels.stream import BlockEnd
+from branchline.kernels.triton.launches import Launches, Product, Stream
 from branchline.kernels.triton.lora import Inner
 from branchline.kernels.triton.tiles import READY_ROWS, is_ready, step_programs
 from branchline.kernels.triton.tuning import Device
@@ -30,8 +31,8 @@ of that one adds all of them up. Steps with 2,000 and more of them took 5 % long
 _LARGE_STREAM = 6 << 20
 """Elements of a stream from which on the library adds to it: of smaller ones a norm finds what the
 product wrote in the cache, and the library's addition takes longer than the norm's."""
-_TURNED = 12 << 20
-"""Elements of the largest matrix whose product turns its heads."""
+_ROTATED = 12 << 20
+"""Elements of the largest matrix whose product rotates its heads."""
 
 
 def dense_of(weight: Weight) -> torch.Tensor:
@@ -84,8 +85,8 @@ class Linears:
         """Whether silu(gate) * up is part of the product for so many rows."""
         return rows <= _FEW and not self._deterministic
 
-    def turns(self, rows: int, weight: torch.Tensor, into: HeadPlaces) -> bool:
-        """Whether heads are turned and written by the product of so many rows with this matrix.
+    def rotates(self, rows: int, weight: torch.Tensor, into: HeadPlaces) -> bool:
+        """Whether heads are rotated and written by the product of so many rows with this matrix.
 
         A norm over a head would want the whole head in one program, and those are too few. Large
         matrices take longer to read in such an order than a kernel takes.
@@ -93,15 +94,14 @@ class Linears:
         if self._deterministic or into.q_norm is not None or into.k_norm is not None:
             return False
         few = rows <= (_FEW if into.several else READY_ROWS)
-        return few and weight.numel() <= _TURNED
+        return few and weight.numel() <= _ROTATED
 
     def heads(
         self, x: torch.Tensor, weight: torch.Tensor, into: HeadPlaces, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """See `Ops.linear_heads`, and `turns`."""
+        """See `Ops.linear_heads`, and `rotates`."""
         out = queries(x, weight, into)
-        run = self._launches.one if x.shape[0] == 1 else self._launches.few
-        run(x, weight, bias, out, turn=into)
+        self._few(Product(x, weight, bias, out, into=into))
         return out
 
     def linear(
@@ -115,9 +115,8 @@ class Linears:
         t, n = x.shape[0], weight.shape[0]
         if self._deterministic or t <= _FEW:
             out = torch.empty(t, n, dtype=dtype, device=x.device)
-            few = self._launches.one if t == 1 else self._launches.few
-            run = self._launches.fixed if self._deterministic else few
-            run(x, weight, bias, out)
+            run = self._launches.fixed if self._deterministic else self._few
+            run(Product(x, weight, bias, out))
             return out
         if dtype == x.dtype:
             return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(dtype))
@@ -126,6 +125,10 @@ class Linears:
         else:
             wide = x.to(dtype) @ weight.t().to(dtype)
         return wide if bias is None else wide + bias
+
+    def _few(self, product: Product) -> None:
+        """Of so few rows that our kernels take them."""
+        (self._launches.one if product.x.shape[0] == 1 else self._launches.few)(product)
 
     def norm_linear(
         self,
@@ -137,17 +140,17 @@ class Linears:
         *,
         gated: bool,
         dtype: torch.dtype | None = None,
-        turn: HeadPlaces | None = None,
+        into: HeadPlaces | None = None,
     ) -> torch.Tensor:
         """linear(rms_norm(x)), maybe gated, of x's dtype if none is given; see `norms`. With
-        `turn`, which is for x's dtype, `heads` of it."""
+        `into`, which is for x's dtype, `heads` of it."""
         t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
-        if turn is None:
+        if into is None:
             out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         else:
-            out = queries(x, weight, turn)
+            out = queries(x, weight, into)
         run = self._launches.one if t == 1 else self._launches.ready
-        run(x, weight, bias, out, norm=norm, eps=eps, gated=gated, turn=turn)
+        run(Product(x, weight, bias, out, gated, into=into), norm=norm, eps=eps)
         return out
 
     def gated_linear(
@@ -155,10 +158,7 @@ class Linears:
     ) -> torch.Tensor:
         """silu_mul(linear(x)) of a few rows."""
         out = torch.empty(x.shape[0], weight.shape[0] // 2, dtype=x.dtype, device=x.device)
-        if x.shape[0] == 1:
-            self._launches.one(x, weight, bias, out, gated=True)
-        else:
-            self._launches.few(x, weight, bias, out, gated=True)
+        self._few(Product(x, weight, bias, out, gated=True))
         return out
 
     def adapts(self, rows: int, parts: Sequence[int]) -> bool:
@@ -182,7 +182,7 @@ class Linears:
             1, weight.shape[0] // 2 if gated else weight.shape[0], dtype=x.dtype, device=x.device
         )
         check_outputs(made.weight, weight, gated)
-        self._launches.one(x, weight, bias, out, gated=gated, made=made)
+        self._launches.one(Product(x, weight, bias, out, gated), made=made)
         return out
 
     def linear_add(
@@ -198,39 +198,38 @@ class Linears:
                 residual.addmm_(x, weight.t())
             else:
                 residual.add_(self.linear(x, weight, bias, x.dtype))
-        elif x.shape[0] == 1:
-            self._launches.one(x, weight, bias, residual, add=True)
         else:
-            self._launches.few(x, weight, bias, residual, add=True)
+            self._few(Product(x, weight, bias, residual, add=True))
+
+    def end_block(self, end: BlockEnd) -> None:
+        """`linear_add` of a block's end; its norm is left to who comes next."""
+        self.linear_add(end.x, dense_of(end.projection), end.residual, end.bias)
 
     def norm_step(
         self,
-        x: torch.Tensor,
-        projection: torch.Tensor,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
+        end: BlockEnd,
         weight: torch.Tensor,
-        projection_bias: torch.Tensor | None,
         bias: torch.Tensor | None,
         *,
         gated: bool,
         dtype: torch.dtype | None = None,
-        turn: HeadPlaces | None = None,
+        into: HeadPlaces | None = None,
     ) -> torch.Tensor:
-        """`residual += x @ projection.T`, and the product of its norm, maybe gated; see `steps`.
+        """`end_block`, and the product of its norm with weight [N, H], maybe gated; see `steps`.
 
-        The product is of x's dtype if none is given. With `turn`, `heads` of the norm."""
+        The product is of x's dtype if none is given. With `into`, `heads` of the norm."""
+        x, projection, residual = end.x, dense_of(end.projection), end.residual
         t, n = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
         programs = step_programs(t, projection)
         squares = torch.empty(t, programs, dtype=torch.float32, device=x.device)
-        stream = Stream(norm, torch.empty_like(residual), squares, eps)
-        self._launches.few(x, projection, projection_bias, residual, add=True, stream=stream)
-        if turn is None:
+        stream = Stream(end.norm, torch.empty_like(residual), squares, end.eps)
+        self._launches.few(Product(x, projection, end.bias, residual, add=True), stream=stream)
+        if into is None:
             out = torch.empty(t, n, dtype=x.dtype if dtype is None else dtype, device=x.device)
         else:
-            out = queries(x, weight, turn)
-        self._launches.few(stream.scaled, weight, bias, out, gated=gated, stream=stream, turn=turn)
+            out = queries(x, weight, into)
+        product = Product(stream.scaled, weight, bias, out, gated, into=into)
+        self._launches.few(product, stream=stream)
         return out
 
 
@@ -245,6 +244,6 @@ def check_outputs(adapters: LoraWeight, weight: torch.Tensor, gated: bool) -> No
 
 
 def queries(x: torch.Tensor, weight: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
-    """Memory for the queries [t, hq, d] of a product that turns heads."""
+    """Memory for the queries [t, hq, d] of a product that rotates heads."""
     _, hkv, d = into.k_pool.shape
     return x.new_empty(x.shape[0], weight.shape[0] // d - 2 * hkv, d)

@@ -11,13 +11,13 @@ What may be compiled in:
   SCALED with ADD: the sum goes times the weights of the norm behind it to `scaled`, and the squares
          of a program's columns of the sum are added up for each row: `squares` [t, programs].
   LATE   the next kernel starts when the one before this one has ended, with 2 when this one has
-         made its sums. The
-         products of a layer start one behind the other while attention runs, and all their weights
-         at once are in its way; with LATE in the middle it is those up to there.
+         made its sums. The products of a layer start one behind the other while attention runs, and
+         all their weights at once are in its way; with LATE in the middle it is those up to there.
   NORMED x is what SCALED left, and the rows' scales come of its `squares`: with it, the product is
          that of the norm of the stream.
-  TURN   the outputs are heads of so many dimensions (0 = not): they are turned, and keys and values
-         are written; see `turn`. With LATE what comes behind may read lengths and slots early.
+  HEAD   the outputs are heads of so many dimensions (0 = not): they are rotated, keys and values
+         are written; see `head_functions`. With LATE what comes behind may read lengths and slots
+         early.
   PARTS  of a layer with adapters (0 = none), one row: it gets B of its slot times `inner`, which
          `lora_shrink_kernel`, the kernel before, is making meanwhile. That one lets this one start
          when x is there; this one waits for it just ahead of the end.
@@ -30,8 +30,13 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from branchline.kernels.triton.device_functions import ask_for, dot, let_next_start, take_turn
+from branchline.kernels.triton.head_functions import (
+    angles_of,
+    places_of,
+    rotated_line,
+    write_rotated,
+)
 from branchline.kernels.triton.lora_kernels import add_adapter
-from branchline.kernels.triton.turn import angles_of, places_of, turned_line, write_turned
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: fixed_kernel: operands of a launch
@@ -88,7 +93,7 @@ def gemv_kernel(
     x, weight, bias, norm, out, b, inner, ranks, slots, slot_stride, rank_stride, end0, end1,
     cos_sin, positions, out_slots, k_pool, v_pool, hq, hkv, n_rows, width, eps,
     NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr,
-    PARTS: tl.constexpr, RANK: tl.constexpr, TURN: tl.constexpr, LATE: tl.constexpr,
+    PARTS: tl.constexpr, RANK: tl.constexpr, HEAD: tl.constexpr, LATE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One row of x times the matrix: each program BLOCK_N of the n_rows outputs.
@@ -97,8 +102,8 @@ def gemv_kernel(
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    if TURN:
-        n = turned_line(n, TURN)
+    if HEAD:
+        n = rotated_line(n, HEAD)
     lines = weight + n.to(tl.int64)[:, None] * width
     up_lines = lines + n_rows.to(tl.int64) * width
     w, u = _parts_of_lines(lines, up_lines, k, n < n_rows, width, GATED)
@@ -117,12 +122,12 @@ def gemv_kernel(
         let_next_start(PDL)
     else:
         take_turn(PDL)
-    if TURN:
+    if HEAD:
         t = tl.arange(0, 1)
         at, slot = tl.load(positions + t), tl.load(out_slots + t)
     row = tl.load(x + k, mask=k < width, other=0.0, cache_modifier=READ)
-    if TURN:
-        cos, sin = angles_of(cos_sin, at, t == 0, hq, hkv, TURN, BLOCK_N)
+    if HEAD:
+        cos, sin = angles_of(cos_sin, at, t == 0, hq, hkv, HEAD, BLOCK_N)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
@@ -158,8 +163,8 @@ def gemv_kernel(
         total = total / (1.0 + tl.exp(-total)) * up
     if ADD:
         total += tl.load(out + n, mask=n < n_rows, other=0.0).to(tl.float32)
-    if TURN:
-        write_turned(total[None, :], cos, sin, slot, t, t == 0, out, k_pool, v_pool, hq, hkv, TURN)
+    if HEAD:
+        write_rotated(total[None, :], cos, sin, slot, t, t == 0, out, k_pool, v_pool, hq, hkv, HEAD)
     else:
         tl.store(out + n, total.to(out.dtype.element_ty), mask=n < n_rows)
 
@@ -231,7 +236,7 @@ def rows_kernel(
     x, weight, bias, norm, out, scaled, squares, cos_sin, positions, out_slots, k_pool, v_pool, hq,
     hkv, tokens, n_rows, width, eps,
     NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr,
-    SCALED: tl.constexpr, TURN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
+    SCALED: tl.constexpr, HEAD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
     WAYS: tl.constexpr, BLOCK_K: tl.constexpr, REST_K: tl.constexpr, LATE: tl.constexpr,
     WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -247,8 +252,8 @@ def rows_kernel(
     n, t = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_T)
     line, live = _own_outputs(n_rows, LINES, BLOCK_N)
     t_live, n_live = t < tokens, n < n_rows
-    if TURN:
-        line = turned_line(line, TURN)
+    if HEAD:
+        line = rotated_line(line, HEAD)
     k = _columns(0, WAYS, BLOCK_K)
     w = _own_lines(weight, k, line, live, width)
     if REST_K:
@@ -271,13 +276,13 @@ def rows_kernel(
     if PDL:
         gdc_wait()
     _let_next_start(PDL, LATE, 1)
-    if TURN:
+    if HEAD:
         at, slot = places_of(positions, out_slots, t, t_live)
     y = _rows_of(x, k, t, t_live, width)
     if REST_K:
         z = _rows_of(x, rest, t, t_live, width)
-    if TURN:
-        cos, sin = angles_of(cos_sin, at, t_live, hq, hkv, TURN, BLOCK_N)
+    if HEAD:
+        cos, sin = angles_of(cos_sin, at, t_live, hq, hkv, HEAD, BLOCK_N)
     place = t[:, None] * n_rows + n[None, :]
     here = t_live[:, None] & n_live[None, :]
     if ADD:
@@ -303,8 +308,8 @@ def rows_kernel(
     if ADD:
         total += before.to(tl.float32)
     result = total.to(out.dtype.element_ty)
-    if TURN:
-        write_turned(total, cos, sin, slot, t, t_live, out, k_pool, v_pool, hq, hkv, TURN)
+    if HEAD:
+        write_rotated(total, cos, sin, slot, t, t_live, out, k_pool, v_pool, hq, hkv, HEAD)
     else:
         tl.store(out + place, result, mask=here)
     if SCALED:
@@ -353,7 +358,7 @@ def skinny_kernel(
     x, weight, bias, out, norm, scaled, squares, cos_sin, positions, out_slots, k_pool, v_pool, hq,
     hkv, tokens, n_rows, width, parts, eps,
     GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
-    NORMED: tl.constexpr, SQUARES: tl.constexpr, TURN: tl.constexpr, LATE: tl.constexpr,
+    NORMED: tl.constexpr, SQUARES: tl.constexpr, HEAD: tl.constexpr, LATE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     AHEAD: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -365,8 +370,8 @@ def skinny_kernel(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.arange(0, BLOCK_T)
     n_live, t_live = n < n_rows, t < tokens
-    if TURN:
-        n = turned_line(n, TURN)
+    if HEAD:
+        n = rotated_line(n, HEAD)
     lines = weight + n.to(tl.int64)[None, :] * width
     up_lines = lines + n_rows.to(tl.int64) * width
     if PDL:
@@ -391,14 +396,14 @@ def skinny_kernel(
         before = tl.load(out + place, mask=here, other=0.0)
     if SCALED:
         norms = tl.load(norm + n, mask=n_live, other=0.0).to(tl.float32)
-    if TURN:
+    if HEAD:
         at, slot = places_of(positions, out_slots, t, t_live)
     acc, up_acc = few_rows(
         x, lines, up_lines, t, t_live, n_live, width,
         GATED, BLOCK_T, BLOCK_N, BLOCK_K, STAGES, WIDE,
     )  # fmt: skip
-    if TURN:
-        cos, sin = angles_of(cos_sin, at, t_live, hq, hkv, TURN, BLOCK_N)
+    if HEAD:
+        cos, sin = angles_of(cos_sin, at, t_live, hq, hkv, HEAD, BLOCK_N)
     if NORMED:
         scale = 1.0 / tl.sqrt(tl.sum(square, axis=1) / width + eps)
         acc, up_acc = acc * scale[:, None], up_acc * scale[:, None]
@@ -411,8 +416,8 @@ def skinny_kernel(
     if ADD:
         acc += before.to(tl.float32)
     result = acc.to(out.dtype.element_ty)
-    if TURN:
-        write_turned(acc, cos, sin, slot, t, t_live, out, k_pool, v_pool, hq, hkv, TURN)
+    if HEAD:
+        write_rotated(acc, cos, sin, slot, t, t_live, out, k_pool, v_pool, hq, hkv, HEAD)
     else:
         tl.store(out + place, result, mask=here)
     if SCALED:

@@ -22,11 +22,11 @@ class TritonLookup(LookupOps):
     _gpu: Device
 
     def plant_chains(
-        self, check: Check, told: torch.Tensor, known: SlotRows, matches: Matches, most: int
+        self, check: Check, last_known: torch.Tensor, known: SlotRows, matches: Matches, most: int
     ) -> None:
         nodes = power_of_two(most)
         plant_chains_kernel[(check.rows.shape[0],)](
-            told,
+            last_known,
             known.slots,
             known.tokens,
             known.lengths,

@@ -96,7 +96,7 @@ def find_matches_kernel(
 
 @triton.jit
 def plant_chains_kernel(
-    told, known_slots, known_tokens, known_lengths, match_lengths, match_ends,
+    last_known, known_slots, known_tokens, known_lengths, match_lengths, match_ends,
     firsts, rows, seq_lens, extend_start, tree_lens, tree_offsets, tree_words, input_ids, out_slots,
     previous, positions, sample_places, sample_positions, nodes,
     slots_stride, tokens_stride, node_stride,
@@ -109,7 +109,7 @@ def plant_chains_kernel(
     if first >= 0:
         row = tl.load(rows + b).to(tl.int64)
         n = tl.load(tree_lens + b)
-        last = tl.load(told + b)
+        last = tl.load(last_known + b)
         if last < 0:
             last = tl.load(known_lengths + row)
         end = tl.load(match_ends + row)

@@ -19,6 +19,7 @@ from branchline.kernels.errors import KernelInputError
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws, SamplingOps
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.triton.adapted import AdaptedProducts
 from branchline.kernels.triton.adapted_ops import AdaptedOps
 from branchline.kernels.triton.attention import attend
@@ -77,7 +78,7 @@ class TritonOps(DraftOps, HeadOps, AdaptedOps, TritonBeam, TritonLookup, Samplin
         self._linears = Linears(self._gpu, deterministic)
         self._adapters = Adapters(self._gpu, deterministic)
         self._products = AdaptedProducts(self._gpu, self._adapters)
-        self._turned = None
+        self._rotated = None
 
     def prepare(self, weight: Weight) -> Weight:
         """The weight as a dense matrix of `dtype` on the device."""
@@ -151,69 +152,27 @@ class TritonOps(DraftOps, HeadOps, AdaptedOps, TritonBeam, TritonLookup, Samplin
 
     def residual_step(
         self,
-        x: torch.Tensor,
-        projection: Weight,
-        residual: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
+        end: BlockEnd,
         weight: Weight | None,
         *,
         gated: bool = False,
-        projection_bias: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        rows = x.shape[0]
-        if self._linears.adds(residual) and (weight is None or self._linears.many(rows)):
-            self._linears.linear_add(x, dense_of(projection), residual, projection_bias)
-            normed = self.rms_norm(residual, norm, eps)
-            if weight is None:
-                return normed
-            return (self.gated_linear if gated else self.linear)(normed, weight, bias)
-        if weight is not None and self._linears.norms(rows, dense_of(weight)):
-            self._linears.linear_add(x, dense_of(projection), residual, projection_bias)
+        rows, linears = end.x.shape[0], self._linears
+        if linears.adds(end.residual) and (weight is None or linears.many(rows)):
+            linears.end_block(end)
+            return self._begun(self.rms_norm(end.residual, end.norm, end.eps), weight, bias, gated)
+        if weight is not None and linears.norms(rows, dense_of(weight)):
+            linears.end_block(end)
             dense = dense_of(weight)
-            return self._linears.norm_linear(residual, norm, eps, dense, bias, gated=gated)
-        if weight is not None and self._linears.steps(x.shape[0], dense_of(projection)):
-            return self._linears.norm_step(
-                x,
-                dense_of(projection),
-                residual,
-                norm,
-                eps,
-                dense_of(weight),
-                projection_bias,
-                bias,
-                gated=gated,
-            )
-        return super().residual_step(
-            x,
-            projection,
-            residual,
-            norm,
-            eps,
-            weight,
-            gated=gated,
-            projection_bias=projection_bias,
-            bias=bias,
-        )
+            return linears.norm_linear(end.residual, end.norm, end.eps, dense, bias, gated=gated)
+        if weight is not None and linears.steps(rows, dense_of(end.projection)):
+            return linears.norm_step(end, dense_of(weight), bias, gated=gated)
+        return super().residual_step(end, weight, gated=gated, bias=bias)
 
-    def qk_norm_rope_write(
-        self,
-        qkv: torch.Tensor,
-        cos_sin: torch.Tensor,
-        positions: torch.Tensor,
-        k_pool: torch.Tensor,
-        v_pool: torch.Tensor,
-        out_slots: torch.Tensor,
-        *,
-        q_norm: torch.Tensor | None = None,
-        k_norm: torch.Tensor | None = None,
-        eps: float = 1e-6,
-    ) -> torch.Tensor:
-        places = positions, k_pool, v_pool, out_slots
-        into = HeadPlaces(cos_sin, *places, q_norm=q_norm, k_norm=k_norm, eps=eps)
+    def write_heads(self, qkv: torch.Tensor, into: HeadPlaces) -> torch.Tensor:
         out = write_heads(self._gpu, qkv, into)
-        self._turned = ref(out)
+        self._rotated = ref(out)
         return out
 
     def paged_attention(
@@ -224,8 +183,10 @@ class TritonOps(DraftOps, HeadOps, AdaptedOps, TritonBeam, TritonLookup, Samplin
         meta: AttentionMeta,
         scale: float,
     ) -> torch.Tensor:
-        turned = self._turned is not None and q is self._turned()
-        return attend(self._gpu, q, k_pool, v_pool, meta, scale, self.deterministic, turned=turned)
+        rotated = self._rotated is not None and q is self._rotated()
+        return attend(
+            self._gpu, q, k_pool, v_pool, meta, scale, self.deterministic, rotated=rotated
+        )
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         t, width = gate_up.shape[0], gate_up.shape[1] // 2

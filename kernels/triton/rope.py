@@ -11,10 +11,10 @@ from branchline.kernels.triton.lora import Inner
 from branchline.kernels.triton.rope_kernel import rope_write_kernel
 from branchline.kernels.triton.tuning import Device, power_of_two
 
-__all__ = ["turns_late", "write_heads"]
+__all__ = ["starts_late", "write_heads"]
 
 
-def turns_late(tokens: int) -> bool:
+def starts_late(tokens: int) -> bool:
     """Whether what comes behind `write_heads` of so many tokens starts when all before it has
     ended: attention of a few rows gains by what it reads early, that of many by an early start."""
     return tokens < 64
@@ -36,7 +36,7 @@ def write_heads(
             f"{hkv} of keys and values, of {d} each"
         )
     out = qkv.new_empty(t, hq, d)
-    late = turns_late(t)
+    late = starts_late(t)
     heads = 2 if late else 8
     rope_write_kernel[(t, triton.cdiv(hq + 2 * hkv, heads))](
         qkv,

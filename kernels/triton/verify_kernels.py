@@ -147,7 +147,7 @@ def verify_kernel(
     Its queries are a tile [M, D], M at least TOKENS * GROUP. Tiles past the last one do nothing, so
     the grid needs an upper bound of the tiles only. Float32 scratch: part_out and part_lse
     [tiles, hkv, parts, M, D]; `arrived` [tiles * hkv] counts the parts and is 0 again in the end.
-    With WAYS, so many warps share a block of keys. EARLY: `attend` was told that q is turned.
+    With WAYS, so many warps share a block of keys. EARLY: q comes of `write_heads`.
     """
     tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     splits = tl.num_programs(2)

@@ -90,14 +90,14 @@ class TreeMask:
         words: uint64; candidate j of a row owns ceil(count / 64) words, bit i = sees candidate i
             (its own bit is set).
         samples: where the sampled places stand, if some of them are candidates.
-        guessed: rows whose candidates are still to be made, if any.
+        drafted: rows whose candidates are still to be made, if any.
     """
 
     counts: Int32Array
     offsets: Int32Array
     words: UInt64Array
     samples: TreeSamples | None = None
-    guessed: GuessedRows | None = None
+    drafted: DraftedRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class ScoreRead:
 
 
 @dataclass(frozen=True, slots=True)
-class GuessedRows:
+class DraftedRows:
     """Rows whose candidates the worker makes itself once the step is handed to it. In the plan they
     are places: their ids, positions and who sees whom do not count.
 
@@ -126,7 +126,7 @@ class GuessedRows:
         follows: bool [g], the step before decides how long the row is, and has not been looked at:
             nothing that the plan says of the row's positions, slots and last id counts.
         allowed: what may come first of each: int32 [ceil(V / 32)], bit set = allowed; None = all.
-        keeps: the worker keeps those that were sampled: their entries are moved to where they
+        accepts: the worker accepts those that were sampled: their entries are moved to where they
             belong, and the next step may follow. Else the scheduler does, by the next plan.
         masked: what may be sampled behind candidates depends on which they are.
         repeats: the step is the one before once more: the same rows, all of which follow, with as
@@ -137,14 +137,14 @@ class GuessedRows:
     levels: Int32Array
     follows: np.ndarray[tuple[int], np.dtype[np.bool_]]
     allowed: list[Int32Array | None]
-    keeps: bool
+    accepts: bool
     masked: bool = False
     repeats: bool = False
 
     @property
-    def learns(self) -> bool:
+    def host_reads(self) -> bool:
         """Whether the scheduler must know the candidates before the step is sampled."""
-        return self.masked or not self.keeps
+        return self.masked or not self.accepts
 
 
 @dataclass(slots=True)
@@ -202,14 +202,14 @@ class ScheduleBatch:
     trunks: bool = True
 
     @property
-    def guessed(self) -> GuessedRows | None:
+    def drafted(self) -> DraftedRows | None:
         """Rows whose candidates are still to be made, if any."""
-        return None if self.tree is None else self.tree.guessed
+        return None if self.tree is None else self.tree.drafted
 
     @property
     def repeats(self) -> bool:
-        """See `GuessedRows.repeats`."""
-        return self.guessed is not None and self.guessed.repeats
+        """See `DraftedRows.repeats`."""
+        return self.drafted is not None and self.drafted.repeats
 
     @property
     def extend_start(self) -> Int32Array:
@@ -263,7 +263,7 @@ class ForwardOutput:
         scores: of `ScoreRead`.
         hidden: float32 [p, hidden], final normed states of the plan's `hidden_rows`.
         bad_rows: sampled rows (indices into s) whose logits held NaN or nothing allowed.
-        trees: candidates that the worker made, of each of the plan's `guessed`.
+        trees: candidates that the worker made, of each of the plan's `drafted`.
         matched: int32 [b], how well the last ids of each row, sampled ones included, match ids that
             came before in it, 0 = not at all (`kernels.lookup`); None = nobody looked.
     """

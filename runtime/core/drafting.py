@@ -63,7 +63,7 @@ class DraftRow:
 
 @dataclass(frozen=True, slots=True)
 class StepDrafter:
-    """Guesses are made by the worker, as part of the step that checks them (`GuessedRows`): nobody
+    """Guesses are made by the worker, as part of the step that checks them (`DraftedRows`): nobody
     is asked before it.
 
     Attributes:

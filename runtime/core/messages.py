@@ -12,12 +12,11 @@ Pooling = Literal["last", "mean"]
 """How the hidden states of a prompt become one vector."""
 
 
-class GenerateRequest(msgspec.Struct, kw_only=True, tag=True):
-    """Continue `prompt_ids`.
+class PromptRequest(msgspec.Struct, kw_only=True):
+    """What every request says of itself and of its prompt.
 
     Attributes:
         prompt_ids: at least one id.
-        stream: send a `GenerateDelta` as text becomes final; else one `GenerateResult` at the end.
         namespace: prefix-cache namespace (media, tenant salt); adapters have their own within it.
         adapter: name of the adapter that it runs with; "" = the base model.
         priority: larger runs first under the priority policy.
@@ -29,8 +28,6 @@ class GenerateRequest(msgspec.Struct, kw_only=True, tag=True):
 
     id: str
     prompt_ids: list[int]
-    sampling: SamplingParams
-    stream: bool = False
     namespace: str = ""
     adapter: str = ""
     priority: int = 0
@@ -40,49 +37,40 @@ class GenerateRequest(msgspec.Struct, kw_only=True, tag=True):
     name: str = ""
 
 
-class ScoreRequest(msgspec.Struct, kw_only=True, tag=True):
-    """Log-probabilities of each choice's tokens after `prompt_ids`, all in one tree forward.
+class GenerateRequest(PromptRequest, kw_only=True, tag=True):
+    """Continue the prompt.
 
     Attributes:
-        prompt_ids: at least one id.
+        stream: send a `GenerateDelta` as text becomes final; else one `GenerateResult` at the end.
+    """
+
+    sampling: SamplingParams
+    stream: bool = False
+
+
+class ScoreRequest(PromptRequest, kw_only=True, tag=True):
+    """Log-probabilities of each choice's tokens after the prompt, all in one tree forward.
+
+    Attributes:
         choices: token ids of each choice; none empty; common prefixes are computed once.
     """
 
-    id: str
-    prompt_ids: list[int]
     choices: list[list[int]]
-    namespace: str = ""
-    adapter: str = ""
-    priority: int = 0
-    deadline: float | None = None
-    program_id: str = ""
-    lane_id: str = ""
-    name: str = ""
 
 
-class EmbedRequest(msgspec.Struct, kw_only=True, tag=True):
-    """One vector for `prompt_ids`: the model's final hidden states, after its last norm.
+class EmbedRequest(PromptRequest, kw_only=True, tag=True):
+    """One vector for the prompt: the model's final hidden states, after its last norm.
 
     Attributes:
-        prompt_ids: at least one id.
         pooling: "last" takes the state of the last token; "mean" the average over all tokens, for
             which the whole prompt is computed: nothing of it comes from the prefix cache.
         normalize: scale the vector to length 1.
         dimensions: keep this many numbers, from the first on, before it is scaled; None = all.
     """
 
-    id: str
-    prompt_ids: list[int]
     pooling: Pooling = "last"
     normalize: bool = True
     dimensions: int | None = None
-    namespace: str = ""
-    adapter: str = ""
-    priority: int = 0
-    deadline: float | None = None
-    program_id: str = ""
-    lane_id: str = ""
-    name: str = ""
 
 
 EngineRequest = GenerateRequest | ScoreRequest | EmbedRequest

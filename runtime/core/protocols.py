@@ -37,11 +37,11 @@ class Pending(Protocol):
 
 
 @runtime_checkable
-class GuessingPending(Pending, Protocol):
+class DraftingPending(Pending, Protocol):
     """A step whose candidates the worker makes."""
 
     def trees(self) -> list[DraftTree]:
-        """Wait for the candidates, not for the step: one tree for each of the plan's `guessed`, of
+        """Wait for the candidates, not for the step: one tree for each of the plan's `drafted`, of
         as many places as the plan has; raise what the step raised."""
 
 

@@ -234,7 +234,7 @@ class DeviceBuilder:
         if self._draft_model is not None:
             self._runner.guesser = self._record_guesses()
             rows = {min(rows, self._settings.max_rows + 1) for rows in VERIFY_ROWS}
-            keeps = [partial(self._runner.record_keep, size) for size in sorted(rows)]
+            keeps = [partial(self._runner.record_accept, size) for size in sorted(rows)]
             self._record_all("keep_graphs", keeps)
             self._warm_moves()
         self._runner.stream.drain()

@@ -17,7 +17,7 @@ import torch
 
 from branchline.kernels.beam import HEADER, Beam, BeamOps, Check
 from branchline.kernels.ops import AttentionMeta, Ops
-from branchline.runtime.core.batch import GuessedRows, ScheduleBatch
+from branchline.runtime.core.batch import DraftedRows, ScheduleBatch
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.errors import InvalidRequest
 from branchline.runtime.executor.device_stream import DeviceStream, Mark, host_buffer
@@ -27,7 +27,7 @@ from branchline.runtime.executor.recorder import Recorder
 from branchline.runtime.models.draft import EntryAttention
 
 _RING = 8
-"""Host buffers used in turn, one for each group of rows that is guessed for."""
+"""Host buffers used in turn, one for each group of rows that is drafted for."""
 
 ROW_SIZES = (1, 2, 4, 8, 16)
 """Rows for which guessing is recorded; more take several turns."""
@@ -135,7 +135,7 @@ class DeviceDraft:
             )
 
     def guess(self, plan: ScheduleBatch, check: Check) -> Callable[[], None] | None:
-        """Queue the levels for a plan's guessed rows and make what they find the step's candidates;
+        """Queue the levels for a plan's drafted rows and make what they find the step's candidates;
         the tables hold what the plan says.
 
         Args:
@@ -145,31 +145,31 @@ class DeviceDraft:
             A call that queues the same once more for a plan that `repeats`, until this is called
             again; None where there is none.
         """
-        guessed = plan.guessed
-        assert guessed is not None, "the plan asks for guesses"
+        drafted = plan.drafted
+        assert drafted is not None, "the plan asks for guesses"
         recorded = check.nodes.data_ptr() == self._check.nodes.data_ptr()
         replay: Callable[[], None] | None = None
-        for first in range(0, len(guessed.rows), ROW_SIZES[-1]):
-            group = np.arange(first, min(first + ROW_SIZES[-1], len(guessed.rows)))
+        for first in range(0, len(drafted.rows), ROW_SIZES[-1]):
+            group = np.arange(first, min(first + ROW_SIZES[-1], len(drafted.rows)))
             rows = next(size for size in ROW_SIZES if size >= len(group))
-            levels = int(guessed.levels[group].max())
+            levels = int(drafted.levels[group].max())
             depth = next(d for d in recorded_depths(self.max_depth) if d >= levels)
-            self._load(plan, guessed, group, rows)
+            self._load(plan, drafted, group, rows)
             replay = self._graphs.get((rows, depth)) if recorded else None
             if replay is None:
                 self._round(rows, depth, check)
             else:
                 replay()
-        return replay if len(guessed.rows) <= ROW_SIZES[-1] else None
+        return replay if len(drafted.rows) <= ROW_SIZES[-1] else None
 
-    def keep(self, check: Check) -> tuple[torch.Tensor, torch.Tensor]:
+    def accept(self, check: Check) -> tuple[torch.Tensor, torch.Tensor]:
         """Queue `BeamOps.keep_guesses` over the tables."""
         return self._search.keep_guesses(check, self._tables.known, self.max_depth, self._most)
 
     def _load(
         self,
         plan: ScheduleBatch,
-        guessed: GuessedRows,
+        drafted: DraftedRows,
         group: np.ndarray[tuple[int], np.dtype[np.int64]],
         rows: int,
     ) -> None:
@@ -178,12 +178,12 @@ class DeviceDraft:
         host, masks = self._host[self._turn], self._host_masks[self._turn]
         starts, masked, lines = plan.extend_start, False, []
         for row, which in enumerate(group.tolist()):
-            at, allowed = int(guessed.rows[which]), guessed.allowed[which]
+            at, allowed = int(drafted.rows[which]), drafted.allowed[which]
             length, start, known = -1, int(starts[at]), []
-            if not guessed.follows[which]:
+            if not drafted.follows[which]:
                 length = int(plan.seq_lens[at] - plan.extend_lens[at])
                 known = plan.input_ids[start : int(starts[at + 1]) - _places(plan, at)].tolist()
-            header = int(plan.rows[at]), length, allowed is not None, int(guessed.levels[which]), at
+            header = int(plan.rows[at]), length, allowed is not None, int(drafted.levels[which]), at
             lines.append([*header, *known, *[-1] * (self.max_depth - len(known))])
             if allowed is not None:
                 masked = True

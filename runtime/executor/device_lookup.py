@@ -1,8 +1,8 @@
 """Looking up on a device: behind every step, where each row's last ids have come before; ahead of a
 step that checks guesses, what followed there.
 
-Invariant: nothing here waits for the device, and all of it can be recorded. What is found is told
-with the step's ids, so that asking costs the host nothing. Knows nothing of requests.
+Invariant: nothing here waits for the device, and all of it can be recorded. What is found comes
+back with the step's ids, so that asking costs the host nothing. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class DeviceLookup:
         self._matches = Matches(lengths, torch.zeros_like(lengths))
 
     def plant(self, step: StepTensors) -> None:
-        """Queue: the places of a step's guessed rows become candidates."""
+        """Queue: the places of a step's drafted rows become candidates."""
         known = self._tables.known
-        self._ops.plant_chains(step.check(), step.told, known, self._matches, self._most)
+        self._ops.plant_chains(step.check(), step.last_known, known, self._matches, self._most)
 
     def find(self, step: StepTensors) -> None:
         """Queue, once a step's ids are in the table of tokens and the third line of `back`: keep

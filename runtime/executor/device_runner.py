@@ -50,7 +50,7 @@ MIXED_SAMPLES = 256
 
 
 @dataclass(slots=True)
-class _Made:
+class _Candidates:
     """What is known of a step's candidates once they are queued; see `QueuedForward`.
 
     Attributes:
@@ -179,7 +179,7 @@ class DeviceRunner:
         )
         self._buffers = buffers
         self._recorded_nodes = self.recorded_check().nodes.data_ptr()
-        self._keeps: dict[int, Callable[[], None]] = {}
+        self._accepts: dict[int, Callable[[], None]] = {}
         self._last: _Repeated | None = None  # the last step, if it can be queued once more
         self.recorder = Recorder(stream)
         self.graphs = DeviceGraphs(buffers, attention, self._recorded, stream, self.recorder)
@@ -202,10 +202,10 @@ class DeviceRunner:
             self.kv_pool.copy_slots(*plan.copies)
             if self.draft is not None:
                 self.draft.pool.copy_slots(*plan.copies)
-        sampled, made = len(plan.sample_rows), _Made()
+        sampled, made = len(plan.sample_rows), _Candidates()
 
         def guess(tensors: StepTensors) -> None:
-            if plan.guessed is not None:
+            if plan.drafted is not None:
                 self._guess(plan, tensors, made)
 
         graph = self.graphs.find(plan)
@@ -239,8 +239,8 @@ class DeviceRunner:
         if plan.slot_writes is not None:
             self.tables.write(self.tables.upload(self.tables.changes(plan)))
         last.guess()
-        assert plan.guessed is not None and last.queued.check is not None, "a check is repeated"
-        nodes = self._told(last.queued.check) if plan.guessed.learns else None
+        assert plan.drafted is not None and last.queued.check is not None, "a check is repeated"
+        nodes = self._nodes_to_host(last.queued.check) if plan.drafted.host_reads else None
         outputs, queued = last.forward(), last.queued
         if outputs is not last.outputs:  # not recorded, on a CPU
             logits, greedy = _choices(outputs, len(plan.sample_rows))
@@ -249,17 +249,17 @@ class DeviceRunner:
             queued = replace(queued, nodes=nodes)
         return last._replace(outputs=outputs, queued=queued)
 
-    def keep(self, check: Check, sampled: torch.Tensor) -> None:
-        """Queue: of the candidates that were made, keep those that int32 [s] ids were sampled for.
+    def accept(self, check: Check, sampled: torch.Tensor) -> None:
+        """Queue: of the candidates, accept those that int32 [s] ids were sampled for.
 
         Their entries lie behind those of the row afterwards, and the tables tell ids and length.
         """
         if sampled.data_ptr() != check.nodes[2].data_ptr():  # recorded checks leave theirs there
             check.nodes[2, : len(sampled)].copy_(sampled)
         recorded = check.nodes.data_ptr() == self._recorded_nodes
-        replay = self._keeps.get(len(check.rows)) if recorded else None
+        replay = self._accepts.get(len(check.rows)) if recorded else None
         if replay is None:
-            self._keep(check)
+            self._accept(check)
         else:
             replay()
 
@@ -270,15 +270,15 @@ class DeviceRunner:
         step.back[2, : len(sampled)].copy_(sampled)
         self.lookup.find(step)
 
-    def record_keep(self, rows: int) -> None:
-        """Record `keep` for recorded steps of so many rows, padding included.
+    def record_accept(self, rows: int) -> None:
+        """Record `accept` for recorded steps of so many rows, padding included.
 
         Raises:
             torch.OutOfMemoryError: no memory for it; what was recorded before stays usable.
         """
         check = self.recorded_check(rows)
         with self.stream:
-            self._keeps[rows] = self.recorder.record(lambda: self._keep(check))
+            self._accepts[rows] = self.recorder.record(lambda: self._accept(check))
 
     def recorded_choice(self) -> RecordedChoice:
         """For steps that are replayed, with buffers and without recordings yet."""
@@ -299,16 +299,16 @@ class DeviceRunner:
         tokens, rows = self._buffers.tokens, rows or self._buffers.rows
         return self._buffers.views(StepShape(tokens, rows, tokens, tree=True)).check()
 
-    def _keep(self, check: Check) -> None:
-        assert self.guesser is not None and self.draft is not None, "somebody has guessed"
-        source, target = self.guesser.keep(check)
+    def _accept(self, check: Check) -> None:
+        assert self.guesser is not None and self.draft is not None, "somebody has drafted"
+        source, target = self.guesser.accept(check)
         self.kv_pool.move_slots(self.ops, source, target)
         self.draft.pool.move_slots(self.ops, source, target)
 
-    def _guess(self, plan: ScheduleBatch, tensors: StepTensors, made: _Made) -> None:
-        assert plan.guessed is not None, "there is something to guess"
+    def _guess(self, plan: ScheduleBatch, tensors: StepTensors, made: _Candidates) -> None:
+        assert plan.drafted is not None, "there is something to guess"
         if self.lookup is not None:
-            assert plan.guessed.keeps, "what is looked up is kept here"
+            assert plan.drafted.accepts, "what is looked up is kept here"
             made.check, made.again = tensors.check(), lambda: None
             return  # the step itself begins with it
         assert self.guesser is not None, "there is somebody to guess"
@@ -316,10 +316,10 @@ class DeviceRunner:
             self.tables.write(tensors.writes)
         made.check = tensors.check()
         made.again = self.guesser.guess(plan, made.check)
-        if plan.guessed.learns:
-            made.nodes = self._told(made.check)
+        if plan.drafted.host_reads:
+            made.nodes = self._nodes_to_host(made.check)
 
-    def _told(self, check: Check) -> tuple[torch.Tensor, Mark]:
+    def _nodes_to_host(self, check: Check) -> tuple[torch.Tensor, Mark]:
         """Queue the way of a step's candidates to the host, ahead of the step itself."""
         return to_host(check.nodes), self.stream.mark()
 

@@ -52,7 +52,7 @@ class _Landing:
 
 
 class DevicePending:
-    """A step on its way; see `core.protocols.Pending` and `GuessingPending`."""
+    """A step on its way; see `core.protocols.Pending` and `DraftingPending`."""
 
     def __init__(self, plan: ScheduleBatch) -> None:
         self.plan = plan
@@ -69,7 +69,7 @@ class DevicePending:
         return self.error is not None or (self.landing is not None and self.landing.mark.passed())
 
     def trees(self) -> list[DraftTree]:
-        """See `GuessingPending`."""
+        """See `DraftingPending`."""
         if self.error is not None:
             raise self.error
         if self.nodes is None:
@@ -194,16 +194,16 @@ class DeviceWorker:
             simple = simple and bitmask is None
             chosen = forwarded.greedy if simple else None
             ids = self._sample(plan, forwarded, bitmask, landing) if chosen is None else chosen
-            guessed, keeps = forwarded.check, plan.guessed is not None and plan.guessed.keeps
-            if forwarded.step is not None and (keeps or simple or self._looks_up(bitmask)):
+            drafted, accepts = forwarded.check, plan.drafted is not None and plan.drafted.accepts
+            if forwarded.step is not None and (accepts or simple or self._looks_up(bitmask)):
                 if chosen is None:
                     self.runner.look_up(forwarded.step, ids)
                 back = forwarded.step.back
-                landing.ids, landing.matched = to_host(back if keeps else back[2:]), True
-                landing.nodes = landing.ids if keeps else None
-            elif guessed is not None and keeps:
-                self.runner.keep(guessed, ids)
-                landing.nodes = to_host(guessed.nodes)  # what was sampled among it
+                landing.ids, landing.matched = to_host(back if accepts else back[2:]), True
+                landing.nodes = landing.ids if accepts else None
+            elif drafted is not None and accepts:
+                self.runner.accept(drafted, ids)
+                landing.nodes = to_host(drafted.nodes)  # what was sampled among it
                 landing.ids = landing.nodes[2, : len(ids)]
             else:
                 landing.ids = to_host(ids)
@@ -259,13 +259,13 @@ class DeviceWorker:
 def trees_of(
     plan: ScheduleBatch, nodes: np.ndarray[tuple[int, int], np.dtype[np.int32]]
 ) -> list[DraftTree]:
-    """Of each of a plan's guessed rows, from int32 [2 or more, s] ids and parents at its places."""
-    guessed, tree = plan.guessed, plan.tree
-    if guessed is None or tree is None:
+    """Of each of a plan's drafted rows, from int32 [2 or more, s] ids and parents at its places."""
+    drafted, tree = plan.drafted, plan.tree
+    if drafted is None or tree is None:
         return []
     found = []
-    firsts = plan.sample_rows.searchsorted(guessed.rows)
-    for first, n in zip(firsts.tolist(), tree.counts[guessed.rows].tolist(), strict=True):
+    firsts = plan.sample_rows.searchsorted(drafted.rows)
+    for first, n in zip(firsts.tolist(), tree.counts[drafted.rows].tolist(), strict=True):
         ids, parents = nodes[:2, first + 1 : first + 1 + n].copy()
         found.append(DraftTree(ids, parents, _depths(parents.tolist())))
     return found

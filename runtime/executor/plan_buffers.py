@@ -81,7 +81,7 @@ class StepTensors:
             place of the padding row.
         sample_positions: int64 [most samples], position that each sampled id takes, then 0.
         firsts: int32 [b], see `Check`; -1 for padding.
-        told: int32 [b], see `LookupOps.plant_chains`; of guessed rows.
+        last_known: int32 [b], see `LookupOps.plant_chains`; of drafted rows.
         back: int32 [4, most samples or rows]: `nodes` of `Check`, then how well each row matches.
         tree_lens, tree_offsets: int32 [b], tree_words: int64; what they were, where there are none.
         writes: changes of the tables, filled up with writes of padding.
@@ -101,7 +101,7 @@ class StepTensors:
     sample_places: torch.Tensor
     sample_positions: torch.Tensor
     firsts: torch.Tensor
-    told: torch.Tensor
+    last_known: torch.Tensor
     back: torch.Tensor
     tree_lens: torch.Tensor
     tree_offsets: torch.Tensor
@@ -172,7 +172,7 @@ class PlanBuffers:
             ("extend_lens", rows, False),
             ("extend_start", rows + 1, False),
             ("firsts", rows, False),
-            ("told", rows, False),
+            ("last_known", rows, False),
             ("sample_idx", 2 * samples, False),
             ("sample_places", samples, True),
             ("sample_positions", samples, True),
@@ -243,7 +243,7 @@ class PlanBuffers:
             sample_places=v["sample_places"],
             sample_positions=v["sample_positions"],
             firsts=v["firsts"][:rows],
-            told=v["told"][:rows],
+            last_known=v["last_known"][:rows],
             back=self._back,
             tree_lens=v["tree_lens"][:rows],
             tree_offsets=v["tree_offsets"][:rows],
@@ -309,11 +309,11 @@ class PlanBuffers:
             a["sample_positions"][s:] = 0
         a["sample_places"][s:] = self._tables.padding_place
         a["firsts"][: shape.rows] = -1
-        if plan.guessed is not None and plan.tree is not None:
-            guessed = plan.guessed.rows
-            a["firsts"][guessed] = np.searchsorted(plan.sample_rows, guessed)
-            last = plan.seq_lens[guessed] - plan.tree.counts[guessed] - 1
-            a["told"][guessed] = np.where(plan.guessed.follows, -1, last)
+        if plan.drafted is not None and plan.tree is not None:
+            drafted = plan.drafted.rows
+            a["firsts"][drafted] = np.searchsorted(plan.sample_rows, drafted)
+            last = plan.seq_lens[drafted] - plan.tree.counts[drafted] - 1
+            a["last_known"][drafted] = np.where(plan.drafted.follows, -1, last)
         if shape.adapted:
             _fill_adapters(a, plan, shape)
         self._pad(a, plan, shape)

@@ -14,6 +14,7 @@ import torch
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraBatch
 from branchline.kernels.ops import Ops
+from branchline.kernels.stream import BlockEnd
 from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.core.forward import ForwardBatch
 from branchline.runtime.layers.linear import Linear
@@ -176,17 +177,9 @@ class DecoderLayer:
         if batch.lora is not None:
             normed = step(gated, down, residual, norm, None, ops, batch.lora)
             return attention.queries(normed, batch, ops, kv)
-        return ops.step_heads(
-            gated,
-            down.weight,
-            residual,
-            norm.weight,
-            norm.eps,
-            attention.qkv.weight,
-            attention.into(batch, kv),
-            projection_bias=down.bias,
-            bias=attention.qkv.bias,
-        )
+        end = BlockEnd(gated, down.weight, residual, norm.weight, norm.eps, down.bias)
+        qkv = attention.qkv
+        return ops.step_heads(end, qkv.weight, attention.into(batch, kv), qkv.bias)
 
     def end(
         self,
@@ -226,30 +219,16 @@ def step(
 ) -> torch.Tensor:
     """From one block to the next with the layers' own weights: `Ops.residual_step`, or with
     adapters `Ops.adapted_step`."""
+    end = BlockEnd(x, projection.weight, residual, norm.weight, norm.eps, projection.bias)
     weight, bias = (None, None) if into is None else (into.weight, into.bias)
     if lora is None:
-        return ops.residual_step(
-            x,
-            projection.weight,
-            residual,
-            norm.weight,
-            norm.eps,
-            weight,
-            gated=gated,
-            projection_bias=projection.bias,
-            bias=bias,
-        )
+        return ops.residual_step(end, weight, gated=gated, bias=bias)
     return ops.adapted_step(
-        x,
-        projection.weight,
-        residual,
-        norm.weight,
-        norm.eps,
+        end,
         weight,
         lora,
         projection.lora,
         weight_lora=None if into is None else into.lora,
         gated=gated,
-        projection_bias=projection.bias,
         bias=bias,
     )

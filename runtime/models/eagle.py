@@ -18,6 +18,7 @@ import torch
 
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import Ops
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.weights import BLOCK, DenseWeight, Weight, pick_rows, quantize_q4_1
 from branchline.runtime.config.eagle_spec import EagleSpec, feature_layers
 from branchline.runtime.core.forward import ForwardBatch
@@ -173,8 +174,8 @@ class EagleHead:
             return ops.head(states, self._head)
         if down.bias is None:
             norm = self.norm
-            operands = gated, down.weight, residual, norm.weight, norm.eps, self._head
-            logits = ops.head_step(*operands)
+            end = BlockEnd(gated, down.weight, residual, norm.weight, norm.eps)
+            logits = ops.head_step(end, self._head)
         else:
             logits = ops.head(step(gated, down, residual, self.norm, None, ops, None), self._head)
         ops.scatter_rows(residual, batch.out_slots, entries.features)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from branchline.runtime.core.batch import (
-    GuessedRows,
+    DraftedRows,
     Int32Array,
     TreeMask,
     TreeSamples,
@@ -35,7 +35,7 @@ def tree_mask(segments: list[Segment]) -> TreeMask | None:
             words.append(_words(segment, segment.tree))
             total += len(words[-1])
     return TreeMask(
-        counts, offsets, np.concatenate(words), _tree_samples(segments), _guessed(segments)
+        counts, offsets, np.concatenate(words), _tree_samples(segments), _drafted(segments)
     )
 
 
@@ -67,17 +67,17 @@ def _tree_samples(segments: list[Segment]) -> TreeSamples | None:
     return TreeSamples(np.concatenate(positions), tails)
 
 
-def _guessed(segments: list[Segment]) -> GuessedRows | None:
+def _drafted(segments: list[Segment]) -> DraftedRows | None:
     drafts = [
         (i, s.draft) for i, s in enumerate(segments) if s.draft is not None and s.draft.levels
     ]
     if not drafts:
         return None
-    return GuessedRows(
+    return DraftedRows(
         rows=np.array([index for index, _ in drafts], dtype=np.int32),
         levels=np.array([draft.levels for _, draft in drafts], dtype=np.int32),
         follows=np.array([draft.follows for _, draft in drafts], dtype=np.bool_),
         allowed=[draft.allowed for _, draft in drafts],
-        keeps=all(draft.in_place for _, draft in drafts),
+        accepts=all(draft.in_place for _, draft in drafts),
         masked=any(segments[index].request.matcher is not None for index, _ in drafts),
     )

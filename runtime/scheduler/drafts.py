@@ -23,8 +23,8 @@ from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import NOBODY, DraftTree
 from branchline.runtime.scheduler.constrained_draft import constrained, constrained_there
+from branchline.runtime.scheduler.device_matches import DeviceMatches, is_free
 from branchline.runtime.scheduler.draft import Draft
-from branchline.runtime.scheduler.looked_up import LookedUp, is_free
 from branchline.runtime.scheduler.pace import Decision, Pace
 from branchline.runtime.scheduler.proposed import check_tree, pruned
 
@@ -51,7 +51,7 @@ class Drafts:
             quote; the drafter is asked about the others.
 
     Attributes:
-        looked_up: what it has told; None = it does not.
+        device_matches: what it has found; None = it does not look up.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Drafts:
     ) -> None:
         self.linked = linked
         self._chains = chains
-        self.looked_up = LookedUp() if looked_up else None
+        self.device_matches = DeviceMatches() if looked_up else None
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
@@ -82,14 +82,14 @@ class Drafts:
 
     def in_step(self, request: Request) -> bool:
         """Whether the worker guesses for a row: then there is `reserve`, else `propose`."""
-        if self.looked_up is not None:
+        if self.device_matches is not None:
             return is_free(request)
         return isinstance(self._drafter, StepDrafter)
 
     def kept_there(self, request: Request) -> bool:
         """Whether the worker can keep the guesses of a row that are right: it is told what each id
         may be, and nothing else counts."""
-        if self.looked_up is not None:
+        if self.device_matches is not None:
             return is_free(request)
         enough = request.output_len >= request.sampling.min_tokens
         return enough and not request.sampling.has_penalties
@@ -140,7 +140,7 @@ class Drafts:
         depth = self.depth(request, min(growth, 1))
         if depth == 0 or (growth and request.max_len - request.length < max(growth - 2, 3)):
             return 0
-        if self.looked_up is not None:  # a chain; behind one in flight it may pass the end
+        if self.device_matches is not None:  # a chain; behind one in flight it may pass the end
             return min(self._wanted.get(request.id, 0), room, room if growth > 1 else depth)
         wanted = self._max_nodes if self._pace is None else self._wanted.get(request.id, 0)
         return min(wanted, room)
@@ -260,8 +260,8 @@ class Drafts:
         """The sequence has ended."""
         if not isinstance(self._drafter, StepDrafter):
             self._drafter.finished(request.id)
-        if self.looked_up is not None:
-            self.looked_up.finished(request)
+        if self.device_matches is not None:
+            self.device_matches.finished(request)
         if self._free_pace is not None and self._constrained_pace is not None:
             self._free_pace.finished(request.id)
             self._constrained_pace.finished(request.id)
@@ -269,10 +269,10 @@ class Drafts:
     def _kinds(self, requests: Sequence[Request]) -> dict[str, int]:
         """Rows that promise something, by their names, and guesses of which kind."""
         found, asked = {}, requests
-        if self.looked_up is not None:
-            quoting = self.looked_up.quoting(requests)
+        if self.device_matches is not None:
+            quoting = self.device_matches.quoting(requests)
             found = {r.id: kind for r, kind in quoting if self.depth(r) > 0}
-            asked = self.looked_up.others(requests)
+            asked = self.device_matches.others(requests)
         if isinstance(self._drafter, StepDrafter):
             return {request.id: 1 for request in asked if self.depth(request) > 0}
         if not asked:

@@ -5,7 +5,7 @@ time may go into steps whose guesses are not known to pay, `ASKED` into asking r
 guesses that bring less than was expected of them are given up. Decisions change how fast outputs
 come, never what they are. Times are given, not taken: knows no clock, no drafter and no model.
 
-What guesses cost is known by `step_costs`, what they bring by `kept_guesses`. Of the guesses that a
+What guesses cost is known by `step_costs`, what they bring by `acceptance`. Of the guesses that a
 row is allowed, those that are not likely enough for what one costs are not made (`least`).
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from branchline.runtime.scheduler.kept_guesses import (
+from branchline.runtime.scheduler.acceptance import (
     Row,
     Rows,
     gains_of,

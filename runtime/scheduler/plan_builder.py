@@ -138,9 +138,9 @@ class StepPlan:
     plain: int = 0
 
     @property
-    def learns(self) -> bool:
+    def host_reads(self) -> bool:
         """The worker makes candidates that must be known before the step is sampled."""
-        return self.batch.guessed is not None and self.batch.guessed.learns
+        return self.batch.drafted is not None and self.batch.drafted.host_reads
 
 
 class PlanBuilder:

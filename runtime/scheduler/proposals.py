@@ -20,7 +20,7 @@ from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.plan_builder import StepPlan
 
 if TYPE_CHECKING:
-    from branchline.runtime.core.protocols import GuessingPending
+    from branchline.runtime.core.protocols import DraftingPending
 
 _AHEAD = 4
 """A row with guesses grows by several ids in a step, and is given so many times the slots ahead."""
@@ -76,10 +76,10 @@ class Proposals:
             running: requests that hold a row.
             waiting: others wait for one.
         """
-        guessed = step.batch.guessed
-        if guessed is None and any(s.draft is not None or not s.sample for s in step.segments):
+        drafted = step.batch.drafted
+        if drafted is None and any(s.draft is not None or not s.sample for s in step.segments):
             return None
-        if guessed is not None and not guessed.keeps:
+        if drafted is not None and not drafted.accepts:
             return None
         if running != len(step.segments) or (waiting and running < self._max_running):
             return None
@@ -128,15 +128,15 @@ def learn(
     drafts: Drafts | None,
     broke: Callable[[Request, Exception], None],
 ) -> None:
-    """The worker has made a step's candidates, of each of its `guessed` rows.
+    """The worker has made a step's candidates, of each of its `drafted` rows.
 
     Args:
         broke: told of a request that cannot go on with them.
     """
-    guessed = plan.batch.guessed
-    if guessed is None or drafts is None:
+    drafted = plan.batch.drafted
+    if drafted is None or drafts is None:
         return
-    for index, tree in zip(guessed.rows.tolist(), trees, strict=True):
+    for index, tree in zip(drafted.rows.tolist(), trees, strict=True):
         segment = plan.segments[index]
         request, draft = segment.request, segment.draft
         if draft is None or not draft.levels or request.finish is not None:
@@ -159,17 +159,17 @@ def learn_early(
     """`learn` while the step runs, once the step before it has been committed: what is sampled
     depends on its candidates, on what a constraint says of them or on what lies between."""
     try:
-        trees = cast("GuessingPending", pending).trees()  # to ask whether it is one takes 30 µs
+        trees = cast("DraftingPending", pending).trees()  # to ask whether it is one takes 30 µs
     except Exception:  # the step failed, as its result will say
         return
-    guessed = plan.batch.guessed
+    drafted = plan.batch.drafted
     learn(plan, trees, drafts, broke)
-    if guessed is None or not guessed.keeps:  # else the worker has all that it needs
+    if drafted is None or not drafted.accepts:  # else the worker has all that it needs
         plan.batch.tree = tree_mask(plan.segments)
 
 
 def tell(plan: StepPlan, matched: Int32Array | None, drafts: Drafts | None) -> None:
     """The worker has looked a step's rows up; see `ForwardOutput.matched`."""
-    if matched is not None and drafts is not None and drafts.looked_up is not None:
+    if matched is not None and drafts is not None and drafts.device_matches is not None:
         tried = plan.decision is not None and plan.decision.usual is not None
-        drafts.looked_up.told(plan.segments, matched, tried=tried)
+        drafts.device_matches.observe(plan.segments, matched, tried=tried)

@@ -1,6 +1,6 @@
 """Plans that are the one before once more: rows that guess and merely go on.
 
-Where a row begins is known to the worker alone then (`GuessedRows.follows`), so that of two such
+Where a row begins is known to the worker alone then (`DraftedRows.follows`), so that of two such
 steps one behind the other nothing differs but new slots. Knows nothing of how plans are built.
 """
 
@@ -46,8 +46,8 @@ class Repeats:
             return None
         batch, slots = last.batch, changes()
         tree = batch.tree
-        if tree is not None and tree.guessed is not None and not tree.guessed.repeats:
-            tree = replace(tree, guessed=replace(tree.guessed, repeats=True))
+        if tree is not None and tree.drafted is not None and not tree.drafted.repeats:
+            tree = replace(tree, drafted=replace(tree.drafted, repeats=True))
         if tree is not batch.tree or slots is not batch.slot_writes:
             batch = replace(batch, slot_writes=slots, tree=tree)
         self._plan = type(last)(batch, segments, [], guesses=last.guesses, steady=last.steady)

@@ -220,9 +220,9 @@ class Scheduler:
         start = self._clock.read()
         plan = self._plan(drafting, following)
         self.stats.plan_s += self._clock.read() - start
-        learns = plan is not None and plan.learns
+        host_reads = plan is not None and plan.host_reads
         masked = plan is not None and bool(self._planner.constrained) and _has_matchers(plan)
-        free = plan is not None and not learns and not masked
+        free = plan is not None and not host_reads and not masked
         late = bool(self._inflight)
         start = self._clock.read()
         pending = None
@@ -236,7 +236,7 @@ class Scheduler:
         while self._inflight:
             self._commit_oldest()
         if plan is not None and pending is not None:
-            if learns:
+            if host_reads:
                 learn_early(plan, pending, self._drafts, self._committer.broke)
             if not free:  # what its rows may take is made while the worker computes
                 start = self._clock.read()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from branchline.runtime.scheduler.kept_guesses import Mean
+from branchline.runtime.scheduler.acceptance import Mean
 
 LOOKED_AT = 16
 """Of so many plain steps of a large batch, one is timed."""

@@ -15,6 +15,7 @@ from branchline.runtime.config.model_spec import ModelSpec
 from branchline.runtime.engine import Engine
 from branchline.runtime.loading.load import open_checkpoint
 from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
+from tests.support.llama_oracle import llama_config
 from tests.support.peft_adapters import EVERYTHING, write_adapter
 from tests.support.tiny_engine import write_tiny_weights
 
@@ -157,21 +158,7 @@ def in_transformers(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> Any:
     """A model of these weights."""
     import transformers
 
-    config = transformers.LlamaConfig(
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.hidden,
-        intermediate_size=spec.ffn,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        rms_norm_eps=spec.rms_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope.theta},
-        max_position_embeddings=spec.max_context,
-        tie_word_embeddings=spec.tie_embeddings,
-        attn_implementation="eager",
-    )
-    model = transformers.LlamaForCausalLM(config)
+    model = transformers.LlamaForCausalLM(llama_config(spec))
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert set(missing) <= {"lm_head.weight"} and not unexpected
     model.tie_weights()

@@ -15,6 +15,7 @@ from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.runtime.executor.build import load_model
 from branchline.runtime.loading.gguf import GgufCheckpoint
+from tests.support.llama_oracle import llama_config
 from tests.support.model_driver import Driver, Part, reference_logprobs
 
 CONTEXT = 256
@@ -60,20 +61,7 @@ def float32(checkpoint: GgufCheckpoint, ops: Ops) -> Driver:
 @pytest.fixture(scope="module")
 def reference(checkpoint: GgufCheckpoint) -> Any:
     """transformers' Llama with the file's weights, widened to float32."""
-    spec = checkpoint.spec
-    config = transformers.LlamaConfig(
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.hidden,
-        intermediate_size=spec.ffn,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads,
-        max_position_embeddings=spec.max_context,
-        rms_norm_eps=spec.rms_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope.theta},
-        tie_word_embeddings=True,
-        attn_implementation="eager",
-    )
+    config = llama_config(checkpoint.spec)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
     weights = {

@@ -15,8 +15,8 @@ from branchline.kernels.dispatch import make_ops
 from branchline.kernels.ops import Ops
 from branchline.kernels.reference import ReferenceOps
 from branchline.runtime.core.batch import (
+    DraftedRows,
     ForwardMode,
-    GuessedRows,
     ScheduleBatch,
     TreeMask,
     TreeSamples,
@@ -129,12 +129,12 @@ class Rounds:
                 np.arange(count, dtype=np.int32) * np.int32(NODES),
                 np.zeros(count * NODES, dtype=np.uint64),
                 samples,
-                guessed=GuessedRows(
+                drafted=DraftedRows(
                     rows=np.arange(count, dtype=np.int32),
                     levels=np.array([s.depth + len(s.pending) - 1 for s in seeds], dtype=np.int32),
                     follows=np.zeros(count, dtype=np.bool_),
                     allowed=[seed.allowed for seed in seeds],
-                    keeps=True,
+                    accepts=True,
                 ),
             ),
         )

@@ -71,14 +71,14 @@ class Watched:
 
     def __init__(self, worker: DeviceWorker) -> None:
         self._worker = worker
-        self.follows = self.learns = self.keeps = self.repeats = 0
+        self.follows = self.host_reads = self.accepts = self.repeats = 0
 
     def forward(self, plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
-        guessed = plan.guessed
-        if guessed is not None:
-            self.follows += bool(guessed.follows.any())
-            self.keeps += guessed.keeps
-            self.learns += guessed.learns
+        drafted = plan.drafted
+        if drafted is not None:
+            self.follows += bool(drafted.follows.any())
+            self.accepts += drafted.accepts
+            self.host_reads += drafted.host_reads
             self.repeats += plan.repeats
         return self._worker.forward(plan, awaited=awaited)
 
@@ -173,7 +173,7 @@ def test_steps_follow_each_other_without_a_look_between(
     scheduler, out, worker = scheduler_for(ops, model, guesser, **sizes)
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
     assert 0 < scheduler.stats.accepted_tokens < scheduler.stats.drafted_tokens
-    assert worker.follows > 0 and worker.learns == 0
+    assert worker.follows > 0 and worker.host_reads == 0
     assert worker.follows > worker.repeats > 0
 
 
@@ -194,7 +194,7 @@ def test_guesses_begin_while_the_prompt_is_computed(
         monkeypatch.setattr(owner, name, logged)
     sampling = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
     run(scheduler, out, [{"prompt": list(range(3, 20)), "params": sampling}])
-    assert worker.keeps > 8
+    assert worker.accepts > 8
     assert log[:14] == ["forward"] + ["forward", "result"] * 6 + ["forward"]
 
 
@@ -209,7 +209,7 @@ def test_what_lies_between_is_known_where_it_counts(
     wanted = run(scheduler, out, requests)
     scheduler, out, worker = scheduler_for(ops, model, guesser, page_size=page_size, graphs=False)
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
-    assert scheduler.stats.accepted_tokens > 0 and worker.learns > 0
+    assert scheduler.stats.accepted_tokens > 0 and worker.host_reads > 0
 
 
 def constrained_work(r: random.Random) -> list[dict[str, Any]]:
@@ -255,9 +255,9 @@ def test_constraints_are_asked_of_every_candidate(
         found |= {str(first + int(name)): got for name, got in some_of.items()}
         out.done.clear()
     assert_alike(found, wanted, bitwise=False)
-    assert scheduler.stats.accepted_tokens > 0 and worker.learns > 0
+    assert scheduler.stats.accepted_tokens > 0 and worker.host_reads > 0
     if at_once == 1:
-        assert worker.follows > worker.repeats > 0 and worker.keeps == worker.learns
+        assert worker.follows > worker.repeats > 0 and worker.accepts == worker.host_reads
 
 
 @pytest.mark.parametrize("paced", [False, True])
@@ -272,7 +272,7 @@ def test_more_rows_than_a_round_has_take_turns(
     pace = Pace(NODES, MAX_GUESSES) if paced else None
     scheduler, out, worker = scheduler_for(ops, model, guesser, pace=pace, **sizes)
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
-    assert scheduler.stats.accepted_tokens > 0 and worker.keeps > 0
+    assert scheduler.stats.accepted_tokens > 0 and worker.accepts > 0
 
 
 def test_guesses_end_with_the_context(models: tuple[Ops, Model, Model]) -> None:
@@ -309,4 +309,4 @@ def test_on_cuda_too(tmp_path: Path, page_size: int) -> None:
             )
             assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
             assert scheduler.stats.accepted_tokens > 0
-            assert (worker.follows if name == "free" else worker.learns) > 0
+            assert (worker.follows if name == "free" else worker.host_reads) > 0

@@ -95,7 +95,7 @@ def test_steps_follow_each_other_without_a_look_between(
     scheduler, out, worker = scheduler_for(*made, NODES, page_size=page_size, graphs=graphs)
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
     assert 0 < scheduler.stats.accepted_tokens < scheduler.stats.drafted_tokens
-    assert worker.follows > 0 and worker.learns == 0
+    assert worker.follows > 0 and worker.host_reads == 0
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
@@ -109,7 +109,7 @@ def test_rows_whose_choice_depends_on_guesses_are_looked_up_by_the_host(
     wanted = run(scheduler, out, requests)
     scheduler, out, worker = scheduler_for(*made, NODES, page_size=page_size, graphs=False)
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
-    assert scheduler.stats.accepted_tokens > 0 and worker.keeps > 0 and worker.learns == 0
+    assert scheduler.stats.accepted_tokens > 0 and worker.accepts > 0 and worker.host_reads == 0
 
 
 def test_constrained_rows_run_beside_rows_that_quote(made: tuple[Ops, Model]) -> None:
@@ -124,7 +124,7 @@ def test_constrained_rows_run_beside_rows_that_quote(made: tuple[Ops, Model]) ->
     wanted = run(scheduler, out, requests)
     scheduler, out, worker = scheduler_for(*made, NODES, graphs=False)
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
-    assert scheduler.stats.accepted_tokens > 0 and worker.keeps > 0
+    assert scheduler.stats.accepted_tokens > 0 and worker.accepts > 0
 
 
 def test_nobody_is_looked_up_where_all_rows_are_constrained(
@@ -175,7 +175,7 @@ def test_drawn_rows_are_looked_up_now_and_then(
     wanted = run(*scheduler_for(*made, 0, graphs=False)[:2], requests)
     scheduler, out, worker = scheduler_for(*made, NODES, graphs=False)
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
-    assert looked.count(True) == worker.keeps > 0
+    assert looked.count(True) == worker.accepts > 0
 
 
 @pytest.mark.parametrize("paced", [False, True])
@@ -188,7 +188,7 @@ def test_as_many_rows_as_there_are(made: tuple[Ops, Model], paced: bool) -> None
     pace = Pace(NODES, MAX_GUESSES) if paced else None
     scheduler, out, worker = scheduler_for(*made, NODES, pace=pace, **sizes)
     assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
-    assert scheduler.stats.accepted_tokens > 0 and worker.keeps > 0
+    assert scheduler.stats.accepted_tokens > 0 and worker.accepts > 0
 
 
 def test_guesses_end_with_the_context(made: tuple[Ops, Model]) -> None:

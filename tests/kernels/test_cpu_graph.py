@@ -11,6 +11,7 @@ from branchline.kernels.cpu.binding import Runner, load_library
 from branchline.kernels.cpu.graph import CpuGraph, GraphInputs, GraphLimits
 from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.errors import CaptureError
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.testing import Step, random_quantized, random_step
 from branchline.kernels.weights import Q4_1Weight, Q8_0Weight, Weight
@@ -49,7 +50,8 @@ class _Tiny:
         residual = ops.embedding(ids, self.embed)
         x = ops.rms_norm(residual, self.norm, 1e-5)
         for (qkv, out, gate_up, down), (k, v) in zip(self.layers, self.pools, strict=True):
-            q = ops.qk_norm_rope_write(ops.linear(x, qkv), self.cos_sin, positions, k, v, slots)
+            into = HeadPlaces(self.cos_sin, positions, k, v, slots)
+            q = ops.write_heads(ops.linear(x, qkv), into)
             y = ops.linear(ops.paged_attention(q, k, v, meta, 0.25), out)
             x = ops.add_rms_norm(y, residual, self.norm, 1e-5)
             y = ops.linear(ops.silu_mul(ops.linear(x, gate_up)), down)

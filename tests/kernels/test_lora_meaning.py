@@ -6,6 +6,7 @@ import torch
 
 from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.reference import ReferenceOps
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.weights import DenseWeight
 
 SLOTS, RANK, K, PARTS = 3, 16, 24, (8, 4, 4)
@@ -81,11 +82,10 @@ def test_an_adapted_step_of_base_rows_is_a_residual_step() -> None:
     x, residual = (torch.randn(3, K, generator=generator) for _ in range(2))
     norm = torch.rand(K, generator=generator)
     first, second = residual.clone(), residual.clone()
-    plain = ops.residual_step(x, projection, first, norm, 1e-5, into)
+    plain = ops.residual_step(BlockEnd(x, projection, first, norm, 1e-5), into)
     lora = LoraBatch(torch.tensor([-1, 1, -1], dtype=torch.int32))
-    adapted = ops.adapted_step(
-        x, projection, second, norm, 1e-5, into, lora, None, weight_lora=weight
-    )
+    end = BlockEnd(x, projection, second, norm, 1e-5)
+    adapted = ops.adapted_step(end, into, lora, None, weight_lora=weight)
     base = [0, 2]
     assert torch.equal(plain[base], adapted[base]) and torch.equal(first, second)
     assert not torch.equal(plain[1], adapted[1])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from branchline.kernels.cpu.binding import Runner, load_library
 from branchline.kernels.cpu.native_ops import NativeOps
 from branchline.kernels.errors import KernelInputError
+from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.testing import random_quantized, random_step, rounded_linear
 from branchline.kernels.weights import DenseWeight, Q4_1Weight, Q8_0Weight
@@ -129,8 +130,8 @@ def test_rope_write_equals_reference(
     slots = torch.randperm(20)[:t].to(torch.int32)
     norms = {"q_norm": torch.randn(d), "k_norm": torch.randn(d)} if norm else {}
     pools = [torch.zeros(20, hkv, d, dtype=pool) for _ in range(4)]
-    got = native.qk_norm_rope_write(qkv, cos_sin, positions, *pools[:2], slots, **norms)
-    want = _REF.qk_norm_rope_write(qkv, cos_sin, positions, *pools[2:], slots, **norms)
+    got = native.write_heads(qkv, HeadPlaces(cos_sin, positions, *pools[:2], slots, **norms))
+    want = _REF.write_heads(qkv, HeadPlaces(cos_sin, positions, *pools[2:], slots, **norms))
     torch.testing.assert_close(got, want)
     rtol = 1e-5 if pool == torch.float32 else 1e-2
     torch.testing.assert_close(pools[0], pools[2], rtol=rtol, atol=1e-5)

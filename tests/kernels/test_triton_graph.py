@@ -9,6 +9,7 @@ from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.ops import AttentionMeta, Ops
 from branchline.kernels.reference import ReferenceOps
 from branchline.kernels.sampling import Draws
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.triton import TritonOps
 from branchline.kernels.weights import DenseWeight
 
@@ -50,12 +51,13 @@ class Tiny:
         q = ops.norm_heads(residual, self.norm, 1e-5, self.layers[0][0], into[0])
         for i, (_, out, gate_up, down) in enumerate(self.layers):
             y = ops.paged_attention(q, *self.pools[i], meta, D**-0.5)
-            y = ops.residual_step(y, out, residual, self.norm, 1e-5, gate_up, gated=True)
+            end = BlockEnd(y, out, residual, self.norm, 1e-5)
+            y = ops.residual_step(end, gate_up, gated=True)
+            end = BlockEnd(y, down, residual, self.norm, 1e-5)
             if i + 1 < LAYERS:
                 after = self.layers[i + 1][0]
-                q = ops.step_heads(y, down, residual, self.norm, 1e-5, after, into[i + 1])
-        y = ops.residual_step(y, down, residual, self.norm, 1e-5, None)
-        return ops.head(y, self.embed)
+                q = ops.step_heads(end, after, into[i + 1])
+        return ops.head(ops.residual_step(end, None), self.embed)
 
 
 def random_decode(rows: int, live: int, seed: int) -> tuple[torch.Tensor, ...]:

@@ -14,6 +14,7 @@ from branchline.kernels.errors import KernelInputError
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.lora import LoraBatch, LoraWeight
 from branchline.kernels.reference import ReferenceOps
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.testing import random_lora, with_adapters
 from branchline.kernels.triton import TritonOps, adapted
 from branchline.kernels.weights import DenseWeight
@@ -196,7 +197,7 @@ def test_a_norm_begins_with_the_adapters_before_it(ops: TritonOps, dtype: Dtype,
     x, residual, norm = randn(ops, t, k), randn(ops, t, h), torch.rand(h, device=ops.device) + 0.5
     stream, plain = residual.clone(), residual.clone()
     lora = batch(ops, slots, 3)
-    got = ops.adapted_step(x, matrix, stream, norm, 1e-5, None, lora, weight)
+    got = ops.adapted_step(BlockEnd(x, matrix, stream, norm, 1e-5), None, lora, weight)
     normed = ops.add_rms_norm(ops.linear(x, matrix), plain, norm, 1e-5)
     base = (slots < 0) | (slots == 1)
     assert torch.equal(stream[base], plain[base])
@@ -243,10 +244,8 @@ def test_heads_begin_with_their_adapters(
     def rotated(ops: TritonOps | ReferenceOps, heads: torch.Tensor, first: int) -> torch.Tensor:
         kept = [pool.float() if isinstance(ops, ReferenceOps) else pool for pool in pools]
         k_pool, v_pool = kept[first : first + 2]
-        q = ops.qk_norm_rope_write(
-            heads, cos_sin, positions, k_pool, v_pool, out_slots,
-            q_norm=norms[0], k_norm=norms[1],
-        )  # fmt: skip
+        places = positions, k_pool, v_pool, out_slots
+        q = ops.write_heads(heads, HeadPlaces(cos_sin, *places, q_norm=norms[0], k_norm=norms[1]))
         return torch.cat([y.flatten() for y in (q, k_pool, v_pool)])
 
     heads = ops.linear(x, matrix)
@@ -284,11 +283,7 @@ def test_an_adapted_step_equals_the_reference(
     stream = residual.float().clone()
     exact = [DenseWeight(w.tensor.float()) for w in (down, up)]
     want = ReferenceOps().adapted_step(
-        x.float(),
-        exact[0],
-        stream,
-        norm,
-        1e-5,
+        BlockEnd(x.float(), exact[0], stream, norm, 1e-5),
         exact[1],
         LoraBatch(slots),
         first,
@@ -296,11 +291,7 @@ def test_an_adapted_step_equals_the_reference(
         gated=True,
     )
     got = ops.adapted_step(
-        x,
-        down,
-        residual,
-        norm,
-        1e-5,
+        BlockEnd(x, down, residual, norm, 1e-5),
         up,
         batch(ops, slots, 2),
         first,
@@ -372,10 +363,8 @@ def test_replays_serve_any_mix(rows: int, large: bool, monkeypatch: pytest.Monke
         weights = (down, up) if isinstance(ops, TritonOps) else exact
         lora = ops.lora_batch(slots, count)
         for _ in range(4):
-            y = ops.adapted_step(
-                y, weights[0], stream, norm, 1e-5, weights[1], lora, first,
-                weight_lora=second, gated=True,
-            )  # fmt: skip
+            end = BlockEnd(y, weights[0], stream, norm, 1e-5)
+            y = ops.adapted_step(end, weights[1], lora, first, weight_lora=second, gated=True)
         return y
 
     kept = residual.clone()

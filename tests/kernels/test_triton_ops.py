@@ -12,6 +12,7 @@ import torch
 
 from branchline.kernels.heads import HeadPlaces
 from branchline.kernels.reference import ReferenceOps
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.testing import meta_on, random_step
 from branchline.kernels.triton import TritonOps, linear
 from branchline.kernels.triton.tiles import cut_width
@@ -184,11 +185,11 @@ def test_residual_step(
     stream = residual.float().clone()
     exact = [DenseWeight(w.tensor.float()) for w in (down, up)]
     for last in (False, True):
-        given = {"gated": gated, "projection_bias": biases[0], "bias": biases[1]}
-        want = reference.residual_step(
-            x.float(), exact[0], stream, norm, 1e-5, None if last else exact[1], **given
-        )
-        got = ops.residual_step(x, down, residual, norm, 1e-5, None if last else up, **given)
+        given = {"gated": gated, "bias": biases[1]}
+        end = BlockEnd(x.float(), exact[0], stream, norm, 1e-5, biases[0])
+        want = reference.residual_step(end, None if last else exact[1], **given)
+        end = BlockEnd(x, down, residual, norm, 1e-5, biases[0])
+        got = ops.residual_step(end, None if last else up, **given)
         assert close(got, want, 3 * BOUNDS[dtype])
         assert close(residual, stream, 2 * BOUNDS[dtype])
 
@@ -204,11 +205,11 @@ def test_the_library_adds_to_large_streams(
     for last, biased, gated in product([False, True], repeat=3):
         x, residual = randn(ops, 70, 96), randn(ops, 70, 64)
         stream = residual.float().clone()
-        given = {"gated": gated, "projection_bias": bias if biased else None}
-        want = reference.residual_step(
-            x.float(), exact[0], stream, norm, 1e-5, None if last else exact[1], **given
-        )
-        got = ops.residual_step(x, down, residual, norm, 1e-5, None if last else up, **given)
+        rest = norm, 1e-5, bias if biased else None
+        end = BlockEnd(x.float(), exact[0], stream, *rest)
+        want = reference.residual_step(end, None if last else exact[1], gated=gated)
+        end = BlockEnd(x, down, residual, *rest)
+        got = ops.residual_step(end, None if last else up, gated=gated)
         assert close(got, want, 3 * BOUNDS[dtype])
         assert close(residual, stream, 2 * BOUNDS[dtype])
 
@@ -223,8 +224,8 @@ def test_head_step(ops: TritonOps, reference: ReferenceOps, dtype: Dtype, rows: 
     )
     stream = residual.float().clone()
     exact = [DenseWeight(w.tensor.float()) for w in (down, head)]
-    want = reference.head_step(x.float(), exact[0], stream, norm, 1e-5, exact[1])
-    got = ops.head_step(x, down, residual, norm, 1e-5, head)
+    want = reference.head_step(BlockEnd(x.float(), exact[0], stream, norm, 1e-5), exact[1])
+    got = ops.head_step(BlockEnd(x, down, residual, norm, 1e-5), head)
     assert got.dtype == torch.float32 and close(got, want, 3 * BOUNDS[dtype])
     assert close(residual, stream, 2 * BOUNDS[dtype])
 
@@ -245,8 +246,9 @@ def test_rope_and_write(
     given["k_norm"] = k_norm if norms == "both" else None
     pools = torch.full((2, slots, hkv, d), 7.0, dtype=dtype, device=device)
     wide = pools.double()
-    got = ops.qk_norm_rope_write(qkv, cos_sin, positions, *pools, out_slots, **given)
-    want = reference.qk_norm_rope_write(qkv.double(), cos_sin, positions, *wide, out_slots, **given)
+    got = ops.write_heads(qkv, HeadPlaces(cos_sin, positions, *pools, out_slots, **given))
+    into = HeadPlaces(cos_sin, positions, *wide, out_slots, **given)
+    want = reference.write_heads(qkv.double(), into)
     assert close(got, want, BOUNDS[dtype]) and close(pools, wide, BOUNDS[dtype])
 
 
@@ -296,8 +298,8 @@ def test_products_turn_and_write_their_heads(
         elif which == "norm":
             q = by.norm_heads(own, norm, 1e-5, matrix, into, bias)
         else:
-            operands = given.to(kind), first, stream, norm, 1e-5, matrix, into
-            q = by.step_heads(*operands, bias=bias)
+            end = BlockEnd(given.to(kind), first, stream, norm, 1e-5)
+            q = by.step_heads(end, matrix, into, bias)
         return q, pools, stream
 
     for which in ("linear", "norm", "step"):

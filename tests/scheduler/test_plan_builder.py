@@ -234,10 +234,10 @@ def test_what_a_repeated_plan_says_is_what_would_be_said_of_it_anew() -> None:
     names = ("rows", "extend_lens", "input_ids", "logit_idx", "sample_idx", "sample_rows")
     for name in names:
         assert getattr(again, name).tolist() == getattr(anew, name).tolist(), name
-    assert again.guessed is not None and anew.guessed is not None
+    assert again.drafted is not None and anew.drafted is not None
     for name in ("rows", "levels", "follows"):
-        assert getattr(again.guessed, name).tolist() == getattr(anew.guessed, name).tolist()
-    assert again.guessed.keeps and again.tree is not None and anew.tree is not None
+        assert getattr(again.drafted, name).tolist() == getattr(anew.drafted, name).tolist()
+    assert again.drafted.accepts and again.tree is not None and anew.tree is not None
     assert again.tree.counts.tolist() == anew.tree.counts.tolist()
     assert again.tree.offsets.tolist() == anew.tree.offsets.tolist()
     assert again.mode is anew.mode and again.num_tokens == anew.num_tokens

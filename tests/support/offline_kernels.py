@@ -29,6 +29,7 @@ from branchline.kernels.lookup import Matches
 from branchline.kernels.lora import LoraWeight
 from branchline.kernels.ops import AttentionMeta
 from branchline.kernels.sampling import Draws
+from branchline.kernels.stream import BlockEnd
 from branchline.kernels.triton import TritonOps, ops, tuning
 from branchline.kernels.triton.attention import find_trunks, trunk_tiles
 from branchline.kernels.triton.paging import slots_kernel
@@ -125,7 +126,8 @@ def attention(made: TritonOps) -> None:
         made.paged_attention(empty("b2", rows * tokens, HQ, D), *pools, meta, D**-0.5)
     qkv, norm = empty("b2", 8, (HQ + 2 * HKV) * D), empty("f4", D)
     cos_sin, positions, slots = empty("f4", CONTEXT, D), empty("i8", 8), empty("i4", 8)
-    made.qk_norm_rope_write(qkv, cos_sin, positions, *pools, slots, q_norm=norm, k_norm=norm)
+    into = HeadPlaces(cos_sin, positions, *pools, slots, q_norm=norm, k_norm=norm)
+    made.write_heads(qkv, into)
     operands = empty("i4", 64, CONTEXT), slots, slots, slots, CONTEXT
     slots_kernel[(8, 4)](*operands, BLOCK=1024, **tuning.plain_launch(4))
 
@@ -194,8 +196,8 @@ def products(made: TritonOps) -> None:
     for rows in (2, 16, 64):
         x, stream = empty("b2", rows, 3072), empty("b2", rows, 1024)
         for gated in (False, True):
-            norm = empty("f4", 1024)
-            made.residual_step(x, narrow[0], stream, norm, 1e-5, narrow[1], gated=gated)
+            end = BlockEnd(x, narrow[0], stream, empty("f4", 1024), 1e-5)
+            made.residual_step(end, narrow[1], gated=gated)
     for width in (576, H):  # lines at hand, and not
         pools = empty("b2", SLOTS, 3, 64), empty("b2", SLOTS, 3, 64)
         matrix, down = DenseWeight(empty("b2", 960, width)), DenseWeight(empty("b2", width, 1536))
@@ -205,7 +207,8 @@ def products(made: TritonOps) -> None:
             x, norm = empty("b2", rows, width), empty("f4", width)
             made.linear_heads(x, matrix, into)
             made.norm_heads(x, norm, 1e-5, matrix, into)
-            made.step_heads(empty("b2", rows, 1536), down, x, norm, 1e-5, matrix, into)
+            end = BlockEnd(empty("b2", rows, 1536), down, x, norm, 1e-5)
+            made.step_heads(end, matrix, into)
     TritonOps("meta", deterministic=True).linear(empty("b2", 80, H), weight)
 
 
@@ -233,7 +236,7 @@ def adapters(made: TritonOps) -> None:
     made.lora_embedding(empty("b2", 8, H), empty("i4", 8), lora, batch)
     lora = LoraWeight(empty("b2", slots, 1, 16, H), b, *per_part, (H,))
     x, norm, matrix = empty("b2", 8, H), empty("f4", H), DenseWeight(empty("b2", H, H))
-    made.adapted_step(x, matrix, empty("b2", 8, H), norm, 1e-5, None, batch, lora)
+    made.adapted_step(BlockEnd(x, matrix, empty("b2", 8, H), norm, 1e-5), None, batch, lora)
 
 
 def sampling(made: TritonOps) -> None:

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+ANCHOR = re.compile(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 ROOMS = "branchline|lang|runtime|kernels|examples|tests|docs|tools"
 NAMED = re.compile(rf"`((?:{ROOMS})/[\w./-]+)`")
 MARK = "--- block "
@@ -103,6 +105,19 @@ def test_links_and_named_paths_exist(page: Path) -> None:
     missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
     missing += [path for path in NAMED.findall(text) if not (ROOT / path).exists()]
     assert not missing
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link to a part of a page may name: its headings, as GitHub spells them."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    words = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in HEADING.findall(text))
+    return {word.strip().replace(" ", "-") for word in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_parts_of_pages_name_headings(page: Path) -> None:
+    for target, anchor in ANCHOR.findall(page.read_text(encoding="utf-8")):
+        assert anchor in anchors(page.parent / target if target else page), f"{target}#{anchor}"
 
 
 def test_generated_pages_are_current() -> None:

@@ -1,8 +1,8 @@
 """The end of a product of heads: rotary embedding, and the write of keys and values.
 
-Invariant: dimensions of a head that turn together (i and i + D/2) are outputs of one program, which
-takes lines of the matrix in another order than they lie in; the order of a program's sums is that
-of any product. Rotations are float32, of sums that have not been rounded.
+Invariant: dimensions of a head that rotate together (i and i + D/2) are outputs of one program,
+which takes lines of the matrix in another order than they lie in; the order of a program's sums is
+that of any product. Rotations are float32, of sums that have not been rounded.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import triton.language as tl
 
 # The arguments of a kernel are its operands: a launch has no structures to hand over.
 # size: angles_of: operands of a launch
-# size: write_turned: operands of a launch
+# size: write_rotated: operands of a launch
 
 
 @triton.jit
-def turned_line(output, D: tl.constexpr):
-    """Lines of the matrix for outputs of programs: those that turn together are neighbours."""
+def rotated_line(output, D: tl.constexpr):
+    """Lines of the matrix for outputs of programs: those that rotate together are neighbours."""
     pair = output // 2
     return pair // (D // 2) * D + pair % (D // 2) + output % 2 * (D // 2)
 
@@ -38,16 +38,16 @@ def places_of(positions, out_slots, t, t_live):
 @triton.jit
 def angles_of(cos_sin, at, t_live, hq, hkv, D: tl.constexpr, BLOCK_N: tl.constexpr):
     """(cos, sin) [T, BLOCK_N / 2] float32 of tokens at positions `at` [T] and a program's pairs of
-    outputs; 1 and 0 of values, which do not turn."""
+    outputs; 1 and 0 of values, which do not rotate."""
     pair = pairs_of(BLOCK_N)
-    turns = t_live[:, None] & (pair // (D // 2) < hq + hkv)[None, :]
+    rotates = t_live[:, None] & (pair // (D // 2) < hq + hkv)[None, :]
     place = cos_sin + at[:, None] * D + (pair % (D // 2))[None, :]
-    cos = tl.load(place, mask=turns, other=1.0)
-    return cos, tl.load(place + D // 2, mask=turns, other=0.0)
+    cos = tl.load(place, mask=rotates, other=1.0)
+    return cos, tl.load(place + D // 2, mask=rotates, other=0.0)
 
 
 @triton.jit
-def write_turned(
+def write_rotated(
     total, cos, sin, slot, t, t_live, out, k_pool, v_pool, hq, hkv, D: tl.constexpr
 ):  # fmt: skip
     """Turn outputs [T, 2 * P] of a program: queries go to out [t, hq, D], keys and values of token

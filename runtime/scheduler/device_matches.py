@@ -32,7 +32,7 @@ FEW = 8
 """Rows of a step in which rows linger; where there are more, each guess costs something."""
 
 
-class LookedUp:
+class DeviceMatches:
     """Rows by their names, as of the last step that was committed."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class LookedUp:
         self._seen: set[str] = set()
         self._bound: set[str] = set()  # rows that are not free, at least at first
 
-    def told(self, segments: Sequence[Segment], matched: Int32Array, *, tried: bool) -> None:
+    def observe(self, segments: Sequence[Segment], matched: Int32Array, *, tried: bool) -> None:
         """A step of these segments is over.
 
         Args:

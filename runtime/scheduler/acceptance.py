@@ -50,7 +50,7 @@ def rungs_up_to(most: int, *, filled: bool = False) -> list[int]:
     return [k - filled for k in ROUND if 0 < k - filled < most] + [most]
 
 
-class Kept:
+class Acceptance:
     """Guesses kept by rung, as what each rung keeps beyond the one before: of two rungs the further
     one is known from fewer proposals, which may have been lucky ones for both.
 
@@ -129,7 +129,7 @@ class Row:
     """
 
     kept: list[Mean]
-    others: Kept
+    others: Acceptance
     cool: int
     patience: int
 
@@ -148,7 +148,7 @@ class Rows:
 
     def __init__(self, rungs: list[int], patience: int) -> None:
         self.rungs, self._patience = rungs, patience
-        self._kept = {1: Kept(rungs)}  # by kind
+        self._kept = {1: Acceptance(rungs)}  # by kind
         self._rows: dict[tuple[str, int], Row] = {}
         self._kinds: dict[str, int] = {}  # when they were last asked for
 
@@ -164,7 +164,7 @@ class Rows:
         if row is None:
             others = self._kept.get(kind)
             if others is None:
-                others = self._kept[kind] = Kept(self.rungs)
+                others = self._kept[kind] = Acceptance(self.rungs)
             row = self._rows[name, kind] = Row(others.row(), others, 0, self._patience)
         return row
 
@@ -180,7 +180,7 @@ class Rows:
 
 
 def gains_of(rows: Sequence[Row], *, hoped: bool = False) -> list[float]:
-    """Guesses that are likely kept of all these rows together, by rung; see `Kept.gains`."""
+    """Guesses that are likely kept of all these rows together, by rung; see `Acceptance.gains`."""
     # Nothing is known of most rows of a large batch: each is as the others of its kind.
     fresh = Counter(row.others for row in rows if row.kept[0].weight == 0.0)
     found = [(n, kept.gains(kept.row(), hoped=hoped)) for kept, n in fresh.items()]

@@ -13,9 +13,9 @@ from branchline.runtime.core.messages import GenerateRequest
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import SamplingParams
 from branchline.runtime.core.tree import DraftTree
+from branchline.runtime.scheduler.device_matches import ENTER, FEW, LINGER, LONG, DeviceMatches
 from branchline.runtime.scheduler.draft import Draft
 from branchline.runtime.scheduler.intake import Bounds, Intake
-from branchline.runtime.scheduler.looked_up import ENTER, FEW, LINGER, LONG, LookedUp
 from branchline.runtime.scheduler.pace import Decision, Pace
 from branchline.runtime.scheduler.plan_builder import Segment
 
@@ -34,16 +34,16 @@ def requests(count: int, **params: Any) -> list[Request]:
     return made
 
 
-def quoting(looked_up: LookedUp, rows: list[Request]) -> dict[str, int]:
-    return {request.id: kind for request, kind in looked_up.quoting(rows)}
+def quoting(matches: DeviceMatches, rows: list[Request]) -> dict[str, int]:
+    return {request.id: kind for request, kind in matches.quoting(rows)}
 
 
 def ints(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
     return np.array(values, dtype=np.int32)
 
 
-def told(
-    looked_up: LookedUp,
+def observe(
+    matches: DeviceMatches,
     rows: list[Request],
     matched: list[int],
     *,
@@ -54,49 +54,49 @@ def told(
     tree = DraftTree(ints(5), ints(-1), ints(0))
     draft = Draft(tree, (-1, -1), (None, None)) if guessed else None
     segments = [Segment(row, 0, 1, True, draft=draft) for row in rows]
-    looked_up.told(segments, ints(*matched), tried=tried)
+    matches.observe(segments, ints(*matched), tried=tried)
 
 
 def test_rows_quote_whose_ends_have_come_before() -> None:
-    rows, looked_up = requests(4), LookedUp()
-    assert quoting(looked_up, rows) == {} and looked_up.others(rows) == []
-    told(looked_up, rows, [0, ENTER - 1, ENTER, LONG])
-    assert quoting(looked_up, rows) == {"2": 1, "3": 2}
-    looked_up.finished(rows[3])
-    assert quoting(looked_up, rows) == {"2": 1}
-    told(looked_up, rows[:1], [LONG])
-    assert quoting(looked_up, rows) == {"0": 2}
+    rows, matches = requests(4), DeviceMatches()
+    assert quoting(matches, rows) == {} and matches.others(rows) == []
+    observe(matches, rows, [0, ENTER - 1, ENTER, LONG])
+    assert quoting(matches, rows) == {"2": 1, "3": 2}
+    matches.finished(rows[3])
+    assert quoting(matches, rows) == {"2": 1}
+    observe(matches, rows[:1], [LONG])
+    assert quoting(matches, rows) == {"0": 2}
 
 
 def test_rows_whose_choice_depends_on_guesses_are_others() -> None:
-    rows, looked_up = requests(2, min_tokens=3), LookedUp()
-    told(looked_up, rows, [LONG, 0])
-    assert quoting(looked_up, rows) == {} and looked_up.others(rows) == rows
+    rows, matches = requests(2, min_tokens=3), DeviceMatches()
+    observe(matches, rows, [LONG, 0])
+    assert quoting(matches, rows) == {} and matches.others(rows) == rows
     for _ in range(3):
         rows[0].append(5)
-    assert quoting(looked_up, rows) == {"0": 2} and looked_up.others(rows) == rows[1:]
+    assert quoting(matches, rows) == {"0": 2} and matches.others(rows) == rows[1:]
 
 
 @pytest.mark.parametrize("count", [1, FEW, FEW + 1])
 def test_a_row_that_has_guesses_lingers_where_there_are_few(count: int) -> None:
-    rows, looked_up, none = requests(count), LookedUp(), [0] * (count - 1)
-    told(looked_up, rows, [LONG, *none], guessed=True)
-    told(looked_up, rows, [ENTER - 1, *none], guessed=True)
+    rows, matches, none = requests(count), DeviceMatches(), [0] * (count - 1)
+    observe(matches, rows, [LONG, *none], guessed=True)
+    observe(matches, rows, [ENTER - 1, *none], guessed=True)
     seen = 0
-    while quoting(looked_up, rows):
-        assert quoting(looked_up, rows) == {"0": 2}
-        told(looked_up, rows, [0, *none], guessed=True)
+    while quoting(matches, rows):
+        assert quoting(matches, rows) == {"0": 2}
+        observe(matches, rows, [0, *none], guessed=True)
         seen += 1
     assert seen == (1 + LINGER if count <= FEW else 0)
 
 
 @pytest.mark.parametrize(("guessed", "tried"), [(False, False), (True, True)])
 def test_a_row_does_not_linger_in_plain_steps_or_in_tries(guessed: bool, tried: bool) -> None:
-    rows, looked_up = requests(1), LookedUp()
-    told(looked_up, rows, [LONG], guessed=guessed, tried=tried)
-    assert quoting(looked_up, rows) == {"0": 2}
-    told(looked_up, rows, [0], guessed=guessed, tried=tried)
-    assert quoting(looked_up, rows) == {}
+    rows, matches = requests(1), DeviceMatches()
+    observe(matches, rows, [LONG], guessed=guessed, tried=tried)
+    assert quoting(matches, rows) == {"0": 2}
+    observe(matches, rows, [0], guessed=guessed, tried=tried)
+    assert quoting(matches, rows) == {}
 
 
 @dataclass
