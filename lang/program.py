@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from branchline.lang.errors import InvalidOption, ProgramError
@@ -51,6 +52,10 @@ class Call(NamedTuple):
         return self.program.func(state, *self.args, **self.kwargs)
 
 
+class Defaults(dict[str, Any]):
+    """A layer of sampling options that a program has; what a run says is above all of them."""
+
+
 class Program:
     """Made by `@function`. Immutable.
 
@@ -69,7 +74,7 @@ class Program:
         self.func = func
         self.name = getattr(func, "__name__", "program")
         self.asynchronous = inspect.iscoroutinefunction(func)
-        self.defaults = dict(defaults)
+        self.defaults = Defaults(defaults)
         self.bound = dict(bound or {})
         self.__doc__ = func.__doc__
         self.__name__ = self.name
@@ -110,11 +115,8 @@ class Program:
         kwargs = {**self.bound, **kwargs}
         self.check_arguments(args, kwargs)
         if not self.asynchronous:
-            outer, state._defaults = state._defaults, (self.defaults, *state._defaults)
-            try:
+            with self._defaults_of(state):
                 return self.func(state, *args, **kwargs)
-            finally:
-                state._defaults = outer
         if not state._run.asynchronous:
             raise ProgramError(
                 f"async program {self.name!r} is called inside a sync one",
@@ -126,11 +128,22 @@ class Program:
     async def _inline_async(
         self, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        outer, state._defaults = state._defaults, (self.defaults, *state._defaults)
-        try:
+        with self._defaults_of(state):
             return await self.func(state, *args, **kwargs)
+
+    @contextmanager
+    def _defaults_of(self, state: State) -> Iterator[None]:
+        """The program's defaults hold for what is appended inside: over those of the programs
+        around it and of the backend, below what the run and blocks of the state say.
+        """
+        layer, layers = Defaults(self.defaults), state._defaults
+        at = max((i + 1 for i, each in enumerate(layers) if isinstance(each, Defaults)), default=0)
+        state._defaults = (*layers[:at], layer, *layers[at:])
+        try:
+            yield
         finally:
-            state._defaults = outer
+            # Not what was there before: tasks of an async program may leave in any order.
+            state._defaults = tuple([one for one in state._defaults if one is not layer])
 
     # ---- running
 
