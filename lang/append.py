@@ -144,8 +144,7 @@ def _role_turn(state: State, node: RoleTurn) -> None:
 
 def _program_call(state: State, node: ProgramCall) -> None:
     call: Any = node.call.value
-    program, args, kwargs = call
-    program.run_inline(state, args, kwargs)
+    call.program.run_inline(state, call.args, call.kwargs)
 
 
 def _gen(state: State, node: Gen) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 from branchline.lang.append import append
 from branchline.lang.errors import BranchlineError, InvalidRequest, NameInUse, ProgramError
-from branchline.lang.expressions import as_expression
+from branchline.lang.expressions import Expression, as_expression
 from branchline.lang.transcript import Transcript
 from branchline.lang.variables import Items, Slot, Variable
 from branchline.runtime.programs import protocol
@@ -102,11 +102,15 @@ class Forks(Sequence["State"]):
         return iter(self._branches)
 
     def __iadd__(self, value: object) -> Forks:
-        expression = as_expression(value)
+        """Append to every branch; a function of the branch's number gives each its own."""
+        if callable(value) and not isinstance(value, Expression):
+            expressions = [as_expression(value(index)) for index in range(len(self))]
+        else:
+            expressions = [as_expression(value)] * len(self)
         for branch in self._branches:
             branch._check()
         with self.parent._run.outbox.batched():
-            for branch in self._branches:
+            for branch, expression in zip(self._branches, expressions, strict=True):
                 append(branch, expression)
         return self
 

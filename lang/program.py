@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from branchline.lang.compat import modern_run_options
+from branchline.lang.compat_call import Invocation
 from branchline.lang.errors import InvalidOption, ProgramError
 from branchline.lang.expressions import ProgramCall
 from branchline.lang.markers import Box
@@ -99,12 +101,14 @@ class Program:
     # ---- inside another program
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """With a state first: run inline on it. Without: an expression that does so."""
+        """With a state first: run inline on it. Without: an expression that does so; outside of
+        programs it can be read like the state of a run.
+        """
         from branchline.lang.state import State
 
         if args and isinstance(args[0], State):
             return self.run_inline(args[0], args[1:], kwargs)
-        return ProgramCall(Box((self, args, kwargs)))
+        return ProgramCall(Box(Invocation(self, args, kwargs)))
 
     def run_inline(self, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run on a state that another program owns; an async program gives a coroutine.
@@ -239,6 +243,7 @@ class Program:
         """For each item a function that sorts its arguments, or raises what is wrong with them."""
         from branchline.lang.backends.base import resolve_backend
 
+        options = modern_run_options(options, ())
         check_names(options, RUN_NAMES, "run_batch()")
         backend = resolve_backend(backend)
 
@@ -284,7 +289,7 @@ class Program:
 
         own: dict[str, Any] = dict(self.bound)
         of_run: dict[str, Any] = dict(options or {})
-        for name, value in kwargs.items():
+        for name, value in modern_run_options(kwargs, self.parameters).items():
             if name not in self.parameters and name in RUN_NAMES:
                 of_run[name] = value
             else:
