@@ -332,3 +332,15 @@ def test_old_names_of_a_server(server: RunningServer) -> None:
         bl.RuntimeEndpoint(server.url, verify="own.pem")
     with pytest.raises(bl.InvalidRequest):
         bl.Engine("smollm2-135m", model_path="smollm2-135m")
+
+
+def test_a_value_that_a_stop_cut_short_says_so(backend: Backend) -> None:
+    @bl.function(temperature=0.0)
+    def program(s: bl.State) -> Any:
+        s += "x" + bl.gen("v", bl.choices(["red", "redder"]), stop="e")
+        return s.meta("v").text, s.meta("v").finish_reason
+
+    state = program.run(backend=backend)
+    assert state.result == ("r", "stop")
+    with pytest.raises(bl.TruncatedError, match="cut by the stop 'e'"):
+        state["v"]
