@@ -6,12 +6,13 @@ Everything here only builds values; nothing runs before a program does.
 from __future__ import annotations
 
 import builtins
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Unpack, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from branchline.lang.compat import modern_gen_options
 from branchline.lang.constraints import checked_choices, lark, regex
-from branchline.lang.errors import InvalidRequest, UnsupportedFeature
+from branchline.lang.errors import BranchlineError, InvalidRequest, UnsupportedFeature
 from branchline.lang.expressions import Gen, Select
 from branchline.lang.grammar import Grammar, Json, JsonSchema, schema_text
 from branchline.lang.markers import Box, reject
@@ -48,6 +49,25 @@ _GEN_NAMES = frozenset(AllGenOptions.__annotations__)
 _GEN_KEPT = frozenset(GenOptions.__annotations__)
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _locating(make: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Errors of an expression's constructor say which variable it was to be."""
+
+    @functools.wraps(make)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return make(*args, **kwargs)
+        except BranchlineError as error:
+            name = args[0] if args else kwargs.get("name")
+            raise error.located(variable=str(name or "")) from error.__cause__
+
+    return wrapped
+
+
+@_locating
 def gen(
     name: str | None = None,
     type: Any = None,
@@ -111,6 +131,7 @@ def gen(
     return Gen(name=name, type=boxed, options=kept, append=append)
 
 
+@_locating
 def call(
     name: str | None = None,
     tools: object = None,
@@ -191,6 +212,7 @@ def _two_constraints(name: str, other: object) -> InvalidRequest:
     )
 
 
+@_locating
 def select(
     name: str | None = None,
     choices: Iterable[object] | None = None,

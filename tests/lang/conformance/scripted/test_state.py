@@ -376,3 +376,32 @@ def test_defaults_of_a_program_inside_hold_over_the_backends_and_the_outer_ones(
     assert outer.run(backend=backend).result == ([6, 4, 4, 6], ["abcd"])
     assert outer.run(backend=backend, max_tokens=2).result == ([2, 2, 2, 2], ["ab"])
     assert inner.run("x", backend=backend)["x"] == "abcd"
+
+
+@pytest.mark.parametrize(
+    ("body", "variable"),
+    [
+        (lambda s: s.__iadd__(bl.gen("x", max_tokens=0)), "x"),
+        (lambda s: s.__iadd__(bl.gen("x", deadline_s=-1)), "x"),
+        (lambda s: s.__iadd__(bl.gen("x", complex)), "x"),
+        (lambda s: s.__iadd__(bl.select("x", [])), "x"),
+        (lambda s: s.__iadd__(bl.call("x", [])), "x"),
+        (lambda s: s.__iadd__(bl.gen("x", regex="a", choices=["a"])), "x"),
+        (lambda s: s.__iadd__(bl.gen(5)), "5"),
+        (lambda s: s.__iadd__(None), ""),
+        (lambda s: s.__iadd__(bl.gen("x") + 5), ""),
+        (lambda s: s.fork(0), ""),
+        (lambda s: s.fork(2).join("sideways"), ""),
+        (lambda s: s.set("", 1), ""),
+    ],
+)
+def test_every_error_of_a_program_says_where(body: Any, variable: str) -> None:
+    @bl.function
+    def named(s: bl.State) -> Any:
+        return body(s)
+
+    with pytest.raises(bl.BranchlineError) as caught:
+        named.run(backend=bl.Mock("reply"))
+    error = caught.value
+    assert (error.program, error.variable) == ("named", variable)
+    assert error.hint and "named" in str(error)
