@@ -101,7 +101,9 @@ class Endpoint(Backend):
         return self._line.open(program, sink)
 
     def flush_cache(self) -> None:
-        """Have the server forget all cached prefixes that nothing uses; needs its admin key."""
+        """Have the server forget all cached prefixes that nothing uses; where it has keys, that
+        needs its admin key.
+        """
         self._ask("POST", "/flush_cache")
 
     def info(self) -> dict[str, Any]:
