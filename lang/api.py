@@ -62,7 +62,8 @@ def _locating(make: Callable[_P, _T]) -> Callable[_P, _T]:
             return make(*args, **kwargs)
         except BranchlineError as error:
             name = args[0] if args else kwargs.get("name")
-            raise error.located(variable=str(name or "")) from error.__cause__
+            error.located(variable=str(name or ""))
+            raise
 
     return wrapped
 

@@ -52,7 +52,8 @@ def _append_node(state: State, node: Node) -> None:
         _APPEND[type(node)](state, node)
     except BranchlineError as error:
         name = node.name if isinstance(node, (Gen, Select)) else None
-        raise error.located(program=state._run.name, variable=name or "") from error.__cause__
+        error.located(program=state._run.name, variable=name or "")
+        raise
 
 
 def _text(state: State, node: Text) -> None:
