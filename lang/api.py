@@ -15,7 +15,7 @@ from branchline.lang.constraints import checked_choices, lark, regex
 from branchline.lang.errors import BranchlineError, InvalidRequest, UnsupportedFeature
 from branchline.lang.expressions import Gen, Select
 from branchline.lang.grammar import Grammar, Json, JsonSchema, schema_text
-from branchline.lang.markers import Box, reject
+from branchline.lang.markers import Box, present, reject
 from branchline.lang.program import Program
 from branchline.lang.refusals import describe
 from branchline.lang.sampling import GenOptions, OutputOptions, SamplingOptions, check_names
@@ -61,8 +61,8 @@ def _locating(make: Callable[_P, _T]) -> Callable[_P, _T]:
         try:
             return make(*args, **kwargs)
         except BranchlineError as error:
-            name = args[0] if args else kwargs.get("name")
-            error.located(variable=str(name or ""))
+            name = str((args[0] if args else kwargs.get("name")) or "")
+            error.located(variable="" if present(name) else name)
             raise
 
     return wrapped
