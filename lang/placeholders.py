@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
-from branchline.lang.expressions import Reference
+from branchline.lang.expressions import Expression, Reference
 
 
 class Watcher(Protocol):
@@ -51,6 +51,8 @@ class Placeholder(str):
         return str.__str__(self._derived())
 
     def __add__(self, other: Any) -> Any:
+        if isinstance(other, Expression):
+            return NotImplemented  # the expression knows how to stand behind a text
         return str.__add__(self, other) if isinstance(other, str) else self._derived(other)
 
     def __radd__(self, other: Any) -> Any:

@@ -283,3 +283,31 @@ def test_a_traced_graph_runs_without_its_function() -> None:
     assert done[-1].error is None
     values = [event.texts[0] for event in done if isinstance(event, ValueReady)]
     assert values == ["it depends", "it depends", " true"]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, gen: x + gen,
+        lambda x, gen: gen + x,
+        lambda x, gen: x + x + gen + x,
+        lambda x, gen: [x, gen, x],
+        lambda x, gen: f"{x}{gen}{x}",
+        lambda x, gen: bl.user(x + gen) + x,
+        lambda x, gen: " ".join([x, x]) + gen,
+        lambda x, gen: "%s" % x + gen,  # noqa: UP031
+        lambda x, gen: f"{x} " + gen,
+    ],
+)
+def test_values_and_expressions_side_by_side(use: Any) -> None:
+    @bl.function
+    def program(s: bl.State, word: str) -> None:
+        s += use(word, bl.gen("x"))
+        s += "."
+        s += use(s["x"], bl.gen("y"))
+
+    mock = bl.Mock({"x": "one", "y": "two"})
+    graph = program.trace()
+    assert graph.is_static
+    ran = bl.run_graph(graph, {"word": "tea"}, backend=mock)
+    assert ran.text() == program.run("tea", backend=mock).text()
