@@ -107,8 +107,12 @@ def _add_plain(pieces: list[str | bytes], text: str) -> None:
         pieces.append(text)
 
 
-def _damaged() -> ProgramError:
-    return ProgramError(
+class BrokenMarker(ProgramError):
+    """A string that holds a part of a marker."""
+
+
+def _damaged() -> BrokenMarker:
+    return BrokenMarker(
         "a string with an expression in it was cut or changed before it was appended",
         hint="Append it as it is, or change the text before formatting the expression into it.",
     )
