@@ -6,12 +6,13 @@ not wait either: the parent's lists fill as the branches finish, and reading one
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 from branchline.lang.append import append
 from branchline.lang.errors import BranchlineError, InvalidRequest, NameInUse, ProgramError
-from branchline.lang.expressions import Expression, as_expression
+from branchline.lang.expressions import as_expression
 from branchline.lang.transcript import Transcript
 from branchline.lang.variables import Items, Slot, Variable
 from branchline.runtime.programs import protocol
@@ -103,7 +104,7 @@ class Forks(Sequence["State"]):
 
     def __iadd__(self, value: object) -> Forks:
         """Append to every branch; a function of the branch's number gives each its own."""
-        if callable(value) and not isinstance(value, Expression):
+        if inspect.isroutine(value):
             expressions = [as_expression(value(index)) for index in range(len(self))]
         else:
             expressions = [as_expression(value)] * len(self)

@@ -74,7 +74,6 @@ class State(Turns, OldNames):
         self._unnamed = 0 if origin is None else origin.unnamed
         self._keeps_errors = origin is not None and origin.keep_errors
         self._joined = False
-        self._copied_from: State | None = None
         self._told: tuple[ToolSpec, ...] = ()
 
     def __del__(self) -> None:
@@ -295,22 +294,18 @@ class State(Turns, OldNames):
     def copy(self) -> State:
         """A state of its own that shares all tokens so far.
 
-        `with s.copy() as other: …` ends it with the block; its variables are then lists of one on
-        `s`, as after a fork.
+        `with s.copy() as other: …` ends it with the block; its variables stay its own.
         """
-        copied = self.fork(1)[0]
-        copied._copied_from = self
-        return copied
+        return self.fork(1)[0]
 
     def __enter__(self) -> State:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        parent = self._copied_from
-        if parent is not None and not self._joined:
-            from branchline.lang.fork import Forks
-
-            Forks(parent, [self], keep_errors=False).__exit__(kind)
+        if self._lane and not self._joined:
+            self._joined = True
+            if kind is not None:
+                self._run.cancel_lanes((self._lane,), "its block was left by an error")
 
     # ---- inside the language
 

@@ -384,6 +384,19 @@ def test_patterns_in_known_texts_are_no_dynamic_edge() -> None:
     assert ran.text() == "Number:77n triesbcteatea!"
 
 
+def test_an_argument_that_is_appended_to_all_branches() -> None:
+    def body(s: bl.State, word: str) -> None:
+        forks = s.fork(2)
+        forks += word
+        forks += lambda index: f"{index}" + word + bl.gen("x")
+        forks.join("append")
+
+    graph = trace(body)
+    assert graph.is_static
+    ran = bl.run_graph(graph, {"word": "tea"}, backend=bl.Mock("."))
+    assert ran.text() == "tea0tea.tea1tea."
+
+
 def test_errors_that_no_value_can_be_the_reason_of_are_raised() -> None:
     def broken(s: bl.State) -> None:
         s += bl.gen("x")

@@ -231,18 +231,22 @@ def test_a_copy_as_a_block_and_forks_by_size() -> None:
     @sgl.function
     def branching(s: Any) -> Any:
         s += "x"
-        with s.copy() as other:
-            other += "y" + sgl.gen("answer_1")
-            found = other["answer_1"]
+        found = []
+        for _ in range(2):
+            with s.copy() as other:
+                other += "y" + sgl.gen("answer_1")
+                found.append(other["answer_1"])
+        with pytest.raises(sgl.ProgramError):
+            other += "more"
         forks = s.fork(size=2)
         forks += lambda i: f" {i} " + sgl.gen("answer_2")
         forks.join()
-        return found, s["answer_1"], s["answer_2"], s.text(), forks[1].text()
+        return found, "answer_1" in s, s["answer_2"], s.text(), forks[1].text()
 
     second = REPLIES["answer_2"]
     assert branching.run().result == (
-        "first answer",
-        ["first answer"],
+        ["first answer", "first answer"],
+        False,
         [second, second],
         "x",
         f"x 1 {second}",
