@@ -6,15 +6,16 @@ Everything here only builds values; nothing runs before a program does.
 from __future__ import annotations
 
 import builtins
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Unpack, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from branchline.lang.compat import modern_gen_options
 from branchline.lang.constraints import checked_choices, lark, regex
-from branchline.lang.errors import InvalidRequest, UnsupportedFeature
+from branchline.lang.errors import BranchlineError, InvalidRequest, UnsupportedFeature
 from branchline.lang.expressions import Gen, Select
 from branchline.lang.grammar import Grammar, Json, JsonSchema, schema_text
-from branchline.lang.markers import Box, reject
+from branchline.lang.markers import Box, present, reject
 from branchline.lang.program import Program
 from branchline.lang.refusals import describe
 from branchline.lang.sampling import GenOptions, OutputOptions, SamplingOptions, check_names
@@ -48,6 +49,26 @@ _GEN_NAMES = frozenset(AllGenOptions.__annotations__)
 _GEN_KEPT = frozenset(GenOptions.__annotations__)
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _locating(make: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Errors of an expression's constructor say which variable it was to be."""
+
+    @functools.wraps(make)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return make(*args, **kwargs)
+        except BranchlineError as error:
+            name = str((args[0] if args else kwargs.get("name")) or "")
+            error.located(variable="" if present(name) else name)
+            raise
+
+    return wrapped
+
+
+@_locating
 def gen(
     name: str | None = None,
     type: Any = None,
@@ -111,6 +132,7 @@ def gen(
     return Gen(name=name, type=boxed, options=kept, append=append)
 
 
+@_locating
 def call(
     name: str | None = None,
     tools: object = None,
@@ -191,6 +213,7 @@ def _two_constraints(name: str, other: object) -> InvalidRequest:
     )
 
 
+@_locating
 def select(
     name: str | None = None,
     choices: Iterable[object] | None = None,

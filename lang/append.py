@@ -6,7 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from branchline.lang import names
-from branchline.lang.errors import NameInUse, ProgramError, UnsupportedConstraint
+from branchline.lang.errors import (
+    BranchlineError,
+    NameInUse,
+    ProgramError,
+    UnsupportedConstraint,
+)
 from branchline.lang.expressions import (
     Concat,
     Gen,
@@ -43,7 +48,12 @@ def append(state: State, value: object) -> None:
 
 
 def _append_node(state: State, node: Node) -> None:
-    _APPEND[type(node)](state, node)
+    try:
+        _APPEND[type(node)](state, node)
+    except BranchlineError as error:
+        name = node.name if isinstance(node, (Gen, Select)) else None
+        error.located(program=state._run.name, variable=name or "")
+        raise
 
 
 def _text(state: State, node: Text) -> None:
@@ -144,8 +154,7 @@ def _role_turn(state: State, node: RoleTurn) -> None:
 
 def _program_call(state: State, node: ProgramCall) -> None:
     call: Any = node.call.value
-    program, args, kwargs = call
-    program.run_inline(state, args, kwargs)
+    call.program.run_inline(state, call.args, call.kwargs)
 
 
 def _gen(state: State, node: Gen) -> None:

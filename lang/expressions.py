@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from branchline.lang import markers
+from branchline.lang.compat_call import Readable
 from branchline.lang.errors import ProgramError
 from branchline.lang.markers import Box
 from branchline.runtime.programs.protocol import SelectMethod
@@ -111,8 +112,8 @@ class Concat(Expression, frozen=True, tag="concat"):
     parts: tuple[Node, ...]
 
 
-class ProgramCall(Expression, frozen=True, tag="call"):
-    """Run another program inline. `call` holds (program, args, kwargs)."""
+class ProgramCall(Expression, Readable, frozen=True, tag="call"):
+    """Run another program inline; read like a state, it runs alone. `call`: an `Invocation`."""
 
     call: Box
 

@@ -6,6 +6,7 @@ not wait either: the parent's lists fill as the branches finish, and reading one
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
@@ -102,11 +103,15 @@ class Forks(Sequence["State"]):
         return iter(self._branches)
 
     def __iadd__(self, value: object) -> Forks:
-        expression = as_expression(value)
+        """Append to every branch; a function of the branch's number gives each its own."""
+        if inspect.isroutine(value):
+            expressions = [as_expression(value(index)) for index in range(len(self))]
+        else:
+            expressions = [as_expression(value)] * len(self)
         for branch in self._branches:
             branch._check()
         with self.parent._run.outbox.batched():
-            for branch in self._branches:
+            for branch, expression in zip(self._branches, expressions, strict=True):
                 append(branch, expression)
         return self
 

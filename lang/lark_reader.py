@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from branchline.lang.errors import (
@@ -96,6 +97,9 @@ class _Reader:
         for rule in self._grammar.rules:
             body = tuple(map(self._symbol, rule.expansion))
             rules.setdefault(self._rule(str(rule.origin.name)), []).append(body)
+        rules = _ending(rules)
+        if start not in rules:
+            raise self._refused("the rule start, of which no text has an end,", "start")
         if self._grammar.ignore_tokens and self._prefix:
             raise self._refused("%ignore in a part of a composition", "%ignore")
         return LarkGrammar(
@@ -156,3 +160,19 @@ class _Reader:
                 if test(line.strip()):
                     return f" (line {number})"
         return ""
+
+
+def _ending(rules: Mapping[str, Sequence[tuple[str, ...]]]) -> dict[str, list[tuple[str, ...]]]:
+    """What of the rules has texts: a body that needs itself again and again has none, and a model
+    that began it could not end.
+    """
+    ending: dict[str, list[tuple[str, ...]]] = {}
+    while True:
+        found = {
+            name: kept
+            for name, bodies in rules.items()
+            if (kept := [b for b in bodies if all(p not in rules or p in ending for p in b)])
+        }
+        if found == ending:
+            return ending
+        ending = found

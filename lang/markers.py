@@ -71,10 +71,13 @@ stand_in: ContextVar[Callable[[bytes], str] | None] = ContextVar("stand_in", def
 
 
 def reject(text: str, where: str) -> str:
-    """Return `text`; raise `ProgramError` when it holds an expression, which `where` cannot.
+    """Return `text`; raise `ProgramError` when it is none, or holds an expression, which `where`
+    cannot.
 
     In a program that is being traced, values that are not known yet are replaced by a stand-in.
     """
+    if not isinstance(text, str):
+        raise ProgramError(f"{where} is a {type(text).__name__}", value=text, hint="Give a str.")
     if present(text):
         replace = stand_in.get()
         if replace is not None:
@@ -104,8 +107,12 @@ def _add_plain(pieces: list[str | bytes], text: str) -> None:
         pieces.append(text)
 
 
-def _damaged() -> ProgramError:
-    return ProgramError(
+class BrokenMarker(ProgramError):
+    """A string that holds a part of a marker."""
+
+
+def _damaged() -> BrokenMarker:
+    return BrokenMarker(
         "a string with an expression in it was cut or changed before it was appended",
         hint="Append it as it is, or change the text before formatting the expression into it.",
     )

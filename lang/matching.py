@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
-from branchline.lang.errors import UnsupportedFeature
+from branchline.lang.errors import InvalidRequest, UnsupportedFeature
 from branchline.lang.grammar import as_grammar
 from branchline.lang.types import resolve
 from branchline.runtime.core.sampling_params import Constraint
@@ -57,10 +57,15 @@ def match(constraint: object, text: str) -> Match:
     """How `text` matches anything that `gen` takes as a type; a str is that text.
 
     Raises:
+        InvalidRequest: `text` is none.
         UnsupportedConstraint: the constraint cannot be enforced; names what.
         ConstraintError: the text matches, but a class's own validation refuses it.
         UnsupportedFeature: the grammar engine is not installed.
     """
+    if not isinstance(text, str):
+        raise InvalidRequest(
+            "only a text can match", value=text, hint="Call match(constraint, text)."
+        )
     kind = resolve(str if constraint is None else as_grammar(constraint))
     found = Found("full") if kind.constraint is None else engine_match(kind.constraint, text)
     if found.status != "full":

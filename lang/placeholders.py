@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
-from branchline.lang.expressions import Reference
+from branchline.lang.expressions import Expression, Reference
 
 
 class Watcher(Protocol):
@@ -51,6 +51,8 @@ class Placeholder(str):
         return str.__str__(self._derived())
 
     def __add__(self, other: Any) -> Any:
+        if isinstance(other, Expression):
+            return NotImplemented  # the expression knows how to stand behind a text
         return str.__add__(self, other) if isinstance(other, str) else self._derived(other)
 
     def __radd__(self, other: Any) -> Any:
@@ -105,7 +107,24 @@ class Placeholder(str):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name in ("items", "keys", "values"):
+            return object.__getattribute__(self, "_entries")(name)
         return self._derived()
+
+    def _entries(self, name: str) -> Callable[[], list[Any]]:
+        """A dict's method: of one entry."""
+
+        def entries() -> list[Any]:
+            self.watcher.look(self.reference.nodes)
+            return [(self._derived(), self._derived()) if name == "items" else self._derived()]
+
+        return entries
+
+    def __copy__(self) -> Placeholder:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Placeholder:
+        return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Placeholder:
         return self._derived(*args, *kwargs.values())
@@ -118,7 +137,14 @@ class Placeholder(str):
 
     __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _operate
     __floordiv__ = __rfloordiv__ = __mod__ = __pow__ = __rpow__ = _operate
-    __neg__ = __pos__ = __abs__ = __round__ = _operate
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _operate
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __matmul__ = __rmatmul__ = _operate
+    __neg__ = __pos__ = __abs__ = __round__ = __invert__ = _operate
+
+    def _divide(self, *others: Any) -> tuple[Any, Any]:
+        return self._derived(*others), self._derived(*others)
+
+    __divmod__ = __rdivmod__ = _divide
 
     def _method(self, name: str) -> Callable[..., Any]:
         kind = _METHODS[name]

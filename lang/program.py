@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from branchline.lang.compat import modern_run_options
+from branchline.lang.compat_call import Invocation
 from branchline.lang.errors import InvalidOption, ProgramError
 from branchline.lang.expressions import ProgramCall
 from branchline.lang.markers import Box
@@ -51,6 +54,10 @@ class Call(NamedTuple):
         return self.program.func(state, *self.args, **self.kwargs)
 
 
+class Defaults(dict[str, Any]):
+    """A layer of sampling options that a program has; what a run says is above all of them."""
+
+
 class Program:
     """Made by `@function`. Immutable.
 
@@ -69,7 +76,7 @@ class Program:
         self.func = func
         self.name = getattr(func, "__name__", "program")
         self.asynchronous = inspect.iscoroutinefunction(func)
-        self.defaults = dict(defaults)
+        self.defaults = Defaults(defaults)
         self.bound = dict(bound or {})
         self.__doc__ = func.__doc__
         self.__name__ = self.name
@@ -94,12 +101,14 @@ class Program:
     # ---- inside another program
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """With a state first: run inline on it. Without: an expression that does so."""
+        """With a state first: run inline on it. Without: an expression that does so; outside of
+        programs it can be read like the state of a run.
+        """
         from branchline.lang.state import State
 
         if args and isinstance(args[0], State):
             return self.run_inline(args[0], args[1:], kwargs)
-        return ProgramCall(Box((self, args, kwargs)))
+        return ProgramCall(Box(Invocation(self, args, kwargs)))
 
     def run_inline(self, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run on a state that another program owns; an async program gives a coroutine.
@@ -110,11 +119,8 @@ class Program:
         kwargs = {**self.bound, **kwargs}
         self.check_arguments(args, kwargs)
         if not self.asynchronous:
-            outer, state._defaults = state._defaults, (self.defaults, *state._defaults)
-            try:
+            with self._defaults_of(state):
                 return self.func(state, *args, **kwargs)
-            finally:
-                state._defaults = outer
         if not state._run.asynchronous:
             raise ProgramError(
                 f"async program {self.name!r} is called inside a sync one",
@@ -126,11 +132,22 @@ class Program:
     async def _inline_async(
         self, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        outer, state._defaults = state._defaults, (self.defaults, *state._defaults)
-        try:
+        with self._defaults_of(state):
             return await self.func(state, *args, **kwargs)
+
+    @contextmanager
+    def _defaults_of(self, state: State) -> Iterator[None]:
+        """The program's defaults hold for what is appended inside: over those of the programs
+        around it and of the backend, below what the run and blocks of the state say.
+        """
+        layer, layers = Defaults(self.defaults), state._defaults
+        at = max((i + 1 for i, each in enumerate(layers) if isinstance(each, Defaults)), default=0)
+        state._defaults = (*layers[:at], layer, *layers[at:])
+        try:
+            yield
         finally:
-            state._defaults = outer
+            # Not what was there before: tasks of an async program may leave in any order.
+            state._defaults = tuple([one for one in state._defaults if one is not layer])
 
     # ---- running
 
@@ -226,6 +243,7 @@ class Program:
         """For each item a function that sorts its arguments, or raises what is wrong with them."""
         from branchline.lang.backends.base import resolve_backend
 
+        options = modern_run_options(options, ())
         check_names(options, RUN_NAMES, "run_batch()")
         backend = resolve_backend(backend)
 
@@ -271,7 +289,7 @@ class Program:
 
         own: dict[str, Any] = dict(self.bound)
         of_run: dict[str, Any] = dict(options or {})
-        for name, value in kwargs.items():
+        for name, value in modern_run_options(kwargs, self.parameters).items():
             if name not in self.parameters and name in RUN_NAMES:
                 of_run[name] = value
             else:

@@ -58,7 +58,7 @@ def drive(call: Call, state: State) -> State:
             state.result = call.body(state)
         state._run.finish()
     except BaseException as error:
-        state._run.abandon(error if isinstance(error, BranchlineError) else None)
+        _failed(state, error)
         raise
     return state
 
@@ -74,9 +74,17 @@ async def adrive(call: Call, state: State) -> State:
         state._run.function_ended = True
         await state._run.afinish()
     except BaseException as error:
-        state._run.abandon(error if isinstance(error, BranchlineError) else None)
+        _failed(state, error)
         raise
     return state
+
+
+def _failed(state: State, error: BaseException) -> None:
+    """End the run; an error that a rule of the language raised learns where it happened."""
+    known = error if isinstance(error, BranchlineError) else None
+    if known is not None:
+        known.located(program=state._run.name)
+    state._run.abandon(known)
 
 
 async def drive_on_loop(call: Call, state: State) -> State:

@@ -20,11 +20,12 @@ from branchline.lang.errors import (
     ProgramError,
     UnsupportedFeature,
 )
-from branchline.lang.expressions import Expression, RoleBegin, RoleEnd
+from branchline.lang.expressions import Expression
 from branchline.lang.markers import reject
 from branchline.lang.run import LaneRead, Run
 from branchline.lang.sampling import request_options
 from branchline.lang.transcript import Message, Transcript
+from branchline.lang.turns import Turns
 from branchline.lang.variables import Constant, Slot, Span, Usage, Variable, usage_of
 from branchline.runtime.programs import protocol
 
@@ -49,7 +50,7 @@ class LaneOrigin(NamedTuple):
     keep_errors: bool
 
 
-class State(OldNames):
+class State(Turns, OldNames):
     """What a program sees as its first parameter.
 
     Attributes:
@@ -106,9 +107,14 @@ class State(OldNames):
         return Value(self, slots[-1])
 
     def set(self, name: str, value: object) -> None:
-        """Define a variable. A variable set before may be set again; a generated one may not."""
+        """Define a variable. A variable set before may be set again; a generated one may not,
+        before the program has ended.
+        """
         self._check()
         name = reject(name, "a variable name")
+        if self._run.closed:
+            self._variables[name] = Constant(value)
+            return
         if not isinstance(self._variables.get(name), Constant):
             names.check_free(self, name)
         text = reject(str(value), f"the value of {name!r}")
@@ -116,22 +122,6 @@ class State(OldNames):
         self._run.emit(protocol.SetVariable(self._lane, self._run.next_node(), name, text))
 
     __setitem__ = set
-
-    def system(self) -> _Turn:
-        """`with s.system(): …` — what is appended inside is a system turn."""
-        return _Turn(self, "system")
-
-    def user(self) -> _Turn:
-        """`with s.user(): …`."""
-        return _Turn(self, "user")
-
-    def assistant(self) -> _Turn:
-        """`with s.assistant(): …`."""
-        return _Turn(self, "assistant")
-
-    def tool(self) -> _Turn:
-        """`with s.tool(): …`."""
-        return _Turn(self, "tool")
 
     @contextmanager
     def adapter(self, name: str | None) -> Iterator[State]:
@@ -283,20 +273,39 @@ class State(OldNames):
 
     # ---- branches
 
-    def fork(self, n: int = 1, *, on_error: Literal["cancel", "keep"] = "cancel") -> Forks:
+    def fork(
+        self,
+        n: int = 1,
+        *,
+        on_error: Literal["cancel", "keep"] = "cancel",
+        size: int | None = None,
+    ) -> Forks:
         """`n` states that share all tokens so far. See `Forks`.
 
         Args:
+            size: another name of `n`.
             on_error: "cancel": a failing branch cancels its siblings and fails the program.
                 "keep": it fails alone, and its exception stands in its place after a join.
         """
         from branchline.lang.fork import fork
 
-        return fork(self, n, on_error=on_error)
+        return fork(self, n if size is None else size, on_error=on_error)
 
     def copy(self) -> State:
-        """A state of its own that shares all tokens so far."""
+        """A state of its own that shares all tokens so far.
+
+        `with s.copy() as other: …` ends it with the block; its variables stay its own.
+        """
         return self.fork(1)[0]
+
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._lane and not self._joined:
+            self._joined = True
+            if kind is not None:
+                self._run.cancel_lanes((self._lane,), "its block was left by an error")
 
     # ---- inside the language
 
@@ -351,24 +360,6 @@ class Value:
         """Wait for the value."""
         self._state._run.wait_until(self._slot.ready)
         return self._slot.value()
-
-
-class _Turn:
-    """A chat turn as a `with` block, also in async programs."""
-
-    __slots__ = ("_role", "_state")
-
-    def __init__(self, state: State, role: str) -> None:
-        self._state = state
-        self._role = role
-
-    def __enter__(self) -> State:
-        self._state += RoleBegin(self._role)
-        return self._state
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._state += RoleEnd(self._role)
 
 
 def _defined_or_over(state: State, name: str) -> bool:

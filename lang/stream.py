@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from branchline.lang import names, runner, waiting
+from branchline.lang.compat_state import meta_info
 from branchline.lang.errors import Cancelled, ProgramError
 from branchline.lang.events import Done, StreamEvent
 from branchline.lang.transcript import RoleMark
@@ -134,6 +135,10 @@ class LiveState:
         self._await_definition(name)
         return self._state[name]
 
+    def __setitem__(self, name: str, value: object) -> None:
+        self.sync()
+        self._state[name] = value
+
     def __contains__(self, name: object) -> bool:
         return name in self._state
 
@@ -150,40 +155,43 @@ class LiveState:
         self.sync()
         return self._background.failure
 
-    def text_iter(self, name: str | None = None) -> Iterator[str]:
-        """Pieces of variable `name` as they come, or of all that is appended.
+    def text_iter(self, var_name: str | None = None) -> Iterator[str]:
+        """Pieces of a variable as they come, or of all that is appended.
 
-        Raises the program's error, and `UnknownVariable` when nothing ever defines `name`.
+        Raises the program's error, and `UnknownVariable` when nothing ever defines the name.
         """
-        if name is None:
+        if var_name is None:
             yield from self._all_text()
             return
-        self._await_definition(name)
-        yield from self._pieces_of(self._slot(name))
+        self._await_definition(var_name)
+        yield from self._pieces_of(self._slot(var_name))
 
     async def text_async_iter(
-        self, name: str | None = None, return_meta_data: bool = False
+        self, var_name: str | None = None, return_meta_data: bool = False
     ) -> AsyncIterator[Any]:
         """Like `text_iter`, on the running event loop; with the variable's meta if asked for."""
-        if name is None:
-            for piece in await _off_loop(lambda: list(self._all_text())):
+        if var_name is None:
+            async for piece in self._all_text_async():
                 yield piece
             return
         run, state = self._run, self._state
-        await run.arrival(lambda: name in state or run.body_ended)
-        self._await_definition(name)
-        slot = self._slot(name)
+        await run.arrival(lambda: var_name in state or run.body_ended)
+        self._await_definition(var_name)
+        slot = self._slot(var_name)
+        async for piece in self._pieces_of_async(slot):
+            yield (piece, meta_info(slot.meta())) if return_meta_data else piece
+
+    async def _pieces_of_async(self, slot: Slot) -> AsyncIterator[str]:
         seen = 0
         while True:
             while seen < len(slot.partial):
-                piece = slot.partial[seen]
+                yield slot.partial[seen]
                 seen += 1
-                yield (piece, slot.meta()) if return_meta_data else piece
             if slot.done:
                 break
-            await run.arrival(partial(_has_more, slot, seen))
+            await self._run.arrival(partial(_has_more, slot, seen))
         if rest := _rest(slot):
-            yield (rest, slot.meta()) if return_meta_data else rest
+            yield rest
 
     def _pieces_of(self, slot: Slot) -> Iterator[str]:
         seen = 0
@@ -227,6 +235,22 @@ class LiveState:
                 yield from self._pieces_of(piece)
         self._background.raise_failure()
 
+    async def _all_text_async(self) -> AsyncIterator[str]:
+        run, pieces = self._run, self._state._transcript.pieces
+        at = 0
+        while True:
+            await run.arrival(partial(lambda at: len(pieces) > at or run.body_ended, at))
+            if at == len(pieces):
+                break
+            piece = pieces[at]
+            at += 1
+            if isinstance(piece, str):
+                yield piece
+            elif not isinstance(piece, RoleMark):
+                async for part in self._pieces_of_async(piece):
+                    yield part
+        self._background.raise_failure()
+
 
 def _has_more(slot: Slot, seen: int) -> bool:
     return slot.done or len(slot.partial) > seen
@@ -235,9 +259,3 @@ def _has_more(slot: Slot, seen: int) -> bool:
 def _rest(slot: Slot) -> str:
     """What of a finished value has not been streamed; raises what went wrong."""
     return slot.said()[len("".join(slot.partial)) :]
-
-
-async def _off_loop(job: Callable[[], Any]) -> Any:
-    import asyncio
-
-    return await asyncio.to_thread(job)

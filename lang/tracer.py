@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import logging
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from branchline.lang import markers
-from branchline.lang.errors import ProgramError
+from branchline.lang.errors import BranchlineError, ProgramError
 from branchline.lang.expressions import Reference, decode
+from branchline.lang.markers import BrokenMarker
 from branchline.lang.placeholders import Placeholder
 from branchline.lang.run import LaneRead, Run
 from branchline.lang.state import State
 from branchline.lang.tools import Call, Reply
+from branchline.lang.trace_calls import Read, watched_calls
 from branchline.lang.types import TEXT, ValueType
 from branchline.lang.variables import Slot
 from branchline.runtime.core.outputs import RequestMeta
@@ -27,6 +31,8 @@ from branchline.runtime.programs.protocol import ChoiceScore, Op
 
 if TYPE_CHECKING:
     from branchline.lang.program import Program
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 16
 """Tests of unknown values that answer True before the answers alternate."""
@@ -92,6 +98,7 @@ class TraceSlot(Slot):
 
     def _placeholder(self, *, exact: bool = True) -> Placeholder:
         reference = Reference(name=self.name, lane=self.lane, nodes=(self.node,), exact=exact)
+        self._run.read(reference.nodes)
         return Placeholder(reference, self._run)
 
 
@@ -129,6 +136,8 @@ class TraceRun(Run):
         self._looked: dict[int, None] = {}
         self._latest: dict[tuple[int, str], int] = {}
         self._arguments: dict[int, str] = {}
+        self._read: dict[int, None] = {}
+        self.last_read = Read()
         self._argument_nodes: dict[str, int] = {}
 
     # ---- the run
@@ -161,6 +170,22 @@ class TraceRun(Run):
         if self._looked:
             self.builder.dynamic(None, tuple(self._looked))
         return self.builder.build()
+
+    def read(self, nodes: tuple[int, ...]) -> None:
+        """The program gets hold of a value that is not known."""
+        self._read.update(dict.fromkeys(nodes))
+        self.last_read = Read(nodes)
+
+    def stops(self, error: Exception) -> bool:
+        """Whether the error may come of a value that is not known: then it is the end of what can
+        be told, and it depends on all that the program has got hold of.
+        """
+        rule_broken = isinstance(error, BranchlineError) and not isinstance(error, BrokenMarker)
+        if rule_broken or not self._read:
+            return False
+        logger.info("the trace of %r ends with %s: %s", self.name, type(error).__name__, error)
+        self.look(tuple(self._read))
+        return True
 
     # ---- the placeholders' watcher
 
@@ -206,7 +231,9 @@ class TraceRun(Run):
         """A placeholder for an argument that was not given. Its number is negative until it is
         looked at, since a graph has no node for an argument.
         """
-        return Placeholder(Reference(name=name, argument=True, nodes=(self._number(name),)), self)
+        reference = Reference(name=name, argument=True, nodes=(self._number(name),))
+        self.read(reference.nodes)
+        return Placeholder(reference, self)
 
     def _number(self, name: str) -> int:
         number = -1 - len(self._arguments)
@@ -224,7 +251,9 @@ class TraceRun(Run):
 def trace(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RequestGraph:
     """Run `program` with placeholders; see `Program.trace`.
 
-    Raises what the program raises, and `InvalidOption` for arguments it does not have.
+    Raises what the program raises where no unknown value can be the reason, and `InvalidOption` for
+    arguments it does not have. Where one can be (a number is read from a text, say), the graph ends
+    there, with a dynamic edge.
     """
     names = tuple(program.signature.parameters)
     run = TraceRun(program, names)
@@ -242,16 +271,31 @@ def trace(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Re
     state = State(run, defaults=(program.defaults,))
     context = contextvars.copy_context()
     context.run(markers.stand_in.set, run.stand_in)
-    context.run(_run_body, program, state, bound)
+    try:
+        context.run(_run_body, program, state, bound)
+    except Exception as error:
+        if not run.stops(error):
+            raise
     graph = run.finish_trace()
     run.abandon()
     return graph
 
 
 def _run_body(program: Program, state: State, bound: inspect.BoundArguments) -> None:
+    run = state._run
+    assert isinstance(run, TraceRun)
+
+    def watched() -> AbstractContextManager[None]:
+        return watched_calls(run.look, lambda: run.last_read)
+
+    async def body() -> None:
+        with watched():
+            await program.func(state, *bound.args, **bound.kwargs)
+
     if program.asynchronous:
         from branchline.lang.runner import run_coroutine
 
-        run_coroutine(lambda: program.func(state, *bound.args, **bound.kwargs))
-    else:
+        run_coroutine(body)
+        return
+    with watched():
         program.func(state, *bound.args, **bound.kwargs)

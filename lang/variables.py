@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from branchline.lang.errors import BranchlineError, Cancelled
+from branchline.lang.errors import BranchlineError, Cancelled, ConstraintError, TruncatedError
 from branchline.lang.partials import Watch
 from branchline.lang.tools import ToolBox
 from branchline.lang.types import TEXT, ValueType
@@ -163,8 +163,20 @@ class Slot:
         try:
             values = [read(text, truncated=cut) for text in self.texts]
         except BranchlineError as error:
-            raise error.located(program=self.program, variable=self.name) from None
+            found = self._by_a_stop(error)
+            raise found.located(program=self.program, variable=self.name) from None
         return values[0] if len(values) == 1 else values
+
+    def _by_a_stop(self, error: BranchlineError) -> BranchlineError:
+        """What to say of a text that cannot be read: a stop may have cut it."""
+        stop = None if self.request is None else self.request.matched
+        if stop is None or type(error) is not ConstraintError:
+            return error
+        return TruncatedError(
+            f"the output was cut by the stop {stop!r} before it could be read",
+            value=error.value,
+            hint="Ask without that stop; the text is in meta(...).text.",
+        )
 
     def _raise(self) -> None:
         if self.failure is not None:

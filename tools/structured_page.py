@@ -18,6 +18,7 @@ from branchline.runtime.grammar.choice import ABILITIES, BACKENDS, PACKAGES
 from branchline.runtime.grammar.json_schema.compiler import Support, layout_of, supported_keywords
 from branchline.runtime.grammar.json_schema.lark import REGISTER_BITS
 from branchline.runtime.grammar.json_schema.objects import MOST_ANY_ORDER
+from branchline.runtime.grammar.json_schema.shapes import MOST_LISTED
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits
 from branchline.runtime.grammar.llguidance_backend import engine_grammar
 from branchline.runtime.grammar.regex_dialect import REFUSED_GROUPS
@@ -92,9 +93,9 @@ JSON = """
 Drafts 4 to 2020-12, by `$schema`; without it, the keywords of all of them. Keywords that only
 describe (`title`, `description`, `default`, `examples`, …) are notes, as JSON Schema has it; so
 are names of formats that it does not define. A text is accepted if it is JSON, names no property
-of the schema twice, and its value is valid. (A name that is not listed, even where `propertyNames`
-has an `enum` of them, may come again where that cannot make the value invalid; the last one
-counts. List under `properties` what is to come once.) Properties come in any order, the unlisted
+of the schema twice, and its value is valid. (A name that is not listed may come again where that
+cannot make the value invalid; the last one counts. Names count as listed where only LISTED or fewer
+are possible, as with an `enum` under `propertyNames`.) Properties come in any order, the unlisted
 ones once all that is required is there. That holds for FREE properties that a schema lists, for
 fewer where they are counted (`minProperties`, `maxProperties`). Of up to MOST that are not, as few
 as need be keep the order of the schema among themselves: the last ones on which no others depend.
@@ -202,7 +203,9 @@ def page() -> str:
     parts.append(", ".join(f"{name} is `{PACKAGES[name]}`" for name in BACKENDS))
     parts.append(".\nAll but the first come with `branchline[grammars]`.\n")
     parts += [
-        JSON.replace("MOST", str(MOST_ANY_ORDER)).replace("FREE", str(REGISTER_BITS)),
+        JSON.replace("MOST", str(MOST_ANY_ORDER))
+        .replace("FREE", str(REGISTER_BITS))
+        .replace("LISTED", str(MOST_LISTED)),
         "\n",
         _table(("keyword", "", "only"), _support(keywords)),
     ]

@@ -77,6 +77,9 @@ def find_program(place: str) -> Program:
             hint = f"Programs (functions with @bl.function) of {path.name}: {known}."
             raise InvalidRequest("there is no such program", value=name, hint=hint)
         return programs[name]
+    if not programs:
+        hint = "Put @bl.function above the function that is the program."
+        raise InvalidRequest("the file has no program", value=place, hint=hint)
     if len(programs) != 1:
         hint = f"Name one: branchline run {place}:NAME. Programs: {known}."
         raise InvalidRequest("the file does not have exactly one program", value=place, hint=hint)

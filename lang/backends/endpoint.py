@@ -101,7 +101,9 @@ class Endpoint(Backend):
         return self._line.open(program, sink)
 
     def flush_cache(self) -> None:
-        """Have the server forget all cached prefixes that nothing uses; needs its admin key."""
+        """Have the server forget all cached prefixes that nothing uses; where it has keys, that
+        needs its admin key.
+        """
         self._ask("POST", "/flush_cache")
 
     def info(self) -> dict[str, Any]:
@@ -163,10 +165,36 @@ class Endpoint(Backend):
 
 
 class RuntimeEndpoint(Endpoint):
-    """`Endpoint` under the name and with the argument it has in SGLang's language."""
+    """`Endpoint` under the name and with the arguments it has in SGLang's language.
 
-    def __init__(self, base_url: str, api_key: str | None = None, **options: Any) -> None:
+    Args:
+        verify: a certificate of one's own; none can be given.
+        chat_template_name: has no effect: turns are by the template of the server's model.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        verify: str | None = None,
+        chat_template_name: str | None = None,
+        **options: Any,
+    ) -> None:
+        if verify is not None:
+            raise UnsupportedFeature(
+                "an endpoint takes no certificate of its own",
+                value=verify,
+                hint="Add it to the system's certificates, or set SSL_CERT_FILE.",
+            )
         super().__init__(base_url, api_key, **options)
+
+    def get_model_name(self) -> str:
+        """`model`."""
+        return self.model
+
+    def get_server_info(self) -> dict[str, Any]:
+        """`info`."""
+        return self.info()
 
 
 class _Line:

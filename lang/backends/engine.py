@@ -9,7 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from branchline.lang.backends.base import Backend
-from branchline.lang.errors import BackendError
+from branchline.lang.errors import BackendError, InvalidRequest
 from branchline.lang.sampling import DEFAULT_NAMES, check_names
 from branchline.runtime.programs.protocol import ENGINE_FEATURES
 
@@ -24,7 +24,7 @@ class Engine(Backend):
 
     Args:
         model: a name of the catalog, or the path of a GGUF file or Hugging Face directory; None =
-            the default model.
+            the default model. `model_path`: another name of it.
         sampling_defaults: weakest layer of sampling options of programs that run here.
         settings: fields of the configuration's sections, by name; an unknown one is an error.
 
@@ -38,8 +38,14 @@ class Engine(Backend):
         model: str | None = None,
         *,
         sampling_defaults: Mapping[str, Any] | None = None,
+        model_path: str | None = None,
         **settings: Any,
     ) -> None:
+        if model is not None and model_path is not None:
+            raise InvalidRequest(
+                "model and model_path are the same", value=model_path, hint="Give one."
+            )
+        model = model_path if model is None else model
         self.name = "engine"
         self.features = ENGINE_FEATURES
         self.sampling_defaults = dict(sampling_defaults or {})
@@ -129,13 +135,13 @@ class Engine(Backend):
             self._executor.close()
             self._engine.close()
 
+    def shutdown(self) -> None:
+        """`close`, under its name in SGLang."""
+        self.close()
+
 
 class Runtime(Engine):
     """`Engine` under the name and with the argument it has in SGLang's language."""
 
     def __init__(self, model_path: str, **settings: Any) -> None:
-        super().__init__(model=model_path, **settings)
-
-    def shutdown(self) -> None:
-        """`close`."""
-        self.close()
+        super().__init__(model_path, **settings)

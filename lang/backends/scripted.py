@@ -46,9 +46,11 @@ from branchline.runtime.core.prefixes import CachedPrefix
 from branchline.runtime.core.protocols import ChatTurns, TextTokenizer
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.section import SectionScan
+from branchline.runtime.grammar.regex_dialect import to_automaton_regex
 from branchline.runtime.responses import DECLARED, ToolSpec
 from branchline.runtime.responses.reasoning import ReasoningFormat
 from branchline.runtime.tokenizer.byte_tokenizer import ByteTokenizer
+from branchline.runtime.tokenizer.stop_regex import compile_stop_regex
 
 MAX_CONTEXT = 1 << 20
 OnOutput = Callable[[Output], None]
@@ -263,7 +265,8 @@ class ScriptedEngine:
             yield self._scores(request, started)
             return
         for output_id in _output_ids(request):
-            text, reason, error = self._text(request)
+            found, error = self._text(request)
+            text = found.text
             if request.stream and output_id == request.id:
                 for piece in re.findall(r"\s*\S{1,8}|\s+", text):
                     yield GenerateDelta(request_id=output_id, text=piece)
@@ -273,12 +276,12 @@ class ScriptedEngine:
                 request_id=output_id,
                 text=text,
                 token_ids=ids,
-                meta=self._meta(request, len(ids), reason, started),
+                meta=self._meta(request, len(ids), found.reason, started, found.matched),
                 logprobs=[] if logprobs is None else [TokenLogprob(i, 0.0) for i in ids],
                 error=error.to_wire() if error is not None else None,
             )
 
-    def _text(self, request: GenerateRequest) -> tuple[str, FinishReason, BranchlineError | None]:
+    def _text(self, request: GenerateRequest) -> tuple[Cut, BranchlineError | None]:
         try:
             text = self._reply(request.name, self._text_of(request.prompt_ids))
             if text is None:
@@ -288,13 +291,15 @@ class ScriptedEngine:
                     variable=request.name,
                     hint="Give Mock a reply for it.",
                 )
-            text, reason = cut(text, request.sampling)
-            if reason != "length" and request.sampling.constraint is not None:
-                answer = divided(text, request.sampling)[1]
-                check_constraint(answer, request.sampling.constraint, request.name)
+            found, constraint = cut(text, request.sampling), request.sampling.constraint
+            if constraint is not None and found.reason != "length":
+                answer = divided(found.text, request.sampling)[1]
+                stopped = found.matched is not None
+                check_constraint(answer, constraint, request.name, begun=stopped)
+                found = found if stopped else found._replace(reason="constraint")
         except Exception as error:
-            return "", "error", wrap(error)
-        return text, reason, None
+            return Cut("", "error"), wrap(error)
+        return found, None
 
     def _scores(self, request: ScoreRequest, started: float) -> ScoreResult:
         texts = [self.tokenizer.decode(ids) for ids in request.choices]
@@ -321,11 +326,18 @@ class ScriptedEngine:
         return self.tokenizer.decode(ids[begin:], skip_special=False)
 
     def _meta(
-        self, request: _Answerable, output: int, reason: FinishReason, started: float
+        self,
+        request: _Answerable,
+        output: int,
+        reason: FinishReason,
+        started: float,
+        matched: str | int | None = None,
     ) -> RequestMeta:
         spent = time.monotonic() - started
         return RequestMeta(
             finish_reason=reason,
+            matched=matched,
+            seed=request.sampling.seed if isinstance(request, GenerateRequest) else None,
             prompt_tokens=len(request.prompt_ids),
             output_tokens=output,
             forwards=output,
@@ -336,22 +348,45 @@ class ScriptedEngine:
         )
 
 
-def cut(text: str, sampling: SamplingParams) -> tuple[str, FinishReason]:
-    """Where stop strings, stop_regex and max_tokens (bytes) end a text, and why."""
+class Cut(NamedTuple):
+    """What is left of a reply, and why; `matched` as in `RequestMeta`."""
+
+    text: str
+    reason: FinishReason = "stop"
+    matched: str | int | None = None
+
+
+def cut(text: str, sampling: SamplingParams) -> Cut:
+    """Where stop strings, stop_regex, stop ids and max_tokens (bytes) end a text.
+
+    Raises `InvalidRequest` for a stop_regex that an engine does not take.
+    """
     head, text = divided(text, sampling)
-    begin, end = len(text), len(text)
+    begin, end, matched = len(text), len(text), None
     for stop in sampling.stop:
         at = text.find(stop)
         if at >= 0 and at + len(stop) <= end:
-            begin, end = min(begin, at), at + len(stop)
+            begin, end, matched = min(begin, at), at + len(stop), stop
     if sampling.stop_regex is not None:
+        compile_stop_regex(sampling.stop_regex)
         match = re.search(sampling.stop_regex, text)
         if match is not None and match.end() <= end:
-            begin, end = min(begin, match.start()), match.end()
+            begin, end, matched = min(begin, match.start()), match.end(), match.group()
+    whole = head + text
+    stopped = Cut(head + text[: end if sampling.keep_stop else begin], "stop", matched)
+    ids, last = whole.encode("utf-8"), len((head + text[:end]).encode("utf-8"))
+    for at in range(sampling.min_tokens, last):
+        if ids[at] in sampling.stop_token_ids:
+            stopped, last = Cut(_whole_characters(ids[:at]), "stop", ids[at]), at
+            break
     limit = sampling.max_tokens
-    if limit is not None and len((head + text[:end]).encode("utf-8")) > limit:
-        return (head + text).encode("utf-8")[:limit].decode("utf-8", "ignore"), "length"
-    return head + text[: end if sampling.keep_stop else begin], "stop"
+    if limit is not None and last > limit:
+        return Cut(_whole_characters(ids[:limit]), "length")
+    return stopped
+
+
+def _whole_characters(text: bytes) -> str:
+    return text.decode("utf-8", "ignore")
 
 
 def divided(text: str, sampling: SamplingParams) -> tuple[str, str]:
@@ -359,23 +394,31 @@ def divided(text: str, sampling: SamplingParams) -> tuple[str, str]:
     return ("", text) if sampling.section is None else SectionScan(sampling.section).feed(text)
 
 
-def check_constraint(text: str, constraint: Constraint, name: str) -> None:
+def check_constraint(text: str, constraint: Constraint, name: str, *, begun: bool = False) -> None:
     """Raise `ConstraintError` when a reply is not what a real engine could have written.
 
     Without the packages of the grammar engine, of JSON and grammars only the value is checked, when
     it is read.
+
+    Args:
+        begun: a stop has cut the text, so that it may be the beginning of a match.
+
+    Raises `InvalidRequest` and `UnsupportedConstraint` for a pattern that an engine does not take.
     """
     where = ""
+    if constraint.kind == "regex":
+        to_automaton_regex(constraint.text)
     if constraint.kind == "choices":
-        fits = text in json.loads(constraint.text)
-    elif constraint.kind == "regex":
-        fits = re.fullmatch(constraint.text, text) is not None
-    elif matching.installed():
+        choices = json.loads(constraint.text)
+        fits = text in choices or (begun and any(each.startswith(text) for each in choices))
+    elif constraint.kind == "regex" and re.fullmatch(constraint.text, text) is not None:
+        fits = True
+    elif (constraint.kind != "regex" or begun) and matching.installed():
         found = matching.engine_match(constraint, text)
-        fits = found.status == "full"
+        fits = found.status == "full" or (begun and found.status == "prefix")
         where = ": it is cut short" if found.error_at is None else f" at character {found.error_at}"
     else:
-        fits = True
+        fits = begun or constraint.kind != "regex"
     if not fits:
         raise ConstraintError(
             f"the mock's reply does not match the {constraint.kind} constraint{where}",

@@ -166,7 +166,8 @@ class LLGuidanceBackend:
         ends = np.zeros_like(words)
         only(ends, self.eos_ids)
         only_empty = not (words & ~ends).any()
-        if matcher.is_error() or (only_empty and not matcher.is_accepting()):
+        dead = matcher.is_error() or (only_empty and not matcher.is_accepting())
+        if dead or (constraint.prefix and self._is_dead_behind(matcher, constraint.prefix, ends)):
             raise UnsupportedConstraint(
                 f"{constraint.kind}: no text satisfies the constraint",
                 value=constraint.text,
@@ -179,6 +180,19 @@ class LLGuidanceBackend:
         engines = [matcher, *(self._engine(grammar) for _ in range(lanes - 1))]
         memory = lanes * (_GRAMMAR_BYTES + 8 * len(grammar))
         return LLGuidanceGrammar(constraint, engines, self.eos_ids, only_empty, memory)
+
+    def _is_dead_behind(
+        self,
+        matcher: llguidance.LLMatcher,
+        prefix: str,
+        ends: np.ndarray[tuple[int], np.dtype[np.int32]],
+    ) -> bool:
+        """Whether nothing can follow the text that a grammar begins with."""
+        ids, probe = self._tokenizer.tokenize_str(prefix), matcher.deep_copy()
+        if probe.try_consume_tokens(ids) < len(ids):
+            return bool(probe.is_error())
+        words = np.frombuffer(probe.compute_bitmask(), dtype=np.int32)
+        return bool(probe.is_error() or not ((words & ~ends).any() or probe.is_accepting()))
 
     def _engine(self, grammar: str) -> llguidance.LLMatcher:
         return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)

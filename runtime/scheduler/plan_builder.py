@@ -364,6 +364,22 @@ class PlanBuilder:
             before = np.where(starts == 0, np.int32(0), before)
         return _Decoding(rows, starts, ids, slots, before, missing)
 
+    def failure_of(self, segment: Segment) -> Exception | None:
+        """What is wrong with one segment's own part of a plan, if something is. Changes nothing."""
+        try:
+            _segment_ids(segment)
+            _segment_positions(segment)
+            _segment_reads(segment)
+            if segment.sample and not segment.request.greedy:
+                SamplingBatch.build([self._row(segment.request)])
+        except Exception as error:
+            return error
+        return None
+
+    def _row(self, request: Request) -> RowSampling:
+        suppressed = self._suppress_ids(request)
+        return RowSampling(request.sampling, request.seed, request.prompt_len, suppressed)
+
     def _sampling_batch(self, requests: list[Request]) -> SamplingBatch:
         # The requests themselves are kept: the address of one that is gone may be another's.
         same = len(requests) == len(self._sampled) and all(map(is_, requests, self._sampled))
@@ -371,11 +387,7 @@ class PlanBuilder:
             if all(r.greedy for r in requests):
                 self._sampling = SamplingBatch.greedy(len(requests))
             else:
-                rows = (
-                    RowSampling(r.sampling, r.seed, r.prompt_len, self._suppress_ids(r))
-                    for r in requests
-                )
-                self._sampling = SamplingBatch.build(list(rows))
+                self._sampling = SamplingBatch.build([self._row(r) for r in requests])
             self._sampled = requests
         return self._sampling
 

@@ -274,6 +274,26 @@ class Planner:
         self._reserve.retracted()
         self._waiting.add_first(request)
 
+    def withdraw(self, segments: list[Segment], copies: tuple[Slots, Slots] | None) -> None:
+        """A planned step will never run, and none is in flight: what is in it is as if it were not.
+        Until `start_over`, running requests have slots that they do not know of.
+        """
+        if copies is not None:
+            self._copies.insert(0, copies)
+        for segment in segments:
+            request = segment.request
+            request.inflight -= 1
+            if segment.group is not None and request.score is not None:
+                request.score.next_group -= 1
+            if segment.score_prompt:
+                request.progress.prompt_scored = 0  # starting over reads all of it again
+
+    def start_over(self) -> None:
+        """Retract all that runs, oldest first in the queue."""
+        for request in reversed([*self.running]):
+            if request.finish is None:
+                self.retract(request)
+
     def leave(self, request: Request, computed_len: int, *, insert: bool) -> None:
         """Release a running request's row and memory; its computed prefix stays cached."""
         namespace = request.source.namespace

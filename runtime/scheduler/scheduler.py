@@ -32,13 +32,14 @@ from branchline.runtime.core.sampling_params import MAX_N, Constraint
 from branchline.runtime.core.section import Section
 from branchline.runtime.errors import BackendError, BranchlineError
 from branchline.runtime.memory.cache_manager import CacheManager
+from branchline.runtime.memory.types import Slots
 from branchline.runtime.scheduler.adapters import Adapters, NoAdapters
 from branchline.runtime.scheduler.commit import Committer, Outbox
 from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
 from branchline.runtime.scheduler.draft import Draft
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.intake import Intake
-from branchline.runtime.scheduler.plan_builder import PlanBuilder, StepPlan
+from branchline.runtime.scheduler.plan_builder import PlanBuilder, Segment, StepPlan
 from branchline.runtime.scheduler.planner import Planner
 from branchline.runtime.scheduler.proposals import learn_early
 from branchline.runtime.scheduler.stats import PhaseClock, SchedulerStats
@@ -301,10 +302,34 @@ class Scheduler:
         segments, inits = self._planner.plan(draft=draft, following=following)
         if not segments:
             return None
-        plan = self._builder.build(segments, inits, self._planner.take_copies())
+        copies = self._planner.take_copies()
+        try:
+            plan = self._builder.build(segments, inits, copies)
+        except Exception as error:
+            self._withdraw(segments, copies, error)
+            return self._plan(drafting, None)
         if self._drafts is not None:
             plan.waited, plan.decision = draft, self._drafts.decision
         return plan
+
+    def _withdraw(
+        self, segments: list[Segment], copies: tuple[Slots, Slots] | None, error: Exception
+    ) -> None:
+        """A step could not be put together: end the requests whose own part of it fails, and have
+        the others start over with what they have. Where nobody is to blame, raise `error`.
+        """
+        found = [(s.request, why) for s in segments if (why := self._builder.failure_of(s))]
+        if not found:
+            raise error
+        while self._inflight:
+            self._commit_oldest()
+        self._planner.withdraw(segments, copies)
+        for request, why in found:
+            self._committer.broke(request, why)
+        for segment in segments:
+            if segment.request.finish is not None:
+                self._committer.leave_if_idle(segment.request)
+        self._planner.start_over()
 
     def _matchers(self, plan: StepPlan) -> list[TokenMatcher | int | None]:
         """Where the mask of each sampled place begins; an id that is known already stands for

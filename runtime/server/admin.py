@@ -24,7 +24,7 @@ HEALTH_TIMEOUT_S = 20.0
 BODIES: dict[str, type[Any]] = {"/abort_request": AbortBody}
 ACCESS = {
     "/health_generate": Access.OPEN,
-    "/flush_cache": Access.ADMIN,
+    "/flush_cache": Access.SHARED,
 }
 
 

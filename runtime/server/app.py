@@ -116,7 +116,8 @@ def create_app(context: ServerContext, families: tuple[Family, ...] = FAMILIES) 
         bodies.update({route.path: family.error_body for route in found})
         access.update(family.access)
         if family.described:
-            levels = {path: level.value for path, level in family.access.items()}
+            asked = context.keys.asked
+            levels = {path: asked(level).value for path, level in family.access.items()}
             described += describe(found, family.bodies, family.forms, levels)
     description = msgspec.json.encode(document(described, keys_needed=context.keys.needed))
 

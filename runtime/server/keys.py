@@ -17,10 +17,13 @@ from branchline.runtime.server.errors import Refused
 
 
 class Access(Enum):
-    """What a route asks for."""
+    """What a route asks for. SHARED concerns what all callers share: an admin key, but nothing
+    where there are no keys, since everybody is the same caller there.
+    """
 
     OPEN = "open"
     NORMAL = "normal"
+    SHARED = "shared"
     ADMIN = "admin"
 
 
@@ -66,6 +69,12 @@ class Keys:
         """Whether a request needs a key at all."""
         return self._needed
 
+    def asked(self, access: Access) -> Access:
+        """What a route of this `access` asks for here; never SHARED."""
+        if access is not Access.SHARED:
+            return access
+        return Access.ADMIN if self._callers else Access.NORMAL
+
     def __repr__(self) -> str:
         return f"Keys({len(self._callers)} keys)"
 
@@ -85,7 +94,7 @@ class Keys:
                 hint="Send 'Authorization: Bearer KEY' or 'x-api-key: KEY'.",
             )
         caller = caller or Caller()
-        if access is Access.ADMIN:
+        if self.asked(access) is Access.ADMIN:
             self.require_admin(caller)
         return caller
 

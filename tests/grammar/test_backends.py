@@ -151,3 +151,16 @@ def test_a_slow_matcher_is_given_up_and_harms_no_other(
         assert not backend.failure(other) and not backend.failure(third)
     finally:
         backend.close()
+
+
+@pytest.mark.parametrize("prefix", ["", " "])
+def test_a_constraint_that_no_text_satisfies_is_refused(
+    backends: dict[str, GrammarBackends], prefix: str
+) -> None:
+    for text in ("start: a\na: a\n", "start: A\nA: /a/ & /b/\n"):
+        constraint = Constraint(kind="lark", text=text, prefix=prefix)
+        with pytest.raises(UnsupportedConstraint, match="no text satisfies"):
+            backends["llguidance"].compile(constraint)
+    for text in ('start: "a"?', "start: /a*/", 'start: " " "a"'):
+        constraint = Constraint(kind="lark", text=text, prefix=prefix)
+        backends["llguidance"].compile(constraint)

@@ -66,11 +66,18 @@ def test_a_string_of_the_common_library_ends_at_its_quote(text: str, status: str
         ("start: A\n\nA: /(?=x)x/\n", r"lookahead .* \(line 3\)"),
         ('start: "a"\n  | /b(?<!c)/\n', r"lookbehind .* \(line 2\)"),
         ('start: "a" B\n%declare B\n', r"terminal B.* \(line 1\)"),
+        ("start: start", r"rule start, of which no text has an end,.* \(line 1\)"),
+        ('start: "a" start', r"rule start,"),
     ],
 )
 def test_what_cannot_be_translated_is_refused_with_its_line(grammar: str, says: str) -> None:
     with pytest.raises(bl.UnsupportedConstraint, match=says):
         bl.gen("x", bl.lark(grammar))
+
+
+def test_what_could_not_end_is_not_begun() -> None:
+    grammar = bl.lark('start: "a" | "b" more\nmore: "c" more | "d" less\nless: "e" more\n')
+    assert [bl.match(grammar, text).status for text in ("a", "b", "bc")] == ["full", "none", "none"]
 
 
 @pytest.mark.parametrize("grammar", ["start: a", 'b: "a"', 'start: "a', "start: A\nA: /[/", "%"])

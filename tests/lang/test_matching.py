@@ -205,3 +205,8 @@ except bl.UnsupportedFeature as error:
         for text in (program, absent)
     ]
     assert [one.stdout.split() for one in shown] == [["[1]", "0"], ["True"]]
+
+
+def test_only_a_text_can_match() -> None:
+    with pytest.raises(bl.InvalidRequest, match="only a text"):
+        bl.match(int, 5)  # type: ignore[arg-type]

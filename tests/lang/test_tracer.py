@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import copy
+import json
+import re
+import sys
+import textwrap
 from typing import Any, Literal
 
 import pytest
@@ -283,3 +289,155 @@ def test_a_traced_graph_runs_without_its_function() -> None:
     assert done[-1].error is None
     values = [event.texts[0] for event in done if isinstance(event, ValueReady)]
     assert values == ["it depends", "it depends", " true"]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, gen: x + gen,
+        lambda x, gen: gen + x,
+        lambda x, gen: x + x + gen + x,
+        lambda x, gen: [x, gen, x],
+        lambda x, gen: f"{x}{gen}{x}",
+        lambda x, gen: bl.user(x + gen) + x,
+        lambda x, gen: " ".join([x, x]) + gen,
+        lambda x, gen: "%s" % x + gen,  # noqa: UP031
+        lambda x, gen: f"{x} " + gen,
+    ],
+)
+def test_values_and_expressions_side_by_side(use: Any) -> None:
+    @bl.function
+    def program(s: bl.State, word: str) -> None:
+        s += use(word, bl.gen("x"))
+        s += "."
+        s += use(s["x"], bl.gen("y"))
+
+    mock = bl.Mock({"x": "one", "y": "two"})
+    graph = program.trace()
+    assert graph.is_static
+    ran = bl.run_graph(graph, {"word": "tea"}, backend=mock)
+    assert ran.text() == program.run("tea", backend=mock).text()
+
+
+PATTERN = re.compile("[0-9]+")
+
+
+def local(x: Any) -> Any:
+    value = x
+    return PATTERN.search(value)
+
+
+def passed_on(x: Any) -> Any:
+    return re.sub("a", "b", x)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: re.search("[0-9]+", x),
+        lambda x: PATTERN.search(x),
+        lambda x: PATTERN.search(
+            x,
+        ),
+        lambda x: PATTERN.findall(f"{x}"),
+        lambda x: local(x),
+        lambda x: re.split(",", x)[0],
+        lambda x: passed_on(x),
+        lambda x: textwrap.dedent(x),
+        lambda x: "abc".startswith(x),
+        lambda x: "abc".find(x),
+        lambda x: [PATTERN.fullmatch(each) for each in [x]],
+        lambda x: json.loads(x),
+        lambda x: json.loads(x)["a"],
+        lambda x: ast.literal_eval(x),
+        lambda x: {"a": 1}[x],
+        lambda x: {x},
+        lambda x: [a + b for a, b in x.items()],
+        lambda x: divmod(x, 3)[0],
+        lambda x: (x & 1) << 2 | 5 ^ x,
+        lambda x: x.split(",", 1)[1],
+        lambda x: int(x, 16),
+    ],
+)
+def test_what_reads_a_value_behind_the_language_is_a_dynamic_edge(use: Any) -> None:
+    def body(s: bl.State) -> None:
+        s += "Number:" + bl.gen("x")
+        s += "Yes" if use(s["x"]) else "No"
+        s += bl.gen("y")
+
+    graph = trace(body)
+    assert dynamic(graph), "the way depends on x"
+    assert graph.nodes[1].kind == "generate"
+    assert not graph.is_static
+
+
+def test_patterns_in_known_texts_are_no_dynamic_edge() -> None:
+    def body(s: bl.State, word: str) -> None:
+        s += "Number:" + bl.gen("x")
+        s += s["x"]
+        s += PATTERN.sub("n", "5 tries") + "abc".removeprefix("a")
+        s += copy.deepcopy(word) + "T!".replace("T", word)
+
+    graph = trace(body)
+    assert graph.is_static
+    ran = bl.run_graph(graph, {"word": "tea"}, backend=bl.Mock("7"))
+    assert ran.text() == "Number:77n triesbcteatea!"
+
+
+def test_an_argument_that_is_appended_to_all_branches() -> None:
+    def body(s: bl.State, word: str) -> None:
+        forks = s.fork(2)
+        forks += word
+        forks += lambda index: f"{index}" + word + bl.gen("x")
+        forks.join("append")
+
+    graph = trace(body)
+    assert graph.is_static
+    ran = bl.run_graph(graph, {"word": "tea"}, backend=bl.Mock("."))
+    assert ran.text() == "tea0tea.tea1tea."
+
+
+def test_errors_that_no_value_can_be_the_reason_of_are_raised() -> None:
+    def broken(s: bl.State) -> None:
+        s += bl.gen("x")
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        trace(broken)
+
+    def against_the_rules(s: bl.State) -> None:
+        s += bl.gen("x")
+        s += s["x"] + bl.gen("x")
+
+    with pytest.raises(NameError):
+        trace(against_the_rules)
+
+
+@pytest.mark.parametrize("use", [json.loads, lambda x: json.dumps({"a": x})])
+def test_an_error_of_an_unknown_value_ends_the_graph_with_a_dynamic_edge(use: Any) -> None:
+    def body(s: bl.State) -> None:
+        s += bl.gen("x") + bl.gen("y")
+        s += f"{use(s['x'])}"
+
+    graph = trace(body)
+    assert [node.kind for node in graph.nodes] == ["generate", "generate"]
+    assert dynamic(graph) == [(graph.nodes[0].id, END)]
+
+    async def asynchronous(s: bl.State) -> None:
+        s += bl.gen("x")
+        if PATTERN.search(await s.aget("x")):
+            s += "found"
+
+    assert dynamic(trace(asynchronous))
+
+
+def test_a_profiler_that_runs_already_goes_on() -> None:
+    seen: list[str] = []
+    sys.setprofile(lambda frame, event, arg: seen.append(event))
+    try:
+        before = sys.getprofile()
+        trace(lambda s: s.__iadd__("a"))
+        assert sys.getprofile() is before
+    finally:
+        sys.setprofile(None)
+    assert seen

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
+from branchline.runtime.core.drafting import DraftRow, DraftTree
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.errors import BackendError
 from tests.scheduler.harness import Bench, Overlapped, TableMatcher
-from tests.support.hash_model import expected_output
+from tests.scheduler.test_drafts import Chains
+from tests.support.hash_model import VOCAB, expected_output
 
 
 def breaking(*_: Any, **__: Any) -> Any:
@@ -122,3 +126,79 @@ def test_a_step_that_is_planned_and_never_runs_keeps_no_memory(
     bench.submit("c", [3, 4], 9)
     bench.run()
     assert bench.output("c") == expected_output([3, 4], 9)
+
+
+class Knowing(Chains):
+    """Guesses for some requests: what comes next, behind a wrong guess, so that what is kept has to
+    be moved."""
+
+    def propose(self, rows: Sequence[DraftRow]) -> list[DraftTree | None]:
+        trees: list[DraftTree | None] = []
+        for row in rows:
+            at = len(row.ids) - row.prompt_len
+            limit = min(row.max_depth, row.max_nodes - 1)
+            right = self.scripts.get(row.request_id, [])[at : at + limit]
+            if not right:
+                trees.append(None)
+                continue
+            ids = np.array([(right[0] + 1) % VOCAB, *right], dtype=np.int32)
+            parents = np.array([-1, -1, *range(1, len(right))], dtype=np.int32)
+            depths = np.array([0, *range(len(right))], dtype=np.int32)
+            trees.append(DraftTree(ids, parents, depths))
+        return trees
+
+
+KNOWING = {name: expected_output(prompt, 40) for name, prompt in (("a", [3, 4]), ("b", [5, 6]))}
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("drafter", [None, KNOWING])
+@pytest.mark.parametrize("after", [0, 1, 4, 5])
+def test_a_step_that_cannot_be_put_together_ends_whose_part_of_it_fails(
+    after: int, drafter: dict[str, list[int]] | None, overlap: bool, mirror: bool
+) -> None:
+    guessing = None if drafter is None else Knowing(dict(drafter))
+    bench = Bench(overlap=overlap, mirror=mirror, lazy=False, drafter=guessing, page_size=2)
+    builder = bench.scheduler._builder
+    suppress = builder._suppress_ids
+
+    def limited(request: Request) -> tuple[int, ...]:
+        if request.id == "broken":
+            raise OverflowError("too large")
+        return suppress(request)
+
+    builder._suppress_ids = limited  # type: ignore[method-assign]
+    bench.submit("a", [3, 4], 30)
+    bench.submit("b", [5, 6], 30)
+    for _ in range(after):
+        bench.scheduler.step()
+    bench.submit("broken", [1, 2], 30, temperature=1.0, seed=1)
+    bench.score("scored", [7, 8, 9], [[1, 2], [1, 3], [4]])
+    bench.embed("vector", [2, 3, 4, 5])
+    bench.submit("logged", [7, 7], 9, prompt_logprobs=0, temperature=1.0, seed=5)
+    bench.run()
+    assert "too large" in str(error_of(bench, "broken"))
+    plain = Bench(overlap=overlap, lazy=False)
+    plain.submit("logged", [7, 7], 9, prompt_logprobs=0, temperature=1.0, seed=5)
+    plain.score("scored", [7, 8, 9], [[1, 2], [1, 3], [4]])
+    plain.embed("vector", [2, 3, 4, 5])
+    plain.run()
+    assert bench.output("a") == expected_output([3, 4], 30)
+    assert bench.output("b") == expected_output([5, 6], 30)
+    assert bench.output("logged") == plain.output("logged")
+    logged, other = (it.out.done["logged"].progress for it in (bench, plain))
+    assert len(logged.prompt_logprobs) == 1 and logged.prompt_logprobs == other.prompt_logprobs
+    scored, alone = (it.out.done["scored"].score for it in (bench, plain))
+    assert scored is not None and alone is not None and scored.results == alone.results
+    assert bench.vector("vector") == plain.vector("vector")
+    assert bench.scheduler.num_unfinished == 0
+
+
+def test_where_nobody_is_to_blame_all_end() -> None:
+    bench = Bench()
+    bench.scheduler._builder._decode = breaking  # type: ignore[method-assign]
+    bench.scheduler._builder._extend = breaking  # type: ignore[method-assign]
+    bench.submit("a", [3, 4], 9)
+    with pytest.raises(RuntimeError, match="a bug"):
+        bench.run()

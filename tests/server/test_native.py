@@ -254,6 +254,14 @@ def test_flushing_is_for_admins(engine: Engine) -> None:
         assert freed >= 50
 
 
+def test_flushing_is_for_everybody_where_there_are_no_keys(engine: Engine) -> None:
+    with serve_engine(engine) as server:
+        server.post("/generate", {"input_ids": [8] * 50, "sampling_params": {"max_new_tokens": 2}})
+        assert server.post("/flush_cache", {"empty_cache": True}).json["tokens"] >= 50
+    with serve_engine(engine, keys=Keys((), ("root",))) as server:
+        assert server.post("/flush_cache", None).status == 403
+
+
 def test_keys_do_not_share_cached_prefixes(engine: Engine) -> None:
     with serve_engine(engine, keys=Keys(("one", "two"))) as server:
         prompt = {"input_ids": [9] * 60, "sampling_params": {"max_new_tokens": 1}}

@@ -240,11 +240,19 @@ def test_a_server_that_is_not_there_or_not_ours_is_said_so() -> None:
     assert caught.value.retryable and "ssl" not in str(caught.value)
 
 
-def test_what_the_server_refuses_is_told_in_its_own_words(server: RunningServer) -> None:
+def test_what_the_server_refuses_is_told_in_its_own_words(engine: Engine) -> None:
+    with serve_engine(engine, keys=Keys(("user",), ("root",))) as server:
+        endpoint = bl.RuntimeEndpoint(server.url, "user")
+        with pytest.raises(BackendError, match="HTTP 403: this is for admins") as caught:
+            endpoint.flush_cache()
+        assert "{" not in str(caught.value)
+        endpoint.close()
+
+
+def test_an_endpoint_flushes_the_cache_of_a_server_without_keys(server: RunningServer) -> None:
     endpoint = bl.RuntimeEndpoint(base_url=server.url)
-    with pytest.raises(BackendError, match="HTTP 403: this is for admins") as caught:
-        endpoint.flush_cache()
-    assert "{" not in str(caught.value)
+    endpoint.flush_cache()
+    bl.flush_cache(endpoint)
     endpoint.close()
 
 

@@ -150,6 +150,7 @@ def test_model_path_is_printed(default_model: Path, capsys: pytest.CaptureFixtur
         (["run", "no_such_file.py"], "no_such_file.py"),
         (["run", "{program}:missing"], "missing"),
         (["run", "{program}"], "whisper"),
+        (["run", str(Path(__file__).with_name("__init__.py"))], "has no program"),
         (["run", "{program}:shout"], "word"),
         (["run", "{program}:shout", "--arg", "word"], "word"),
         (["run", "{program}:shout", "--arg", "word=a", "--arg", "loud=1"], "loud"),

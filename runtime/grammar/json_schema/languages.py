@@ -77,6 +77,7 @@ class Languages:
         self._known_empty: dict[Language, bool | None] = {}
         self._chars: dict[str, Language] = {}
         self._words: dict[frozenset[str], Language] = {}
+        self._texts: dict[tuple[Language, int], frozenset[str] | None] = {}
         self._budget = budget
         self.none = self._make("none")
         self.empty = self._make("empty")
@@ -267,6 +268,52 @@ class Languages:
             if node is self.none:
                 return False
         return node.nullable
+
+    def texts(self, node: Language, most: int) -> frozenset[str] | None:
+        """All texts of a language; None where they are, or may be, more than `most`."""
+        key = (node, most)
+        if key not in self._texts:
+            self._texts[key] = self._list(node, most)
+        return self._texts[key]
+
+    def _list(self, node: Language, most: int) -> frozenset[str] | None:
+        found: frozenset[str] | None = None
+        match node.op:
+            case "none":
+                return frozenset()
+            case "empty":
+                return frozenset({""})
+            case "set":
+                if sum(high - low + 1 for low, high in node.ranges) <= most:
+                    found = frozenset(
+                        chr(char) for low, high in node.ranges for char in range(low, high + 1)
+                    )
+            case "cat":
+                found = self._joined([self.texts(part, most) for part in node.parts], most)
+            case "rep" if node.most is not None and node.most <= most:
+                part = self.texts(node.parts[0], most)
+                again = None if part is None else part | {""} if node.least == 0 else part
+                times = node.most if node.least in (0, node.most) else None
+                found = None if times is None else self._joined([again] * times, most)
+            case "any":
+                lists = [self.texts(part, most) for part in node.parts]
+                if None not in lists:
+                    found = frozenset(text for each in lists if each for text in each)
+            case "all":
+                lists = [self.texts(part, most) for part in node.parts]
+                short = next((each for each in lists if each is not None), None)
+                if short is not None:
+                    found = frozenset(text for text in short if self.has(node, text))
+        return found if found is not None and len(found) <= most else None
+
+    @staticmethod
+    def _joined(lists: Sequence[frozenset[str] | None], most: int) -> frozenset[str] | None:
+        found = frozenset({""})
+        for each in lists:
+            if each is None or len(found) * len(each) > most * most:
+                return None
+            found = frozenset(begin + end for begin in found for end in each)
+        return found
 
     def firsts(self, node: Language) -> tuple[int, ...]:
         """One code point of each kind that the language tells apart at its start."""

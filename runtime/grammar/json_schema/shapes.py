@@ -23,6 +23,8 @@ from branchline.runtime.grammar.json_schema.sets import (
 )
 
 _MOST_REGIONS = 64
+MOST_LISTED = 64
+"""Of names that no keyword lists as such: that many may come in any order."""
 _MOST_WITNESSES = 4
 _MOST_CONTAINS = 3
 
@@ -54,7 +56,7 @@ def shapes_of(expander: Expander, objects: Objects) -> list[Shape]:
     Raises:
         UnsupportedConstraint: too many kinds of names.
     """
-    words = _all_names(objects)
+    words = _all_names(expander, objects)
     regions = _regions(expander, objects, words)
     pending: list[tuple[Objects, tuple[tuple[Region, ...], ...]]] = [
         (objects._replace(some=()), ())
@@ -85,15 +87,29 @@ def shapes_of(expander: Expander, objects: Objects) -> list[Shape]:
     ]
 
 
-def _all_names(objects: Objects) -> tuple[str, ...]:
+def _all_names(expander: Expander, objects: Objects) -> tuple[str, ...]:
     found = {name: None for name, _ in objects.properties}
     required = [name for clause in objects.clauses if len(clause) == 1 for name, _ in clause]
     found.update(dict.fromkeys(sorted(required)))
     others = {name for clause in objects.clauses for name, _ in clause}
     for which, _ in (*objects.rules, *objects.some):
         others |= which.words
+    for which, state in objects.rules:
+        if expander.nothing() <= state:
+            others |= _only_names(expander, which)
     found.update(dict.fromkeys(sorted(others)))
     return tuple(found)
+
+
+def _only_names(expander: Expander, forbidden: Names) -> frozenset[str]:
+    """The names that there can be where all of `forbidden` are ruled out, if they are few: listed
+    like others, each comes once at most.
+    """
+    if forbidden.only is not None:
+        return frozenset()
+    lists = [expander.languages.texts(one, MOST_LISTED) for one in forbidden.but]
+    found = frozenset(name for each in lists if each is not None for name in each)
+    return frozenset() if None in lists or len(found) > MOST_LISTED else found
 
 
 def _with_name(

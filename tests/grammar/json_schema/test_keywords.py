@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from typing import Any
@@ -61,6 +62,37 @@ def test_no_listed_name_comes_twice() -> None:
     checker = Checker({"properties": {"a": {}, "b": {}}, "additionalProperties": False})
     assert checker.takes_text('{"b": 1, "a": 1}')
     assert not checker.takes_text('{"a": 1, "a": 1}')
+
+
+FEW_NAMES: list[dict[str, Any]] = [
+    {"propertyNames": {"enum": ["a", "b", "cc"]}},
+    {"propertyNames": {"enum": ["a", "b", "cc", 1]}, "additionalProperties": {"minimum": 0}},
+    {"propertyNames": {"enum": ["a", "b", "cc", "long"], "maxLength": 2}},
+    {"propertyNames": {"pattern": "^([ab]|c{2})$"}},
+    {"patternProperties": {"^[ab]$": {}, "^cc$": {}}, "additionalProperties": False},
+    {"allOf": [{"propertyNames": {"enum": ["a", "b", "cc", "d"]}}, {"not": {"required": ["d"]}}]},
+]
+
+
+@pytest.mark.parametrize("limits", [{}, {"maxProperties": 2}, {"minProperties": 2}])
+@pytest.mark.parametrize("schema", FEW_NAMES, ids=str)
+def test_names_that_are_few_come_once_in_any_order(
+    schema: dict[str, Any], limits: dict[str, int]
+) -> None:
+    least, most = limits.get("minProperties", 0), limits.get("maxProperties", 3)
+    checker = Checker({"type": "object", **schema, **limits})
+    for count in range(4):
+        for names in itertools.permutations(["a", "b", "cc"], count):
+            assert checker.takes(dict.fromkeys(names, 1)) == (least <= count <= most), names
+    for text in ('{"a": 1, "a": 2}', '{"b": 1, "cc": 1, "b": 1}', '{"d": 1}', '{"a": 1, "d": 1}'):
+        assert not checker.takes_text(text)
+
+
+def test_names_that_are_many_may_still_be_any_of_them() -> None:
+    names = [f"name{at}" for at in range(200)]
+    checker = Checker({"type": "object", "propertyNames": {"enum": names}})
+    assert checker.takes(dict.fromkeys(reversed(names), 1))
+    assert not checker.takes({"name200": 1})
 
 
 @pytest.mark.parametrize(("count", "in_line"), [(64, 0), (65, 3), (75, 15)])

@@ -122,6 +122,32 @@ def test_union_intersection_and_complement_are_those_of_sets() -> None:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("^$", 1),
+        ("^(a|b|ab)$", 3),
+        ("^[ab1]{2}$", 9),
+        ("^[ab]{0,3}$", 15),
+        ("^a?b?1?$", 8),
+        ("^(?!b)[ab]{2}$", 2),
+        ("^.$", None),
+        ("^a*$", None),
+        ("a", None),
+        ("^[ab1]{3}$", None),
+    ],
+)
+def test_the_texts_of_a_small_language(pattern: str, count: int | None) -> None:
+    make = Languages()
+    language = search_language(make, pattern)
+    found = make.texts(language, 20)
+    if count is None:
+        assert found is None
+        return
+    assert found == {text for text in TEXTS if re.search(pattern.replace("$", r"\Z"), text)}
+    assert len(found) == count
+
+
+@pytest.mark.parametrize(
     ("patterns", "empty"),
     [
         (["^a", "^b"], True),

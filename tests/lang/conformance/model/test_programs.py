@@ -16,6 +16,7 @@ import pytest
 
 import branchline as bl
 from branchline.lang.errors import AdapterNotFound
+from tests.support.http_server import RunningServer
 
 Backend = bl.Engine | bl.Endpoint
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 8}
@@ -317,3 +318,29 @@ def test_programs_in_programs_and_defaults(backend: Backend) -> None:
         return s["in"]
 
     assert outer.run(backend=backend, max_tokens=3).meta("in").output_tokens <= 3
+
+
+def test_old_names_of_a_server(server: RunningServer) -> None:
+    endpoint = bl.RuntimeEndpoint(server.url, chat_template_name="qwen")
+    try:
+        assert endpoint.get_model_name() == "smollm2-135m"
+        assert endpoint.get_server_info()["url"] == server.url
+        assert count(start=1, backend=endpoint)["next"] == count.run(1, backend=endpoint)["next"]
+    finally:
+        endpoint.close()
+    with pytest.raises(bl.UnsupportedFeature):
+        bl.RuntimeEndpoint(server.url, verify="own.pem")
+    with pytest.raises(bl.InvalidRequest):
+        bl.Engine("smollm2-135m", model_path="smollm2-135m")
+
+
+def test_a_value_that_a_stop_cut_short_says_so(backend: Backend) -> None:
+    @bl.function(temperature=0.0)
+    def program(s: bl.State) -> Any:
+        s += "x" + bl.gen("v", bl.choices(["red", "redder"]), stop="e")
+        return s.meta("v").text, s.meta("v").finish_reason
+
+    state = program.run(backend=backend)
+    assert state.result == ("r", "stop")
+    with pytest.raises(bl.TruncatedError, match="cut by the stop 'e'"):
+        state["v"]

@@ -138,7 +138,7 @@ def test_scopes_and_set_variables() -> None:
 def test_backend_functions() -> None:
     sgl.flush_cache()
     assert sgl.get_server_info()["model"] == "mock"
-    assert issubclass(sgl.Runtime, sgl.Engine)
+    assert issubclass(sgl.Runtime, sgl.Engine) and callable(sgl.Engine.shutdown)
 
 
 def test_options_that_cannot_be_kept_are_refused() -> None:
@@ -150,3 +150,157 @@ def test_options_that_cannot_be_kept_are_refused() -> None:
         sgl.gen("x", int, dtype=str)  # type: ignore[call-arg]
     with pytest.raises(sgl.UnsupportedFeature):
         multi_turn_question.run_batch([QUESTIONS], generator_style=True)
+
+
+@sgl.function
+def ask(s: Any, question: str) -> Any:
+    s += "Q: " + question + "\nA:" + sgl.gen("answer_1", stop="\n")
+    return s
+
+
+def test_a_call_outside_of_programs_is_a_run() -> None:
+    state = ask("What?", temperature=0)
+    assert state["answer_1"] == "first answer" and "answer_1" in state
+    assert state.text() == "Q: What?\nA:first answer"
+    assert state.ret_value.text() == state.text()
+    assert ask(question="What?").get_meta_info("answer_1")["output_tokens"] == 12
+    assert ask("What?").error() is None
+    pieces = list(ask("What?", stream=True).text_iter("answer_1"))
+    assert len(pieces) > 1 and "".join(pieces) == "first answer"
+
+
+def test_a_call_that_is_read_runs_once_and_no_sooner() -> None:
+    asked: list[str] = []
+
+    def reply(name: str, text: str) -> str:
+        asked.append(name)
+        return "yes"
+
+    call = ask("What?", backend=sgl.Mock(reply))
+    assert not asked
+    assert (call["answer_1"], call.text()) == ("yes", "Q: What?\nA:yes")
+    assert asked == ["answer_1"]
+    with pytest.raises(AttributeError):
+        call.no_such_thing  # noqa: B018
+    with pytest.raises(InvalidRequest):
+        ask("What?", no_such_option=1)["answer_1"]
+
+
+def test_a_call_is_still_an_expression_inside() -> None:
+    @sgl.function
+    def outer(s: Any) -> Any:
+        s += "First. " + ask("What?")
+        return s["answer_1"]
+
+    assert outer.run().result == "first answer"
+
+
+def test_old_names_of_run_options() -> None:
+    state = multi_turn_question.run(**QUESTIONS, max_new_tokens=5, use_thread=True)
+    assert state["answer_1"] == "first answer", "the call's own max_tokens wins"
+    states = ask.run_batch([{"question": "What?"}], max_new_tokens=5, return_logprob=True)
+    assert states[0]["answer_1"] == "first"
+    assert len(states[0].meta("answer_1").logprobs) == 5
+    with pytest.raises(InvalidRequest):
+        ask.run(question="What?", max_new_tokens=5, max_tokens=6)
+
+    @sgl.function
+    def own(s: Any, max_new_tokens: int) -> int:
+        return max_new_tokens
+
+    assert own.run(max_new_tokens=7).result == 7, "an argument of the function is its own"
+
+
+def test_turns_by_methods() -> None:
+    @sgl.function
+    def chat(s: Any) -> None:
+        s.system("Be brief.")
+        s.user("Hi, " + sgl.gen("answer_1"))
+        with s.assistant():
+            s += sgl.gen("answer_2")
+
+    messages = chat.run().messages()
+    assert [(m["role"], m["content"]) for m in messages] == [
+        ("system", "Be brief."),
+        ("user", "Hi, first answer"),
+        ("assistant", "second answer here"),
+    ]
+
+
+def test_a_copy_as_a_block_and_forks_by_size() -> None:
+    @sgl.function
+    def branching(s: Any) -> Any:
+        s += "x"
+        found = []
+        for _ in range(2):
+            with s.copy() as other:
+                other += "y" + sgl.gen("answer_1")
+                found.append(other["answer_1"])
+        with pytest.raises(sgl.ProgramError):
+            other += "more"
+        forks = s.fork(size=2)
+        forks += lambda i: f" {i} " + sgl.gen("answer_2")
+        forks.join()
+        return found, "answer_1" in s, s["answer_2"], s.text(), forks[1].text()
+
+    second = REPLIES["answer_2"]
+    assert branching.run().result == (
+        ["first answer", "first answer"],
+        False,
+        [second, second],
+        "x",
+        f"x 1 {second}",
+    )
+
+
+def test_variables_of_a_finished_state_may_be_set() -> None:
+    state = ask.run(question="What?")
+    state["answer_1"] = state["answer_1"].upper()
+    state["mine"] = 3
+    assert (state["answer_1"], state["mine"]) == ("FIRST ANSWER", 3)
+
+
+def test_text_iter_by_name_of_its_argument() -> None:
+    state = multi_turn_question.run(**QUESTIONS, stream=True)
+    assert "".join(state.text_iter(var_name="answer_2")) == REPLIES["answer_2"]
+    assert list(ask.run("What?").text_iter(var_name="answer_1")) == ["first answer"]
+
+    async def collect() -> str:
+        state = multi_turn_question.run(**QUESTIONS, stream=True)
+        return "".join([piece async for piece in state.text_async_iter(var_name="answer_2")])
+
+    assert asyncio.run(collect()) == REPLIES["answer_2"]
+
+
+def test_meta_info_has_the_old_names_too() -> None:
+    @sgl.function
+    def both(s: Any) -> None:
+        s += sgl.gen("answer_1", return_logprob=True, top_logprobs_num=0)  # type: ignore[call-arg]
+        s += sgl.gen("tool", choices=["calculator", "search engine"])
+
+    state = both.run()
+    info = state.get_meta_info("answer_1")
+    assert info["completion_tokens"] == info["output_tokens"] == 12
+    assert [(value, number) for value, number, _ in info["output_token_logprobs"]] == [
+        (0.0, byte) for byte in b"first answer"
+    ]
+    assert info["output_top_logprobs"] == [[]] * 12
+    choices = state.meta("tool").choices
+    info = state.get_meta_info("tool")
+    for choice, row, mean in zip(
+        choices, info["input_token_logprobs"], info["normalized_prompt_logprobs"], strict=True
+    ):
+        assert [entry[0] for entry in row] == list(choice.token_logprobs)
+        assert mean == pytest.approx(choice.logprob / len(row))
+
+
+def test_types_by_their_old_names() -> None:
+    @sgl.function
+    def typed(s: Any) -> None:
+        s += sgl.gen("a", dtype="int") + sgl.gen_int("b", 4)  # type: ignore[call-arg]
+        s += sgl.gen_string("c", 3)
+
+    state = typed.run(backend=sgl.Mock({"a": 1, "b": 22, "c": "xyz0"}))
+    assert [state[name] for name in "abc"] == [1, 22, "xyz"]
+    with pytest.raises(InvalidRequest):
+        sgl.gen("a", dtype="complex")  # type: ignore[call-arg]

@@ -268,3 +268,91 @@ def test_what_a_backend_cannot_do_is_refused_before_anything_is_sent() -> None:
             attempt(expression)
     with pytest.raises(bl.UnsupportedConstraint, match="cannot enforce"):
         attempt(bl.gen("x", int))
+
+
+@pytest.mark.parametrize(
+    ("reply", "expression", "wanted", "reason"),
+    [
+        ("41", bl.gen("x", int), 41, "constraint"),
+        (
+            '{"n": 1}',
+            bl.gen("x", {"properties": {"n": {"type": "integer"}}}),
+            {"n": 1},
+            "constraint",
+        ),
+        ("abc", bl.gen("x", regex="[a-c]+", stop="c"), "ab", "stop"),
+        ("abc", bl.gen("x", regex="[a-c]{3}", stop="c"), "ab", "stop"),
+        ("41", bl.gen("x", int, stop="1"), 4, "stop"),
+    ],
+)
+def test_ends_under_a_constraint_have_the_engines_names(
+    reply: str, expression: Any, wanted: Any, reason: str
+) -> None:
+    @bl.function
+    def program(s: bl.State) -> None:
+        s += expression
+
+    state = program.run(backend=bl.Mock(reply))
+    assert (state["x"], state.meta("x").finish_reason) == (wanted, reason)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expression"),
+    [
+        ('{"n": 1}', bl.gen("x", {"properties": {"n": {"type": "integer"}}}, stop="1")),
+        ("red", bl.gen("x", bl.choices(["red", "blue"]), stop="e")),
+        ("n=3", bl.gen("x", bl.seq("n=", bl.capture("k", int)), stop="=")),
+    ],
+)
+def test_a_value_that_a_stop_cut_short_says_so(reply: str, expression: Any) -> None:
+    @bl.function
+    def program(s: bl.State) -> str:
+        s += expression
+        return str(s.meta("x").text)
+
+    state = program.run(backend=bl.Mock(reply))
+    assert reply.startswith(state.result)
+    with pytest.raises(bl.TruncatedError, match="cut by the stop") as caught:
+        state["x"]
+    assert (caught.value.program, caught.value.variable) == ("program", "x")
+
+
+def test_a_reply_that_a_stop_cuts_must_begin_a_match() -> None:
+    with pytest.raises(ConstraintError, match="does not match"):
+        value("xyz", bl.gen("x", regex="[a-c]+", stop="z"))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"regex": "("}, InvalidRequest),
+        ({"regex": "(?=a)a"}, bl.UnsupportedConstraint),
+        ({"stop_regex": "("}, InvalidRequest),
+        ({"stop_regex": "(?=a)"}, InvalidRequest),
+    ],
+)
+def test_patterns_that_an_engine_refuses_are_refused(options: dict[str, Any], error: Any) -> None:
+    with pytest.raises(error):
+        value("a", bl.gen("x", **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted", "matched"),
+    [
+        ({"stop_token_ids": [ord("c")]}, "ab", ord("c")),
+        ({"stop_token_ids": [ord("c")], "min_tokens": 3}, "abcab", ord("c")),
+        ({"stop_token_ids": [ord("b")], "stop": "bc"}, "a", ord("b")),
+        ({"stop": "ca", "keep_stop": True}, "abca", "ca"),
+        ({"stop_regex": "[c-z]"}, "ab", "c"),
+        ({}, "abcabc", None),
+    ],
+    ids=str,
+)
+def test_what_ended_a_reply(options: dict[str, Any], wanted: str, matched: Any) -> None:
+    @bl.function
+    def program(s: bl.State) -> None:
+        s += bl.gen("x", **options)
+
+    state = program.run(backend=bl.Mock("abcabc"))
+    assert (state["x"], state.meta("x").matched) == (wanted, matched)
+    assert state.meta("x").finish_reason == "stop"

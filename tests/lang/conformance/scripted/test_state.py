@@ -356,3 +356,52 @@ def test_notebook_view_shows_text_and_never_fails() -> None:
     state = run(body, latency_s=0.05)
     assert "&lt;hi&gt;" in state.result
     assert "reply" in state._repr_html_()
+
+
+def test_defaults_of_a_program_inside_hold_over_the_backends_and_the_outer_ones() -> None:
+    @bl.function(max_tokens=4)
+    def inner(s: bl.State, name: str) -> None:
+        s += bl.gen(name)
+
+    @bl.function(max_tokens=6)
+    def outer(s: bl.State) -> Any:
+        s += bl.gen("before") + inner("by_name")
+        inner(s, "direct")
+        with s.fork(1) as branches:
+            inner(branches[0], "branch")
+        s += bl.gen("after")
+        return [len(s[n]) for n in ("before", "by_name", "direct", "after")], s["branch"]
+
+    backend = bl.Mock("abcdefgh", sampling_defaults={"max_tokens": 5})
+    assert outer.run(backend=backend).result == ([6, 4, 4, 6], ["abcd"])
+    assert outer.run(backend=backend, max_tokens=2).result == ([2, 2, 2, 2], ["ab"])
+    assert inner.run("x", backend=backend)["x"] == "abcd"
+
+
+@pytest.mark.parametrize(
+    ("body", "variable"),
+    [
+        (lambda s: s.__iadd__(bl.gen("x", max_tokens=0)), "x"),
+        (lambda s: s.__iadd__(bl.gen("x", deadline_s=-1)), "x"),
+        (lambda s: s.__iadd__(bl.gen("x", complex)), "x"),
+        (lambda s: s.__iadd__(bl.select("x", [])), "x"),
+        (lambda s: s.__iadd__(bl.call("x", [])), "x"),
+        (lambda s: s.__iadd__(bl.gen("x", regex="a", choices=["a"])), "x"),
+        (lambda s: s.__iadd__(bl.gen(5)), "5"),
+        (lambda s: s.__iadd__(None), ""),
+        (lambda s: s.__iadd__(bl.gen("x") + 5), ""),
+        (lambda s: s.fork(0), ""),
+        (lambda s: s.fork(2).join("sideways"), ""),
+        (lambda s: s.set("", 1), ""),
+    ],
+)
+def test_every_error_of_a_program_says_where(body: Any, variable: str) -> None:
+    @bl.function
+    def named(s: bl.State) -> Any:
+        return body(s)
+
+    with pytest.raises(bl.BranchlineError) as caught:
+        named.run(backend=bl.Mock("reply"))
+    error = caught.value
+    assert (error.program, error.variable) == ("named", variable)
+    assert error.hint and "named" in str(error)
