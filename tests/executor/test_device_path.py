@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchline.kernels.dispatch import make_ops
-from branchline.kernels.ops import Ops
-from branchline.runtime.attention.base import AttentionNeeds, Support
+from branchline.kernels.ops import AttentionMeta, Ops
+from branchline.runtime.attention.base import AttentionNeeds, AttentionPlan, OpsPlan, Support
 from branchline.runtime.attention.cpu import CpuAttention
 from branchline.runtime.attention.registry import BACKENDS
 from branchline.runtime.core.batch import RowInit, ScheduleBatch, ScoreRead, SlotWrites
@@ -238,6 +238,59 @@ def test_steps_give_what_the_host_gives(
         assert device.logprobs.top_ids.tolist() == reference.logprobs.top_ids.tolist()
         ids += device.token_ids[:, 0].tolist()
     assert len(set(ids)) > 1
+
+
+class Planning(CpuAttention):
+    """Notes the tokens of the recorded steps that it is asked to plan."""
+
+    most_planned_keys = 1 << 20
+
+    def __init__(self) -> None:
+        self.planned: list[AttentionPlan] = []
+        self.tokens: list[int] = []
+
+    def init_graph(
+        self, meta: AttentionMeta, *, trunks: bool = True, planned: bool = False
+    ) -> OpsPlan:
+        plan = super().init_graph(meta, trunks=trunks, planned=planned)
+        if planned:
+            self.planned.append(plan)
+        return plan
+
+    def plan_replay(self, plan: AttentionPlan, meta: AttentionMeta) -> None:
+        super().plan_replay(plan, meta)
+        if any(plan is one for one in self.planned):
+            assert meta.host_extend_lens is not None
+            self.tokens.append(int(meta.host_extend_lens.sum()))
+
+
+def test_long_steps_are_planned_anew_and_give_what_the_host_gives(
+    model: Model, ops: Ops, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among recordings that are not planned, for steps of fewer tokens or over short contexts."""
+    room, attention = "branchline.runtime.executor.device_graphs.", Planning()
+    for name, value in (("LONG_STEP", 8), ("SHORT_CONTEXT", 4), ("EXTEND_TOKENS", (8, 16, 32))):
+        monkeypatch.setattr(room + name, value)
+    monkeypatch.setitem(BACKENDS, "cpu", lambda needs: attention)
+    worker = device_worker(model, ops, driver, graphs=True)
+    twin = Driver(model, ops, max_rows=ROWS, graph=False)
+    host = build_worker(twin.runner, overlap=False)
+    attention.tokens.clear()
+    steps = [
+        [Part(0, [1, 5, 9, 30, 2, 8, 9]), Part(3, [1, 88, 3])],  # sees 5.8 tokens
+        [Part(0, [-1]), Part(3, [4, 4]), Part(5, [1, 7])],
+        [Part(1, [1, 5, 9]), Part(2, [1, 5, 8]), Part(4, [1, 2, 4])],  # sees 3
+        [Part(0, [-1]), Part(3, [9] * 14), Part(5, [2, 3])],  # sees 17
+    ]
+    for parts in steps:
+        ids = []
+        for one, made in ((driver, worker), (twin, host)):
+            pending = made.forward(sampled(one, *parts))
+            made.sample(pending, None)
+            ids.append(pending.result().token_ids.tolist())
+        assert ids[0] == ids[1]
+    assert attention.tokens == [16, 32]
+    worker.close()
 
 
 def test_a_pure_decode_step_is_replayed_and_chooses_by_itself(
