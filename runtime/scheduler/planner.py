@@ -243,7 +243,9 @@ class Planner:
         if new_len <= current:
             return True
         if self._grow_ahead > 1:
-            ahead = min(new_len + self._grow_ahead - 1, request.max_len)
+            # where it ends differs from row to row, so that rows of one step do not all grow in one
+            ahead = new_len + (request.row - new_len) % self._grow_ahead
+            ahead = min(ahead, request.max_len)
             free = self._cache.free_tokens + self._cache.evictable_tokens
             if ahead > new_len and free >= ahead - current + self._plenty:
                 return self._cache.extend(request.row, current, ahead)

@@ -473,3 +473,26 @@ def test_an_outbox_that_need_not_hear_is_told_of_the_first_id_and_of_the_end(ove
         assert (heard.count("long") < 10) == quiet
     assert outputs[0] == outputs[1]
     assert outputs[0][1] == ([], "stop")
+
+
+def test_rows_that_began_together_do_not_all_grow_in_one_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Slots are given several at once; the step in which a row gets some takes the host longer."""
+    bench = Bench(grow_ahead=8)
+    grown: list[int] = []
+    extend = bench.cache.extend
+
+    def counted(row: int, old_len: int, new_len: int) -> bool:
+        grown[-1] += 1
+        return extend(row, old_len, new_len)
+
+    monkeypatch.setattr(bench.cache, "extend", counted)
+    for i in range(16):
+        bench.submit(str(i), [5, 6, 7, 8 + i], 40)
+    while len(bench.out.done) < 16:
+        grown.append(0)
+        bench.scheduler.step()
+    decoding = grown[grown.index(max(grown)) + 1 :]  # behind the prompts
+    assert sum(decoding) <= 16 * (40 / 8 + 1)
+    assert max(decoding) <= 3
