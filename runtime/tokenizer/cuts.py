@@ -8,7 +8,6 @@ vocabulary's own description. Where any of that is open, nothing is cut.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,21 +35,23 @@ class Cuts:
     """
 
     def __init__(self, tokenizer: Any, text: bytes) -> None:
-        ends = _ends(tokenizer, text)
-        self._before_break = re.compile(f"(?<=[{re.escape(ends)}])\n") if ends else None
+        self._ends = frozenset(_ends(tokenizer, text))
 
     def parts(self, text: str) -> list[str]:
         """The text in parts, joined the text itself; the first parts of two texts that begin alike
         are the same ones."""
-        if self._before_break is None or len(text) < 2 * _SHORTEST:
+        ends = self._ends
+        if not ends or len(text) < 2 * _SHORTEST:
             return [text]
         found: list[str] = []
-        start = 0
-        for match in self._before_break.finditer(text, _SHORTEST):
-            at = match.start()
-            if at - start >= _SHORTEST:
+        start, at = 0, text.find("\n", _SHORTEST)  # a pattern would be tried at every character
+        while at >= 0:
+            if text[at - 1] in ends:
                 found.append(text[start:at])
                 start = at
+                at = text.find("\n", at + _SHORTEST)
+            else:
+                at = text.find("\n", at + 1)
         found.append(text[start:])
         return found
 
