@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from branchline.lang.errors import BranchlineError
     from branchline.lang.run import Run
     from branchline.lang.state import State
-    from branchline.lang.variables import VariableMeta
+    from branchline.lang.variables import Variable, VariableMeta
 
 
 class OldNames:
@@ -28,6 +28,7 @@ class OldNames:
         def scope(self, name: str) -> AbstractContextManager[State]: ...
         def meta(self, name: str) -> Any: ...
         def text(self) -> str: ...
+        def _read(self, name: str, use: Callable[[Variable], str]) -> str: ...
 
     @property
     def ret_value(self) -> Any:
@@ -64,8 +65,7 @@ class OldNames:
 
     def meta_text(self, name: str) -> str:
         """Raw text of a variable; raises what went wrong."""
-        value = self[name]
-        return value if isinstance(value, str) else str(self.meta(name).text)
+        return self._read(name, lambda variable: variable.text())
 
     def error(self) -> BranchlineError | None:
         """What has gone wrong so far. `run` raises it, so a returned state has none."""

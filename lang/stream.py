@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from branchline.lang import names, runner, waiting
 from branchline.lang.compat_state import meta_info
-from branchline.lang.errors import Cancelled, ProgramError
+from branchline.lang.errors import Cancelled
 from branchline.lang.events import Done, StreamEvent
 from branchline.lang.transcript import RoleMark
-from branchline.lang.variables import Slot
+from branchline.lang.variables import Slot, Variable
 
 if TYPE_CHECKING:
     from branchline.lang.program import Call
+    from branchline.lang.run import Run
 
 
 class Background:
@@ -158,13 +159,20 @@ class LiveState:
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """Pieces of a variable as they come, or of all that is appended.
 
+        What is no output of its own (a scope, a capture, a list after a join) comes in one piece.
+
         Raises the program's error, and `UnknownVariable` when nothing ever defines the name.
         """
         if var_name is None:
             yield from self._all_text()
             return
         self._await_definition(var_name)
-        yield from self._pieces_of(self._slot(var_name))
+        variable = self._state._find(var_name)
+        if isinstance(variable, Slot):
+            yield from self._pieces_of(variable)
+            return
+        self._run.wait_until(partial(_settled, variable, self._run))
+        yield variable.text()
 
     async def text_async_iter(
         self, var_name: str | None = None, return_meta_data: bool = False
@@ -177,9 +185,14 @@ class LiveState:
         run, state = self._run, self._state
         await run.arrival(lambda: var_name in state or run.body_ended)
         self._await_definition(var_name)
-        slot = self._slot(var_name)
-        async for piece in self._pieces_of_async(slot):
-            yield (piece, meta_info(slot.meta())) if return_meta_data else piece
+        variable = state._find(var_name)
+        if isinstance(variable, Slot):
+            async for piece in self._pieces_of_async(variable):
+                yield (piece, meta_info(variable.meta())) if return_meta_data else piece
+            return
+        await run.arrival(partial(_settled, variable, run))
+        piece = variable.text()
+        yield (piece, state.get_meta_info(var_name)) if return_meta_data else piece
 
     async def _pieces_of_async(self, slot: Slot) -> AsyncIterator[str]:
         seen = 0
@@ -204,14 +217,6 @@ class LiveState:
             self._run.wait_until(partial(_has_more, slot, seen))
         if rest := _rest(slot):
             yield rest
-
-    def _slot(self, name: str) -> Slot:
-        variable = self._state._find(name)
-        if isinstance(variable, Slot):
-            return variable
-        raise ProgramError(
-            f"variable {name!r} does not come in pieces", hint="Read it: state[name]."
-        )
 
     def _await_definition(self, name: str) -> None:
         run, state = self._run, self._state
@@ -250,6 +255,11 @@ class LiveState:
                 async for part in self._pieces_of_async(piece):
                     yield part
         self._background.raise_failure()
+
+
+def _settled(variable: Variable, run: Run) -> bool:
+    """Whether a variable has its text, or never will: a scope may be left open."""
+    return variable.ready() or run.body_ended
 
 
 def _has_more(slot: Slot, seen: int) -> bool:

@@ -4,7 +4,7 @@ Most of what Python does with a `Placeholder` goes through its own methods. Comp
 searches in a text that is known, read a str's memory instead; while a program is traced, a profile
 function sees their calls. What such a call is given, its place in the source says: variables of its
 frame, or a value that was read last, on its lines. Invariant: no call does anything else than
-without.
+without. Not seen: `value in "a known text"`, which calls nothing.
 """
 
 from __future__ import annotations

@@ -312,25 +312,6 @@ class Scheduler:
             plan.waited, plan.decision = draft, self._drafts.decision
         return plan
 
-    def _withdraw(
-        self, segments: list[Segment], copies: tuple[Slots, Slots] | None, error: Exception
-    ) -> None:
-        """A step could not be put together: end the requests whose own part of it fails, and have
-        the others start over with what they have. Where nobody is to blame, raise `error`.
-        """
-        found = [(s.request, why) for s in segments if (why := self._builder.failure_of(s))]
-        if not found:
-            raise error
-        while self._inflight:
-            self._commit_oldest()
-        self._planner.withdraw(segments, copies)
-        for request, why in found:
-            self._committer.broke(request, why)
-        for segment in segments:
-            if segment.request.finish is not None:
-                self._committer.leave_if_idle(segment.request)
-        self._planner.start_over()
-
     def _matchers(self, plan: StepPlan) -> list[TokenMatcher | int | None]:
         """Where the mask of each sampled place begins; an id that is known already stands for
         itself alone."""
@@ -407,6 +388,25 @@ class Scheduler:
                 )
             self._committed = now
         self.stats.commit_s += self._clock.read() - begin
+
+    def _withdraw(
+        self, segments: list[Segment], copies: tuple[Slots, Slots] | None, error: Exception
+    ) -> None:
+        """A step could not be put together: end the requests whose own part of it fails, and have
+        the others start over with what they have. Where nobody is to blame, raise `error`.
+        """
+        found = [(s.request, why) for s in segments if (why := self._builder.failure_of(s))]
+        if not found:
+            raise error
+        while self._inflight:
+            self._commit_oldest()
+        self._planner.withdraw(segments, copies)
+        for request, why in found:
+            self._committer.broke(request, why)
+        for segment in segments:
+            if segment.request.finish is not None:
+                self._committer.leave_if_idle(segment.request)
+        self._planner.start_over()
 
     def _admit_or_compile(self, request: Request) -> None:
         constraint = request.sampling.constraint

@@ -272,6 +272,37 @@ def test_text_iter_by_name_of_its_argument() -> None:
     assert asyncio.run(collect()) == REPLIES["answer_2"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("whole", "<first answer>"),
+        ("mine", "3"),
+        ("n", "12"),
+        ("answer_2", "second answer here" * 2),
+    ],
+)
+def test_text_iter_of_what_is_no_output_of_its_own(name: str, text: str) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        with s.var_scope("whole"):
+            s += "<" + sgl.gen("answer_1") + ">"
+        s.set_var("mine", 3)
+        s += sgl.gen("count", sgl.seq("n=", sgl.capture("n", int)))
+        with s.fork(2) as branches:
+            for branch in branches:
+                branch += sgl.gen("answer_2")
+
+    mock = sgl.Mock({**REPLIES, "count": "n=12"})
+    assert list(program.run(backend=mock).text_iter(name)) == [text]
+    assert list(program.run(backend=mock, stream=True).text_iter(name)) == [text]
+
+    async def collect() -> list[Any]:
+        state = program.run(backend=mock, stream=True)
+        return [pair async for pair in state.text_async_iter(name, return_meta_data=True)]
+
+    assert [piece for piece, _ in asyncio.run(collect())] == [text]
+
+
 def test_meta_info_has_the_old_names_too() -> None:
     @sgl.function
     def both(s: Any) -> None:
