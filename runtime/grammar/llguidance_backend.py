@@ -56,6 +56,12 @@ _KEPT = 64
 
 _SCHEMA_RULE = re.compile(r"^(\w+): %json (\{.*\})$", re.MULTILINE)
 
+_SHARED_S = 0.00015
+"""Masks of a step that take longer are shared out among threads: to wake them takes as long."""
+
+_WEIGHT = 0.2
+"""Of the newest masks in the mean of what one takes."""
+
 _LANES_S = 0.02
 """CPU seconds that compiling a grammar again, for more rows to be masked at once, may take."""
 
@@ -102,6 +108,7 @@ class LLGuidanceBackend:
         self._executor = llguidance.LLExecutor(threads)
         self._bounds = limits
         self._try_first = try_first
+        self._mask_s = 0.0  # a mask's mean
         self._kept: OrderedDict[Constraint, str] = OrderedDict()
         self._lock = threading.Lock()
         self._limits = llguidance.LLParserLimits(
@@ -193,17 +200,26 @@ class LLGuidanceBackend:
             need[row] = True
             if not matcher.fill_known(bitmask, row):
                 jobs.append((matcher.engine, row))
-        if len(jobs) == 1:
-            engine, row = jobs[0]
-            engine.unsafe_compute_mask_ptr(bitmask[row].ctypes.data, bitmask.shape[1] * 4)
-        elif jobs:
-            self._executor.unsafe_compute_mask_ptr(
-                jobs, bitmask.ctypes.data, bitmask.shape[1] * 4, len(bitmask)
-            )
+        if jobs:
+            self._compute(jobs, bitmask)
+        return need
+
+    def _compute(self, jobs: list[tuple[llguidance.LLMatcher, int]], bitmask: Bitmask) -> None:
+        """Masks of engines, each in its row, on this thread as long as they are quick."""
+        first, size = bitmask.ctypes.data, 4 * bitmask.shape[1]
+        if len(jobs) == 1 or len(jobs) * self._mask_s < _SHARED_S:
+            begun = time.thread_time()
+            for engine, row in jobs:
+                engine.unsafe_compute_mask_ptr(first + row * size, size)
+            took = time.thread_time() - begun
+        else:
+            begun = time.perf_counter()
+            self._executor.unsafe_compute_mask_ptr(jobs, first, size, len(bitmask))
+            took = (time.perf_counter() - begun) * min(self._threads, len(jobs))
+        self._mask_s += _WEIGHT * (took / len(jobs) - self._mask_s)
         for engine, row in jobs:
             if engine.is_error():
                 bitmask[row] = 0
-        return need
 
     def failure(self, matcher: TokenMatcher) -> str:
         """See `GrammarBackend.failure`."""

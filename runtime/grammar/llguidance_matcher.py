@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import llguidance
 
+from branchline.runtime.core.protocols import Visit
 from branchline.runtime.errors import ConstraintError
-from branchline.runtime.grammar.base import Bitmask, accept_forced, only
+from branchline.runtime.grammar.base import Bitmask, accept_forced, only, visit
 
 _NO_FORCED: tuple[int, ...] = ()
 
@@ -21,12 +22,14 @@ class LLGuidanceMatcher:
     """
 
     __slots__ = (
+        "_address",
         "_ended",
         "_eos_ids",
         "_forced",
         "_history",
         "_only_empty",
         "_silent",
+        "_target",
         "engine",
         "fault",
         "strikes",
@@ -44,6 +47,8 @@ class LLGuidanceMatcher:
         self._silent = False
         self._forced: tuple[int, ...] | None = None  # None = not asked yet at this place
         self._history: list[tuple[int, ...] | None] = []
+        self._target: Bitmask | None = None  # the last that was filled, and where it lies
+        self._address = 0
 
     def accept(self, token_id: int) -> bool:
         """See `TokenMatcher.accept`. An end id is allowed where the text is complete.
@@ -71,8 +76,10 @@ class LLGuidanceMatcher:
             ConstraintError: an engine limit was hit.
         """
         if not self.fill_known(bitmask, row):
-            target = bitmask[row]
-            self.engine.unsafe_compute_mask_ptr(target.ctypes.data, target.size * 4)
+            if bitmask is not self._target:  # to ask for an address takes as long as a mask
+                self._target, self._address = bitmask, bitmask.ctypes.data
+            size = 4 * bitmask.shape[1]
+            self.engine.unsafe_compute_mask_ptr(self._address + row * size, size)
         self._check()
         return True
 
@@ -142,6 +149,48 @@ class LLGuidanceMatcher:
         twin._forced = self._forced
         twin._history = self._history.copy()
         return twin
+
+    def after(self, token_id: int) -> LLGuidanceMatcher | None:
+        """See `TokenMatcher.after`; a token that is refused costs no copy of the engine."""
+        if self._ended or self.fault:
+            return None
+        if token_id in self._eos_ids:
+            twin = self.fork()
+            return twin if twin.accept(token_id) else None
+        forced = self._ahead()
+        if forced and token_id != forced[0]:
+            return None
+        engine = self.engine
+        if engine.is_stopped() or engine.validate_tokens([token_id]) != 1:
+            return None
+        engine = engine.deep_copy()
+        if engine.try_consume_tokens([token_id]) != 1:
+            return None
+        twin = LLGuidanceMatcher(engine, self._eos_ids, self._only_empty)
+        twin._silent = self._silent
+        twin.strikes = self.strikes
+        twin._forced = forced[1:] or None
+        twin._history = [*self._history, self._forced]
+        return twin
+
+    def visit(self, token_id: int) -> Visit | None:
+        """See `TokenMatcher.visit`."""
+        if token_id in self._eos_ids or self._ended or self.fault or self._silent:
+            return visit(self, token_id)
+        forced, engine = self._ahead(), self.engine
+        if forced and token_id != forced[0]:
+            return None
+        if engine.is_stopped() or engine.try_consume_tokens([token_id]) != 1:
+            return None
+        self._history.append(self._forced)
+        stopped = engine.is_stopped()
+        rest = forced[1:]
+        if not rest:
+            rest = _NO_FORCED if stopped else tuple(engine.compute_ff_tokens())
+        self._forced = rest
+        if stopped:
+            return Visit(self.is_terminated(), self.is_accepting(), rest)
+        return Visit(False, engine.is_accepting(), rest)
 
     def _ahead(self) -> tuple[int, ...]:
         if self._forced is None:

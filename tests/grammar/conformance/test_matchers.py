@@ -196,6 +196,39 @@ def test_rollback_leaves_no_trace_and_forks_are_independent(
             matcher.rollback(1)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_step_ahead_is_what_accepting_makes_of_a_fork(
+    backend: GrammarBackend, pattern: str
+) -> None:
+    rng = np.random.default_rng(len(pattern))
+    matcher = start(backend, pattern)
+    for _ in range(5):
+        before, going_on = state(matcher), []
+        for token in range(len(TOKENS)):
+            twin = matcher.fork()
+            accepted = twin.accept(token)
+            ahead = matcher.after(token)
+            assert state(matcher) == before
+            assert (ahead is not None) == accepted
+            here = matcher.fork()
+            seen = here.visit(token)
+            assert (seen is not None) == accepted
+            if ahead is None or seen is None:
+                assert state(here) == before
+                continue
+            assert state(ahead) == state(twin) == state(here)
+            assert (seen.ends, seen.complete) == (twin.is_terminated(), twin.is_accepting())
+            assert list(seen.forced) == ([] if seen.ends else twin.forced_tokens())
+            here.rollback(1)
+            ahead.rollback(1)
+            assert state(here) == state(ahead) == before
+            if token not in EOS:
+                going_on.append(twin)
+        if not going_on:
+            break
+        matcher = going_on[int(rng.integers(len(going_on)))]
+
+
 def greedy(matcher: TokenMatcher, salt: str, jump: bool) -> list[int]:
     """Decode with scores that depend on the tokens before; take forced tokens unseen if asked."""
     ids: list[int] = []
