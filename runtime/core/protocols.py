@@ -66,14 +66,13 @@ class Visit(NamedTuple):
     """What a matcher says of the place where it stands.
 
     Attributes:
-        ends: see `TokenMatcher.is_terminated`.
-        complete: see `TokenMatcher.is_accepting`.
-        forced: see `TokenMatcher.forced_tokens`; empty where it ends.
+        forced: see `TokenMatcher.forced_tokens`; empty where it ends, or where the first of them
+            would be refused.
+        masked: a mask was written.
     """
 
-    ends: bool
-    complete: bool
     forced: Sequence[int]
+    masked: bool
 
 
 class TokenMatcher(Protocol):
@@ -105,8 +104,15 @@ class TokenMatcher(Protocol):
     def after(self, token_id: int) -> TokenMatcher | None:
         """An independent matcher behind one token more; None when it is not allowed."""
 
-    def visit(self, token_id: int) -> Visit | None:
-        """`accept`, and what is there then; None when it is not allowed (nothing is changed)."""
+    def visit(self, token_id: int, bitmask: Bitmask, row: int, *, free: bool) -> Visit | None:
+        """`accept`, and what is there then; None when it is not allowed (nothing is changed).
+
+        Written is what may follow, unless that is known: nothing where it ends, one id where it is
+        forced, everything where everything is allowed or, if it is `free`, it is complete.
+
+        Raises:
+            ConstraintError: it gives up there, and can be asked nothing more.
+        """
 
 
 MaskSource: TypeAlias = "TokenMatcher | int | Words | None"

@@ -128,12 +128,21 @@ def after(matcher: TokenMatcher, token_id: int) -> TokenMatcher | None:
     return twin if twin.accept(token_id) else None
 
 
-def visit(matcher: TokenMatcher, token_id: int) -> Visit | None:
+def visit(
+    matcher: TokenMatcher, token_id: int, bitmask: Bitmask, row: int, *, free: bool
+) -> Visit | None:
     """`TokenMatcher.visit` by its other methods."""
     if not matcher.accept(token_id):
         return None
-    ends = matcher.is_terminated()
-    return Visit(ends, matcher.is_accepting(), [] if ends else matcher.forced_tokens())
+    if matcher.is_terminated():
+        return Visit((), False)
+    forced = matcher.forced_tokens()
+    if forced and matcher.accept(forced[0]):
+        matcher.rollback(1)
+        return Visit(forced, False)
+    if free and matcher.is_accepting():
+        return Visit((), False)
+    return Visit((), matcher.fill(bitmask, row))
 
 
 def only(words: np.ndarray[tuple[int], np.dtype[np.int32]], ids: Iterable[int]) -> None:

@@ -59,6 +59,9 @@ _SCHEMA_RULE = re.compile(r"^(\w+): %json (\{.*\})$", re.MULTILINE)
 _SHARED_S = 0.00015
 """Masks of a step that take longer are shared out among threads: to wake them takes as long."""
 
+_LOOKED_AT = 16
+"""Of so many steps whose masks are shared out, one makes a mask itself, to see what it takes."""
+
 _WEIGHT = 0.2
 """Of the newest masks in the mean of what one takes."""
 
@@ -108,7 +111,8 @@ class LLGuidanceBackend:
         self._executor = llguidance.LLExecutor(threads)
         self._bounds = limits
         self._try_first = try_first
-        self._mask_s = 0.0  # a mask's mean
+        self._mask_s = 0.0  # a mask's mean, of those made on the thread that asks
+        self._shared = 0  # steps since one was
         self._kept: OrderedDict[Constraint, str] = OrderedDict()
         self._lock = threading.Lock()
         self._limits = llguidance.LLParserLimits(
@@ -207,16 +211,18 @@ class LLGuidanceBackend:
     def _compute(self, jobs: list[tuple[llguidance.LLMatcher, int]], bitmask: Bitmask) -> None:
         """Masks of engines, each in its row, on this thread as long as they are quick."""
         first, size = bitmask.ctypes.data, 4 * bitmask.shape[1]
-        if len(jobs) == 1 or len(jobs) * self._mask_s < _SHARED_S:
+        here = jobs
+        if len(jobs) > 1 and len(jobs) * self._mask_s >= _SHARED_S:
+            self._shared = (self._shared + 1) % _LOOKED_AT
+            here = jobs[: self._shared == 0]
+        if len(here) < len(jobs):
+            self._executor.unsafe_compute_mask_ptr(jobs[len(here) :], first, size, len(bitmask))
+        if here:
             begun = time.thread_time()
-            for engine, row in jobs:
+            for engine, row in here:
                 engine.unsafe_compute_mask_ptr(first + row * size, size)
             took = time.thread_time() - begun
-        else:
-            begun = time.perf_counter()
-            self._executor.unsafe_compute_mask_ptr(jobs, first, size, len(bitmask))
-            took = (time.perf_counter() - begun) * min(self._threads, len(jobs))
-        self._mask_s += _WEIGHT * (took / len(jobs) - self._mask_s)
+            self._mask_s += _WEIGHT * (took / len(here) - self._mask_s)
         for engine, row in jobs:
             if engine.is_error():
                 bitmask[row] = 0

@@ -76,10 +76,8 @@ class LLGuidanceMatcher:
             ConstraintError: an engine limit was hit.
         """
         if not self.fill_known(bitmask, row):
-            if bitmask is not self._target:  # to ask for an address takes as long as a mask
-                self._target, self._address = bitmask, bitmask.ctypes.data
-            size = 4 * bitmask.shape[1]
-            self.engine.unsafe_compute_mask_ptr(self._address + row * size, size)
+            words = bitmask[row]
+            self.engine.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         self._check()
         return True
 
@@ -173,24 +171,35 @@ class LLGuidanceMatcher:
         twin._history = [*self._history, self._forced]
         return twin
 
-    def visit(self, token_id: int) -> Visit | None:
-        """See `TokenMatcher.visit`."""
+    def visit(self, token_id: int, bitmask: Bitmask, row: int, *, free: bool) -> Visit | None:
+        """See `TokenMatcher.visit`; what the engine forces it accepts."""
         if token_id in self._eos_ids or self._ended or self.fault or self._silent:
-            return visit(self, token_id)
-        forced, engine = self._ahead(), self.engine
+            return visit(self, token_id, bitmask, row, free=free)
+        forced, engine = self._forced, self.engine
+        if forced is None:
+            forced = self._ahead()
         if forced and token_id != forced[0]:
             return None
         if engine.is_stopped() or engine.try_consume_tokens([token_id]) != 1:
             return None
-        self._history.append(self._forced)
-        stopped = engine.is_stopped()
-        rest = forced[1:]
-        if not rest:
-            rest = _NO_FORCED if stopped else tuple(engine.compute_ff_tokens())
-        self._forced = rest
-        if stopped:
-            return Visit(self.is_terminated(), self.is_accepting(), rest)
-        return Visit(False, engine.is_accepting(), rest)
+        self._history.append(forced)
+        if rest := forced[1:]:
+            self._forced = rest
+            return Visit(rest, False)
+        if engine.is_stopped():
+            self._forced = _NO_FORCED
+            self._check()
+            return Visit(rest, False)
+        self._forced = rest = tuple(engine.compute_ff_tokens())
+        if rest or (free and engine.is_accepting()):
+            return Visit(rest, False)
+        if bitmask is not self._target:  # to ask for an address takes as long as a mask
+            self._target, self._address = bitmask, bitmask.ctypes.data
+        size = 4 * bitmask.shape[1]
+        engine.unsafe_compute_mask_ptr(self._address + row * size, size)
+        if engine.is_error():
+            self._check()
+        return Visit(rest, True)
 
     def _ahead(self) -> tuple[int, ...]:
         if self._forced is None:

@@ -240,9 +240,9 @@ class StagedMatcher:
         """See `TokenMatcher.after`."""
         return after(self, token_id)
 
-    def visit(self, token_id: int) -> Visit | None:
+    def visit(self, token_id: int, bitmask: Bitmask, row: int, *, free: bool) -> Visit | None:
         """See `TokenMatcher.visit`."""
-        return visit(self, token_id)
+        return visit(self, token_id, bitmask, row, free=free)
 
     def _narrowing(self) -> Words | None:
         """What the grammar's next token must be one of. Text that is forced has its own ids."""

@@ -186,9 +186,9 @@ class StateMatcher:
         """See `TokenMatcher.after`."""
         return after(self, token_id)
 
-    def visit(self, token_id: int) -> Visit | None:
+    def visit(self, token_id: int, bitmask: Bitmask, row: int, *, free: bool) -> Visit | None:
         """See `TokenMatcher.visit`."""
-        return visit(self, token_id)
+        return visit(self, token_id, bitmask, row, free=free)
 
     def _ahead(self) -> tuple[int, ...]:
         if self._forced is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from branchline.runtime.core.batch import Int32Array
-from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.protocols import TokenMatcher, Visit
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import NOBODY, DraftTree
 from branchline.runtime.errors import ConstraintError
@@ -121,47 +121,64 @@ class _Walk:
 
     def _enter(self, node: int, before: int) -> bool:
         """Whether a candidate may come behind place `before`, where the cursor is; the cursor is
-        behind it then."""
+        behind it then, and what follows there is known."""
+        place = node + 1
         token, run, known = self._tokens[node], self.runs[before], self.known[before]
         if run and token != run[0]:
             return False
-        if known > 1:  # the cursor is behind this one and the next
-            self.runs[node + 1], self.known[node + 1] = run[1:], known - 1
-            self.masks[node + 1] = run[1]
-            return True
         if known:
-            ends, complete = self._cursor.is_terminated(), self._cursor.is_accepting()
-            rest: Sequence[int] = ()
-        else:
-            found = self._cursor.visit(token)
+            self.known[place] = known - 1
+            if known > 1:
+                self.runs[place], self.masks[place] = run[1:], run[1]
+            else:
+                self._stand(node)
+            return True
+        self.known[place] = 0
+        try:
+            free = self._depths[node] >= self._least
+            found = self._cursor.visit(token, self._words, place, free=free)
             if found is None:
                 return False
-            ends, complete, rest = found
-            rest = run[1:] if run else rest if self._forces else ()
-        self.known[node + 1] = 0
-        if rest and self._goes_on(rest[0]):
-            self.runs[node + 1], self.masks[node + 1] = rest, rest[0]
-        elif not ends and not (complete and self._depths[node] >= self._least):
-            self._mask(node)
+            rest, masked = found
+            wanted = run[1:] if run else rest if self._forces else ()
+            if wanted != rest:
+                rest, masked = self._other_run(wanted, place, found)
+        except ConstraintError:
+            self._give_up(node)
+            return True
+        if rest:
+            self.runs[place], self.masks[place] = rest, rest[0]
+        elif masked:
+            self.masks[place] = self._words[place]
         return True
 
-    def _goes_on(self, token: int) -> bool:
-        if not self._cursor.accept(token):
-            return False
-        self._cursor.rollback(1)
-        return True
+    def _other_run(self, wanted: Sequence[int], place: int, found: Visit) -> Visit:
+        """What there is at a place where the ids that follow are others than the constraint says
+        now."""
+        if wanted and self._cursor.accept(wanted[0]):
+            self._cursor.rollback(1)
+            return Visit(wanted, False)
+        masked = self._cursor.fill(self._words, place) if found.forced else found.masked
+        return Visit((), masked)
 
-    def _mask(self, node: int) -> None:
-        """What may be sampled behind a candidate, where the cursor is; nothing where the constraint
-        gives up, which is another place's business only if that comes to it, too."""
-        place = node + 1
+    def _stand(self, node: int) -> None:
+        """The mask of a place where the request stands: all ids before it are known."""
+        here, place = self._cursor, node + 1
+        free = self._depths[node] >= self._least
+        if here.is_terminated() or (free and here.is_accepting()):
+            return
         try:
-            if self._cursor.fill(self._words, place):
+            if here.fill(self._words, place):
                 self.masks[place] = self._words[place]
         except ConstraintError:
-            self._words[place] = 0
-            self.masks[place] = self._words[place]
-            self._cursor = self._origin.fork()
-            for one in (*self._path, node):
-                if self.known[self._parents[one] + 1] == 0:
-                    self._cursor.accept(self._tokens[one])
+            self._give_up(node)
+
+    def _give_up(self, node: int) -> None:
+        """Behind a candidate the constraint gives up: nothing may follow there, which is another
+        place's business only if that comes to it, too."""
+        self._words[node + 1] = 0
+        self.masks[node + 1] = self._words[node + 1]
+        self._cursor = self._origin.fork()
+        for one in (*self._path, node):
+            if self.known[self._parents[one] + 1] == 0:
+                self._cursor.accept(self._tokens[one])

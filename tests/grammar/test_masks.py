@@ -70,7 +70,7 @@ def test_quick_masks_are_made_here_and_slow_ones_shared_out_and_both_are_the_sam
     backend.fill_masks(rows, shared)
     assert recorder.rows == [3]  # of the last one is known what must come
     assert np.array_equal(here, shared)
-    for _ in range(60):  # what they take is learned from both
+    for _ in range(600):  # what they take is learned from both
         backend.fill_masks(rows, shared)
     assert backend._mask_s < 0.01
 

@@ -103,8 +103,8 @@ class TableMatcher:
         copy = self.fork()
         return copy if copy.accept(token_id) else None
 
-    def visit(self, token_id: int) -> Visit | None:
-        return visit(self, token_id)
+    def visit(self, token_id: int, bitmask: np.ndarray, row: int, *, free: bool) -> Visit | None:
+        return visit(self, token_id, bitmask, row, free=free)
 
 
 class TableGrammars:

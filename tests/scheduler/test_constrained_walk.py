@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.protocols import TokenMatcher, Visit
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.core.tree import NOBODY, DraftTree, GrowingTree
@@ -139,8 +139,8 @@ class Sick:
     def __init__(self, ids: tuple[int, ...] = (), *, fatal: tuple[int, ...]) -> None:
         self.ids, self.fatal, self.dead = ids, fatal, False
 
-    def visit(self, token: int) -> tuple[bool, bool, list[int]] | None:
-        return (False, False, []) if self.accept(token) else None
+    def visit(self, token: int, bitmask: Bitmask, row: int, *, free: bool) -> Visit | None:
+        return Visit((), self.fill(bitmask, row)) if self.accept(token) else None
 
     def accept(self, token: int) -> bool:
         if not self.dead:

@@ -210,15 +210,21 @@ def test_a_step_ahead_is_what_accepting_makes_of_a_fork(
             ahead = matcher.after(token)
             assert state(matcher) == before
             assert (ahead is not None) == accepted
-            here = matcher.fork()
-            seen = here.visit(token)
+            here, free = matcher.fork(), bool(rng.integers(2))
+            mask = np.full((3, WORDS), 0x55555555, dtype=np.int32)
+            seen = here.visit(token, mask, 1, free=free)
             assert (seen is not None) == accepted
             if ahead is None or seen is None:
                 assert state(here) == before
                 continue
             assert state(ahead) == state(twin) == state(here)
-            assert (seen.ends, seen.complete) == (twin.is_terminated(), twin.is_accepting())
-            assert list(seen.forced) == ([] if seen.ends else twin.forced_tokens())
+            ends, forced = twin.is_terminated(), twin.forced_tokens()
+            assert list(seen.forced) == ([] if ends else forced)
+            assert seen.masked == (not (ends or forced or (free and twin.is_accepting())))
+            words = np.full((1, WORDS), 0x55555555, dtype=np.int32)
+            if seen.masked:
+                twin.fill(words, 0)
+            assert np.array_equal(mask[1], words[0]) and (mask[[0, 2]] == 0x55555555).all()
             here.rollback(1)
             ahead.rollback(1)
             assert state(here) == state(ahead) == before
