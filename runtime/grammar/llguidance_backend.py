@@ -8,13 +8,12 @@ sampled from. End ids are handled here: the engine never consumes one.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import llguidance
 import msgspec
@@ -67,6 +66,9 @@ _WEIGHT = 0.2
 
 _LANES_S = 0.02
 """CPU seconds that compiling a grammar again, for more rows to be masked at once, may take."""
+
+_MORE_LANES_S = 0.1
+"""The same beside the requests, once a grammar has had more of them than rows can be masked."""
 
 
 class LLGuidanceBackend:
@@ -186,8 +188,10 @@ class LLGuidanceBackend:
         check_mask_time(constraint, time.thread_time() - begun, self._bounds)
         lanes = max(1, min(self._threads, int(_LANES_S / max(took, 1e-6))))
         engines = [matcher, *(self._engine(grammar) for _ in range(lanes - 1))]
-        memory = lanes * (_GRAMMAR_BYTES + 8 * len(grammar))
-        return LLGuidanceGrammar(constraint, engines, self.eos_ids, only_empty, memory)
+        most = min(self._threads, lanes + int(_MORE_LANES_S / max(took, 1e-6)))
+        memory = most * (_GRAMMAR_BYTES + 8 * len(grammar))
+        lanes_of = _Lanes(engines, lambda: self._engine(grammar), most)
+        return LLGuidanceGrammar(constraint, lanes_of, self.eos_ids, only_empty, memory)
 
     def _engine(self, grammar: str) -> llguidance.LLMatcher:
         return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
@@ -238,16 +242,12 @@ class LLGuidanceBackend:
 
 
 class LLGuidanceGrammar:
-    """A compiled constraint; its matchers start as copies of engines that never move.
-
-    Copies of one engine share its lexer under a lock, so masks of rows that began from the same
-    engine are filled one after the other: new matchers go round the engines.
-    """
+    """A compiled constraint; its matchers start as copies of engines that never move."""
 
     def __init__(
         self,
         constraint: Constraint,
-        engines: Sequence[llguidance.LLMatcher],
+        lanes: _Lanes,
         eos_ids: frozenset[int],
         only_empty: bool,
         memory_bytes: int,
@@ -256,18 +256,57 @@ class LLGuidanceGrammar:
         self._forces = constraint.kind != "lark" or not may_force_for_ever(constraint.text)
         self.memory_bytes = memory_bytes
         self.choice = Choice(LLGuidanceBackend.name, "asked for")
-        self._engines = itertools.cycle(engines)
+        self._lanes = lanes
         self._eos_ids = eos_ids
         self._only_empty = only_empty
 
     def matcher(self) -> LLGuidanceMatcher:
         """A matcher at the start."""
-        matcher = LLGuidanceMatcher(
-            next(self._engines).deep_copy(), self._eos_ids, self._only_empty
-        )
+        matcher = LLGuidanceMatcher(self._lanes.start(), self._eos_ids, self._only_empty)
         if not self._forces:
             matcher.force_nothing()
         return matcher
+
+
+class _Lanes:
+    """Engines of one grammar that never move. Safe to use from several threads.
+
+    Copies of one engine share its lexer under a lock, so masks of rows that began from the same
+    engine are filled one after the other: new matchers go round the engines. Where there have been
+    more matchers than engines, more of these are made on a thread of their own.
+
+    Args:
+        engines: the first ones.
+        make: another one.
+        most: engines at last.
+    """
+
+    def __init__(
+        self,
+        engines: list[llguidance.LLMatcher],
+        make: Callable[[], llguidance.LLMatcher],
+        most: int,
+    ) -> None:
+        self.engines = engines
+        self._make, self._most = make, most
+        self._lock = threading.Lock()
+        self._given = 0
+        self._grows = False
+
+    def start(self) -> llguidance.LLMatcher:
+        """A copy of the next engine."""
+        with self._lock:
+            engine = self.engines[self._given % len(self.engines)]
+            self._given += 1
+            grow = not self._grows and len(self.engines) < min(self._given, self._most)
+            self._grows = self._grows or grow
+        if grow:
+            threading.Thread(target=self._grow, name="branchline-lanes", daemon=True).start()
+        return engine.deep_copy()
+
+    def _grow(self) -> None:
+        while len(self.engines) < self._most:
+            self.engines.append(self._make())
 
 
 def engine_grammar(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> str:

@@ -75,6 +75,26 @@ def test_quick_masks_are_made_here_and_slow_ones_shared_out_and_both_are_the_sam
     assert backend._mask_s < 0.01
 
 
+def test_a_grammar_with_many_requests_gets_more_engines_beside_them() -> None:
+    backend = LLGuidanceBackend(ByteVocabulary(), threads=40)
+    grammar = backend.compile(Constraint(kind="regex", text="[a-z]{3}[0-9]+"))
+    lanes = grammar._lanes
+    lanes._most, first = len(lanes.engines) + 3, len(lanes.engines)
+    matchers = [grammar.matcher() for _ in range(first)]
+    assert len(lanes.engines) == first
+    deadline = time.monotonic() + 10
+    while len(lanes.engines) < first + 3 and time.monotonic() < deadline:
+        matchers.append(grammar.matcher())
+        time.sleep(0.001)
+    matchers += [grammar.matcher() for _ in range(2 * (first + 3))]
+    assert len(lanes.engines) == first + 3
+    for matcher in matchers:
+        assert all(matcher.accept(byte) for byte in b"abc1")
+    mask = np.full((len(matchers), WORDS), 7, dtype=np.int32)
+    backend.fill_masks(matchers, mask)
+    assert (mask == mask[0]).all() and mask[0].any()
+
+
 def test_the_other_engine_is_asked_once_for_all_its_rows() -> None:
     backends = GrammarBackends(ByteVocabulary())
     try:
