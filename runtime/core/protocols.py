@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from branchline.runtime.core.adapters import AdapterInfo, AdapterSource
 from branchline.runtime.core.messages import EngineRequest
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from branchline.runtime.responses.reasoning import ReasoningFormat
 
     Bitmask = np.ndarray[tuple[int, int], np.dtype[np.int32]]
+    Words = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 
 class Handle(Protocol):
@@ -61,6 +62,19 @@ class Worker(Protocol):
     def close(self) -> None: ...
 
 
+class Visit(NamedTuple):
+    """What a matcher says of the place where it stands.
+
+    Attributes:
+        forced: see `TokenMatcher.forced_tokens`; empty where it ends, or where the first of them
+            would be refused.
+        masked: a mask was written.
+    """
+
+    forced: Sequence[int]
+    masked: bool
+
+
 class TokenMatcher(Protocol):
     """One request's place in a compiled grammar."""
 
@@ -86,6 +100,24 @@ class TokenMatcher(Protocol):
         where it is terminated."""
 
     def fork(self) -> TokenMatcher: ...
+
+    def after(self, token_id: int) -> TokenMatcher | None:
+        """An independent matcher behind one token more; None when it is not allowed."""
+
+    def visit(self, token_id: int, bitmask: Bitmask, row: int, *, free: bool) -> Visit | None:
+        """`accept`, and what is there then; None when it is not allowed (nothing is changed).
+
+        Written is what may follow, unless that is known: nothing where it ends, one id where it is
+        forced, everything where everything is allowed or, if it is `free`, it is complete.
+
+        Raises:
+            ConstraintError: it gives up there, and can be asked nothing more.
+        """
+
+
+MaskSource: TypeAlias = "TokenMatcher | int | Words | None"
+"""Of a row of a step's masks: a matcher whose next id it is for, an id that alone is allowed, or a
+mask that is made already, int32 [ceil(V / 32)]; None = everything is allowed."""
 
 
 class ChatTurns(Protocol):

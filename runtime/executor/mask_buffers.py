@@ -33,6 +33,7 @@ class MaskBuffers:
         self._host = [host_buffer((rows, words), torch.int32, stream.device) for _ in range(_RING)]
         self._arrays = [host.numpy() for host in self._host]
         self._marks, self._turn = [Mark()] * _RING, 0
+        self._taken: Bitmask | None = None
 
     def take(self, count: int) -> Bitmask:
         """int32 [count, words] to be filled, with anything in it. Of two that are taken only the
@@ -41,12 +42,12 @@ class MaskBuffers:
             return np.empty((count, self._words), dtype=np.int32)
         self._turn = (self._turn + 1) % _RING
         self._marks[self._turn].wait()
-        mask: Bitmask = self._arrays[self._turn][:count]
-        return mask
+        self._taken = self._arrays[self._turn][:count]
+        return self._taken
 
     def owns(self, bitmask: Bitmask) -> bool:
-        """Whether it was the last to be taken."""
-        return bitmask.ctypes.data == self._arrays[self._turn].ctypes.data
+        """Whether it is the last that was taken: that itself, not a view of it."""
+        return bitmask is self._taken
 
     def queue(self, bitmask: Bitmask, target: torch.Tensor) -> None:
         """Queue the copy of a mask, whoever made it, to the first rows of int32 [rows or more,

@@ -29,7 +29,8 @@ from branchline.runtime.grammar.base import (
 )
 from branchline.runtime.grammar.choice import ABILITIES, candidates, installed
 from branchline.runtime.grammar.limits import DEFAULT_LIMITS, Limits
-from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend, LLGuidanceMatcher
+from branchline.runtime.grammar.llguidance_backend import LLGuidanceBackend
+from branchline.runtime.grammar.llguidance_matcher import LLGuidanceMatcher
 from branchline.runtime.grammar.state_matcher import StateMatcher
 from branchline.runtime.grammar.worker import WorkerPool
 from branchline.runtime.grammar.worker_protocol import BackendName, Job

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.protocols import TokenMatcher, Visit
 from branchline.runtime.core.sampling_params import Constraint
 
 Compile = Callable[[Constraint], bytes]
@@ -18,6 +18,10 @@ Compile = Callable[[Constraint], bytes]
 
 Bitmask = np.ndarray[tuple[int, int], np.dtype[np.int32]]
 NeedMask = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+BITS = tuple(np.array([1 << bit for bit in range(32)], dtype=np.uint32).view(np.int32))
+"""A word with one bit set, by the bit's place."""
 
 
 class Refusal(NamedTuple):
@@ -118,12 +122,34 @@ def accept_forced(matcher: TokenMatcher, most: int) -> list[int]:
     return taken
 
 
+def after(matcher: TokenMatcher, token_id: int) -> TokenMatcher | None:
+    """`TokenMatcher.after` by its other methods."""
+    twin = matcher.fork()
+    return twin if twin.accept(token_id) else None
+
+
+def visit(
+    matcher: TokenMatcher, token_id: int, bitmask: Bitmask, row: int, *, free: bool
+) -> Visit | None:
+    """`TokenMatcher.visit` by its other methods."""
+    if not matcher.accept(token_id):
+        return None
+    if matcher.is_terminated():
+        return Visit((), False)
+    forced = matcher.forced_tokens()
+    if forced and matcher.accept(forced[0]):
+        matcher.rollback(1)
+        return Visit(forced, False)
+    if free and matcher.is_accepting():
+        return Visit((), False)
+    return Visit((), matcher.fill(bitmask, row))
+
+
 def only(words: np.ndarray[tuple[int], np.dtype[np.int32]], ids: Iterable[int]) -> None:
     """Set the bits of `ids` and clear all others. words: int32 [ceil(V / 32)], written."""
     words[:] = 0
-    bits = words.view(np.uint32)
     for token in ids:
-        bits[token >> 5] |= np.uint32(1 << (token & 31))
+        words[token >> 5] |= BITS[token & 31]
 
 
 def ids_of(words: np.ndarray[tuple[int], np.dtype[np.int32]], vocab_size: int) -> list[int]:

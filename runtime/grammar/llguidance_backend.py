@@ -8,13 +8,12 @@ sampled from. End ids are handled here: the engine never consumes one.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import llguidance
 import msgspec
@@ -22,14 +21,13 @@ import numpy as np
 
 from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint, Whitespace
-from branchline.runtime.errors import ConstraintError, InvalidRequest, UnsupportedConstraint
+from branchline.runtime.errors import InvalidRequest, UnsupportedConstraint
 from branchline.runtime.grammar.base import (
     Bitmask,
     Choice,
     Compile,
     GrammarTokenizer,
     NeedMask,
-    accept_forced,
     only,
 )
 from branchline.runtime.grammar.choices import read_choices
@@ -45,6 +43,7 @@ from branchline.runtime.grammar.limits import (
     check_text,
     is_cheap,
 )
+from branchline.runtime.grammar.llguidance_matcher import LLGuidanceMatcher, first_lines
 from branchline.runtime.grammar.regex_dialect import literal, to_automaton_regex
 from branchline.runtime.grammar.turns import short_turns
 
@@ -56,10 +55,20 @@ _KEPT = 64
 
 _SCHEMA_RULE = re.compile(r"^(\w+): %json (\{.*\})$", re.MULTILINE)
 
+_SHARED_S = 0.00015
+"""Masks of a step that take longer are shared out among threads: to wake them takes as long."""
+
+_LOOKED_AT = 16
+"""Of so many steps whose masks are shared out, one makes a mask itself, to see what it takes."""
+
+_WEIGHT = 0.2
+"""Of the newest masks in the mean of what one takes."""
+
 _LANES_S = 0.02
 """CPU seconds that compiling a grammar again, for more rows to be masked at once, may take."""
 
-_NO_FORCED: tuple[int, ...] = ()
+_MORE_LANES_S = 0.1
+"""The same beside the requests, once a grammar has had more of them than rows can be masked."""
 
 
 class LLGuidanceBackend:
@@ -104,6 +113,8 @@ class LLGuidanceBackend:
         self._executor = llguidance.LLExecutor(threads)
         self._bounds = limits
         self._try_first = try_first
+        self._mask_s = 0.0  # a mask's mean, of those made on the thread that asks
+        self._shared = 0  # steps since one was
         self._kept: OrderedDict[Constraint, str] = OrderedDict()
         self._lock = threading.Lock()
         self._limits = llguidance.LLParserLimits(
@@ -151,7 +162,7 @@ class LLGuidanceBackend:
         took = time.thread_time() - begun
         if matcher.is_error():
             raise UnsupportedConstraint(
-                f"{constraint.kind}: {_first_lines(matcher.get_error())}",
+                f"{constraint.kind}: {first_lines(matcher.get_error())}",
                 value=constraint.text,
                 hint="Rewrite the constraint without it.",
             )
@@ -178,8 +189,10 @@ class LLGuidanceBackend:
         check_mask_time(constraint, time.thread_time() - begun, self._bounds)
         lanes = max(1, min(self._threads, int(_LANES_S / max(took, 1e-6))))
         engines = [matcher, *(self._engine(grammar) for _ in range(lanes - 1))]
-        memory = lanes * (_GRAMMAR_BYTES + 8 * len(grammar))
-        return LLGuidanceGrammar(constraint, engines, self.eos_ids, only_empty, memory)
+        most = min(self._threads, lanes + int(_MORE_LANES_S / max(took, 1e-6)))
+        memory = most * (_GRAMMAR_BYTES + 8 * len(grammar))
+        lanes_of = _Lanes(engines, lambda: self._engine(grammar), most)
+        return LLGuidanceGrammar(constraint, lanes_of, self.eos_ids, only_empty, memory)
 
     def _is_dead_behind(
         self,
@@ -209,39 +222,46 @@ class LLGuidanceBackend:
             need[row] = True
             if not matcher.fill_known(bitmask, row):
                 jobs.append((matcher.engine, row))
-        if len(jobs) == 1:
-            engine, row = jobs[0]
-            engine.unsafe_compute_mask_ptr(bitmask[row].ctypes.data, bitmask.shape[1] * 4)
-        elif jobs:
-            self._executor.unsafe_compute_mask_ptr(
-                jobs, bitmask.ctypes.data, bitmask.shape[1] * 4, len(bitmask)
-            )
+        if jobs:
+            self._compute(jobs, bitmask)
+        return need
+
+    def _compute(self, jobs: list[tuple[llguidance.LLMatcher, int]], bitmask: Bitmask) -> None:
+        """Masks of engines, each in its row, on this thread as long as they are quick."""
+        first, size = bitmask.ctypes.data, 4 * bitmask.shape[1]
+        here = jobs
+        if len(jobs) > 1 and len(jobs) * self._mask_s >= _SHARED_S:
+            self._shared = (self._shared + 1) % _LOOKED_AT
+            here = jobs[: self._shared == 0]
+        if len(here) < len(jobs):
+            self._executor.unsafe_compute_mask_ptr(jobs[len(here) :], first, size, len(bitmask))
+        if here:
+            begun = time.thread_time()
+            for engine, row in here:
+                engine.unsafe_compute_mask_ptr(first + row * size, size)
+            took = time.thread_time() - begun
+            self._mask_s += _WEIGHT * (took / len(here) - self._mask_s)
         for engine, row in jobs:
             if engine.is_error():
                 bitmask[row] = 0
-        return need
 
     def failure(self, matcher: TokenMatcher) -> str:
         """See `GrammarBackend.failure`."""
         if not isinstance(matcher, LLGuidanceMatcher):
             raise TypeError(f"{type(matcher).__name__} is not a matcher of this backend")
-        return matcher.fault or _first_lines(matcher.engine.get_error())
+        return matcher.fault or first_lines(matcher.engine.get_error())
 
     def close(self) -> None:
         """See `GrammarBackend.close`; there is nothing to free."""
 
 
 class LLGuidanceGrammar:
-    """A compiled constraint; its matchers start as copies of engines that never move.
-
-    Copies of one engine share its lexer under a lock, so masks of rows that began from the same
-    engine are filled one after the other: new matchers go round the engines.
-    """
+    """A compiled constraint; its matchers start as copies of engines that never move."""
 
     def __init__(
         self,
         constraint: Constraint,
-        engines: Sequence[llguidance.LLMatcher],
+        lanes: _Lanes,
         eos_ids: frozenset[int],
         only_empty: bool,
         memory_bytes: int,
@@ -250,162 +270,57 @@ class LLGuidanceGrammar:
         self._forces = constraint.kind != "lark" or not may_force_for_ever(constraint.text)
         self.memory_bytes = memory_bytes
         self.choice = Choice(LLGuidanceBackend.name, "asked for")
-        self._engines = itertools.cycle(engines)
+        self._lanes = lanes
         self._eos_ids = eos_ids
         self._only_empty = only_empty
 
     def matcher(self) -> LLGuidanceMatcher:
         """A matcher at the start."""
-        matcher = LLGuidanceMatcher(
-            next(self._engines).deep_copy(), self._eos_ids, self._only_empty
-        )
+        matcher = LLGuidanceMatcher(self._lanes.start(), self._eos_ids, self._only_empty)
         if not self._forces:
             matcher.force_nothing()
         return matcher
 
 
-class LLGuidanceMatcher:
-    """One request's place in a grammar. One thread at a time.
+class _Lanes:
+    """Engines of one grammar that never move. Safe to use from several threads.
 
-    The forced tokens ahead are kept as first found until they are used up: found anew half-way
-    they might be cut otherwise, and an output would depend on who asked when.
+    Copies of one engine share its lexer under a lock, so masks of rows that began from the same
+    engine are filled one after the other: new matchers go round the engines. Where there have been
+    more matchers than engines, more of these are made on a thread of their own.
+
+    Args:
+        engines: the first ones.
+        make: another one.
+        most: engines at last.
     """
 
-    __slots__ = (
-        "_ended",
-        "_eos_ids",
-        "_forced",
-        "_history",
-        "_only_empty",
-        "_silent",
-        "engine",
-        "fault",
-        "strikes",
-    )
-
     def __init__(
-        self, engine: llguidance.LLMatcher, eos_ids: frozenset[int], only_empty: bool
+        self,
+        engines: list[llguidance.LLMatcher],
+        make: Callable[[], llguidance.LLMatcher],
+        most: int,
     ) -> None:
-        self.engine = engine
-        self.fault = ""  # why it was given up, when not by the engine
-        self.strikes = 0  # masks that took too long
-        self._eos_ids = eos_ids
-        self._only_empty = only_empty  # no text but the empty one matches
-        self._ended = False
-        self._silent = False
-        self._forced: tuple[int, ...] | None = None  # None = not asked yet at this place
-        self._history: list[tuple[int, ...] | None] = []
+        self.engines = engines
+        self._make, self._most = make, most
+        self._lock = threading.Lock()
+        self._given = 0
+        self._grows = False
 
-    def accept(self, token_id: int) -> bool:
-        """See `TokenMatcher.accept`. An end id is allowed where the text is complete.
+    def start(self) -> llguidance.LLMatcher:
+        """A copy of the next engine."""
+        with self._lock:
+            engine = self.engines[self._given % len(self.engines)]
+            self._given += 1
+            grow = not self._grows and len(self.engines) < min(self._given, self._most)
+            self._grows = self._grows or grow
+        if grow:
+            threading.Thread(target=self._grow, name="branchline-lanes", daemon=True).start()
+        return engine.deep_copy()
 
-        False, too, when the engine has given up: see `GrammarBackend.failure`.
-        """
-        if self._ended or self.fault:
-            return False
-        if token_id in self._eos_ids:
-            self._ended = self.is_accepting()
-            return self._ended
-        forced = self._ahead()
-        if forced and token_id != forced[0]:
-            return False
-        if self.engine.is_stopped() or self.engine.try_consume_tokens([token_id]) != 1:
-            return False
-        self._history.append(self._forced)
-        self._forced = forced[1:] or None
-        return True
-
-    def fill(self, bitmask: Bitmask, row: int) -> bool:
-        """See `TokenMatcher.fill`. bitmask: int32 [s, ceil(V / 32)], C order.
-
-        Raises:
-            ConstraintError: an engine limit was hit.
-        """
-        if not self.fill_known(bitmask, row):
-            target = bitmask[row]
-            self.engine.unsafe_compute_mask_ptr(target.ctypes.data, target.size * 4)
-        self._check()
-        return True
-
-    def fill_known(self, bitmask: Bitmask, row: int) -> bool:
-        """Fill the row if that takes no engine: an ended, failed or forced matcher."""
-        if self.fault or self.engine.is_error():
-            bitmask[row] = 0
-        elif self._ended:
-            only(bitmask[row], self._eos_ids)
-        elif forced := self._ahead():
-            only(bitmask[row], forced[:1])
-        else:
-            return False
-        return True
-
-    def rollback(self, num_tokens: int) -> None:
-        """See `TokenMatcher.rollback`. Raises `ValueError` beyond the start."""
-        if not 0 <= num_tokens <= len(self._history) + self._ended:
-            raise ValueError(
-                f"cannot take back {num_tokens} of {len(self._history) + self._ended} tokens"
-            )
-        if num_tokens and self._ended:
-            self._ended = False
-            num_tokens -= 1
-        if num_tokens:
-            self.engine.rollback(num_tokens)
-            self._forced = self._history[-num_tokens]
-            del self._history[-num_tokens:]
-
-    def is_terminated(self) -> bool:
-        """See `TokenMatcher.is_terminated`."""
-        if self._ended or (self._only_empty and not self._history):
-            return True
-        return self.engine.is_stopped() and not self.fault and not self.engine.is_error()
-
-    def is_accepting(self) -> bool:
-        """See `TokenMatcher.is_accepting`."""
-        return not self.fault and not self.engine.is_error() and self.engine.is_accepting()
-
-    def forced_tokens(self) -> list[int]:
-        """See `TokenMatcher.forced_tokens`."""
-        return [] if self._ended or self.fault else list(self._ahead())
-
-    def accept_forced(self, most: int) -> list[int]:
-        """See `TokenMatcher.accept_forced`; one call of the engine for all of them."""
-        forced = () if self._ended or self.fault else self._ahead()
-        if not forced or self.is_terminated():
-            return []
-        if not self._eos_ids.isdisjoint(forced):
-            return accept_forced(self, most)
-        count = self.engine.try_consume_tokens(list(forced[:most]))
-        self._history += [forced[place:] for place in range(count)]
-        self._forced = forced[count:] or None
-        return list(forced[:count])
-
-    def force_nothing(self) -> None:
-        """Never ask the engine what must follow."""
-        self._silent = True
-
-    def fork(self) -> LLGuidanceMatcher:
-        """An independent matcher at the same place."""
-        twin = LLGuidanceMatcher(self.engine.deep_copy(), self._eos_ids, self._only_empty)
-        twin._silent = self._silent
-        twin.fault = self.fault
-        twin.strikes = self.strikes
-        twin._ended = self._ended
-        twin._forced = self._forced
-        twin._history = self._history.copy()
-        return twin
-
-    def _ahead(self) -> tuple[int, ...]:
-        if self._forced is None:
-            stopped = self._silent or self.engine.is_stopped()
-            self._forced = _NO_FORCED if stopped else tuple(self.engine.compute_ff_tokens())
-        return self._forced
-
-    def _check(self) -> None:
-        if self.fault or self.engine.is_error():
-            why = self.fault or _first_lines(self.engine.get_error())
-            raise ConstraintError(
-                f"the grammar engine gave up: {why}", hint="Simplify the constraint."
-            )
+    def _grow(self) -> None:
+        while len(self.engines) < self._most:
+            self.engines.append(self._make())
 
 
 def engine_grammar(constraint: Constraint, limits: Limits = DEFAULT_LIMITS) -> str:
@@ -487,8 +402,3 @@ def schema_to_grammar(text: str, whitespace: Whitespace, limits: Limits) -> str:
     check_document("json_schema", schema, limits)
     lark = compile_schema(text, layout=layout_of(whitespace, limits.whitespace_run))
     return str(llguidance.LLMatcher.grammar_from_lark(lark))
-
-
-def _first_lines(message: str, limit: int = 300) -> str:
-    text = " ".join(message.split("<state>")[0].split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"

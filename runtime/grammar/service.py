@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.protocols import MaskSource, TokenMatcher
 from branchline.runtime.core.sampling_params import Constraint
 from branchline.runtime.core.section import Section
 from branchline.runtime.errors import BackendError, BranchlineError, wrap
-from branchline.runtime.grammar.base import Bitmask, Choice, GrammarBackend, GrammarTokenizer
+from branchline.runtime.grammar.base import BITS, Bitmask, Choice, GrammarBackend, GrammarTokenizer
 from branchline.runtime.grammar.manager import GrammarManager, Outcome
 from branchline.runtime.grammar.staged import StagedMatcher, Vocabulary
 
@@ -109,27 +109,38 @@ class GrammarService:
                 return
         self._hand_over(constraint, ready)
 
-    def fill(self, matchers: Sequence[TokenMatcher | int | None], count: int) -> Bitmask | None:
+    def fill(self, matchers: Sequence[MaskSource], count: int) -> Bitmask | None:
         """int32 [count, ceil(V / 32)] for a step's sampled rows; None when nothing is forbidden.
 
         Args:
-            matchers: of the rows; an id instead = that one alone, None = every id.
+            matchers: of the rows, see `MaskSource`.
         """
         bitmask = self._memory(count)
+        inner: list[TokenMatcher | None] = []
+        staged: list[tuple[StagedMatcher, int]] = []
         need = False
-        inner = [_active(one) for one in matchers]
-        free = [row for row, one in enumerate(inner) if one is None]
-        if free:
-            bitmask[free] = -1
-        if self._manager is not None and len(free) < count:
-            need = bool(self._manager.fill_masks(inner, bitmask).any())
-        for row, matcher in enumerate(matchers):
-            if isinstance(matcher, StagedMatcher):
-                need = matcher.restrict(bitmask[row]) or need
-            elif isinstance(matcher, int):
+        for row, one in enumerate(matchers):
+            if isinstance(one, int):
                 bitmask[row] = 0
-                bitmask[row, matcher >> 5] = np.uint32(1 << (matcher & 31)).view(np.int32)
+                bitmask[row, one >> 5] = BITS[one & 31]
                 need = True
+                inner.append(None)
+                continue
+            if isinstance(one, np.ndarray):
+                bitmask[row] = one
+                need = True
+                inner.append(None)
+                continue
+            if isinstance(one, StagedMatcher):
+                staged.append((one, row))
+                one = one.active
+            if one is None:
+                bitmask[row] = -1
+            inner.append(one)
+        if self._manager is not None and any(one is not None for one in inner):
+            need = bool(self._manager.fill_masks(inner, bitmask).any()) or need
+        for matcher, row in staged:
+            need = matcher.restrict(bitmask[row]) or need
         return bitmask if need else None
 
     def _new(self, count: int) -> Bitmask:
@@ -204,13 +215,6 @@ class GrammarService:
                 ready(wrap(error))
 
         self._manager.request(constraint, done)
-
-
-def _active(one: TokenMatcher | int | None) -> TokenMatcher | None:
-    """The matcher of the grammar's backend that holds for a row now."""
-    if isinstance(one, StagedMatcher):
-        return one.active
-    return None if isinstance(one, int) else one
 
 
 def _closed() -> BackendError:

@@ -15,9 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.protocols import TokenMatcher, Visit
 from branchline.runtime.core.section import Section, progress
-from branchline.runtime.grammar.base import Bitmask, GrammarTokenizer, accept_forced, only
+from branchline.runtime.grammar.base import (
+    Bitmask,
+    GrammarTokenizer,
+    accept_forced,
+    after,
+    only,
+    visit,
+)
 
 Words = np.ndarray[tuple[int], np.dtype[np.int32]]
 
@@ -228,6 +235,14 @@ class StagedMatcher:
         twin._history = self._history.copy()
         twin._behind = self._behind
         return twin
+
+    def after(self, token_id: int) -> TokenMatcher | None:
+        """See `TokenMatcher.after`."""
+        return after(self, token_id)
+
+    def visit(self, token_id: int, bitmask: Bitmask, row: int, *, free: bool) -> Visit | None:
+        """See `TokenMatcher.visit`."""
+        return visit(self, token_id, bitmask, row, free=free)
 
     def _narrowing(self) -> Words | None:
         """What the grammar's next token must be one of. Text that is forced has its own ids."""

@@ -11,8 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
+from branchline.runtime.core.protocols import TokenMatcher, Visit
 from branchline.runtime.errors import ConstraintError
-from branchline.runtime.grammar.base import Bitmask, accept_forced, only
+from branchline.runtime.grammar.base import Bitmask, accept_forced, after, only, visit
 
 Words = np.ndarray[tuple[int], np.dtype[np.int32]]
 _NO_FORCED: tuple[int, ...] = ()
@@ -180,6 +181,14 @@ class StateMatcher:
         twin._history = self._history.copy()
         twin._last = self._last
         return twin
+
+    def after(self, token_id: int) -> TokenMatcher | None:
+        """See `TokenMatcher.after`."""
+        return after(self, token_id)
+
+    def visit(self, token_id: int, bitmask: Bitmask, row: int, *, free: bool) -> Visit | None:
+        """See `TokenMatcher.visit`."""
+        return visit(self, token_id, bitmask, row, free=free)
 
     def _ahead(self) -> tuple[int, ...]:
         if self._forced is None:

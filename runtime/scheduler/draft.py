@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from branchline.runtime.core.batch import Int32Array
-from branchline.runtime.core.protocols import TokenMatcher
+from branchline.runtime.core.protocols import MaskSource
 from branchline.runtime.core.tree import DraftTree
 
 
@@ -20,8 +20,8 @@ class Draft:
         tree: n candidates.
         forced: n + 1 ids that the constraint lets follow each place, whatever is sampled there;
             -1 = the sampled one.
-        matchers: n + 1 places in the constraint where the masks begin; None = no mask there, an id
-            = that one alone. Place 0 is the request's own matcher, which is not in the list.
+        matchers: n + 1 places in the constraint where the masks begin, see `MaskSource`. Place 0 is
+            the request's own matcher, which is not in the list.
         forced_nodes: candidates that are no guesses: forced behind one, or places left empty.
         asked: guesses that there could have been.
         levels: where the worker makes the candidates and the tree is n places yet: levels of
@@ -34,7 +34,7 @@ class Draft:
 
     tree: DraftTree
     forced: tuple[int, ...]
-    matchers: tuple[TokenMatcher | int | None, ...]
+    matchers: tuple[MaskSource, ...]
     forced_nodes: frozenset[int] = frozenset()
     asked: int = 0
     levels: int = 0

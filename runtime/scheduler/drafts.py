@@ -19,7 +19,6 @@ import numpy as np
 
 from branchline.runtime.core.batch import Int32Array
 from branchline.runtime.core.drafting import MAX_GUESSES, Drafter, DraftRow, StepDrafter
-from branchline.runtime.core.protocols import TokenMatcher
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.tree import NOBODY, DraftTree
 from branchline.runtime.scheduler.constrained_draft import constrained, constrained_there
@@ -29,6 +28,10 @@ from branchline.runtime.scheduler.pace import Decision, Pace
 from branchline.runtime.scheduler.proposed import check_tree, pruned
 
 logger = logging.getLogger(__name__)
+
+SLOW_WALK_S = 0.1
+"""CPU seconds of the loop thread for a walk of a constraint through a tree. Who takes more holds up
+everyone, and gets no more guesses."""
 
 NO_GROWTH: Mapping[Request, int] = MappingProxyType({})
 
@@ -78,6 +81,7 @@ class Drafts:
         self._pace = self._free_pace = pace  # of the step that is planned
         self._constrained_pace = None if pace is None else pace.another()
         self._wanted: dict[str, int] = {}
+        self._slow: set[str] = set()  # requests whose constraint takes too long over a tree
         self._asked_s = 0.0  # spent on asking rows since the last step was over
 
     def in_step(self, request: Request) -> bool:
@@ -126,7 +130,7 @@ class Drafts:
         Args:
             growth: ids that the row may have got by then.
         """
-        if request.sampling.speculative is False:
+        if request.sampling.speculative is False or request.id in self._slow:
             return 0
         return max(0, min(self._max_depth, request.max_len - request.length - 1 - growth))
 
@@ -213,7 +217,11 @@ class Drafts:
         if request.matcher is None:  # not `replace`, which takes long for what it does
             places = tree, draft.forced, draft.matchers, empty, draft.asked
             return Draft(*places, follows=draft.follows, in_place=draft.in_place)
-        return constrained_there(request, request.matcher, tree, draft, known.tolist())
+        words, begin = -(-self._vocab_size // 32), time.thread_time()
+        made = constrained_there(request, request.matcher, tree, draft, known.tolist(), words)
+        if time.thread_time() - begin > SLOW_WALK_S:
+            self._slow.add(request.id)
+        return made
 
     def checked(self, request: Request, draft: Draft, path: Sequence[int]) -> None:
         """These candidates of a draft were kept."""
@@ -258,6 +266,7 @@ class Drafts:
 
     def finished(self, request: Request) -> None:
         """The sequence has ended."""
+        self._slow.discard(request.id)
         if not isinstance(self._drafter, StepDrafter):
             self._drafter.finished(request.id)
         if self.device_matches is not None:
@@ -339,7 +348,7 @@ class Drafts:
 @lru_cache(maxsize=MAX_GUESSES)
 def _places(
     n: int,
-) -> tuple[DraftTree, tuple[int, ...], tuple[TokenMatcher | None, ...]]:
+) -> tuple[DraftTree, tuple[int, ...], tuple[None, ...]]:
     """Tree, forced ids and matchers of n places whose candidates are not known."""
     none = np.zeros(n, dtype=np.int32)
     return DraftTree(none, none - 1, none), (-1,) * (n + 1), (None,) * (n + 1)

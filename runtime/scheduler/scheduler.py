@@ -26,7 +26,7 @@ from branchline.runtime.core.adapters import AdapterVersion
 from branchline.runtime.core.bounds import check_queue, remaining
 from branchline.runtime.core.messages import EngineRequest
 from branchline.runtime.core.outputs import FinishReason
-from branchline.runtime.core.protocols import Pending, TokenMatcher, Worker
+from branchline.runtime.core.protocols import MaskSource, Pending, TokenMatcher, Worker
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import MAX_N, Constraint
 from branchline.runtime.core.section import Section
@@ -61,7 +61,7 @@ class Grammars(Protocol):
         section: Section | None = None,
     ) -> None: ...
 
-    def fill(self, matchers: Sequence[TokenMatcher | int | None], count: int) -> Bitmask | None: ...
+    def fill(self, matchers: Sequence[MaskSource], count: int) -> Bitmask | None: ...
 
     def failure(self, matcher: TokenMatcher) -> str: ...
 
@@ -312,10 +312,10 @@ class Scheduler:
             plan.waited, plan.decision = draft, self._drafts.decision
         return plan
 
-    def _matchers(self, plan: StepPlan) -> list[TokenMatcher | int | None]:
+    def _matchers(self, plan: StepPlan) -> list[MaskSource]:
         """Where the mask of each sampled place begins; an id that is known already stands for
         itself alone."""
-        found: list[TokenMatcher | int | None] = []
+        found: list[MaskSource] = []
         for segment in plan.segments:
             if segment.sample:
                 known = segment.forced_id

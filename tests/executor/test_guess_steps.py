@@ -25,6 +25,7 @@ from branchline.runtime.loading.safetensors import SafetensorsCheckpoint
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.models.base import Model
 from branchline.runtime.models.draft import StandaloneDraft
+from branchline.runtime.scheduler import drafts as drafts_module
 from branchline.runtime.scheduler.drafts import Drafts
 from branchline.runtime.scheduler.pace import Pace
 from branchline.runtime.scheduler.scheduler import Scheduler
@@ -258,6 +259,19 @@ def test_constraints_are_asked_of_every_candidate(
     assert scheduler.stats.accepted_tokens > 0 and worker.host_reads > 0
     if at_once == 1:
         assert worker.follows > worker.repeats > 0 and worker.accepts == worker.host_reads
+
+
+def test_who_takes_long_over_a_tree_is_guessed_for_no_more(
+    models: tuple[Ops, Model, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafts_module, "SLOW_WALK_S", -1.0)
+    ops, model, guesser = models
+    requests = constrained_work(random.Random(6))
+    scheduler, out, _ = scheduler_for(ops, model, None, graphs=False)
+    wanted = run(scheduler, out, requests)
+    scheduler, out, _ = scheduler_for(ops, model, guesser, graphs=False)
+    assert_alike(run(scheduler, out, requests), wanted, bitwise=False)
+    assert 0 < scheduler.stats.drafts <= 2 * len(requests)  # one may be queued by then
 
 
 @pytest.mark.parametrize("paced", [False, True])

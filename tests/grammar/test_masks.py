@@ -1,4 +1,5 @@
-"""Masks of a batch: only rows that need the engine pay, in one call, off the interpreter's lock."""
+"""Masks of a batch: only rows that need the engine pay; those that take long in one call, which
+shares them out, off the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -47,6 +48,7 @@ def test_rows_that_need_no_engine_never_reach_it() -> None:
     assert ended.accept(ord("a")) and ended.accept(256)
     recorder = Recorder(backend._executor, "unsafe_compute_mask_ptr")
     backend._executor = recorder  # type: ignore[assignment]
+    backend._mask_s = 1.0  # so that they are shared out
     mask = np.full((6, WORDS), 7, dtype=np.int32)
     need = backend.fill_masks([None, free, forced, ended, other, None], mask)
     assert need.tolist() == [False, True, True, True, True, False]
@@ -54,6 +56,43 @@ def test_rows_that_need_no_engine_never_reach_it() -> None:
     assert (mask[[0, 5]] == 7).all()
     backend.fill_masks([None, None, forced, ended, None, None], mask)
     assert recorder.rows == [2]
+
+
+def test_quick_masks_are_made_here_and_slow_ones_shared_out_and_both_are_the_same() -> None:
+    backend = LLGuidanceBackend(ByteVocabulary())
+    recorder = Recorder(backend._executor, "unsafe_compute_mask_ptr")
+    backend._executor = recorder  # type: ignore[assignment]
+    rows = [compiled(backend, "regex", pattern) for pattern in ("[a-z]+", "[0-9]{3}", "x?y", "é")]
+    here, shared = (np.full((len(rows), WORDS), 7, dtype=np.int32) for _ in range(2))
+    backend.fill_masks(rows, here)
+    assert not recorder.rows
+    backend._mask_s = 1.0
+    backend.fill_masks(rows, shared)
+    assert recorder.rows == [3]  # of the last one is known what must come
+    assert np.array_equal(here, shared)
+    for _ in range(600):  # what they take is learned from both
+        backend.fill_masks(rows, shared)
+    assert backend._mask_s < 0.01
+
+
+def test_a_grammar_with_many_requests_gets_more_engines_beside_them() -> None:
+    backend = LLGuidanceBackend(ByteVocabulary(), threads=40)
+    grammar = backend.compile(Constraint(kind="regex", text="[a-z]{3}[0-9]+"))
+    lanes = grammar._lanes
+    lanes._most, first = len(lanes.engines) + 3, len(lanes.engines)
+    matchers = [grammar.matcher() for _ in range(first)]
+    assert len(lanes.engines) == first
+    deadline = time.monotonic() + 10
+    while len(lanes.engines) < first + 3 and time.monotonic() < deadline:
+        matchers.append(grammar.matcher())
+        time.sleep(0.001)
+    matchers += [grammar.matcher() for _ in range(2 * (first + 3))]
+    assert len(lanes.engines) == first + 3
+    for matcher in matchers:
+        assert all(matcher.accept(byte) for byte in b"abc1")
+    mask = np.full((len(matchers), WORDS), 7, dtype=np.int32)
+    backend.fill_masks(matchers, mask)
+    assert (mask == mask[0]).all() and mask[0].any()
 
 
 def test_the_other_engine_is_asked_once_for_all_its_rows() -> None:

@@ -15,10 +15,11 @@ from branchline.runtime.core.bounds import Bounds
 from branchline.runtime.core.drafting import Drafter
 from branchline.runtime.core.messages import EmbedRequest, GenerateRequest, ScoreRequest
 from branchline.runtime.core.outputs import EmbedResult
+from branchline.runtime.core.protocols import Visit
 from branchline.runtime.core.request import Request
 from branchline.runtime.core.sampling_params import Constraint, SamplingParams
 from branchline.runtime.core.sequence import reading_of
-from branchline.runtime.grammar.base import accept_forced
+from branchline.runtime.grammar.base import accept_forced, visit
 from branchline.runtime.memory.cache_manager import CacheManager
 from branchline.runtime.scheduler.adapters import Adapters
 from branchline.runtime.scheduler.constrained_overlap import ConstrainedOverlap
@@ -98,6 +99,13 @@ class TableMatcher:
         copy.place = self.place
         return copy
 
+    def after(self, token_id: int) -> TableMatcher | None:
+        copy = self.fork()
+        return copy if copy.accept(token_id) else None
+
+    def visit(self, token_id: int, bitmask: np.ndarray, row: int, *, free: bool) -> Visit | None:
+        return visit(self, token_id, bitmask, row, free=free)
+
 
 class TableGrammars:
     """Reads a constraint's text as JSON: a list of lists of ids, null for "every id", {"run": ids}
@@ -125,6 +133,8 @@ class TableGrammars:
         for row, matcher in enumerate(matchers):
             if isinstance(matcher, int):
                 matcher = TableMatcher([(matcher,)], forcing=False)
+            if isinstance(matcher, np.ndarray):
+                bitmask[row], matcher = matcher, None
             if matcher is not None:
                 matcher.fill(bitmask, row)
         return bitmask

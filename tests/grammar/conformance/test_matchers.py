@@ -196,6 +196,45 @@ def test_rollback_leaves_no_trace_and_forks_are_independent(
             matcher.rollback(1)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_step_ahead_is_what_accepting_makes_of_a_fork(
+    backend: GrammarBackend, pattern: str
+) -> None:
+    rng = np.random.default_rng(len(pattern))
+    matcher = start(backend, pattern)
+    for _ in range(5):
+        before, going_on = state(matcher), []
+        for token in range(len(TOKENS)):
+            twin = matcher.fork()
+            accepted = twin.accept(token)
+            ahead = matcher.after(token)
+            assert state(matcher) == before
+            assert (ahead is not None) == accepted
+            here, free = matcher.fork(), bool(rng.integers(2))
+            mask = np.full((3, WORDS), 0x55555555, dtype=np.int32)
+            seen = here.visit(token, mask, 1, free=free)
+            assert (seen is not None) == accepted
+            if ahead is None or seen is None:
+                assert state(here) == before
+                continue
+            assert state(ahead) == state(twin) == state(here)
+            ends, forced = twin.is_terminated(), twin.forced_tokens()
+            assert list(seen.forced) == ([] if ends else forced)
+            assert seen.masked == (not (ends or forced or (free and twin.is_accepting())))
+            words = np.full((1, WORDS), 0x55555555, dtype=np.int32)
+            if seen.masked:
+                twin.fill(words, 0)
+            assert np.array_equal(mask[1], words[0]) and (mask[[0, 2]] == 0x55555555).all()
+            here.rollback(1)
+            ahead.rollback(1)
+            assert state(here) == state(ahead) == before
+            if token not in EOS:
+                going_on.append(twin)
+        if not going_on:
+            break
+        matcher = going_on[int(rng.integers(len(going_on)))]
+
+
 def greedy(matcher: TokenMatcher, salt: str, jump: bool) -> list[int]:
     """Decode with scores that depend on the tokens before; take forced tokens unseen if asked."""
     ids: list[int] = []
