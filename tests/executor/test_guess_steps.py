@@ -73,9 +73,14 @@ class Watched:
     def __init__(self, worker: DeviceWorker) -> None:
         self._worker = worker
         self.follows = self.learns = self.keeps = self.repeats = 0
+        self.told_again = 0  # steps that follow one that followed, and are no repeats of it
+        self._followed = False
 
     def forward(self, plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
         guessed = plan.guessed
+        follows = guessed is not None and bool(guessed.follows.any())
+        self.told_again += follows and self._followed and not plan.repeats
+        self._followed = follows
         if guessed is not None:
             self.follows += bool(guessed.follows.any())
             self.keeps += guessed.keeps
@@ -259,6 +264,7 @@ def test_constraints_are_asked_of_every_candidate(
     assert scheduler.stats.accepted_tokens > 0 and worker.learns > 0
     if at_once == 1:
         assert worker.follows > worker.repeats > 0 and worker.keeps == worker.learns
+        assert not worker.told_again, "an id that is forced changes nothing of a plan"
 
 
 def test_who_takes_long_over_a_tree_is_guessed_for_no_more(
