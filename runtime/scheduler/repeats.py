@@ -68,7 +68,5 @@ def _going(segments: Sequence[Segment]) -> list[_Goes]:
         draft, request = segment.draft, segment.request
         if draft is None or not (draft.follows and draft.in_place):
             return []
-        if segment.start < request.length:  # its first id is known
-            return []
         found.append(_Goes(request, segment.count, draft.asked, draft.levels))
     return found

@@ -73,11 +73,16 @@ class Watched:
     def __init__(self, worker: DeviceWorker) -> None:
         self._worker = worker
         self.follows = self.host_reads = self.accepts = self.repeats = 0
+        self.sent_again = 0  # steps that follow one that followed, and are no repeats of it
+        self._followed = False
 
     def forward(self, plan: ScheduleBatch, *, awaited: bool = False) -> Pending:
         drafted = plan.drafted
+        follows = drafted is not None and bool(drafted.follows.any())
+        self.sent_again += follows and self._followed and not plan.repeats
+        self._followed = follows
         if drafted is not None:
-            self.follows += bool(drafted.follows.any())
+            self.follows += follows
             self.accepts += drafted.accepts
             self.host_reads += drafted.host_reads
             self.repeats += plan.repeats
@@ -259,6 +264,7 @@ def test_constraints_are_asked_of_every_candidate(
     assert scheduler.stats.accepted_tokens > 0 and worker.host_reads > 0
     if at_once == 1:
         assert worker.follows > worker.repeats > 0 and worker.accepts == worker.host_reads
+        assert not worker.sent_again, "an id that is forced changes nothing of a plan"
 
 
 def test_who_takes_long_over_a_tree_is_guessed_for_no_more(
