@@ -1,6 +1,7 @@
 """What may be lost by guessing, and what steps with guesses brought that were thought to pay.
 
-Law: batches of one kind of size spend shares of their own time. Knows nothing of decisions.
+Law: batches of one kind of size do not spend what others may lose; each may lose shares of all the
+time. Knows nothing of decisions.
 """
 
 from __future__ import annotations
@@ -60,3 +61,19 @@ class Allowance:
     trusted: Budget = field(default_factory=lambda: Budget(TRIED))
     asked: Budget = field(default_factory=lambda: Budget(ASKED))
     outcome: Outcome = field(default_factory=Outcome)
+
+    def earn(self, seconds: float, saved: float, asked: float, *, first: float) -> None:
+        """A step of such a batch took so long; see `Budget.earn`.
+
+        Args:
+            saved: limit of what may be lost by guesses.
+            asked: limit of what may be lost by asking.
+        """
+        self.tried.earn(seconds, saved, first=first)
+        self.trusted.earn(seconds, saved, first=first)
+        self.asked.earn(seconds, asked)
+
+    def passes(self, seconds: float) -> None:
+        """A step of another batch took so long."""
+        for budget in (self.tried, self.trusted, self.asked):
+            budget.passes(seconds)

@@ -212,9 +212,8 @@ class Pace:
         saved, few = _saved(rows, plain), plain * SAVED[1] / rows
         passed = stretches.passed(seconds)
         allowed = self._allowed(rows)
-        for budget in (allowed.tried, allowed.trusted):
-            budget.earn(passed, saved, first=few)
-        allowed.asked.earn(passed, plain)
+        allowed.earn(passed, saved, plain, first=few)
+        (self._many if allowed is self._few else self._few).passes(passed)
         if queued:
             stretches.early = min(max(0.0, seconds - plain), PAUSE * plain)
         if not guessed and not first:

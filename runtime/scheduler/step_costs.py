@@ -184,15 +184,22 @@ class Budget:
     Attributes:
         share: of the time.
         credit: seconds; below 0 = overdrawn; None = nothing has been earned yet.
+        most: the limit that was given last.
     """
 
     share: float
     credit: float | None = None
+    most: float = 0.0
 
     def earn(self, seconds: float, most: float, *, first: float = 0.0) -> None:
         """So much time has passed, the first of it with so much saved already."""
         before = first if self.credit is None else self.credit
-        self.credit = min(before + self.share * seconds, most)
+        self.credit, self.most = min(before + self.share * seconds, most), most
+
+    def passes(self, seconds: float) -> None:
+        """So much time has passed in which nothing could be spent."""
+        if self.credit is not None and self.credit < self.most:
+            self.credit = min(self.credit + self.share * seconds, self.most)
 
     def spend(self, seconds: float) -> None:
         """So much was lost."""

@@ -265,7 +265,6 @@ def test_few_are_made_where_each_costs_something(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_large_batches_lost_does_not_keep_one_output_waiting(seed: int) -> None:
-    """Nor the other way round: each spends shares of its own time."""
     device = Device(seed)
     for _ in range(6):
         device.run(0.1, rows=64)
@@ -273,3 +272,16 @@ def test_what_large_batches_lost_does_not_keep_one_output_waiting(seed: int) -> 
     device.steps.clear()
     assert device.run(0.85) > 1.3
     assert sum(n for k, n in device.steps.items() if k) > 0.6 * device.steps.total()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_while_batches_are_large_single_outputs_earn_what_they_may_lose(seed: int) -> None:
+    """Those before had lost it, and more."""
+    device = Device(seed)
+    for _ in range(4):
+        device.run(0.0)
+    for _ in range(8):
+        device.run(0.0, rows=64)
+    device.steps.clear()
+    device.run(0.85)
+    assert sum(n for k, n in device.steps.items() if k) > 0
