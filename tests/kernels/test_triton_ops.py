@@ -5,7 +5,12 @@ Runs on the GPU where there is one, else under Triton's interpreter (see conftes
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +22,8 @@ from branchline.kernels.testing import meta_on, random_step
 from branchline.kernels.triton import TritonOps, linear
 from branchline.kernels.triton.tiles import cut_width
 from branchline.kernels.weights import DenseWeight
+
+ROOT = Path(__file__).parents[2]
 
 Dtype = torch.dtype
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
@@ -354,3 +361,21 @@ def test_slots_are_copied_as_if_at_once(ops: TritonOps, count: int) -> None:
     want[:, :, target.long()] = pool[:, :, source.long()]
     ops.copy_slots(pool, source, target)
     assert torch.equal(pool, want)
+
+
+def test_every_kernel_compiles_for_a_card_and_fits_it() -> None:
+    """Types, shapes and shared memory as `TritonOps` launches them, which no interpreter checks; on
+    any machine. It takes a minute, so it stands where tests begin early."""
+    compiler = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.support.offline_kernels"],
+        cwd=ROOT,
+        env=compiler,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["kernels"] and found["compiled"] == found["kernels"]
+    # Start-up draws few rows and many; serving is no time to compile for the numbers between.
+    assert found["compiled later"] == []
