@@ -249,10 +249,15 @@ def test_what_the_server_refuses_is_told_in_its_own_words(engine: Engine) -> Non
         endpoint.close()
 
 
-def test_an_endpoint_flushes_the_cache_of_a_server_without_keys(server: RunningServer) -> None:
+def test_an_endpoint_flushes_the_cache_of_a_server_without_keys(
+    server: RunningServer, engine: Engine
+) -> None:
     endpoint = bl.RuntimeEndpoint(base_url=server.url)
-    endpoint.flush_cache()
-    bl.flush_cache(endpoint)
+    for flush in (endpoint.flush_cache, lambda: bl.flush_cache(endpoint)):
+        engine.generate("A text that is kept", max_tokens=2)
+        assert engine.info()["cache"]["cached_tokens"] > 0
+        flush()
+        assert engine.info()["cache"]["cached_tokens"] == 0
     endpoint.close()
 
 
