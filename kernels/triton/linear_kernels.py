@@ -240,12 +240,10 @@ def rows_kernel(
     WAYS: tl.constexpr, BLOCK_K: tl.constexpr, REST_K: tl.constexpr, LATE: tl.constexpr,
     WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """At most BLOCK_T rows of x times the matrix: each program BLOCK_N of the n_rows outputs, whose
-    whole lines it has at hand before x is there.
-
-    The matrix is [n_rows, width], or with GATED [2 * n_rows, width], width at most WAYS *
-    (BLOCK_K + REST_K). A way is a part of K that one warp multiplies, in the matrix units, and the
-    ways are added in their order.
+    """At most BLOCK_T rows of x times the matrix [n_rows, width], with GATED [2 * n_rows, width]:
+    each program BLOCK_N of the outputs, whose whole lines it has at hand before x is there. A way
+    is a part of K that one warp multiplies, in the matrix units; the ways are added in order.
+    width is at most WAYS * (BLOCK_K + REST_K).
     """
     _let_next_start(PDL, LATE, 0)
     LINES: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N

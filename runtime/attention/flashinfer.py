@@ -89,7 +89,7 @@ class FlashInferAttention:
         seq_lens, extend_lens = meta.host_seq_lens, meta.host_extend_lens
         if seq_lens is None or extend_lens is None or meta.tree_lens is not None:
             return FlashInferPlan(self._own.plan(meta))
-        split = first_long(extend_lens)
+        split = _first_long(extend_lens)
         if split == len(extend_lens):
             return FlashInferPlan(self._own.plan(meta))
         first = int(extend_lens[:split].sum())
@@ -162,10 +162,10 @@ class FlashInferAttention:
             return
         seq_lens, extend_lens = meta.host_seq_lens, meta.host_extend_lens
         assert seq_lens is not None and extend_lens is not None, "the runner has the lengths"
-        self._wrappers.plan_again(plan.planned, seq_lens, extend_lens, first_long(extend_lens))
+        self._wrappers.plan_again(plan.planned, seq_lens, extend_lens, _first_long(extend_lens))
 
 
-def first_long(extend_lens: torch.Tensor) -> int:
+def _first_long(extend_lens: torch.Tensor) -> int:
     """The first row of more than one token; how many rows there are, if none has.
 
     Rows of one token come first in a step; were they not, they are planned as the others.
@@ -178,6 +178,3 @@ def _can_build() -> bool:
     """Whether FlashInfer's kernels are there ready-made, or can be compiled."""
     ready = importlib.util.find_spec("flashinfer_jit_cache") is not None
     return ready or "CUDA_HOME" in os.environ or shutil.which("nvcc") is not None
-
-
-__all__ = ["FlashInferAttention", "FlashInferPlan", "first_long"]

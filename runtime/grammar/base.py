@@ -122,6 +122,12 @@ def accept_forced(matcher: TokenMatcher, most: int) -> list[int]:
     return taken
 
 
+def check_rollback(num_tokens: int, taken: int) -> None:
+    """Raise `ValueError` where fewer tokens were taken than are to be taken back."""
+    if not 0 <= num_tokens <= taken:
+        raise ValueError(f"cannot take back {num_tokens} of {taken} tokens")
+
+
 def after(matcher: TokenMatcher, token_id: int) -> TokenMatcher | None:
     """`TokenMatcher.after` by its other methods."""
     twin = matcher.fork()

@@ -9,7 +9,7 @@ import llguidance
 
 from branchline.runtime.core.protocols import Visit
 from branchline.runtime.errors import ConstraintError
-from branchline.runtime.grammar.base import Bitmask, accept_forced, only, visit
+from branchline.runtime.grammar.base import Bitmask, accept_forced, check_rollback, only, visit
 
 _NO_FORCED: tuple[int, ...] = ()
 
@@ -95,10 +95,7 @@ class LLGuidanceMatcher:
 
     def rollback(self, num_tokens: int) -> None:
         """See `TokenMatcher.rollback`. Raises `ValueError` beyond the start."""
-        if not 0 <= num_tokens <= len(self._history) + self._ended:
-            raise ValueError(
-                f"cannot take back {num_tokens} of {len(self._history) + self._ended} tokens"
-            )
+        check_rollback(num_tokens, len(self._history) + self._ended)
         if num_tokens and self._ended:
             self._ended = False
             num_tokens -= 1

@@ -22,6 +22,7 @@ from branchline.runtime.grammar.base import (
     GrammarTokenizer,
     accept_forced,
     after,
+    check_rollback,
     only,
     visit,
 )
@@ -192,9 +193,7 @@ class StagedMatcher:
 
     def rollback(self, num_tokens: int) -> None:
         """See `TokenMatcher.rollback`. Raises `ValueError` beyond the start."""
-        taken = self._behind + len(self._history)
-        if not 0 <= num_tokens <= taken:
-            raise ValueError(f"cannot take back {num_tokens} of {taken} tokens")
+        check_rollback(num_tokens, self._behind + len(self._history))
         behind = min(num_tokens, self._behind)
         if behind and self.inner is not None:
             self.inner.rollback(behind)

@@ -13,7 +13,14 @@ import numpy as np
 
 from branchline.runtime.core.protocols import TokenMatcher, Visit
 from branchline.runtime.errors import ConstraintError
-from branchline.runtime.grammar.base import Bitmask, accept_forced, after, only, visit
+from branchline.runtime.grammar.base import (
+    Bitmask,
+    accept_forced,
+    after,
+    check_rollback,
+    only,
+    visit,
+)
 
 Words = np.ndarray[tuple[int], np.dtype[np.int32]]
 _NO_FORCED: tuple[int, ...] = ()
@@ -136,10 +143,7 @@ class StateMatcher:
 
     def rollback(self, num_tokens: int) -> None:
         """See `TokenMatcher.rollback`. Raises `ValueError` beyond the start."""
-        if not 0 <= num_tokens <= len(self._history) + self._ended:
-            raise ValueError(
-                f"cannot take back {num_tokens} of {len(self._history) + self._ended} tokens"
-            )
+        check_rollback(num_tokens, len(self._history) + self._ended)
         if num_tokens and self._ended:
             self._ended = False
             num_tokens -= 1
